@@ -1,0 +1,26 @@
+"""llmrec turns a catalogue and an interaction log into one model folder that recommends.
+
+The names below are imported on first use, so `import llmrec` is instant.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "PreparedData": "llmrec.data",
+    "SemIDIndex": "llmrec.semids",
+    "SemIDTrie": "llmrec.decoding",
+    "Filter": "llmrec.filters",
+    "Recommendation": "llmrec.recommender",
+    "Recommender": "llmrec.recommender",
+    "LLMRecommender": "llmrec.recommender",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'llmrec' has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""The prepared data folder: what every later stage reads, and nothing else.
+
+    items.parquet   item_id: string, title: string, then any of description, brand, categories: string,
+                    price: double, image: string, and the user's own columns
+    train.parquet   one row per training sequence, in order of time:
+                    user_id: string, item_ids: list<string>, timestamps: list<int64> (seconds; null where unknown),
+                    num_context: int32 (the first `num_context` items are context only; every later one is a target)
+    valid.parquet   one row per target: user_id: string, history: list<string> (oldest first), target: string,
+    test.parquet    timestamp: int64 (of the target; null where unknown)
+    dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, fingerprint
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from llmrec.files import atomic_path, fingerprint, read_json, read_parquet, write_json, write_parquet
+
+SEQUENCES = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_ids", pa.list_(pa.string())),
+        ("timestamps", pa.list_(pa.int64())),
+        ("num_context", pa.int32()),
+    ]
+)
+TARGETS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("history", pa.list_(pa.string())),
+        ("target", pa.string()),
+        ("timestamp", pa.int64()),
+    ]
+)
+
+
+@dataclass
+class PreparedData:
+    """A catalogue and its interactions, split and ready (see the module docstring for the columns)."""
+
+    items: pa.Table
+    train: pa.Table
+    valid: pa.Table
+    test: pa.Table
+    info: dict = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a row of any of the four tables changes."""
+        return fingerprint(self.items, self.train, self.valid, self.test)
+
+    @property
+    def catalogue_fingerprint(self) -> str:
+        """Changes whenever the catalogue's ids or their order change; model folders record it."""
+        return fingerprint(self.items.select(["item_id"]))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder whole or not at all."""
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            for name in ("items", "train", "valid", "test"):
+                write_parquet(temporary / f"{name}.parquet", getattr(self, name))
+            write_json(temporary / "dataset.json", {**self.info, "fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PreparedData":
+        """Reads a folder written by `save`; raises `ValueError` naming the file and column that is wrong."""
+        folder = Path(folder)
+        if not (folder / "dataset.json").exists():
+            raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
+        tables = {name: read_parquet(folder / f"{name}.parquet") for name in ("items", "train", "valid", "test")}
+        for name, schema in (("train", SEQUENCES), ("valid", TARGETS), ("test", TARGETS)):
+            for column in schema.names:
+                if column not in tables[name].column_names:
+                    raise ValueError(f"{folder / name}.parquet has no column {column!r}")
+            tables[name] = tables[name].select(schema.names).cast(schema)
+        return cls(**tables, info=read_json(folder / "dataset.json"))
