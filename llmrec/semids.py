@@ -4,6 +4,7 @@ Rows are (item, SemID) pairs: an item may have several SemIDs (the first is its 
 share one (collision policy "keep"), and SemIDs may be ragged (a further token only where items collide).
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -193,8 +194,6 @@ class SemIDIndex:
             for name in rest.column_names:
                 if name not in table.column_names:
                     table = table.append_column(name, rest[name])
-        import json
-
         header = {"pattern": self.pattern, "codebook_sizes": list(self.codebook_sizes), "info": self.info}
         write_parquet(path, table.replace_schema_metadata({b"llmrec": json.dumps(header).encode()}))
 
@@ -203,8 +202,6 @@ class SemIDIndex:
         """Reads a file written by `save`, or an LC-Rec / MiniOneRec `index.json` (by its ending)."""
         if str(path).endswith(".json"):
             return cls.from_index_json(path)
-        import json
-
         table = read_parquet(path)
         header = (table.schema.metadata or {}).get(b"llmrec")
         if header is None or "codes" not in table.column_names:
@@ -244,7 +241,8 @@ class SemIDIndex:
             for level, token in enumerate(tokens):
                 match = re.fullmatch(r"<([a-z])_(\d+)>", str(token))
                 if match is None or match[1] != _LETTERS[level]:
-                    raise ValueError(f"item {item!r}: token {token!r} at level {level} should read <{_LETTERS[level]}_N>")
+                    expected = f"<{_LETTERS[level]}_N>"
+                    raise ValueError(f"item {item!r}: token {token!r} at level {level} should read {expected}")
                 codes.append(int(match[2]))
             rows.append(codes)
         depth = max(map(len, rows))

@@ -1,13 +1,13 @@
 """The prepared data folder: what every later stage reads, and nothing else.
 
-    items.parquet   item_id: string, title: string, then any of description, brand, categories: string,
-                    price: double, image: string, and the user's own columns
-    train.parquet   one row per training sequence, in order of time:
-                    user_id: string, item_ids: list<string>, timestamps: list<int64> (seconds; null where unknown),
-                    num_context: int32 (the first `num_context` items are context only; every later one is a target)
-    valid.parquet   one row per target: user_id: string, history: list<string> (oldest first), target: string,
-    test.parquet    timestamp: int64 (of the target; null where unknown)
-    dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, fingerprint
+items.parquet   item_id: string, title: string, then any of description, brand, categories: string,
+                price: double, image: string, and the user's own columns
+train.parquet   one row per training sequence, in order of time:
+                user_id: string, item_ids: list<string>, timestamps: list<int64> (seconds; null where unknown),
+                num_context: int32 (the first `num_context` items are context only; every later one is a target)
+valid.parquet   one row per target: user_id: string, history: list<string> (oldest first), target: string,
+test.parquet    timestamp: int64 (of the target; null where unknown)
+dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, fingerprint
 """
 
 from dataclasses import dataclass, field
