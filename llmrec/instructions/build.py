@@ -1,0 +1,116 @@
+"""Mixture of tasks → a `datasets.Dataset` of token ids and labels for TRL."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+
+from llmrec.data import PreparedData
+from llmrec.instructions.prompts import Prompt, load_prompt
+from llmrec.instructions.render import Renderer
+from llmrec.instructions.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+IGNORED = -100
+
+
+@dataclass
+class TaskMix:
+    """One entry of the mixture: a prompt file and how many of the task's rows an epoch holds (1.0 = each once)."""
+
+    prompt: Prompt
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, entry: str | dict) -> "TaskMix":
+        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 0.5}`."""
+        if isinstance(entry, str):
+            name, _, weight = entry.rpartition(":") if entry.rpartition(":")[0] else (entry, "", "1")
+            entry = {"prompt": name, "weight": weight}
+        unknown = sorted(set(entry) - {"prompt", "weight"})
+        if unknown or "prompt" not in entry:
+            raise ValueError(f"task mixture entry {entry!r}: write prompt and, if you like, weight")
+        try:
+            weight = float(entry.get("weight", 1.0))
+        except ValueError as error:
+            raise ValueError(f"task mixture entry {entry!r}: weight is not a number") from error
+        prompt = load_prompt(entry["prompt"])
+        if prompt.task not in TASKS:
+            raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
+        return cls(prompt, weight)
+
+
+def build_dataset(
+    data: PreparedData,
+    mixture: list[TaskMix],
+    renderer: Renderer,
+    *,
+    max_history: int,
+    max_length: int,
+    seed: int = 0,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Renders and tokenises a mixture of tasks over the training split.
+
+    Returns:
+        Rows with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `length` (int), and the
+        identities `task` (str), `history`, `targets` (lists of item ids). Equal arguments give equal rows.
+
+    Raises:
+        ValueError: a row longer than `max_length` (histories are cut by `max_history`, never by tokens, so that no
+            instruction or answer is ever cut in two), or a mixture without rows.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for mix in mixture:
+        rows = TASKS[mix.prompt.task].rows(data, max_history)
+        rows = rows.take(pa.array(_draw(rows.num_rows, mix.weight, rng)))
+        wording = pa.array(rng.integers(len(mix.prompt.templates), size=rows.num_rows), pa.int32())
+        dataset = Dataset(rows.append_column("wording", wording))
+        parts.append(
+            dataset.map(
+                _encode,
+                batched=True,
+                fn_kwargs={"prompt": mix.prompt, "renderer": renderer},
+                remove_columns=["wording"],
+                num_proc=num_proc,
+                desc=f"Rendering {mix.prompt.task}",
+                load_from_cache_file=False,
+            )
+        )
+        logger.info("task %s: %d rows", mix.prompt.task, rows.num_rows)
+    dataset = concatenate_datasets(parts)
+    if not len(dataset):
+        raise ValueError("the task mixture has no rows: check the weights and the training split")
+    longest = int(np.argmax(dataset["length"]))
+    if dataset[longest]["length"] > max_length:
+        row = dataset[longest]
+        raise ValueError(
+            f"a row of task {row['task']!r} has {row['length']} tokens, more than max_length {max_length}: "
+            "lower max_history or raise max_length"
+        )
+    return dataset
+
+
+def _draw(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers of an epoch: every row floor(weight) times, and a random share for the rest."""
+    whole = np.tile(np.arange(count), int(weight))
+    rest = rng.permutation(count)[: round((weight - int(weight)) * count)]
+    return np.concatenate([whole, np.sort(rest)]).astype(np.int64)
+
+
+def _encode(batch: dict, prompt: Prompt, renderer: Renderer) -> dict:
+    rows = [{"history": h, "targets": t} for h, t in zip(batch["history"], batch["targets"])]
+    prompts = [renderer.prompt(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]
+    answers = [renderer.completion(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]
+    tokenize = renderer.tokenizer
+    prompt_ids = tokenize(prompts, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenize(answers, add_special_tokens=False)["input_ids"]
+    return {
+        "input_ids": [p + a for p, a in zip(prompt_ids, answer_ids)],
+        "labels": [[IGNORED] * len(p) + a for p, a in zip(prompt_ids, answer_ids)],
+        "length": [len(p) + len(a) for p, a in zip(prompt_ids, answer_ids)],
+        "task": [prompt.task] * len(rows),
+    }

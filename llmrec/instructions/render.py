@@ -1,0 +1,65 @@
+"""The one renderer: the same function writes the prompt for SFT, GRPO, evaluation and serving."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.instructions.prompts import Prompt
+from llmrec.instructions.tasks import TASKS, Catalogue
+
+_MARK = "\x1fllmrec\x1f"  # a unit separator: never part of cleaned text
+
+
+class Renderer:
+    """Rows → text.
+
+    With a chat template the prompt is a conversation up to the assistant's turn (thinking switched off where the
+    template knows the switch); without one it is the system text and the prompt, on lines of their own.
+
+    Args:
+        tokenizer: has the SemID tokens.
+        catalogue (`Catalogue`): ids → Semantic IDs and titles.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue):
+        self.tokenizer = tokenizer
+        self.catalogue = catalogue
+        self._frames: dict[str, str] = {}
+
+    def prompt(self, prompt: Prompt, row: dict, template: int = 0) -> str:
+        """The text before the answer. Only the columns that the task's templates name can change it.
+
+        Args:
+            row (`dict`): `history` (item ids) and `targets` (item ids; may be empty at inference).
+            template (`int`): which wording; evaluation and serving use the first.
+        """
+        slots = TASKS[prompt.task].slots(self.catalogue, row, prompt.separator)
+        text = self._frame(prompt.system).replace(_MARK, prompt.templates[template].prompt.format(**slots).strip())
+        if prompt.format == "stream" and row["history"]:
+            text += slots["history"] + prompt.separator
+        return text
+
+    def completion(self, prompt: Prompt, row: dict, template: int = 0) -> str:
+        """The answer. An answer in words ends with EOS; after a complete Semantic ID EOS is forced, so it is left out."""
+        slots = TASKS[prompt.task].slots(self.catalogue, row, prompt.separator)
+        text = prompt.templates[template].completion.format(**slots)
+        return text if TASKS[prompt.task].ends_with_item else text + self.tokenizer.eos_token
+
+    def next_item_prompts(self, prompt: Prompt, histories: Sequence[Sequence[str]], max_history: int) -> list[str]:
+        """Prompts that ask for the next item after each history (its last `max_history` items)."""
+        return [self.prompt(prompt, {"history": list(h)[-max_history:], "targets": []}) for h in histories]
+
+    def _frame(self, system: str) -> str:
+        if system not in self._frames:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": _MARK})
+            if self.tokenizer.chat_template:
+                frame = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+            else:
+                frame = "\n".join(message["content"] for message in messages) + "\n"
+            if frame.count(_MARK) != 1:
+                raise ValueError("the tokenizer's chat template does not keep the user's message as it is")
+            self._frames[system] = frame
+        return self._frames[system]
