@@ -79,7 +79,7 @@ class SemIDIndex:
         self._rows_of_item: dict[str, list[int]] = {}
         for row, item in enumerate(self.item_ids):
             self._rows_of_item.setdefault(item, []).append(row)
-        self._rows_of_semid: dict[tuple[int, ...], list[int]] | None = None
+        self._rows_of_semid: dict[str, list[int]] | None = None
 
     # Tokens
 
@@ -114,12 +114,15 @@ class SemIDIndex:
         """Distinct item ids in order of first appearance."""
         return list(self._rows_of_item)
 
-    def row(self, item_id: str) -> int:
-        """The row of an item's primary SemID; raises `ValueError` for an unknown item."""
+    def _rows(self, item_id: str) -> list[int]:
         try:
-            return self._rows_of_item[item_id][0]
+            return self._rows_of_item[item_id]
         except KeyError:
             raise ValueError(f"item {item_id!r} has no Semantic ID: is it in the catalogue?") from None
+
+    def row(self, item_id: str) -> int:
+        """The row of an item's primary SemID; raises `ValueError` for an unknown item."""
+        return self._rows(item_id)[0]
 
     def semid_of_row(self, row: int) -> str:
         return "".join(
@@ -135,31 +138,23 @@ class SemIDIndex:
         if self._rows_of_semid is None:
             self._rows_of_semid = {}
             for row in range(len(self)):
-                key = tuple(self.codes[row, : self.lengths[row]].tolist())
-                self._rows_of_semid.setdefault(key, []).append(row)
-            self._code_of_token = {
-                token: (level, code)
-                for level, tokens in enumerate(self._level_tokens)
-                for code, token in enumerate(tokens)
-            }
-        key = []
-        rest = semid
-        for level in range(self.num_levels):
-            if not rest:
-                break
-            end = rest.find(">") + 1
-            level_code = self._code_of_token.get(rest[:end])
-            if level_code is None or level_code[0] != level:
-                return []
-            key.append(level_code[1])
-            rest = rest[end:]
-        if rest:
-            return []
-        return [self.item_ids[row] for row in self._rows_of_semid.get(tuple(key), [])]
+                self._rows_of_semid.setdefault(self.semid_of_row(row), []).append(row)
+        return [self.item_ids[row] for row in self._rows_of_semid.get(semid, [])]
 
     def groups(self) -> np.ndarray:
         """int64 [R]: rows with the same SemID share a group number."""
         return np.unique(self.codes, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def aligned(self, items: pa.Table) -> "SemIDIndex":
+        """The same SemIDs for exactly the items of a catalogue, in its order; raises `ValueError` if one has none."""
+        rows = [row for item in items["item_id"].to_pylist() for row in self._rows(item)]
+        names = [self.item_ids[row] for row in rows]
+        return SemIDIndex(names, self.codes[rows], self.codebook_sizes, self.pattern, self.info)
+
+    def shuffled(self, seed: int) -> "SemIDIndex":
+        """A control: the same SemIDs, exchanged between random items, so that they carry no meaning."""
+        codes = self.codes[np.random.default_rng(seed).permutation(len(self))]
+        return SemIDIndex(self.item_ids, codes, self.codebook_sizes, self.pattern, {**self.info, "shuffled": seed})
 
     @property
     def fingerprint(self) -> str:

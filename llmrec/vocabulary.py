@@ -81,7 +81,9 @@ def extend_vocabulary(
     if init == "text" and not texts:
         raise ValueError("embedding initialisation 'text' needs the items' texts")
     if init == "codebook" and not codebooks:
-        raise ValueError("embedding initialisation 'codebook' needs the item tokenizer's codebooks; use 'mean' or 'text'")
+        raise ValueError(
+            "embedding initialisation 'codebook' needs the item tokenizer's codebooks; use 'mean' or 'text'"
+        )
     old_tokens = len(tokenizer)
     add_semid_tokens(tokenizer, index)
     # Never shrink: vLLM and sharded checkpoints rely on the padded size.

@@ -35,6 +35,11 @@ TARGETS = pa.schema(
 )
 
 
+def catalogue_fingerprint(items: pa.Table) -> str:
+    """Changes whenever a catalogue's ids or their order change; model folders record it."""
+    return fingerprint(items.select(["item_id"]))
+
+
 @dataclass
 class PreparedData:
     """A catalogue and its interactions, split and ready (see the module docstring for the columns)."""
@@ -52,8 +57,8 @@ class PreparedData:
 
     @property
     def catalogue_fingerprint(self) -> str:
-        """Changes whenever the catalogue's ids or their order change; model folders record it."""
-        return fingerprint(self.items.select(["item_id"]))
+        """See `catalogue_fingerprint`."""
+        return catalogue_fingerprint(self.items)
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder whole or not at all."""

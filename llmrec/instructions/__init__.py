@@ -1,8 +1,20 @@
 """Instructions: tasks (functions) × templates (`prompts/*.yaml`) → rows for TRL."""
 
-from llmrec.instructions.build import TaskMix, build_dataset
+from llmrec.instructions.build import TaskMix, build_dataset, encode_rows, target_rows
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.render import Renderer
 from llmrec.instructions.tasks import TASKS, Catalogue, Task
 
-__all__ = ["TASKS", "Catalogue", "Prompt", "Renderer", "Task", "TaskMix", "Template", "build_dataset", "load_prompt"]
+__all__ = [
+    "TASKS",
+    "Catalogue",
+    "Prompt",
+    "Renderer",
+    "Task",
+    "TaskMix",
+    "Template",
+    "build_dataset",
+    "encode_rows",
+    "load_prompt",
+    "target_rows",
+]

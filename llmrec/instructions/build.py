@@ -50,7 +50,6 @@ def build_dataset(
     max_history: int,
     max_length: int,
     seed: int = 0,
-    num_proc: int | None = None,
 ) -> Dataset:
     """Renders and tokenises a mixture of tasks over the training split.
 
@@ -67,28 +66,41 @@ def build_dataset(
     for mix in mixture:
         rows = TASKS[mix.prompt.task].rows(data, max_history)
         rows = rows.take(pa.array(_draw(rows.num_rows, mix.weight, rng)))
-        wording = pa.array(rng.integers(len(mix.prompt.templates), size=rows.num_rows), pa.int32())
-        dataset = Dataset(rows.append_column("wording", wording))
-        parts.append(
-            dataset.map(
-                _encode,
-                batched=True,
-                fn_kwargs={"prompt": mix.prompt, "renderer": renderer},
-                remove_columns=["wording"],
-                num_proc=num_proc,
-                desc=f"Rendering {mix.prompt.task}",
-                load_from_cache_file=False,
-            )
-        )
+        wording = rng.integers(len(mix.prompt.templates), size=rows.num_rows)
+        parts.append(encode_rows(rows, mix.prompt, renderer, max_length, wording))
         logger.info("task %s: %d rows", mix.prompt.task, rows.num_rows)
     dataset = concatenate_datasets(parts)
     if not len(dataset):
         raise ValueError("the task mixture has no rows: check the weights and the training split")
-    longest = int(np.argmax(dataset["length"]))
-    if dataset[longest]["length"] > max_length:
-        row = dataset[longest]
+    return dataset
+
+
+def target_rows(targets: pa.Table, max_history: int) -> pa.Table:
+    """Rows of valid or test (`history`, `target`) as rows of a next-item task, to measure the loss on them."""
+    rows = [{"history": h[-max_history:], "targets": [t]} for h, t in zip(*_lists(targets, "history", "target"))]
+    return pa.Table.from_pylist(rows)
+
+
+def _lists(table: pa.Table, *columns: str) -> list[list]:
+    return [table[column].to_pylist() for column in columns]
+
+
+def encode_rows(
+    rows: pa.Table, prompt: Prompt, renderer: Renderer, max_length: int, wording: np.ndarray | None = None
+) -> Dataset:
+    """Renders and tokenises rows of one task (see `build_dataset`); `wording` int [n] picks templates, all 0 by default."""
+    wording = np.zeros(rows.num_rows, np.int32) if wording is None else wording
+    dataset = Dataset(rows.append_column("wording", pa.array(wording, pa.int32()))).map(
+        _encode,
+        batched=True,
+        fn_kwargs={"prompt": prompt, "renderer": renderer},
+        remove_columns=["wording"],
+        desc=f"Rendering {prompt.task}",
+        load_from_cache_file=False,
+    )
+    if len(dataset) and max(dataset["length"]) > max_length:
         raise ValueError(
-            f"a row of task {row['task']!r} has {row['length']} tokens, more than max_length {max_length}: "
+            f"a row of task {prompt.task!r} has {max(dataset['length'])} tokens, more than max_length {max_length}: "
             "lower max_history or raise max_length"
         )
     return dataset

@@ -45,7 +45,9 @@ class Prompt:
     def slots(self) -> set[str]:
         """Names of all slots in all templates."""
         parse = Formatter().parse
-        return {slot for t in self.templates for text in (t.prompt, t.completion) for _, slot, _, _ in parse(text) if slot}
+        return {
+            slot for t in self.templates for text in (t.prompt, t.completion) for _, slot, _, _ in parse(text) if slot
+        }
 
     def to_dict(self) -> dict:
         return asdict(self) | {"templates": [asdict(template) for template in self.templates]}

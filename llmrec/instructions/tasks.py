@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data import PreparedData, training_rows
+from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
 from llmrec.semids import SemIDIndex
 
 
@@ -42,9 +43,7 @@ class Task(NamedTuple):
 def next_item_rows(data: PreparedData, max_history: int) -> pa.Table:
     """One row per training target."""
     rows = training_rows(data.train, max_history)
-    targets = pa.ListArray.from_arrays(
-        pa.array(np.arange(rows.num_rows + 1, dtype=np.int32)), rows["target"].combine_chunks()
-    )
+    targets = list_array(rows["target"].combine_chunks(), np.arange(rows.num_rows + 1))
     return pa.table({"history": rows["history"], "targets": targets})
 
 
@@ -64,8 +63,7 @@ def stream_rows(data: PreparedData, max_history: int) -> pa.Table:
     """
     window = max_history + 1
     stride = max(1, window // 2)
-    offsets = data.train["item_ids"].combine_chunks().offsets.to_numpy().astype(np.int64)
-    values = data.train["item_ids"].combine_chunks().values
+    values, offsets = flatten_lists(data.train["item_ids"])
     context = np.maximum(data.train["num_context"].to_numpy(), 1).astype(np.int64)
     length = np.diff(offsets)
     per_sequence = np.where(length > context, 1 + np.maximum(0, -(-(length - window) // stride)), 0)
@@ -84,12 +82,9 @@ def stream_rows(data: PreparedData, max_history: int) -> pa.Table:
     )
 
 
-def _slices(values: pa.Array, begin: np.ndarray, end: np.ndarray) -> pa.ListArray:
+def _slices(values: pa.Array, begin: np.ndarray, end: np.ndarray) -> pa.Array:
     """values[begin_i:end_i] for every i, as one list array."""
-    lengths = end - begin
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values.take(pa.array(positions)))
+    return list_array(values.take(pa.array(ragged_arange(begin, end))), offsets_of(end - begin))
 
 
 def stream_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:

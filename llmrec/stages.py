@@ -1,0 +1,62 @@
+"""Stages are folders: each remembers the settings that made it, so that a second run reuses, resumes or refuses it."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from llmrec.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+RECORD = "stage.json"
+
+
+def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> str:
+    """Looks at a stage's output folder before the work starts, and records the settings in it.
+
+    Args:
+        settings: everything that decides the result: flags and fingerprints of the inputs.
+        overwrite: remove what another run left.
+
+    Returns:
+        `"done"`: the folder holds the finished result of these settings. `"resume"`: a run with these settings was
+        interrupted. `"new"`: nothing is there yet.
+
+    Raises:
+        ValueError: the folder holds a run with other settings (named in the message).
+    """
+    folder = Path(folder)
+    settings = json.loads(json.dumps(settings, default=str))
+    record = folder / RECORD
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if record.exists():
+        before = read_json(record)
+        if before["settings"] == settings:
+            return "done" if before["complete"] else "resume"
+        changed = sorted(
+            key for key in {*before["settings"], *settings} if before["settings"].get(key) != settings.get(key)
+        )
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}): "
+            "pass --overwrite true to replace it, or choose another output_dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"settings": settings, "complete": False})
+    return "new"
+
+
+def finish_stage(folder: str | Path, **results) -> None:
+    """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
+    record = Path(folder) / RECORD
+    write_json(record, {**read_json(record), "complete": True, "results": results})
+
+
+def settings_of(*arguments, ignore: tuple[str, ...] = ("output_dir", "overwrite")) -> dict:
+    """The fields of dataclasses as one flat dict, without those that do not decide the result."""
+    fields: dict = {}
+    for each in arguments:
+        values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
+        fields.update({key: value for key, value in values.items() if key not in ignore})
+    return fields

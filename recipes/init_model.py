@@ -1,0 +1,79 @@
+"""Gives a language model the Semantic IDs of a catalogue as new tokens, and writes it as a folder to train from.
+
+    python recipes/init_model.py --config recipes/configs/quickstart/model.yaml
+
+The model is one of the Hub or a folder (`model_name_or_path: Qwen/Qwen3-0.6B`), or a small one made from a config with
+a tokenizer trained on the catalogue (`model_config: {model_type: qwen3, hidden_size: 192, ...}`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import TrlParser
+
+from llmrec.data import PreparedData
+from llmrec.files import atomic_path
+from llmrec.item_tokenizers import load_item_tokenizer
+from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.scratch import model_from_config, train_tokenizer
+from llmrec.semids import SemIDIndex
+from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.vocabulary import extend_vocabulary
+
+
+@dataclass
+class InitArguments:
+    data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
+    semids: str = field(metadata={"help": "Folder of recipes/tokenize_items.py, or a ready-made index.json."})
+    output_dir: str = field(metadata={"help": "Where the model folder goes."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A pretrained model."})
+    model_config: dict | None = field(default=None, metadata={"help": "Fields of a config, for a model from scratch."})
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
+    vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
+    embedding_init: str = field(default="mean", metadata={"help": "mean, text or codebook."})
+    shuffle_semids: bool = field(default=False, metadata={"help": "Control: SemIDs exchanged between random items."})
+    seed: int = field(default=0, metadata={"help": "Of every random number here."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
+
+
+def main(args: InitArguments) -> None:
+    if (args.model_name_or_path is None) == (args.model_config is None):
+        raise ValueError("give either model_name_or_path (pretrained) or model_config (from scratch)")
+    data = PreparedData.load(args.data_dir)
+    semids = Path(args.semids)
+    index = SemIDIndex.load(semids / "semids.parquet" if semids.is_dir() else semids).aligned(data.items)
+    if args.shuffle_semids:
+        index = index.shuffled(args.seed)
+    settings = settings_of(args) | {"data": data.catalogue_fingerprint, "semid_fingerprint": index.fingerprint}
+    if begin_stage(args.output_dir, settings, args.overwrite) == "done":
+        print(f"Reusing the model in {args.output_dir} (same settings, same Semantic IDs).")
+        return
+    titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
+    if args.model_config is None:
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
+    else:
+        source = args.tokenizer_name_or_path
+        tokenizer = (
+            AutoTokenizer.from_pretrained(source) if source else train_tokenizer(titles.values(), args.vocab_size)
+        )
+        model = model_from_config(args.model_config, tokenizer, args.seed)
+    item_tokenizer = semids / ITEM_TOKENIZER
+    codebooks = load_item_tokenizer(item_tokenizer).codebooks if item_tokenizer.is_dir() else None
+    extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)
+    model.generation_config = plain_generation_config(tokenizer)
+    with atomic_path(Path(args.output_dir) / "model") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        config = RecommenderConfig({}, semid_fingerprint=index.fingerprint)
+        write_sidecars(folder, config, index, data.items, item_tokenizer)
+    finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
+    print(
+        f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens ({len(index.tokens):,} of them SemID tokens)"
+    )
+    print(f"Wrote {args.output_dir}/model. Next: recipes/sft.py")
+
+
+if __name__ == "__main__":
+    main(TrlParser((InitArguments,)).parse_args_and_config()[0])

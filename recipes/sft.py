@@ -1,0 +1,107 @@
+"""Supervised fine-tuning of a language model on a catalogue's Semantic IDs, with TRL.
+
+    accelerate launch recipes/sft.py --config recipes/configs/quickstart/sft.yaml
+    accelerate launch --config_file recipes/accelerate/cpu2.yaml recipes/sft.py --config ... --learning_rate 1e-3
+
+Every field of TRL's `SFTConfig` and `ModelConfig` works in the YAML and on the command line. The output folder is a
+recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on where it was.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from llmrec.data import PreparedData
+from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, encode_rows, load_prompt, target_rows
+from llmrec.model_card import write_model_card
+from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_index, semids_table, write_sidecars
+from llmrec.recommender import LLMRecommender
+from llmrec.stages import begin_stage, finish_stage
+from llmrec.training import (
+    SemIDSFTTrainer,
+    ValidationSample,
+    add_dropout,
+    last_complete_checkpoint,
+    lora_config,
+    merged,
+    run_settings,
+)
+
+
+@dataclass
+class DataArguments:
+    data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
+    tasks: list[str] = field(
+        default_factory=lambda: ["stream"], metadata={"help": "Mixture: prompt names or files, each with :weight."}
+    )
+    recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
+    max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
+    num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
+    normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
+    validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
+    hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout for small models trained from scratch."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
+
+
+def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    base, output_dir, state = model_args.model_name_or_path, training_args.output_dir, PartialState()
+    data, base_config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
+    base_config.check_catalogue(data.items, base)
+    index, items = load_index(base, base_config), semids_table(base)
+    prompt = load_prompt(args.recommend_prompt)
+    config = RecommenderConfig(
+        prompt.to_dict(),
+        max_history=args.max_history,
+        num_beams=args.num_beams,
+        normalize=args.normalize,
+        semid_fingerprint=index.fingerprint,
+        catalogue_fingerprint=data.catalogue_fingerprint,
+        trained_on={"name": data.info.get("name", args.data_dir), "fingerprint": data.fingerprint},
+    )
+    settings = run_settings(args, training_args, model_args, data=data.fingerprint, semids=index.fingerprint)
+    with state.main_process_first():
+        found = begin_stage(output_dir, settings, args.overwrite and state.is_main_process)
+    if found == "done":
+        state.print(f"Reusing the model in {output_dir} (same settings, same data).")
+        return
+
+    set_seed(training_args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
+    if args.hidden_dropout:
+        add_dropout(model, args.hidden_dropout)
+    renderer = Renderer(tokenizer, Catalogue(index, items))
+    limits = {"max_history": args.max_history, "max_length": training_args.max_length}
+    train = build_dataset(data, [TaskMix.parse(t) for t in args.tasks], renderer, **limits, seed=training_args.seed)
+    sample = ValidationSample(LLMRecommender(model, tokenizer, index, items, config), data.valid, args.validation_rows)
+    trainer = SemIDSFTTrainer(
+        model,
+        training_args,
+        train_dataset=train,
+        eval_dataset=encode_rows(
+            target_rows(sample.rows, args.max_history), prompt, renderer, training_args.max_length
+        ),
+        processing_class=tokenizer,
+        peft_config=lora_config(model_args, model, tokenizer, index),
+        sample=sample,
+        write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
+    )
+    state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
+    result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
+    metrics = trainer.evaluate()
+    trainer.model = merged(trainer.model)
+    trainer.save_model(output_dir)
+    if state.is_main_process:
+        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+        write_model_card(output_dir, config=config, index=index, metrics=metrics, settings=settings, base_model=base)
+        finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=config.trained_on["name"])
+    state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((DataArguments, SFTConfig, ModelConfig)).parse_args_and_config())
