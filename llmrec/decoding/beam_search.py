@@ -1,0 +1,232 @@
+"""Beam search over a catalogue: prompts are prefilled once, beams are extra positions, the last level is free.
+
+The same beams and scores as `generate(num_beams, prefix_allowed_tokens_fn)` with `length_penalty=0`: a beam that has
+ended gives up its place among the running ones and competes with them once, when it ends. `expand` is the search
+step on tensors; it knows no model.
+
+Scores are sums over SemID tokens. `normalize="vocabulary"` takes log-probabilities over the whole vocabulary;
+`normalize="catalogue"` over the tokens that the trie (without any filter) allows, so that the scores of all SemIDs
+are a probability distribution. A filter removes items and leaves the others' scores as they are.
+
+Ties between equal scores go to the SemID that sorts first.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from llmrec.decoding.head import token_scores
+from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
+from llmrec.decoding.trie import END, RowFilter, SemIDTrie
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()
+
+Normalize = Literal["vocabulary", "catalogue"]
+
+
+class Beams(NamedTuple):
+    """B beams for each of N prompts, in lexicographic order.
+
+    Attributes:
+        scores (float32 [N, B]): -inf where there is no beam.
+        nodes (int64 [N, B]): trie nodes of the level.
+        tokens (int64 [N, B, level]): the tokens so far.
+    """
+
+    scores: torch.Tensor
+    nodes: torch.Tensor
+    tokens: torch.Tensor
+
+    @classmethod
+    def start(cls, count: int, device: torch.device) -> "Beams":
+        """One empty beam for each prompt."""
+        return cls(
+            torch.zeros(count, 1, device=device),
+            torch.zeros(count, 1, dtype=torch.long, device=device),
+            torch.empty(count, 1, 0, dtype=torch.long, device=device),
+        )
+
+
+class BeamOutput(NamedTuple):
+    """Complete SemIDs for each of N prompts, best first.
+
+    Attributes:
+        scores (float32 [N, B]): -inf where fewer than B were found.
+        low, high (int64 [N, B]): the items' sorted rows; `trie.order[low:high]` are rows of the index.
+        tokens (int64 [N, B, depth]): token ids, padded with -1.
+        exhausted (bool [N]): nothing was left out: there is no other allowed SemID.
+    """
+
+    scores: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    tokens: torch.Tensor
+    exhausted: torch.Tensor
+
+
+class Expansion(NamedTuple):
+    """What one level made of the beams; `running` and `parent` are `None` after the last level."""
+
+    running: Beams | None
+    parent: torch.Tensor | None
+    finished: BeamOutput | None
+
+
+def expand(
+    trie: SemIDTrie,
+    level: int,
+    beams: Beams,
+    logits: torch.Tensor,
+    log_z: torch.Tensor | None,
+    num_beams: int,
+    allowed: RowFilter | None = None,
+) -> Expansion:
+    """One step of the search on tensors.
+
+    Args:
+        logits (float32 [N, B, T]): logits of `trie.head_ids[level]` after every beam.
+        log_z (float32 [N, B]): log-normalisers; `None` normalises over the children of the node.
+    """
+    children = trie.children(beams.nodes, level)
+    steps = logits.gather(-1, children.column)
+    if log_z is None:
+        log_z = steps.masked_fill(~children.valid, -torch.inf).logsumexp(-1)
+    steps = steps - log_z[..., None]
+    ends = None
+    if trie.has_end[level]:
+        ends = (children.column == 0) & children.valid
+        forced = ends & (children.valid.sum(-1, keepdim=True) == 1)
+        steps = steps.masked_fill(forced, 0)
+        ends = ends.flatten(1)
+    scores = (beams.scores[..., None] + steps).masked_fill(~children.valid, -torch.inf).flatten(1)
+    nodes = children.node.flatten(1)
+    if allowed is not None:
+        scores = scores.masked_fill(allowed.count(*trie.rows(nodes, level + 1)) <= 0, -torch.inf)
+    width = children.node.shape[-1]
+    alive = (scores > -torch.inf).sum(1)
+    exhausted = alive <= num_beams
+
+    def pick(scores: torch.Tensor) -> tuple[Beams, torch.Tensor, torch.Tensor]:
+        chosen = _best(scores, num_beams)
+        parent, node = chosen // width, nodes.gather(1, chosen)
+        before = beams.tokens.gather(1, parent[..., None].expand(-1, -1, level))
+        tokens = torch.cat([before, trie.token(node, level)[..., None]], -1)
+        return Beams(scores.gather(1, chosen), node, tokens), parent, chosen
+
+    last = level == trie.depth - 1
+    if ends is None and not last:
+        running, parent, _ = pick(scores)
+        return Expansion(running, parent, BeamOutput(*[None] * 4, exhausted))
+    top, parent, chosen = pick(scores)
+    low, high = trie.rows(top.nodes, level + 1)
+    tokens = torch.nn.functional.pad(top.tokens, (0, trie.depth - 1 - level), value=END)
+    if last:
+        return Expansion(None, None, BeamOutput(top.scores, low, high, tokens, exhausted))
+    ended = top.scores.masked_fill(~ends.gather(1, chosen), -torch.inf)
+    finished = BeamOutput(ended, low, high, tokens, exhausted)
+    running, parent, _ = pick(scores.masked_fill(ends, -torch.inf))
+    return Expansion(running, parent, finished)
+
+
+def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending places (int64 [N, <= count]) of the highest scores in each row; ties go to the first."""
+    count = min(count, max(1, int((scores > -torch.inf).sum(1).max())))
+    values, places = scores.topk(count)
+    edge = values[:, -1:]
+    cut = ((scores == edge).sum(1) > (values == edge).sum(1)) & (edge[:, 0] > -torch.inf)
+    if bool(cut.any()):  # topk chooses freely among equals
+        places = scores.sort(descending=True, stable=True).indices[:, :count]
+    return places.sort().values
+
+
+def collect(finished: Sequence[BeamOutput], num_beams: int) -> BeamOutput:
+    """The best of everything that finished, sorted."""
+    ended = [part for part in finished if part.scores is not None]
+    scores, low, high, tokens = (torch.cat([part[i] for part in ended], 1) for i in range(4))
+    order = low.argsort(dim=1, stable=True)
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :num_beams]
+    exhausted = torch.stack([part.exhausted for part in finished]).all(0)
+    best = scores.gather(1, order)
+    if bool(best.isnan().any()):
+        raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
+    dead = best == -torch.inf
+    low, high = (side.gather(1, order).masked_fill(dead, 0) for side in (low, high))
+    tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])).masked_fill(dead[..., None], END)
+    return BeamOutput(best, low, high, tokens, exhausted)
+
+
+# A search over prefilled prompts: (which prompts or None for all, num_beams, filter) -> beams
+Search = Callable[[torch.Tensor | None, int, RowFilter | None], BeamOutput]
+
+
+def tree_search(
+    model, input_ids: torch.Tensor, attention_mask: torch.Tensor, trie: SemIDTrie, normalize: Normalize
+) -> Search:
+    """Prefills the prompts and returns a search over them that can be run again, for some of them or wider."""
+    readers = [
+        partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
+        for ids in trie.head_ids
+    ]
+    prompts, (logits, log_z) = prefill(model, input_ids, attention_mask, readers[0])
+
+    @torch.no_grad()
+    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
+        chosen = slice(None) if requests is None else requests
+        tree = Tree(prompts if requests is None else prompts.select(requests))
+        scored = logits[chosen], None if log_z is None else log_z[chosen]
+        beams, finished = Beams.start(len(scored[0]), input_ids.device), []
+        for level in range(trie.depth):
+            if level:
+                tokens = beams.tokens[..., -1].clamp(min=0)
+                scored = extend(model, tree, tokens, parent, readers[level])  # noqa: F821
+            beams, parent, ended = expand(trie, level, beams, *scored, num_beams, allowed)
+            finished.append(ended)
+        return collect(finished, num_beams)
+
+    return search
+
+
+def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
+    """`tree_search`, or `generate` with the logits processor for models that cannot (said once per reason)."""
+    if normalize not in ("vocabulary", "catalogue"):
+        raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
+    reason = unsupported(model)
+    if reason is None:
+        return tree_search(model, input_ids, attention_mask, trie, normalize)
+    from llmrec.decoding.logits_processor import generate_search
+
+    if reason not in _told:
+        _told.add(reason)
+        logger.warning("%s: decoding through generate(), which is many times slower", reason)
+    return generate_search(model, input_ids, attention_mask, trie, normalize)
+
+
+@torch.no_grad()
+def tree_beam_search(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: SemIDTrie,
+    num_beams: int,
+    *,
+    normalize: Normalize = "vocabulary",
+    masks: Sequence[np.ndarray | None] | None = None,
+    denied: Sequence[np.ndarray] | None = None,
+) -> BeamOutput:
+    """The best SemIDs after each prompt; call `model.eval()` first.
+
+    Args:
+        model: a causal language model of transformers, wrapped (DDP, PEFT) or not.
+        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
+        trie: on the device of `input_ids`.
+        masks, denied: as in `RowFilter`, one for each prompt.
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; it must be at least 1")
+    allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
+    return open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)

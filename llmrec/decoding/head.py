@@ -1,0 +1,122 @@
+"""The output head, read through LoRA and trainable-token wrappers, and run on a few of its rows."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn import functional as F
+
+_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The `PreTrainedModel` inside DDP and PEFT wrappers; for looking at, not for calling."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def head_rows(model: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Rows of the output head as the model applies them, adapters included.
+
+    Slicing the base weight would silently ignore adapters; merging it whole would copy the vocabulary.
+
+    Args:
+        model: a causal language model, wrapped or not, or its head.
+        ids (int64 [T]): token ids.
+
+    Returns:
+        `(weight [T, H], bias [T] or None)`, differentiable; `None` for a kind of head not known here (DoRA,
+        quantised, ...), which must be run whole.
+    """
+    head = unwrap(model).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else model
+    return _rows(head, ids)
+
+
+def _rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    if type(head) is torch.nn.Linear:
+        return head.weight[ids], None if head.bias is None else head.bias[ids]
+    if "peft" not in sys.modules:
+        return None
+    from peft.tuners import lora
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    if isinstance(head, TrainableTokensWrapper):
+        return _rows(head.token_adapter, ids)
+    if isinstance(head, ModulesToSaveWrapper):
+        adapters = [] if head.disable_adapters else head.active_adapters
+        return _rows(head.modules_to_save[adapters[0]] if adapters else head.original_module, ids)
+    if not isinstance(head, (lora.Linear, TrainableTokensLayer)):
+        return None
+    rows = _rows(head.get_base_layer(), ids)
+    if rows is None or head.merged or head.disable_adapters:
+        return rows
+    weight, bias = rows
+    for adapter in head.active_adapters:
+        if isinstance(head, TrainableTokensLayer):
+            trained = torch.as_tensor(head.token_indices[adapter], device=ids.device)
+            hit = ids[:, None] == trained
+            delta = head.trainable_tokens_delta[adapter][hit.int().argmax(1)].to(weight)
+            weight = torch.where(hit.any(1)[:, None], delta, weight)
+            bias = None  # as PEFT applies it
+        elif adapter in head.lora_A:
+            if adapter in head.lora_variant or head.lora_bias[adapter] or head.fan_in_fan_out:
+                return None
+            down, up = head.lora_A[adapter].weight, head.lora_B[adapter].weight[ids]
+            weight = weight + (up @ down) * head.scaling[adapter]
+    return weight, bias
+
+
+def token_scores(
+    head: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, vocabulary: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of a few tokens, and the log-normaliser over the whole vocabulary if it is asked for.
+
+    A log-probability is `logits - log_z[..., None]`: the vocabulary-wide logits exist in chunks only.
+
+    Args:
+        head: the module that maps hidden states to logits.
+        hidden (float [N, B, H]): what the head receives.
+        ids (int64 [T]): tokens.
+
+    Returns:
+        `(logits float32 [N, B, T], log_z float32 [N, B] or None)`.
+    """
+    if not vocabulary:
+        rows = head_rows(head, ids)
+        if rows is None:
+            return head.forward(hidden)[..., ids].float(), None
+        weight, bias = rows
+        return F.linear(hidden.to(weight.dtype), weight, bias).float(), None
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    step = max(1, _CHUNK // getattr(head, "out_features", 2**17))
+    logits, log_z = [], []
+    for chunk in flat.split(step):
+        # `forward`, not a call: this runs inside a hook of the head
+        full = head.forward(chunk).float()
+        logits.append(full[:, ids])
+        log_z.append(full.logsumexp(-1))
+    return torch.cat(logits).view(*hidden.shape[:-1], -1), torch.cat(log_z).view(hidden.shape[:-1])
+
+
+@contextmanager
+def head_replaced(model: torch.nn.Module, function: Callable) -> Iterator[list]:
+    """While open, a call of `model` runs `function(head, hidden)` where its head would run; the head sees no position.
+
+    It runs inside the model's forward pass, where sharded parameters are gathered, so `model` can be any wrapper.
+
+    Yields:
+        a list to which each call appends what `function` returned.
+    """
+    results = []
+
+    def hook(head, args):
+        results.append(function(head, args[0]))
+        return (args[0][:, :0],)
+
+    handle = unwrap(model).get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield results
+    finally:
+        handle.remove()
