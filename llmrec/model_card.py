@@ -1,12 +1,18 @@
 """The model card: what the folder is, what it was trained on, how well it ranks, and three lines to use it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainingArguments
 
 from llmrec.model_folder import RecommenderConfig
 from llmrec.semids import SemIDIndex
 
+_SHOWN = (
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps weight_decay "
+    "lr_scheduler_type warmup_steps max_grad_norm bf16 seed"
+).split()
 _TEXT = """---
 {header}
 ---
@@ -41,20 +47,22 @@ Data fingerprint `{fingerprint}`, Semantic IDs `{semids}`; the folder refuses ot
 
 def write_model_card(
     folder: str | Path,
-    *,
     config: RecommenderConfig,
     index: SemIDIndex,
     metrics: dict[str, float],
-    settings: dict,
+    script_args,
+    training_args: TrainingArguments,
     base_model: str,
 ) -> None:
     """Writes `README.md` into a model folder.
 
     Args:
         metrics: validation metrics, `{"ndcg@10": 0.08, ...}`; they enter the card's model index too.
-        settings: what to show of the training settings.
+        script_args: the recipe's dataclass; all its fields are shown.
+        base_model: what the run started from, named in the card if it is a model of the Hub.
     """
     folder = Path(folder)
+    settings = asdict(script_args) | {name: getattr(training_args, name) for name in _SHOWN}
     data = config.trained_on.get("name", "unknown")
     header = ModelCardData(
         base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,

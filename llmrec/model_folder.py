@@ -13,9 +13,8 @@ import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import llmrec
-from llmrec.data.prepared import catalogue_fingerprint
+from llmrec.data.prepared import PreparedData, catalogue_fingerprint
 from llmrec.files import read_json, read_parquet, write_json
-from llmrec.instructions.prompts import Prompt
 from llmrec.semids import SemIDIndex
 
 CONFIG = "llmrec_config.json"
@@ -55,6 +54,16 @@ class RecommenderConfig:
         if unknown or "prompt" not in fields:
             raise ValueError(f"{path}: unknown fields {unknown}" if unknown else f"{path} has no prompt")
         return cls(**fields)
+
+    @classmethod
+    def of(cls, data: PreparedData, index: SemIDIndex, **fields) -> "RecommenderConfig":
+        """For a model on this data with these Semantic IDs."""
+        return cls(
+            semid_fingerprint=index.fingerprint,
+            catalogue_fingerprint=data.catalogue_fingerprint,
+            trained_on={"name": data.info.get("name", ""), "fingerprint": data.fingerprint},
+            **fields,
+        )
 
     def check_catalogue(self, items: pa.Table, folder: str | Path) -> None:
         """Raises `ValueError` if a catalogue is not the one that the folder was made for."""

@@ -97,7 +97,7 @@ class LLMRecommender:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **model_kwargs) -> "LLMRecommender":
-        """Loads a model folder, or downloads it from the Hub; `model_kwargs` (dtype, device_map, ...) go to transformers.
+        """Loads a model folder or downloads one from the Hub; `model_kwargs` (dtype, device_map) go to transformers.
 
         Raises:
             ValueError: no llmrec model folder, or Semantic IDs that the model was not trained with.
@@ -158,6 +158,7 @@ class LLMRecommender:
             lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
             input_ids = torch.tensor(rows, device=device)
             mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+            filtered = any(requests[i] is not None for i in batch)
             masks, denied = zip(*(self.filter(requests[i], histories[i]) for i in batch))
             found = search_items(
                 self.model,
@@ -167,8 +168,8 @@ class LLMRecommender:
                 self.item_of_row,
                 [ks[i] for i in batch],
                 max(self.config.num_beams, max(ks[i] for i in batch)),
-                masks=list(masks),
-                denied=list(denied),
+                masks=list(masks) if filtered else None,
+                denied=list(denied) if filtered else None,
                 normalize=self.config.normalize,
             )
             for i, hits in zip(batch, found):

@@ -1,4 +1,4 @@
-"""A small language model made on the spot: a byte-level BPE tokenizer trained on the catalogue and a model from a config.
+"""A small language model made on the spot: a BPE tokenizer trained on the catalogue and a model from a config.
 
 It stands in for a pretrained LLM where none can be had (the quickstart, tests, from-scratch baselines such as TIGER).
 Everything after it treats the result like any model of the Hub.

@@ -118,7 +118,7 @@ def extend_vocabulary(
 
 
 def _text_vectors(matrix, tokenizer, index: SemIDIndex, level: int, texts: dict[str, str]):
-    """Mean token embedding of the texts of the items behind each code: ([K, hidden], bool [K] which codes have any)."""
+    """Mean token embedding of the texts of the items behind each code: ([K, hidden], bool [K]: any text)."""
     item_texts = [texts.get(item, "") for item in index.item_ids]
     ids = tokenizer(item_texts, add_special_tokens=False)["input_ids"]
     sums = torch.zeros(index.codebook_sizes[level], matrix.shape[1])

@@ -69,9 +69,7 @@ def main(args: InitArguments) -> None:
         config = RecommenderConfig({}, semid_fingerprint=index.fingerprint)
         write_sidecars(folder, config, index, data.items, item_tokenizer)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
-    print(
-        f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens ({len(index.tokens):,} of them SemID tokens)"
-    )
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them for SemIDs")
     print(f"Wrote {args.output_dir}/model. Next: recipes/sft.py")
 
 

@@ -19,16 +19,8 @@ from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, enc
 from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_index, semids_table, write_sidecars
 from llmrec.recommender import LLMRecommender
-from llmrec.stages import begin_stage, finish_stage
-from llmrec.training import (
-    SemIDSFTTrainer,
-    ValidationSample,
-    add_dropout,
-    last_complete_checkpoint,
-    lora_config,
-    merged,
-    run_settings,
-)
+from llmrec.stages import finish_stage
+from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begin_run, lora_config, merged
 
 
 @dataclass
@@ -52,21 +44,15 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     base_config.check_catalogue(data.items, base)
     index, items = load_index(base, base_config), semids_table(base)
     prompt = load_prompt(args.recommend_prompt)
-    config = RecommenderConfig(
-        prompt.to_dict(),
-        max_history=args.max_history,
-        num_beams=args.num_beams,
-        normalize=args.normalize,
-        semid_fingerprint=index.fingerprint,
-        catalogue_fingerprint=data.catalogue_fingerprint,
-        trained_on={"name": data.info.get("name", args.data_dir), "fingerprint": data.fingerprint},
-    )
-    settings = run_settings(args, training_args, model_args, data=data.fingerprint, semids=index.fingerprint)
-    with state.main_process_first():
-        found = begin_stage(output_dir, settings, args.overwrite and state.is_main_process)
+    shown = {"max_history": args.max_history, "num_beams": args.num_beams, "normalize": args.normalize}
+    config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
+    inputs = {"data": data.fingerprint, "semids": index.fingerprint}
+    found, checkpoint = begin_run(output_dir, args, training_args, model_args, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
         state.print(f"Reusing the model in {output_dir} (same settings, same data).")
         return
+    if checkpoint:
+        state.print(f"Resuming from {checkpoint}.")
 
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -74,29 +60,27 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     if args.hidden_dropout:
         add_dropout(model, args.hidden_dropout)
     renderer = Renderer(tokenizer, Catalogue(index, items))
-    limits = {"max_history": args.max_history, "max_length": training_args.max_length}
-    train = build_dataset(data, [TaskMix.parse(t) for t in args.tasks], renderer, **limits, seed=training_args.seed)
+    mixture, limit = [TaskMix.parse(task) for task in args.tasks], training_args.max_length
+    train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed)
     sample = ValidationSample(LLMRecommender(model, tokenizer, index, items, config), data.valid, args.validation_rows)
     trainer = SemIDSFTTrainer(
         model,
         training_args,
         train_dataset=train,
-        eval_dataset=encode_rows(
-            target_rows(sample.rows, args.max_history), prompt, renderer, training_args.max_length
-        ),
+        eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, renderer, limit),
         processing_class=tokenizer,
         peft_config=lora_config(model_args, model, tokenizer, index),
         sample=sample,
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
     state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
-    result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.model = merged(trainer.model)
     trainer.save_model(output_dir)
     if state.is_main_process:
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-        write_model_card(output_dir, config=config, index=index, metrics=metrics, settings=settings, base_model=base)
+        write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
         finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=config.trained_on["name"])

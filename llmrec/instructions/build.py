@@ -46,7 +46,6 @@ def build_dataset(
     data: PreparedData,
     mixture: list[TaskMix],
     renderer: Renderer,
-    *,
     max_history: int,
     max_length: int,
     seed: int = 0,
@@ -88,7 +87,7 @@ def _lists(table: pa.Table, *columns: str) -> list[list]:
 def encode_rows(
     rows: pa.Table, prompt: Prompt, renderer: Renderer, max_length: int, wording: np.ndarray | None = None
 ) -> Dataset:
-    """Renders and tokenises rows of one task (see `build_dataset`); `wording` int [n] picks templates, all 0 by default."""
+    """Renders and tokenises rows of one task (see `build_dataset`); `wording` int [n] picks templates (default: 0)."""
     wording = np.zeros(rows.num_rows, np.int32) if wording is None else wording
     dataset = Dataset(rows.append_column("wording", pa.array(wording, pa.int32()))).map(
         _encode,

@@ -40,7 +40,7 @@ class Renderer:
         return text
 
     def completion(self, prompt: Prompt, row: dict, template: int = 0) -> str:
-        """The answer. An answer in words ends with EOS; after a complete Semantic ID EOS is forced, so it is left out."""
+        """The answer. Words end with EOS; after a complete Semantic ID EOS is forced, so it is left out."""
         slots = TASKS[prompt.task].slots(self.catalogue, row, prompt.separator)
         text = prompt.templates[template].completion.format(**slots)
         return text if TASKS[prompt.task].ends_with_item else text + self.tokenizer.eos_token

@@ -33,7 +33,7 @@ class Catalogue:
 
 
 class Task(NamedTuple):
-    """`rows`: identities; `slots`: (catalogue, row, separator) → strings; `ends_with_item`: nothing follows the SemID."""
+    """`rows` gives identities, `slots` (catalogue, row, separator) → strings; does the answer end with a SemID?"""
 
     rows: Callable[[PreparedData, int], pa.Table]
     slots: Callable[[Catalogue, dict, str], dict[str, str]]

@@ -24,7 +24,7 @@ def lora_config(
     ids = sorted(int(token) for level in semid_token_ids(tokenizer, index) for token in level)
     names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
     embeddings = [names[model.get_input_embeddings()], names[model.get_output_embeddings()]]
-    config.trainable_token_indices = {name: ids for name in embeddings}
+    config.trainable_token_indices = dict.fromkeys(embeddings, ids)
     return config
 
 

@@ -1,6 +1,9 @@
-"""What decides a training run's result, and what does not."""
+"""Begins or resumes a training run, after a look at what decides its result and what does not."""
 
-from llmrec.stages import settings_of
+from accelerate import PartialState
+
+from llmrec.stages import begin_stage, settings_of
+from llmrec.training.resume import last_complete_checkpoint
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
 _VOLATILE = (
@@ -12,6 +15,18 @@ _VOLATILE = (
 ).split()
 
 
-def run_settings(*arguments, **inputs: str) -> dict:
-    """Settings of a run for `begin_stage`: the arguments that decide its result, and fingerprints of its inputs."""
-    return settings_of(*arguments, ignore=tuple(_VOLATILE)) | inputs
+def begin_run(output_dir: str, *arguments, inputs: dict[str, str], overwrite: bool = False) -> tuple[str, str | None]:
+    """`begin_stage` for a training run, on every process.
+
+    Args:
+        arguments: the dataclasses of the run (script, training, model arguments).
+        inputs: fingerprints of data and Semantic IDs.
+
+    Returns:
+        `("done" | "new" | "resume", checkpoint)`: `checkpoint` is the one to resume from, or `None`.
+    """
+    settings = settings_of(*arguments, ignore=tuple(_VOLATILE)) | inputs
+    state = PartialState()
+    with state.main_process_first():
+        found = begin_stage(output_dir, settings, overwrite and state.is_main_process)
+    return found, last_complete_checkpoint(output_dir)

@@ -6,7 +6,6 @@ transformers 5.19.
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 from trl import SFTTrainer
 
