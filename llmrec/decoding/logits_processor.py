@@ -1,0 +1,179 @@
+"""The trie as a `LogitsProcessor` of transformers, and `generate` with every decoding field set by us."""
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, collect
+from llmrec.decoding.head import unwrap
+from llmrec.decoding.trie import END, RowFilter, SemIDTrie
+
+
+class SemIDLogitsProcessor(LogitsProcessor):
+    """Leaves only tokens that continue a SemID of the catalogue; keeps no state between calls.
+
+    After a complete SemID, or a prefix that is none, only EOS is left, at score 0: it is forced and adds nothing.
+
+    Args:
+        trie: needs an `eos_token_id`; its device must be that of the scores.
+        prompt_length (`int`, *optional*): columns of the (padded) prompt, i.e. `input_ids.shape[1]` as it is given to
+            `generate`. Without it the SemID so far is the trailing run of SemID tokens, which is right only where
+            prompts end in any other token, as chat templates do.
+        normalize: "vocabulary" takes log-probabilities over all scores, "catalogue" over those of allowed tokens. Both
+            give log-probabilities from logits and leave log-probabilities, which beam search hands over, as such.
+        allowed (*optional*): what each of N prompts may reach; scores may have a multiple of N rows (beams).
+
+    Raises:
+        ValueError: a trie without EOS, or `allowed` without `prompt_length`.
+    """
+
+    def __init__(
+        self,
+        trie: SemIDTrie,
+        prompt_length: int | None = None,
+        normalize: Normalize = "vocabulary",
+        allowed: RowFilter | None = None,
+    ):
+        if trie.eos_token_id is None:
+            raise ValueError("the trie has no eos_token_id: after a complete SemID nothing could follow")
+        if allowed is not None and prompt_length is None:
+            raise ValueError("a filter needs prompt_length")
+        self.trie = trie
+        self.prompt_length = prompt_length
+        self.normalize = normalize
+        self.allowed = allowed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Masks scores (float [N, V]) of the token after `input_ids` (int64 [N, T]) with -inf."""
+        masked = torch.full_like(scores, -torch.inf)
+        lengths = self._lengths(input_ids)
+        over = torch.ones_like(lengths, dtype=torch.bool)
+        for length in lengths.unique().tolist():
+            if length >= self.trie.depth:
+                continue
+            rows = (lengths == length).nonzero()[:, 0]
+            nodes = self._walk(input_ids[rows, input_ids.shape[1] - length :])
+            over[rows] = (nodes < 0) | self.trie.complete(nodes, length)
+            children = self.trie.children(nodes, length)
+            tokens = self.trie.head_ids[length][children.column]
+            values = scores[rows].float().gather(1, tokens).masked_fill(~children.valid, -torch.inf)
+            scope = values if self.normalize == "catalogue" else scores[rows].float()
+            values = values - scope.logsumexp(-1, keepdim=True)
+            if self.allowed is not None:  # all rows are in this pass
+                low, high = self.trie.rows(children.node.view(len(self.allowed.masks), -1), length + 1)
+                reachable = (self.allowed.count(low, high) > 0).view_as(children.valid)
+                values = values.masked_fill(~reachable, -torch.inf)
+            values = values.masked_fill(~children.valid, -torch.inf).to(scores.dtype)
+            # the padding repeats column 0: its -inf must not overwrite the score of a child there
+            masked[rows] = masked[rows].scatter_reduce(1, tokens, values, "amax")
+        masked[over] = -torch.inf
+        masked[over, self.trie.eos_token_id] = 0
+        return masked
+
+    def _lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [N]: how many tokens belong to the SemID that is being written."""
+        if self.prompt_length is not None:
+            return torch.full_like(input_ids[:, 0], max(0, input_ids.shape[1] - self.prompt_length))
+        known = torch.cat(self.trie.vocab).unique()
+        tail = input_ids[:, -self.trie.depth :]
+        return torch.isin(tail, known).flip(1).long().cumprod(1).sum(1)
+
+    def _walk(self, tokens: torch.Tensor) -> torch.Tensor:
+        nodes = torch.zeros_like(tokens[:, :1].sum(1))
+        for level in range(tokens.shape[1]):
+            nodes = self.trie.step(nodes, tokens[:, level], level)
+        return nodes
+
+
+@torch.no_grad()
+def constrained_generate(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: SemIDTrie,
+    num_beams: int = 1,
+    num_return_sequences: int | None = None,
+    *,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    normalize: Normalize = "vocabulary",
+    allowed: RowFilter | None = None,
+):
+    """`model.generate` over the catalogue, whatever the model's own `generation_config` says.
+
+    Args:
+        input_ids, attention_mask ([N, P]): prompts, padded on the **left**.
+        num_return_sequences (*optional*): defaults to `num_beams`.
+
+    Returns:
+        transformers' output with `sequences` (int64 [N * num_return_sequences, P + depth]) and, for beams,
+        `sequences_scores`.
+    """
+    config = GenerationConfig(
+        max_new_tokens=trie.depth,
+        min_length=0,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences or num_beams,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=0.0,
+        early_stopping=False,
+        renormalize_logits=False,
+        eos_token_id=trie.eos_token_id,
+        pad_token_id=trie.eos_token_id,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    processor = SemIDLogitsProcessor(trie, input_ids.shape[1], normalize, allowed)
+    inner = unwrap(model)
+    own = inner.generation_config
+    # `generate` fills what a config leaves at None from the model's own, so that is put aside
+    inner.generation_config = GenerationConfig()
+    try:
+        return getattr(model, "module", model).generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+    finally:
+        inner.generation_config = own
+
+
+def generate_search(
+    model, input_ids: torch.Tensor, attention_mask: torch.Tensor, trie: SemIDTrie, normalize: Normalize
+) -> Search:
+    """The search of `beam_search.tree_search` through `generate`, for models that need it."""
+    order = attention_mask.bool().int().argsort(dim=1, stable=True)
+    input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+
+    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
+        ids, mask = (input_ids, attention_mask)
+        if requests is not None:
+            ids, mask = ids[requests], mask[requests]
+        output = constrained_generate(model, ids, mask, trie, num_beams, normalize=normalize, allowed=allowed)
+        tokens = output.sequences[:, ids.shape[1] :]
+        if num_beams > 1:
+            scores = output.sequences_scores
+        else:  # greedy search returns the processor's scores of every step
+            scores = sum(step.gather(1, tokens[:, [i]])[:, 0] for i, step in enumerate(output.scores))
+        tokens = F.pad(tokens, (0, trie.depth - tokens.shape[1]), value=trie.eos_token_id)
+        nodes = torch.zeros_like(tokens[:, 0])
+        for level in range(trie.depth):
+            nodes = trie.step(nodes, tokens[:, level], level)
+        dead = (nodes < 0) | (scores < -1e8)  # what generate returns where there are fewer SemIDs than beams
+        low, high = trie.rows(nodes, trie.depth)
+        found = BeamOutput(
+            scores.float().masked_fill(dead, -torch.inf).view(len(ids), -1),
+            low.view(len(ids), -1),
+            high.view(len(ids), -1),
+            tokens.masked_fill(tokens == trie.eos_token_id, END).view(len(ids), num_beams, -1),
+            (~dead).view(len(ids), -1).sum(1) < min(num_beams, trie.num_leaves),
+        )
+        return collect([found], num_beams)
+
+    return search
