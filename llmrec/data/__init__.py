@@ -1,6 +1,17 @@
 """From raw logs to the prepared data folder: load, validate, clean, k-core, sequences, split."""
 
+from llmrec.data.leaks import check_no_leak
+from llmrec.data.prepare import prepare
 from llmrec.data.prepared import PreparedData
 from llmrec.data.rows import ids_to_rows, lists_to_rows, training_rows
+from llmrec.data.windows import stitch_windows
 
-__all__ = ["PreparedData", "ids_to_rows", "lists_to_rows", "training_rows"]
+__all__ = [
+    "PreparedData",
+    "check_no_leak",
+    "ids_to_rows",
+    "lists_to_rows",
+    "prepare",
+    "stitch_windows",
+    "training_rows",
+]

@@ -1,0 +1,232 @@
+"""`prepare`: from interactions and items to `PreparedData`, by explicit rules that are recorded beside the output."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data.cleaning import clean_items, k_core
+from llmrec.data.leaks import check_no_leak
+from llmrec.data.prepared import TARGETS, PreparedData
+from llmrec.data.rows import flatten_lists, ids_to_rows
+from llmrec.data.sequences import (
+    LABELS,
+    REPEATS,
+    TIES,
+    build_tables,
+    label_by_time,
+    label_leave_one_out,
+    repeats_kept,
+    sort_interactions,
+)
+from llmrec.data.statistics import statistics
+from llmrec.data.validate import items_of_interactions, standard_interactions, standard_items
+from llmrec.data.windows import last_items, stitch_windows
+
+SPLITS = ("leave_one_out", "time", "given")
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    interactions: pa.Table,
+    items: pa.Table,
+    *,
+    user_k: int = 0,
+    item_k: int = 0,
+    split: str = "leave_one_out",
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    valid_start: int | str | None = None,
+    test_start: int | str | None = None,
+    ties: str = "input_order",
+    repeats: str = "keep",
+    behaviours: Sequence[str] | None = None,
+    min_rating: float | None = None,
+    unknown_items: str = "error",
+    keep_all_items: bool = False,
+    clean: bool = True,
+    max_history: int | None = 50,
+    name: str = "",
+    source: str = "",
+) -> PreparedData:
+    """Validates, cleans, filters, sorts and splits.
+
+    Args:
+        interactions, items (`pa.Table`): in the columns of `llmrec.data.validate`. Interactions with a `history`
+            column are ready windows: `split` must be "given", their training rows are stitched into sequences, and
+            the rules for ties, repeats and k-core do not apply.
+        user_k, item_k (`int`): every user (item) keeps at least so many interactions; 0 asks for nothing, and with
+            `item_k` 0 items without interactions stay in the catalogue.
+        split (`str`): "leave_one_out" (last = test, last but one = valid), "time" (two points in time for all users)
+            or "given" (a column `split` with train, valid, test).
+        fractions, valid_start, test_start: of the split by time, see `label_by_time`.
+        ties (`str`): order of a user's interactions of one time: "input_order" or "item_id" (as text).
+        repeats (`str`): "keep", "drop_consecutive" or "first".
+        behaviours (*optional*), min_rating (*optional*): keep only these kinds, only ratings from this one on.
+        unknown_items (`str`): "error", or "drop" the interactions with items that are not in `items`.
+        keep_all_items (`bool`): the catalogue keeps items that did not survive.
+        clean (`bool`): remove HTML and surplus white space from item text.
+        max_history (`int`, *optional*): validation and test histories keep their last items only.
+
+    Raises:
+        ValueError: bad input, a rule that does not exist or does not apply, or nothing left.
+    """
+    for value, allowed, flag in (
+        (split, SPLITS, "split"),
+        (ties, TIES, "ties"),
+        (repeats, REPEATS, "repeats"),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{flag} {value!r} is not one of {', '.join(allowed)}")
+    if max_history is not None and max_history < 1:
+        raise ValueError(f"max_history must be at least 1, got {max_history}")
+    rules = {
+        "split": split,
+        "user_k": user_k,
+        "item_k": item_k,
+        "ties": ties,
+        "repeats": repeats,
+        "behaviours": list(behaviours) if behaviours is not None else None,
+        "min_rating": min_rating,
+        "unknown_items": unknown_items,
+        "keep_all_items": keep_all_items,
+        "clean": clean,
+        "max_history": max_history,
+    }
+    interactions, items = standard_interactions(interactions), standard_items(items)
+    if clean:
+        items = clean_items(items)
+    if split == "given" and "split" not in interactions.column_names:
+        raise ValueError("split: given needs a column 'split' with train, valid, test in the interactions")
+    if "history" in interactions.column_names:
+        if split != "given" or user_k or item_k or repeats != "keep" or behaviours or min_rating is not None:
+            raise ValueError(
+                "the interactions are ready windows (a column 'history'): set split: given, "
+                "and leave user_k, item_k, repeats, behaviours and min_rating alone"
+            )
+        rules = {"split": "windows", "clean": clean, "max_history": max_history}
+        tables = _windows(interactions, items, max_history)
+    else:
+        interactions = _wanted(interactions, behaviours, min_rating)
+        interactions, item_rows = items_of_interactions(interactions, items, unknown_items)
+        kept, users, item_rows, user_ids = _sequence_order(
+            interactions, items, item_rows, user_k, item_k, ties, repeats
+        )
+        if not len(users):
+            raise ValueError(f"no interaction is left with user_k {user_k} and item_k {item_k}: lower them")
+        times = _column(interactions, "timestamp", pa.int64()).take(pa.array(kept))
+        if split == "leave_one_out":
+            labels = label_leave_one_out(users)
+        elif split == "time":
+            if times.null_count:
+                raise ValueError(f"split: time needs a timestamp everywhere; {times.null_count} are missing")
+            labels, *points = label_by_time(times.to_numpy(), fractions, valid_start, test_start)
+            rules |= {"valid_start": points[0], "test_start": points[1]}
+        else:
+            labels = _given_labels(interactions["split"].combine_chunks().take(pa.array(kept)))
+        item_ids = items["item_id"].combine_chunks()
+        tables, left_out = build_tables(users, item_rows, times, labels, user_ids, item_ids, max_history)
+        rules["targets_without_history_left_out"] = left_out
+        if item_k and not keep_all_items:
+            items = items.filter(pa.array(np.bincount(item_rows, minlength=len(items)) > 0))
+    data = PreparedData(items=items, **tables, info={"name": name, "source": source, "rules": rules})
+    data.info["statistics"] = statistics(data)
+    data.info["leak_check"] = check_no_leak(data)
+    for table in ("train", "valid", "test"):
+        if not getattr(data, table).num_rows:
+            logger.warning("%s has no rows under split %r", table, split)
+    return data
+
+
+def _wanted(interactions: pa.Table, behaviours: Sequence[str] | None, min_rating: float | None) -> pa.Table:
+    for column, rule, asked in (("behaviour", "behaviours", behaviours), ("rating", "min_rating", min_rating)):
+        if asked is not None and column not in interactions.column_names:
+            raise ValueError(f"{rule} needs a column {column!r} in the interactions")
+    if behaviours is not None:
+        interactions = interactions.filter(pc.is_in(interactions["behaviour"], pa.array(behaviours, pa.string())))
+    if min_rating is not None:
+        interactions = interactions.filter(pc.greater_equal(interactions["rating"], min_rating))
+    return interactions
+
+
+def _sequence_order(
+    interactions: pa.Table,
+    items: pa.Table,
+    item_rows: np.ndarray,
+    user_k: int,
+    item_k: int,
+    ties: str,
+    repeats: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:
+    """`(rows of the interactions that stay, in order; their users; their items; user ids)`."""
+    codes = interactions["user_id"].combine_chunks().dictionary_encode()
+    users, user_ids = codes.indices.to_numpy(), codes.dictionary
+    ranks = None
+    if ties == "item_id":
+        by_text = pc.sort_indices(items["item_id"]).to_numpy()
+        ranks = np.empty(len(by_text), np.int32)
+        ranks[by_text] = np.arange(len(by_text), dtype=np.int32)
+        ranks = ranks[item_rows]
+    kept = sort_interactions(users, _time_key(interactions), ranks)
+    users, item_rows = users[kept], item_rows[kept]
+    while True:
+        stays = repeats_kept(users, item_rows, repeats)
+        stays[stays] = k_core(users[stays], item_rows[stays], user_k, item_k)
+        if stays.all():
+            return kept, users, item_rows, user_ids
+        kept, users, item_rows = kept[stays], users[stays], item_rows[stays]
+
+
+def _time_key(interactions: pa.Table) -> np.ndarray | None:
+    """`order` where given, else the timestamps, else nothing (the order of the input)."""
+    for name in ("order", "timestamp"):
+        if name not in interactions.column_names:
+            continue
+        column = interactions[name]
+        if column.null_count == 0:
+            return column.to_numpy()
+        if name == "order" or column.null_count < len(column):
+            row = pc.index(column.is_null(), True).as_py()
+            raise ValueError(
+                f"interactions, column {name!r}, row {row + 1}: no value ({column.null_count} are missing); "
+                "fill them, drop those rows, or give a column 'order'"
+            )
+    return None
+
+
+def _given_labels(column: pa.Array) -> np.ndarray:
+    labels = pc.index_in(column, pa.array(LABELS))
+    if labels.null_count:
+        strange = column.filter(labels.is_null())[0].as_py()
+        raise ValueError(f"interactions, column 'split': {strange!r} is not one of {', '.join(LABELS)}")
+    return labels.to_numpy().astype(np.int8)
+
+
+def _windows(interactions: pa.Table, items: pa.Table, max_history: int | None) -> dict[str, pa.Table]:
+    flat, _ = flatten_lists(interactions["history"])
+    for ids in (flat, interactions["item_id"]):
+        ids_to_rows(ids, items["item_id"])
+    labels = _given_labels(interactions["split"].combine_chunks())
+    timestamps = pa.chunked_array([_column(interactions, "timestamp", pa.int64())])
+    rows = pa.table(
+        {
+            "user_id": interactions["user_id"],
+            "history": interactions["history"],
+            "target": interactions["item_id"],
+            "timestamp": timestamps,
+        },
+        schema=TARGETS,
+    )
+    train, valid, test = (rows.filter(pa.array(labels == label)) for label in range(3))
+    return {
+        "train": stitch_windows(train),
+        "valid": last_items(valid, max_history),
+        "test": last_items(test, max_history),
+    }
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
+    if name in table.column_names:
+        return table[name].combine_chunks()
+    return pa.nulls(len(table), kind)

@@ -1,0 +1,178 @@
+"""Interactions in order of time, and their split into training sequences, validation and test targets.
+
+Everything works on flat arrays of interactions sorted by user, then time: `users` and `items` are numbers from 0 on,
+`labels` say 0 = train, 1 = valid, 2 = test. No Python loop runs over interactions.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data.prepared import SEQUENCES, TARGETS
+from llmrec.data.rows import list_array, offsets_of, ragged_arange
+
+TIES = ("input_order", "item_id")
+REPEATS = ("keep", "drop_consecutive", "first")
+LABELS = ("train", "valid", "test")
+
+
+def sort_interactions(users: np.ndarray, keys: np.ndarray | None, tie_ranks: np.ndarray | None = None) -> np.ndarray:
+    """int64 [n]: the order by user, then key, then tie rank, then input order.
+
+    Args:
+        users (`np.ndarray`, integer, [n]): user numbers.
+        keys (`np.ndarray`, [n], *optional*): position or time; without it the input order counts.
+        tie_ranks (`np.ndarray`, integer, [n], *optional*): order among a user's interactions of equal key.
+    """
+    return np.lexsort([key for key in (tie_ranks, keys, users) if key is not None])
+
+
+def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str) -> np.ndarray:
+    """bool [n]: which interactions a rule for repeated items keeps.
+
+    "keep" keeps all, "drop_consecutive" drops an item that follows itself, "first" keeps a user's first of each item.
+    """
+    if rule == "drop_consecutive":
+        kept = np.ones(len(users), bool)
+        kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+    elif rule == "first":
+        pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+        kept = np.zeros(len(users), bool)
+        kept[np.unique(pairs, return_index=True)[1]] = True
+    else:
+        kept = np.ones(len(users), bool)
+    return kept
+
+
+def label_leave_one_out(users: np.ndarray) -> np.ndarray:
+    """int8 [n]: a user's last interaction is test, the last but one valid; users with fewer than 3 stay in train."""
+    labels = np.zeros(len(users), np.int8)
+    counts = np.bincount(users)
+    last = np.cumsum(counts)[counts >= 3] - 1
+    labels[last], labels[last - 1] = 2, 1
+    return labels
+
+
+def label_by_time(
+    times: np.ndarray,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    valid_start: int | str | date | None = None,
+    test_start: int | str | date | None = None,
+) -> tuple[np.ndarray, int, int]:
+    """Labels by two points in time: train < `valid_start` <= valid < `test_start` <= test.
+
+    Args:
+        times (`np.ndarray`, int64, [n]): seconds.
+        fractions: shares of all interactions from which the two points are found if they are not given. Interactions
+            of one second stay together, so the shares are met only as closely as the clock allows.
+        valid_start, test_start (*optional*): seconds or ISO 8601 text (UTC); both or none.
+
+    Returns:
+        `(labels int8 [n], valid_start, test_start)`, the points in seconds.
+
+    Raises:
+        ValueError: fractions that do not sum to 1, one point without the other, or a part without interactions.
+    """
+    if (valid_start is None) != (test_start is None):
+        raise ValueError("a split by time takes both valid_start and test_start, or neither")
+    if valid_start is None:
+        if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions must be three positive shares that sum to 1, got {list(fractions)}")
+        ranks = [int(len(times) * fractions[0]), int(len(times) * (fractions[0] + fractions[1]) + 1e-9)]
+        valid_start, test_start = (int(t) for t in np.partition(times, ranks)[ranks])
+    else:
+        valid_start, test_start = _seconds(valid_start), _seconds(test_start)
+    labels = (times >= valid_start).astype(np.int8) + (times >= test_start)
+    counts = np.bincount(labels, minlength=3)
+    if counts.min() == 0:
+        empty = LABELS[int(counts.argmin())]
+        raise ValueError(
+            f"the split by time at {_iso(valid_start)} and {_iso(test_start)} leaves no {empty} interactions; "
+            f"timestamps run from {_iso(times.min())} to {_iso(times.max())}"
+        )
+    return labels, valid_start, test_start
+
+
+def build_tables(
+    users: np.ndarray,
+    items: np.ndarray,
+    times: pa.Array,
+    labels: np.ndarray,
+    user_ids: pa.Array,
+    item_ids: pa.Array,
+    max_history: int | None = 50,
+) -> tuple[dict[str, pa.Table], int]:
+    """Training sequences and one row per validation and test target.
+
+    The history of a target is everything the user did before it, whatever its label. A target without any history is
+    left out.
+
+    Args:
+        users, items (`np.ndarray`, integer, [n]): sorted by user, then time.
+        times (`pa.Array`, int64 [n]): seconds, null where unknown.
+        labels (`np.ndarray`, int8, [n]).
+        user_ids, item_ids (`pa.Array`, string): the ids behind the numbers.
+        max_history (`int`, *optional*): validation and test histories keep their last items only.
+
+    Returns:
+        `({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
+
+    Raises:
+        ValueError: a user whose labels go back, e.g. from valid to train.
+    """
+    back = np.flatnonzero((users[1:] == users[:-1]) & (labels[1:] < labels[:-1]))
+    if len(back):
+        row = int(back[0])
+        user, later, earlier = user_ids[int(users[row])].as_py(), LABELS[labels[row + 1]], LABELS[labels[row]]
+        raise ValueError(f"user {user!r} has a {later} interaction after a {earlier} one: a split follows the time")
+    starts = offsets_of(np.bincount(users, minlength=len(user_ids)))[:-1]
+    train = labels == 0
+    counts = np.bincount(users[train], minlength=len(user_ids))
+    trained = np.flatnonzero(counts)
+    offsets = offsets_of(counts[trained])
+    tables = {
+        "train": pa.table(
+            {
+                "user_id": user_ids.take(pa.array(trained)),
+                "item_ids": list_array(item_ids.take(pa.array(items[train])), offsets),
+                "timestamps": list_array(times.filter(pa.array(train)), offsets),
+                "num_context": np.ones(len(trained), np.int32),
+            },
+            schema=SEQUENCES,
+        )
+    }
+    left_out = 0
+    for label, name in ((1, "valid"), (2, "test")):
+        rows = np.flatnonzero(labels == label)
+        first = starts[users[rows]]
+        left_out += int((rows == first).sum())
+        rows, first = rows[rows > first], first[rows > first]
+        if max_history is not None:
+            first = np.maximum(first, rows - max_history)
+        history = item_ids.take(pa.array(items[ragged_arange(first, rows)]))
+        tables[name] = pa.table(
+            {
+                "user_id": user_ids.take(pa.array(users[rows])),
+                "history": list_array(history, offsets_of(rows - first)),
+                "target": item_ids.take(pa.array(items[rows])),
+                "timestamp": times.take(pa.array(rows)),
+            },
+            schema=TARGETS,
+        )
+    return tables, left_out
+
+
+def _seconds(moment: int | str | date) -> int:
+    if isinstance(moment, (int, np.integer)):
+        return int(moment)
+    try:
+        parsed = datetime.fromisoformat(str(moment))
+    except ValueError as error:
+        raise ValueError(f"{moment!r} is neither seconds nor an ISO 8601 date such as 2017-05-19") from error
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")

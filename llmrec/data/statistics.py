@@ -1,0 +1,74 @@
+"""What a prepared data set looks like, in numbers."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data.prepared import PreparedData
+from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
+
+
+def statistics(data: PreparedData) -> dict[str, float | int]:
+    """Counts of prepared data.
+
+    An item that a user's further training sequences repeat as context counts once, so `interactions` are those known
+    as targets, plus the first context of each user. "cold" is the share of targets that no training sequence holds,
+    "text" the share of items whose text is not empty, "length" the interactions of a user.
+    """
+    tables = (data.train, data.valid, data.test)
+    users = pa.chunked_array([chunk for table in tables for chunk in table["user_id"].chunks], pa.string())
+    encoded = users.combine_chunks().dictionary_encode()
+    train_users, *eval_users = np.split(encoded.indices.to_numpy(), np.cumsum([t.num_rows for t in tables])[:-1])
+    rows, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
+    context = np.minimum(data.train["num_context"].to_numpy(), np.diff(offsets))
+    targets = np.diff(offsets) - context
+    first = np.unique(train_users, return_index=True)[1]
+    events = np.bincount(train_users, weights=targets, minlength=len(encoded.dictionary))
+    events[train_users[first]] += context[first]
+    train_interactions = int(events.sum())
+    for eval_rows in eval_users:
+        events += np.bincount(eval_rows, minlength=len(encoded.dictionary))
+    trained = np.zeros(data.items.num_rows, bool)
+    trained[rows] = True
+    total, num_users, num_items = int(events.sum()), len(encoded.dictionary), data.items.num_rows
+    result = {
+        "users": num_users,
+        "items": num_items,
+        "interactions": total,
+        "density": total / max(1, num_users * num_items),
+        "length_min": int(events.min(initial=np.inf)) if num_users else 0,
+        "length_mean": total / max(1, num_users),
+        "length_median": float(np.median(events)) if num_users else 0.0,
+        "length_max": int(events.max(initial=0)),
+        "train_users": len(first),
+        "train_sequences": data.train.num_rows,
+        "train_interactions": train_interactions,
+        "train_targets": int(targets.sum()),
+        "items_in_train": int(trained.sum()),
+    }
+    for name in ("valid", "test"):
+        table = getattr(data, name)
+        result[name] = table.num_rows
+        if table.num_rows:
+            _, eval_offsets = flatten_lists(table["history"])
+            result[f"{name}_history_mean"] = float(np.diff(eval_offsets).mean())
+            result[f"{name}_cold"] = float(1 - trained[ids_to_rows(table["target"], data.items["item_id"])].mean())
+    for column in ("title", "description", "brand", "categories"):
+        if column in data.items.column_names and num_items:
+            filled = pc.sum(pc.greater(pc.utf8_length(data.items[column]), 0)).as_py() or 0
+            result[f"text_{column}"] = filled / num_items
+    return result
+
+
+def statistics_table(numbers: dict[str, float | int]) -> str:
+    """The statistics as aligned lines of text."""
+    lines = []
+    for name, value in numbers.items():
+        if name.startswith("text_") or name.endswith("_cold"):
+            shown = f"{value:.2%}"
+        elif name == "density":
+            shown = f"{value:.4%}"
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+        lines.append(f"{name.replace('_', ' '):<24}{shown:>14}")
+    return "\n".join(lines)

@@ -1,0 +1,231 @@
+"""Brings raw tables into the standard columns and rejects bad input, naming file, column and row.
+
+Rows are counted from 1 without a CSV's header. `where` is the file's name (or "interactions" for a table in memory).
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TEXT = pa.string()
+INTERACTION_TYPES = {
+    "user_id": TEXT,
+    "item_id": TEXT,
+    "timestamp": pa.int64(),
+    "order": pa.int64(),
+    "rating": pa.float64(),
+    "behaviour": TEXT,
+    "split": TEXT,
+    "history": pa.list_(TEXT),
+}
+ITEM_TYPES = {
+    "item_id": TEXT,
+    "title": TEXT,
+    "description": TEXT,
+    "brand": TEXT,
+    "categories": TEXT,
+    "price": pa.float64(),
+    "image": TEXT,
+}
+UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# How a lost id looks once some earlier step has turned it into text.
+_MISSING_IDS = pa.array(["", "nan", "NaN", "None", "null", "<NA>"])
+_LATEST_SECOND = 10**11
+_LIST_SEPARATORS = {"categories": " > ", "description": " "}
+
+
+def standard_interactions(
+    raw: pa.Table, where: str = "interactions", columns: Mapping | None = None, timestamp_unit: str = "s"
+) -> pa.Table:
+    """Interactions with the columns of `INTERACTION_TYPES` that the table has, in these types.
+
+    Args:
+        columns (mapping, *optional*): standard name → the table's own name, e.g. `{"user_id": "reviewerID"}`.
+        timestamp_unit (`str`): unit of numeric timestamps: s, ms, us or ns. Dates and ISO 8601 text need none.
+
+    Raises:
+        ValueError: no rows, a missing column, a value of the wrong type, a missing id, or broken UTF-8.
+    """
+    columns = dict(columns or {})
+    strange = next((name for name in columns if name not in INTERACTION_TYPES), None)
+    if strange is not None:
+        raise ValueError(f"columns names {strange!r}; interactions have {', '.join(INTERACTION_TYPES)}")
+    if timestamp_unit not in UNITS_PER_SECOND:
+        raise ValueError(f"timestamp_unit {timestamp_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
+    found = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
+    table = {}
+    for name, column in found.items():
+        own = columns.get(name, name)
+        if name == "timestamp":
+            table[name] = _seconds(column, timestamp_unit, where, own)
+        elif name in ("user_id", "item_id"):
+            table[name] = _ids(column, where, own)
+        else:
+            table[name] = _cast(column, INTERACTION_TYPES[name], where, own)
+    return pa.table(table)
+
+
+def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None = None) -> pa.Table:
+    """Items with item_id and title first, known columns in the types of `ITEM_TYPES`, the user's own ones untouched.
+
+    Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | ").
+
+    Raises:
+        ValueError: no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken UTF-8.
+    """
+    columns = dict(columns or {})
+    types = {**ITEM_TYPES, **{name: None for name in columns if name not in ITEM_TYPES}}
+    found = _select(raw, where, columns, types, required=("item_id", "title"))
+    taken = set(columns.values())
+    found.update({n: raw[n] for n in raw.column_names if n not in found and n not in taken})
+    table = {}
+    for name, column in found.items():
+        own = columns.get(name, name)
+        if name == "item_id":
+            table[name] = _ids(column, where, own)
+        elif name in ITEM_TYPES:
+            column = _join_lists(column, _LIST_SEPARATORS.get(name, " "))
+            column = _cast(column, ITEM_TYPES[name], where, own)
+            table[name] = pc.fill_null(column, "") if ITEM_TYPES[name] == TEXT else column
+        else:
+            table[name] = column
+    row = first_repeat(table["item_id"])
+    if row is not None:
+        item = table["item_id"][row].as_py()
+        raise ValueError(
+            f"{where}, column {columns.get('item_id', 'item_id')!r}, row {row + 1}: item {item!r} repeats"
+        )
+    return pa.table(table)
+
+
+def items_without_text(interactions: pa.Table) -> pa.Table:
+    """A catalogue for interactions that come alone: the items that occur, with empty titles."""
+    ids = interactions["item_id"].unique()
+    return pa.table({"item_id": ids, "title": pa.array([""] * len(ids))})
+
+
+def first_repeat(column: pa.ChunkedArray) -> int | None:
+    """The first row whose value stood in an earlier row, counted from 0."""
+    codes = column.combine_chunks().dictionary_encode().indices.to_numpy()
+    repeats = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1])
+    return int(repeats[0]) + 1 if len(repeats) else None
+
+
+def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items: str) -> tuple[pa.Table, np.ndarray]:
+    """The catalogue row (int32) of every interaction.
+
+    Args:
+        unknown_items (`str`): "error", or "drop" to leave out interactions with items that are not in `items`.
+
+    Returns:
+        `(interactions, rows)`, without the dropped ones.
+    """
+    if unknown_items not in ("error", "drop"):
+        raise ValueError(f"unknown_items {unknown_items!r} is not one of error, drop")
+    rows = pc.index_in(interactions["item_id"], items["item_id"].combine_chunks()).combine_chunks()
+    if rows.null_count:
+        unknown = rows.is_null()
+        if unknown_items == "error":
+            row = pc.index(unknown, True).as_py()
+            item = interactions["item_id"][row].as_py()
+            raise ValueError(
+                f"interactions, column 'item_id', row {row + 1}: item {item!r} is not among the items, as in "
+                f"{rows.null_count} of {len(rows)} interactions; add them, or set unknown_items: drop"
+            )
+        interactions, rows = interactions.filter(pc.invert(unknown)), rows.drop_null()
+    return interactions, rows.to_numpy(zero_copy_only=False)
+
+
+def _select(raw: pa.Table, where: str, columns: Mapping, types: Mapping, required: tuple) -> dict:
+    found = {}
+    for name in types:
+        own = columns.get(name, name)
+        if own in raw.column_names:
+            found[name] = raw[own]
+        elif name in required or name in columns:
+            hint = "" if name in columns else f"; map it, e.g. columns: {{{name}: your_column}}"
+            raise ValueError(f"{where}: no column {own!r}; it has {', '.join(map(str, raw.column_names))}{hint}")
+    if not raw.num_rows:
+        raise ValueError(f"{where}: the table has no rows")
+    return found
+
+
+def _ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
+    missing = column.is_null(nan_is_null=True)
+    if pa.types.is_floating(column.type):
+        # An integer column with gaps comes as floats from pandas: 12.0 is the id "12".
+        column = _cast(pc.if_else(missing, None, column), pa.int64(), where, name)
+    ids = _cast(column, TEXT, where, name)
+    missing = pc.or_(missing, pc.is_in(ids, _MISSING_IDS))
+    row = pc.index(missing, True).as_py()
+    if row >= 0:
+        raise ValueError(f"{where}, column {name!r}, row {row + 1}: the id is missing ({column[row].as_py()!r})")
+    return ids
+
+
+def _seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.ChunkedArray:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            column = _cast(column, pa.timestamp("us"), where, name)
+    if pa.types.is_temporal(column.type):
+        return _cast(column, pa.timestamp("us"), where, name).cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        column = pc.floor(pc.if_else(pc.is_nan(column), None, column))
+    seconds = _cast(column, pa.int64(), where, name)
+    if unit != "s":
+        seconds = pc.divide(seconds, UNITS_PER_SECOND[unit])
+    row = pc.index(pc.greater(seconds, _LATEST_SECOND), True).as_py()
+    if row >= 0:
+        value = column[row].as_py()
+        raise ValueError(
+            f"{where}, column {name!r}, row {row + 1}: {value} {unit} lies past the year 5000; set timestamp_unit: ms?"
+        )
+    return seconds
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
+    def attempt(part: pa.ChunkedArray) -> pa.ChunkedArray:
+        done = part.cast(kind)
+        if kind == TEXT:
+            done.validate(full=True)
+        return done
+
+    try:
+        return attempt(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        row = _first_failure(column, attempt)
+        value = column[row]
+        try:
+            shown = repr(value.as_py())
+        except UnicodeDecodeError:
+            shown = repr(value.cast(pa.binary()).as_py())
+        problem = "is not valid UTF-8" if "utf8" in str(error).lower() else f"({column.type}) is not {kind}"
+        raise ValueError(f"{where}, column {name!r}, row {row + 1}: {shown[:80]} {problem}") from error
+
+
+def _first_failure(column: pa.ChunkedArray, attempt: Callable) -> int:
+    """The first row at which `attempt` fails, by bisection; 0 if no single row is to blame."""
+    low, high = 0, len(column)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            attempt(pa.chunked_array([column.slice(low, middle - low).combine_chunks()], column.type))
+            low = middle
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            high = middle
+    return low
+
+
+def _join_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        return column
+    lists = column.combine_chunks()
+    if pa.types.is_list(lists.type.value_type) or pa.types.is_large_list(lists.type.value_type):
+        paths = pc.binary_join(lists.values.cast(pa.list_(TEXT)), separator)
+        lists = pa.ListArray.from_arrays(lists.offsets.cast(pa.int32()), paths, mask=lists.is_null())
+        separator = " | "
+    return pa.chunked_array([pc.binary_join(lists.cast(pa.list_(TEXT)), separator)])

@@ -1,0 +1,76 @@
+"""Prepares data: load, validate, clean, k-core, split; writes the folder that every later stage reads.
+
+    python recipes/prepare_data.py --config recipes/configs/quickstart/data.yaml
+    python recipes/prepare_data.py --config recipes/configs/own_csv/data.yaml --user_k 3 --overwrite true
+
+A folder that was prepared with the same settings from the same files is reused.
+"""
+
+import inspect
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from trl import TrlParser
+
+from llmrec.data import PreparedData, prepare
+from llmrec.data.provenance import expand, prepared_with, settings_fingerprint
+from llmrec.data.sources import SOURCES
+from llmrec.data.statistics import statistics_table
+
+
+@dataclass
+class DataArguments:
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    source: str = field(metadata={"help": f"Where the data comes from: {', '.join(SOURCES)}."})
+    source_args: dict = field(default_factory=dict, metadata={"help": "Arguments of the source's loader."})
+    name: str = field(default="", metadata={"help": "Name of the data set, for reports."})
+    user_k: int = field(default=0, metadata={"help": "Every user keeps at least so many interactions."})
+    item_k: int = field(default=0, metadata={"help": "Every item keeps at least so many interactions."})
+    split: str = field(default="leave_one_out", metadata={"help": "leave_one_out, time or given."})
+    fractions: list[float] = field(
+        default_factory=lambda: [0.8, 0.1, 0.1], metadata={"help": "Shares of train, valid and test in a time split."}
+    )
+    valid_start: str | None = field(default=None, metadata={"help": "First moment of validation (ISO 8601, UTC)."})
+    test_start: str | None = field(default=None, metadata={"help": "First moment of the test (ISO 8601, UTC)."})
+    ties: str = field(default="input_order", metadata={"help": "Order at equal times: input_order or item_id."})
+    repeats: str = field(default="keep", metadata={"help": "keep, drop_consecutive or first."})
+    behaviours: list[str] | None = field(default=None, metadata={"help": "Keep only these kinds of interaction."})
+    min_rating: float | None = field(default=None, metadata={"help": "Keep only ratings from this one on."})
+    unknown_items: str = field(default="error", metadata={"help": "error or drop: interactions without an item."})
+    keep_all_items: bool = field(default=False, metadata={"help": "Items outside the k-core stay in the catalogue."})
+    clean: bool = field(default=True, metadata={"help": "Remove HTML and surplus white space from item text."})
+    max_history: int | None = field(default=50, metadata={"help": "Length of validation and test histories."})
+    overwrite: bool = field(default=False, metadata={"help": "Prepare again even if nothing has changed."})
+
+
+def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
+    if source not in SOURCES:
+        raise ValueError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    try:
+        inspect.signature(SOURCES[source]).bind(**source_args)
+    except TypeError as error:
+        raise ValueError(f"source_args of source {source!r}: {error}") from error
+    return SOURCES[source](**source_args)
+
+
+def main(args: DataArguments) -> PreparedData:
+    settings = expand(asdict(args))
+    output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
+    made_from = settings_fingerprint(settings)
+    if not overwrite and prepared_with(output_dir, made_from):
+        data = PreparedData.load(output_dir)
+        print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
+    else:
+        rules = dict(settings)
+        interactions, items = load(settings["source"], rules.pop("source_args"))
+        data = prepare(interactions, items, **rules)
+        data.info |= {"settings": settings, "settings_fingerprint": made_from}
+        data.save(output_dir)
+        print(f"Prepared {output_dir}.")
+    print(statistics_table(data.info["statistics"]))
+    return data
+
+
+if __name__ == "__main__":
+    main(TrlParser((DataArguments,)).parse_args_and_config()[0])
