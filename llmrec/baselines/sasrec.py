@@ -196,7 +196,7 @@ class SASRec:
 
 
 def _windows(data: PreparedData, max_length: int) -> list[tuple[np.ndarray, int]]:
-    """`(items of inputs + last target, first labelled index)`; long sequences overlap by half, none is labelled twice."""
+    """`(inputs and last target, index of the first label)`; long sequences overlap by half, no target comes twice."""
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     windows = []
     for start, end, context in zip(offsets[:-1], offsets[1:], data.train["num_context"].to_numpy()):

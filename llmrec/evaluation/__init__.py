@@ -1,0 +1,17 @@
+"""Item-level metrics with confidence intervals, slices, controls and a report over any number of recommenders."""
+
+from llmrec.evaluation.controls import shuffle_histories, shuffle_order
+from llmrec.evaluation.evaluate import EvaluationResult, compare, evaluate
+from llmrec.evaluation.loading import load_recommender
+from llmrec.evaluation.metrics import KS, row_metrics
+
+__all__ = [
+    "KS",
+    "EvaluationResult",
+    "compare",
+    "evaluate",
+    "load_recommender",
+    "row_metrics",
+    "shuffle_histories",
+    "shuffle_order",
+]

@@ -1,0 +1,31 @@
+"""`load_recommender`: any folder that recommends, ours or a baseline's, behind the one Protocol."""
+
+from pathlib import Path
+
+from llmrec.files import read_json
+from llmrec.recommender import LLMRecommender, Recommender
+
+
+def load_recommender(folder: str | Path) -> Recommender:
+    """Loads a model folder (`llmrec_config.json`) or a baseline's folder (`kind` in its `config.json`).
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    folder = Path(folder)
+    if (folder / "llmrec_config.json").exists():
+        return LLMRecommender.from_pretrained(folder)
+    kind = read_json(folder / "config.json").get("kind")
+    if kind == "popularity":
+        from llmrec.baselines.popularity import Popularity
+
+        return Popularity.from_pretrained(folder)
+    if kind == "item_knn":
+        from llmrec.baselines.item_knn import ItemKNN
+
+        return ItemKNN.from_pretrained(folder)
+    if kind == "sasrec":
+        from llmrec.baselines.sasrec import SASRec
+
+        return SASRec.from_pretrained(folder)
+    raise ValueError(f"{folder} is neither a model folder (no llmrec_config.json) nor a baseline (kind {kind!r})")

@@ -1,0 +1,151 @@
+"""metrics.json, predictions, and one report (Markdown and self-contained HTML) over any number of recommenders."""
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from llmrec.evaluation.evaluate import EvaluationResult, compare
+from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
+from llmrec.files import atomic_path, write_json, write_parquet
+
+_COLUMNS = ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10")
+_SEMID_COLUMNS = ("semid/recall@5", "semid/recall@10", "semid/ndcg@10")
+_LIST_COLUMNS = ("valid@10", "coverage@10", "users_per_second", "items_per_second")
+_FAMILIES = ("target popularity", "history length", "target in history")
+
+
+def write_report(
+    results: Sequence[EvaluationResult],
+    folder: str | Path,
+    title: str,
+    reference: str | None = None,
+    facts: dict | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """Writes metrics.json, predictions/<name>.parquet, plots/*.png, report.md and report.html into `folder`.
+
+    Args:
+        results: evaluated on the same rows.
+        reference (*optional*): name of the recommender that all others are compared with, row by row.
+        facts (*optional*): what the reader should know (data set, split, seed); stands at the top and in metrics.json.
+
+    Returns:
+        What metrics.json holds: `{"facts", "recommenders": {name: ...}, "differences": {name: ...}, "reference"}`.
+
+    Raises:
+        ValueError: no results, two with one name, an unknown reference, or results of different rows.
+    """
+    names = [result.name for result in results]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"a report needs results with distinct names, got {names}")
+    if reference is not None and reference not in names:
+        raise ValueError(f"reference {reference!r} is not one of the recommenders {names}")
+    by_name = dict(zip(names, results))
+    differences = {}
+    if reference is not None and bootstrap:
+        others = [result for result in results if result.name != reference]
+        differences = {one.name: compare(one, by_name[reference], bootstrap, seed) for one in others}
+    summary = {
+        "facts": facts or {},
+        "recommenders": {result.name: result.to_dict() for result in results},
+        "reference": reference,
+        "differences": differences,
+    }
+    folder = Path(folder)
+    plots = {"recall": metric_curves(results, "recall"), "ndcg": metric_curves(results, "ndcg")}
+    families = [f for f in _FAMILIES if any(one["slice"].startswith(f) for one in results[0].slices)]
+    plots |= {family.replace(" ", "_"): slice_bars(results, family) for family in families}
+    plots["exposure"] = exposure_bars(results)
+    for name, png in plots.items():
+        with atomic_path(folder / "plots" / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+    for result in results:
+        file = re.sub(r"[^\w.-]+", "_", result.name)
+        write_parquet(folder / "predictions" / f"{file}.parquet", result.predictions)
+    write_json(folder / "metrics.json", summary)
+    context = {
+        "title": title,
+        "facts": summary["facts"],
+        "tables": _tables(results, differences, reference),
+        "plots": plots,
+        "images": {name: base64.b64encode(png).decode() for name, png in plots.items()},
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for ending in ("md", "html"):
+        with atomic_path(folder / f"report.{ending}") as temporary:
+            text = environment.get_template(f"report.{ending}.jinja").render(context)
+            temporary.write_text(text, encoding="utf-8")
+    return summary
+
+
+def headline(results: Sequence[EvaluationResult], columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
+    """A plain-text table of the main figures with their intervals, for terminals."""
+    rows = [["recommender", *columns]]
+    rows += [[result.name, *(_cell(result, column) for column in columns)] for result in results]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _tables(results, differences, reference) -> list[dict]:
+    """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML."""
+
+    def table(title, columns, note=""):
+        held = [column for column in columns if any(column in result.metrics for result in results)]
+        rows = [[result.name, *(_cell(result, column) for column in held)] for result in results]
+        return {"title": title, "note": note, "header": ["recommender", *held], "rows": rows if held else []}
+
+    tables = [
+        table(
+            "Item level", _COLUMNS, "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval]"
+        ),
+        table(
+            "SemID level",
+            _SEMID_COLUMNS,
+            "Items that share a Semantic ID all count as the target: compare with SemID-level figures only.",
+        ),
+        table(
+            "Lists",
+            _LIST_COLUMNS,
+            "valid@k: places that hold a distinct item of the catalogue. coverage@k: share of the catalogue shown.",
+        ),
+    ]
+    if differences:
+        rows = []
+        for name, metrics in differences.items():
+            for metric, one in metrics.items():
+                rows.append([name, metric, f"{one['difference']:+.4f}", f"[{one['low']:+.4f}, {one['high']:+.4f}]",
+                             f"{one['p']:.3f}"])  # fmt: skip
+        header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
+        note = "Paired bootstrap over the same rows, item level."
+        tables.append({"title": f"Difference to {reference}", "note": note, "header": header, "rows": rows})
+    sliced = {result.name: {one["slice"]: one for one in result.slices} for result in results}
+    rows = []
+    for one in results[0].slices:
+        found = [held.get(one["slice"]) for held in sliced.values()]
+        cells = ["–" if cell is None else f"{cell['recall@10']:.4f}" for cell in found]
+        rows.append([one["slice"], str(one["rows"]), *cells])
+    tables.append({"title": "recall@10 by slice", "note": "", "header": ["slice", "rows", *sliced], "rows": rows})
+    return [one for one in tables if one["rows"]]
+
+
+def _cell(result: EvaluationResult, column: str) -> str:
+    value = result.metrics.get(column)
+    if value is None:
+        return "–"
+    if column.endswith("_per_second"):
+        return f"{value:,.0f}"
+    text = f"{value:.4f}"
+    if column in result.ci:
+        low, high = result.ci[column]
+        text += f" [{low:.4f}, {high:.4f}]"
+    return text

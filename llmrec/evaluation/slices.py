@@ -1,0 +1,55 @@
+"""Slices of test rows: how popular the target is, how long the history, whether the target is a repeat."""
+
+import numpy as np
+
+HISTORY_BUCKETS = ((0, 0), (1, 1), (2, 3), (4, 6), (7, 10), (11, 20), (21, None))
+
+
+def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+    """Sorts items into head, mid, tail and cold by their count in train.
+
+    Head is the tenth of the seen items with the highest counts, mid reaches down to the median, tail is the rest and
+    cold was never seen in train; equal counts share a class, so the shares are approximate.
+
+    Args:
+        counts: int [items].
+
+    Returns:
+        `(classes, meaning)`: names [items], and what each name means here, e.g. `{"head": ">= 31 in train"}`.
+    """
+    seen = counts[counts > 0]
+    head, mid = np.quantile(seen, [0.9, 0.5], method="higher") if len(seen) else (1, 1)
+    classes = np.select([counts == 0, counts >= head, counts >= mid], ["cold", "head", "mid"], "tail")
+    meaning = {
+        "head": f">= {head:.0f} in train",
+        "mid": f"{mid:.0f} to {head - 1:.0f} in train",
+        "tail": f"1 to {mid - 1:.0f} in train",
+        "cold": "not in train",
+    }
+    return classes, meaning
+
+
+def row_slices(
+    histories: np.ndarray, offsets: np.ndarray, targets: np.ndarray, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Named masks over test rows; empty slices are left out.
+
+    Args:
+        histories, offsets: catalogue rows of all histories (`lists_to_rows`).
+        targets: int [n], catalogue rows.
+        counts: int [items], counts in train.
+
+    Returns:
+        `{"target popularity / head (>= 31 in train)": bool [n], ...}`.
+    """
+    classes, meaning = popularity_classes(counts)
+    slices = {f"target popularity / {name} ({text})": classes[targets] == name for name, text in meaning.items()}
+    lengths = np.diff(offsets)
+    for low, high in HISTORY_BUCKETS:
+        name = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+        slices[f"history length / {name}"] = (lengths >= low) & (lengths <= (high if high is not None else np.inf))
+    row = np.repeat(np.arange(len(targets)), lengths)
+    repeat = np.zeros(len(targets), bool)
+    repeat[row[histories == targets[row]]] = True
+    slices |= {"target in history / yes": repeat, "target in history / no": ~repeat}
+    return {name: mask for name, mask in slices.items() if mask.any()}

@@ -1,0 +1,58 @@
+"""Trains the baselines: popularity, item-kNN and SASRec.
+
+    python recipes/train_baselines.py --config recipes/configs/quickstart/baselines.yaml
+
+Writes `output_dir/{popularity,item_knn,sasrec}`; `recipes/evaluate.py` reads them. What is there with the same
+settings and data is reused.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from llmrec.baselines.item_knn import ItemKNN, ItemKNNConfig
+from llmrec.baselines.popularity import Popularity
+from llmrec.baselines.sasrec import SASRec, SASRecConfig
+from llmrec.data import PreparedData
+from llmrec.stages import begin_stage, finish_stage, settings_of
+
+
+@dataclass
+class BaselineArguments:
+    data_dir: str = field(metadata={"help": "Folder that recipes/prepare_data.py wrote."})
+    output_dir: str = field(metadata={"help": "One folder per baseline is written into it."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what a run with other settings left."})
+
+
+def main():
+    arguments, knn, sasrec = TrlParser((BaselineArguments, ItemKNNConfig, SASRecConfig)).parse_args_and_config()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    data = PreparedData.load(arguments.data_dir)
+    settings = settings_of(arguments, knn, sasrec) | {"data_fingerprint": data.fingerprint}
+    state = begin_stage(arguments.output_dir, settings, arguments.overwrite)
+    if state == "done":
+        print(f"Reusing the baselines in {arguments.output_dir}: same settings, same data.")
+        return
+    seconds = {}
+    makers = {
+        "popularity": lambda: Popularity.fit(data),
+        "item_knn": lambda: ItemKNN.fit(data, knn),
+        "sasrec": lambda: SASRec.fit(data, sasrec),
+    }
+    for name, fit in makers.items():
+        folder = Path(arguments.output_dir) / name
+        if folder.exists():
+            print(f"Reusing {folder} of the interrupted run.")
+            continue
+        began = time.perf_counter()
+        fit().save_pretrained(folder, {"data_fingerprint": data.fingerprint})
+        seconds[name] = round(time.perf_counter() - began, 1)
+        print(f"{name}: {seconds[name]} s -> {folder}")
+    finish_stage(arguments.output_dir, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()

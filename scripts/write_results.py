@@ -1,0 +1,58 @@
+"""Collects the figures of evaluations into one JSON file.
+
+    python scripts/write_results.py industrial=out/industrial/evaluation beauty=out/beauty/evaluation
+
+Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`. Writes `{"figures": {...}}` with keys such as
+`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Data sets that are already
+in the file and are not named keep their figures.
+"""
+
+import argparse
+from pathlib import Path
+
+from llmrec.files import read_json, write_json
+
+METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 3, 5, 10, 20, 50)]
+LIST_METRICS = ("valid@10", "coverage@10")
+
+
+def figures_of(summary: dict, dataset: str) -> dict[str, float]:
+    """The figures of one metrics.json."""
+    figures = {}
+    for name, result in summary["recommenders"].items():
+        start = f"{dataset}/{name}"
+        for metric in METRICS:
+            for level, key in (("item", metric), ("semid", f"semid/{metric}")):
+                if key not in result["metrics"]:
+                    continue
+                figures[f"{start}/{level}/{metric}"] = round(result["metrics"][key], 6)
+                for side, bound in zip(("low", "high"), result["ci"].get(key, ())):
+                    figures[f"{start}/{level}/{metric}/{side}"] = round(bound, 6)
+        for metric in LIST_METRICS:
+            if metric in result["metrics"]:
+                figures[f"{start}/{metric}"] = round(result["metrics"][metric], 6)
+        figures[f"{start}/rows"] = result["rows"]
+    return figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", nargs="+", metavar="DATASET=FOLDER")
+    parser.add_argument("--json", default="docs/results.json", help="the file to write (docs/results.json)")
+    arguments = parser.parse_args()
+    path = Path(arguments.json)
+    figures = read_json(path)["figures"] if path.exists() else {}
+    for argument in arguments.evaluations:
+        dataset, separator, folder = argument.partition("=")
+        if not separator:
+            parser.error(f"{argument!r} should be DATASET=FOLDER")
+        fresh = figures_of(read_json(Path(folder) / "metrics.json"), dataset)
+        kept = {key: value for key, value in figures.items() if not key.startswith(f"{dataset}/")}
+        figures = kept | fresh
+        print(f"{dataset}: {len(fresh)} figures")
+    write_json(path, {"figures": dict(sorted(figures.items()))})
+    print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    main()
