@@ -1,0 +1,31 @@
+"""Item tokenizers: features of items to codes, codes to unique Semantic IDs, and a report on how good they are."""
+
+from pathlib import Path
+
+from llmrec.files import read_json
+from llmrec.item_tokenizers.build import add_items, build_semids
+from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
+from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.rq_kmeans import RQKMeans
+
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {"rq_kmeans": RQKMeans}
+
+__all__ = [
+    "COLLISION_POLICIES",
+    "TOKENIZERS",
+    "ItemTokenizer",
+    "RQKMeans",
+    "add_items",
+    "build_semids",
+    "load_item_tokenizer",
+]
+
+
+def load_item_tokenizer(folder: str | Path) -> ItemTokenizer:
+    """Reads any item tokenizer that `save_pretrained` wrote."""
+    name = read_json(Path(folder) / "config.json").get("name")
+    if name not in TOKENIZERS:
+        raise ValueError(
+            f"{Path(folder) / 'config.json'} names item tokenizer {name!r}; known: {', '.join(TOKENIZERS)}"
+        )
+    return TOKENIZERS[name].from_pretrained(folder)

@@ -1,0 +1,71 @@
+"""Item embeddings from who is consumed near whom: a truncated SVD of positive pointwise mutual information.
+
+Levy and Goldberg (NeurIPS 2014): this factorises what word2vec (and item2vec) learns. Training sequences only.
+"""
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.item_tokenizers.preprocess import l2_normalize
+
+logger = logging.getLogger(__name__)
+
+
+def cooccurrence_embeddings(
+    item_ids: list[str], train: pa.Table, dim: int = 64, window: int = 5, seed: int = 0
+) -> np.ndarray:
+    """Embeddings of the items in training sequences.
+
+    Args:
+        item_ids (list of `str`, length N): the catalogue.
+        train (`pa.Table`): has `item_ids: list<string>`, one row per sequence (`PreparedData.train`).
+        dim (`int`): components.
+        window (`int`): items at most this far apart in a sequence count as a pair.
+
+    Returns:
+        `np.ndarray`, float32, `[N, dim]`: rows of unit length; zero for an item without neighbours.
+
+    Raises:
+        ValueError: fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
+    """
+    from scipy import sparse
+    from sklearn.decomposition import TruncatedSVD
+
+    if len(item_ids) <= dim:
+        raise ValueError(f"cooccurrence features of {dim} dimensions need more than {len(item_ids)} items: lower dim")
+    lists = train["item_ids"].combine_chunks()
+    flat = lists.flatten()
+    codes = flat.dictionary_encode()
+    position = {item: i for i, item in enumerate(item_ids)}
+    unknown = next((item for item in codes.dictionary.to_pylist() if item not in position), None)
+    if unknown is not None:
+        raise ValueError(f"training sequences hold item {unknown!r}, which is not in the catalogue")
+    of_code = np.array([position[item] for item in codes.dictionary.to_pylist()], np.int64)
+    items = of_code[codes.indices.to_numpy()]
+    sequence = np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+    counts = sparse.csr_matrix((len(item_ids), len(item_ids)), dtype=np.float64)
+    for distance in range(1, window + 1):
+        left, right = items[:-distance], items[distance:]
+        near = (sequence[:-distance] == sequence[distance:]) & (left != right)
+        pair = (np.ones(int(near.sum())), (left[near], right[near]))
+        counts = counts + sparse.coo_matrix(pair, shape=counts.shape).tocsr()
+    counts = (counts + counts.T).tocoo()
+    if not counts.nnz:
+        raise ValueError("no training sequence holds two different items: there is nothing to learn neighbours from")
+    total = counts.sum()
+    frequency = np.asarray(counts.sum(1)).reshape(-1)
+    # Context counts to the power 0.75 keep rare items from having the largest values (Levy et al., TACL 2015).
+    context = frequency**0.75
+    context *= total / context.sum()
+    pmi = np.log(counts.data * total / (frequency[counts.row] * context[counts.col]))
+    positive = pmi > 0
+    matrix = sparse.csr_matrix(
+        (pmi[positive], (counts.row[positive], counts.col[positive])), shape=counts.shape, dtype=np.float64
+    )
+    svd = TruncatedSVD(dim, random_state=seed)
+    left = svd.fit_transform(matrix)
+    logger.info("co-occurrence: %d pairs; %d items have neighbours", matrix.nnz, (frequency > 0).sum())
+    left /= np.sqrt(np.maximum(svd.singular_values_, 1e-12))
+    return l2_normalize(left).astype(np.float32)
