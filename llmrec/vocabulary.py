@@ -111,7 +111,9 @@ def extend_vocabulary(
                 grounded, held = vectors @ projection, torch.ones(len(ids), dtype=torch.bool)
             if grounded is not None and held.any():
                 centred = grounded - grounded[held].mean(0)
-                scale = spread.norm() / centred[held].norm(dim=1).mean().clamp(min=1e-12)
+                norms = centred.norm(dim=1)
+                held &= norms > 1e-6 * grounded.norm(dim=1).max()  # a code alone in its level says nothing
+                scale = spread.norm() / norms[held].mean()
                 # A tenth of the usual noise keeps codes with equal texts apart.
                 rows_of_level[held] = (mean + centred * scale + 0.1 * noise)[held]
             matrix[ids] = rows_of_level.to(matrix)

@@ -1,0 +1,155 @@
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_data, tiny_index, tiny_model
+
+from llmrec.data.prepared import SEQUENCES
+from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, TaskMix, build_dataset, load_prompt
+from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.tasks import stream_rows
+
+
+@pytest.fixture(scope="module")
+def setting():
+    data = tiny_data()
+    index = tiny_index(data)
+    _, tokenizer = tiny_model(data, index)
+    return data, index, tokenizer, Renderer(tokenizer, Catalogue(index, data.items))
+
+
+SHIPPED = sorted(path.stem for path in prompts_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_prompts_load_and_fill_every_slot(setting, name):
+    data, index, tokenizer, renderer = setting
+    prompt = load_prompt(name)
+    rows = TASKS[prompt.task].rows(data, 5).slice(0, 3).to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        for wording in range(len(prompt.templates)):
+            text = renderer.prompt(prompt, row, wording) + renderer.completion(prompt, row, wording)
+            assert "{" not in text and "None" not in text
+            assert all(index.encode(item) in text for item in row["history"])
+
+
+@pytest.mark.parametrize("name", ["next_item", "stream"])
+def test_another_target_leaves_the_prompt_byte_identical(setting, name):
+    data, index, tokenizer, renderer = setting
+    prompt = load_prompt(name)
+    for row in TASKS[prompt.task].rows(data, 5).slice(0, 20).to_pylist():
+        other = row | {"targets": [index.items[-1]] * len(row["targets"])}
+        for wording in range(len(prompt.templates)):
+            assert renderer.prompt(prompt, row, wording) == renderer.prompt(prompt, other, wording)
+
+
+@pytest.mark.parametrize("name", ["next_item", "stream"])
+def test_the_evaluation_prompt_is_the_training_prompt(setting, name):
+    """SFT's text cut before a target equals what the recommender reads for the same history."""
+    data, index, tokenizer, renderer = setting
+    prompt = load_prompt(name)
+    for row in TASKS[prompt.task].rows(data, 9).slice(0, 10).to_pylist():
+        text = renderer.prompt(prompt, row) + renderer.completion(prompt, row)
+        for cut, target in enumerate(row["targets"]):
+            history = row["history"] + row["targets"][:cut]
+            asked = renderer.next_item_prompts(prompt, [history], max_history=9)[0]
+            assert text.startswith(asked + index.encode(target))
+
+
+def test_only_answer_tokens_carry_labels_and_nothing_follows_a_semid(setting):
+    data, index, tokenizer, renderer = setting
+    mixture = [TaskMix.parse(name) for name in SHIPPED]
+    rows = build_dataset(data, mixture, renderer, max_history=4, max_length=256)
+    seen = set()
+    for row in rows:
+        labelled = [token for token, label in zip(row["input_ids"], row["labels"]) if label != -100]
+        assert labelled == [label for label in row["labels"] if label != -100]
+        answer = tokenizer.decode(labelled)
+        if row["task"] == "item_to_title":
+            title = renderer.catalogue.titles[row["targets"][0]]
+            assert answer == title + tokenizer.eos_token
+        else:
+            assert answer == "".join(index.encode(item) for item in row["targets"])
+        assert row["length"] == len(row["input_ids"])
+        seen.add(row["task"])
+    assert seen == {load_prompt(name).task for name in SHIPPED}
+
+
+def test_no_evaluation_target_is_a_training_target(setting):
+    data, index, tokenizer, renderer = setting
+    rows = TASKS["next_item"].rows(data, 50)
+    pairs = {(tuple(h), t[0]) for h, t in zip(rows["history"].to_pylist(), rows["targets"].to_pylist())}
+    for split in (data.valid, data.test):
+        for history, target in zip(split["history"].to_pylist(), split["target"].to_pylist()):
+            assert (tuple(history), target) not in pairs
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4)), min_size=1, max_size=6), st.integers(1, 9)
+)
+def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_history):
+    sequences = [[f"{user}-{i}" for i in range(length)] for user, (length, _) in enumerate(shapes)]
+    train = pa.table(
+        {
+            "user_id": [str(u) for u in range(len(shapes))],
+            "item_ids": sequences,
+            "timestamps": [[None] * len(s) for s in sequences],
+            "num_context": [min(context, length) for length, context in shapes],
+        }
+    ).cast(SEQUENCES)
+    data = tiny_data(num_users=2)
+    data.train = train
+    rows = stream_rows(data, max_history).to_pylist()
+    labelled = [item for row in rows for item in row["targets"]]
+    expected = [
+        item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]
+    ]
+    assert sorted(labelled) == sorted(expected)
+    for row in rows:
+        user = int(row["history"][0].split("-")[0])
+        window = row["history"] + row["targets"]
+        start = int(window[0].split("-")[1])
+        assert window == sequences[user][start : start + len(window)]
+        assert len(window) <= max_history + 1 and len(row["history"]) >= 1
+        # A target sees half a window of history, or all there is.
+        assert start == 0 or len(row["history"]) >= (max_history + 1) // 2
+
+
+def test_weights_repeat_and_sample_rows_and_the_seed_fixes_them(setting):
+    data, index, tokenizer, renderer = setting
+    build = lambda weight, seed: build_dataset(  # noqa: E731
+        data, [TaskMix.parse(f"item_to_title:{weight}")], renderer, max_history=4, max_length=256, seed=seed
+    )
+    assert len(build(0.5, 0)) == 12 and len(build(2.25, 0)) == 54
+    assert build(0.5, 3)["input_ids"] == build(0.5, 3)["input_ids"] != build(0.5, 4)["input_ids"]
+
+
+def test_chat_frame_is_what_the_chat_template_gives(setting):
+    data, index, tokenizer, renderer = setting
+    prompt = Prompt.from_dict(
+        {"task": "item_to_title", "system": "Be brief.", "templates": [{"prompt": "{item}?", "completion": "{title}"}]}
+    )
+    row = {"history": [], "targets": ["item-03"]}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": index.encode("item-03") + "?"}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert renderer.prompt(prompt, row) == expected
+
+
+def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
+    data, index, tokenizer, renderer = setting
+    with pytest.raises(ValueError, match="no prompt template 'nonsense'.*stream"):
+        load_prompt("nonsense")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("task: stream\ntemplate: []\n")
+    with pytest.raises(ValueError, match="bad.yaml: unknown fields .'template'., missing fields .'templates'."):
+        load_prompt(bad)
+    bad.write_text("task: [unclosed\n")
+    with pytest.raises(ValueError, match="bad.yaml is not valid YAML"):
+        load_prompt(bad)
+    bad.write_text("task: fly\ntemplates: [{prompt: a, completion: b}]\n")
+    with pytest.raises(ValueError, match="'fly' is not one of"):
+        TaskMix.parse(str(bad))
+    with pytest.raises(ValueError, match="more than max_length 5: lower max_history"):
+        build_dataset(data, [TaskMix.parse("stream")], renderer, max_history=4, max_length=5)
