@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from llmrec.decoding.head import token_scores
+from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
 
@@ -195,6 +195,9 @@ def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
     """`tree_search`, or `generate` with the logits processor for models that cannot (said once per reason)."""
     if normalize not in ("vocabulary", "catalogue"):
         raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
+    rows, last = unwrap(model).config.get_text_config().vocab_size, max(int(ids.max()) for ids in trie.head_ids)
+    if last >= rows:
+        raise ValueError(f"the trie holds token {last}, but the model's vocabulary has {rows} rows: extend it first")
     reason = unsupported(model)
     if reason is None:
         return tree_search(model, input_ids, attention_mask, trie, normalize)
