@@ -1,0 +1,17 @@
+.PHONY: help style test test-slow quickstart
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+style:  ## Fix what ruff can fix, and format
+	ruff check --fix .
+	ruff format .
+
+test:  ## The fast tests: CPU only, no network
+	bash scripts/test.sh
+
+test-slow:  ## The slow tests (real data: LLMREC_DATA=/path/to/data)
+	bash scripts/test.sh -m slow
+
+quickstart:  ## The whole way on a generated store, in minutes on a CPU
+	bash scripts/quickstart.sh
