@@ -6,7 +6,7 @@ items without a neighbour in the history rank behind all others, by popularity.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ _CHUNK = 4096  # items whose co-occurrences are held at once
 
 @dataclass(frozen=True)
 class ItemKNNConfig:
-    """`neighbours` kept per item; weight of the item `n` steps before the latest is `decay**n`."""
+    """Settings of an item-kNN."""
 
-    neighbours: int = 200
-    decay: float = 0.6
+    neighbours: int = field(default=200, metadata={"help": "Neighbours kept per item."})
+    decay: float = field(default=0.6, metadata={"help": "An item n steps before the latest weighs decay**n."})
 
     def __post_init__(self):
         if self.neighbours < 1:

@@ -8,7 +8,7 @@ An empty history, which the network never sees, is ranked by training popularity
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,17 @@ logger = logging.getLogger(__name__)
 class SASRecConfig:
     """Shape and training of a SASRec."""
 
-    max_length: int = 50
-    hidden_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 2
-    dropout: float = 0.4
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.0
-    batch_size: int = 256
-    max_epochs: int = 200
-    patience: int = 10
-    seed: int = 0
+    max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
+    num_layers: int = field(default=2, metadata={"help": "Transformer blocks."})
+    num_heads: int = field(default=2, metadata={"help": "Attention heads; hidden_size is a multiple of it."})
+    dropout: float = field(default=0.4, metadata={"help": "Of embeddings, attention and blocks."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Of AdamW, constant."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW, on all parameters."})
+    batch_size: int = field(default=64, metadata={"help": "Training sequences per step."})
+    max_epochs: int = field(default=200, metadata={"help": "Early stopping usually ends training before."})
+    patience: int = field(default=6, metadata={"help": "Epochs without a better validation ndcg@10."})
+    seed: int = field(default=0, metadata={"help": "Of weights, dropout and the order of batches."})
 
 
 class SASRecModel(nn.Module):
@@ -143,7 +142,11 @@ class SASRec:
         torch.manual_seed(config.seed)
         model = SASRecModel(data.items.num_rows, config).to(device)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+            fused=True,
         )
         best, best_epoch, best_weights = -1.0, 0, None
         progress = tqdm(range(1, config.max_epochs + 1), desc="SASRec", unit="epoch")
@@ -153,9 +156,7 @@ class SASRec:
             for batch in _batches(windows, config.batch_size, generator):
                 ids, labels = (torch.from_numpy(part).to(device) for part in batch)
                 kept = labels >= 0
-                loss = F.cross_entropy(
-                    model.head(model(ids)[kept]), labels[kept], label_smoothing=config.label_smoothing
-                )
+                loss = F.cross_entropy(model.head(model(ids)[kept]), labels[kept])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

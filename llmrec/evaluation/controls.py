@@ -9,7 +9,7 @@ from llmrec.data.rows import flatten_lists, list_array
 def shuffle_histories(rows: pa.Table, seed: int = 0) -> pa.Table:
     """Gives every row the history of another row (a random cycle, so none keeps its own).
 
-    What is left is popularity: a personal recommender must fall to about its level.
+    What can be left is popularity: a personal recommender must fall to that level or below.
 
     Raises:
         ValueError: fewer than two rows.

@@ -1,0 +1,83 @@
+"""train_baselines.py, evaluate.py and write_results.py on a tiny store, by YAML as users run them."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(monkeypatch, script: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def write_yaml(path: Path, **settings) -> Path:
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
+    data = tiny_data()
+    data.save(tmp_path / "data")
+    write_tiny_base(tmp_path / "model", data, tiny_index(data))
+    baselines = write_yaml(
+        tmp_path / "baselines.yaml",
+        data_dir=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "baselines"),
+        max_length=8,
+        hidden_size=16,
+        learning_rate=1e-2,
+        batch_size=16,
+        max_epochs=15,
+    )
+    run(monkeypatch, "recipes/train_baselines.py", "--config", baselines)
+    written = (tmp_path / "baselines" / "sasrec" / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    run(monkeypatch, "recipes/train_baselines.py", "--config", baselines)
+    assert "Reusing" in capsys.readouterr().out
+    assert (tmp_path / "baselines" / "sasrec" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="decay.*--overwrite"):
+        run(monkeypatch, "recipes/train_baselines.py", "--config", baselines, "--decay", "0.9")
+
+    folders = {name: str(tmp_path / "baselines" / name) for name in ("popularity", "item_knn", "sasrec")}
+    evaluation = write_yaml(
+        tmp_path / "evaluate.yaml",
+        data_dir=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "evaluation"),
+        recommenders={**folders, "ours": str(tmp_path / "model")},
+        reference="popularity",
+        controls=["sasrec"],
+        semids=str(tmp_path / "model" / "semids.parquet"),
+        max_rows=30,
+        bootstrap=50,
+    )
+    run(monkeypatch, "recipes/evaluate.py", "--config", evaluation)
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    found = summary["recommenders"]
+    assert set(found) == {*folders, "ours", "sasrec, shuffled histories", "sasrec, shuffled order"}
+    assert f"{found['sasrec']['metrics']['recall@10']:.4f}" in printed and found["sasrec"]["rows"] == 30
+    assert found["sasrec"]["metrics"]["ndcg@10"] > 2 * found["sasrec, shuffled histories"]["metrics"]["ndcg@10"]
+    assert found["ours"]["metrics"]["valid@10"] == 1 and "semid/recall@10" in found["popularity"]["metrics"]
+
+    results = tmp_path / "results.json"
+    results.write_text('{"figures": {"beauty/ours/item/recall@10": 0.5, "tiny/gone": 1}}')
+    run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'evaluation'}", "--json", results)
+    figures = json.loads(results.read_text())["figures"]
+    assert figures["beauty/ours/item/recall@10"] == 0.5 and "tiny/gone" not in figures
+    figure = figures["tiny/sasrec/item/ndcg@10"]
+    assert figure == pytest.approx(found["sasrec"]["metrics"]["ndcg@10"], abs=1e-6)
+    assert figures["tiny/sasrec/item/ndcg@10/low"] <= figure <= figures["tiny/sasrec/item/ndcg@10/high"]
+    assert "tiny/ours/semid/recall@10" in figures
+
+    with pytest.raises(ValueError, match="nobody"):
+        run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--controls", "nobody")
+    with pytest.raises(ValueError, match="wrong_key"):
+        bad = write_yaml(tmp_path / "bad.yaml", **yaml.safe_load(evaluation.read_text()), wrong_key=1)
+        run(monkeypatch, "recipes/evaluate.py", "--config", bad)
