@@ -3,7 +3,7 @@
     python recipes/prepare_data.py --config recipes/configs/quickstart/data.yaml
     python recipes/prepare_data.py --config recipes/configs/own_csv/data.yaml --user_k 3 --overwrite true
 
-A folder that was prepared with the same settings from the same files is reused.
+A folder prepared with the same settings from the same files is reused; one with other settings needs --overwrite true.
 """
 
 import inspect
@@ -14,7 +14,7 @@ import pyarrow as pa
 from trl import TrlParser
 
 from llmrec.data import PreparedData, prepare
-from llmrec.data.provenance import expand, prepared_with, settings_fingerprint
+from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
 from llmrec.data.statistics import statistics_table
 
@@ -41,7 +41,7 @@ class DataArguments:
     keep_all_items: bool = field(default=False, metadata={"help": "Items outside the k-core stay in the catalogue."})
     clean: bool = field(default=True, metadata={"help": "Remove HTML and surplus white space from item text."})
     max_history: int | None = field(default=50, metadata={"help": "Length of validation and test histories."})
-    overwrite: bool = field(default=False, metadata={"help": "Prepare again even if nothing has changed."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
 
 
 def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
@@ -57,15 +57,15 @@ def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
 def main(args: DataArguments) -> PreparedData:
     settings = expand(asdict(args))
     output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
-    made_from = settings_fingerprint(settings)
-    if not overwrite and prepared_with(output_dir, made_from):
+    inputs = inputs_fingerprint(settings)
+    if not overwrite and can_reuse(output_dir, settings, inputs):
         data = PreparedData.load(output_dir)
         print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
     else:
         rules = dict(settings)
         interactions, items = load(settings["source"], rules.pop("source_args"))
         data = prepare(interactions, items, **rules)
-        data.info |= {"settings": settings, "settings_fingerprint": made_from}
+        data.info |= {"settings": settings, "inputs_fingerprint": inputs}
         data.save(output_dir)
         print(f"Prepared {output_dir}.")
     print(statistics_table(data.info["statistics"]))

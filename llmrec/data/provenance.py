@@ -34,18 +34,32 @@ def expand(value):
     return os.path.expanduser(expanded)
 
 
-def settings_fingerprint(settings: dict) -> str:
-    """16 hex digits over the settings, size and time of change of every file they name, and this package's code."""
+def inputs_fingerprint(settings: dict) -> str:
+    """16 hex digits over size and time of change of every file that the settings name, and this package's own code."""
     files = sorted({file for value in _strings(settings) for file in _files(value)})
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*")) if file.suffix in (".py", ".yaml")]
-    return fingerprint(json.dumps([settings, stats], sort_keys=True, default=str), *code)
+    return fingerprint(json.dumps(stats), *code)
 
 
-def prepared_with(folder: str | Path, settings: str) -> bool:
-    """Whether a folder holds prepared data that was made with these settings (their fingerprint)."""
+def can_reuse(folder: str | Path, settings: dict, inputs: str) -> bool:
+    """Whether a folder holds data prepared with these settings from these inputs.
+
+    Raises:
+        ValueError: it holds data prepared with other settings (named in the message), which must not vanish unasked.
+    """
     path = Path(folder) / "dataset.json"
-    return path.exists() and read_json(path).get("settings_fingerprint") == settings
+    if not path.exists():
+        return False
+    info = read_json(path)
+    before, now = info.get("settings", {}), json.loads(json.dumps(settings))
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if changed:
+        raise ValueError(
+            f"{folder} holds data prepared with other settings ({', '.join(changed)}): "
+            "pass --overwrite true to replace it, or choose another output_dir"
+        )
+    return info.get("inputs_fingerprint") == inputs
 
 
 def _strings(value) -> Iterator[str]:

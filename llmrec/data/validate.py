@@ -63,7 +63,7 @@ def standard_interactions(
         elif name in ("user_id", "item_id"):
             table[name] = _ids(column, where, own)
         else:
-            table[name] = _cast(column, INTERACTION_TYPES[name], where, own)
+            table[name] = cast_column(column, INTERACTION_TYPES[name], where, own)
     return pa.table(table)
 
 
@@ -87,10 +87,10 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
             table[name] = _ids(column, where, own)
         elif name in ITEM_TYPES:
             column = _join_lists(column, _LIST_SEPARATORS.get(name, " "))
-            column = _cast(column, ITEM_TYPES[name], where, own)
+            column = cast_column(column, ITEM_TYPES[name], where, own)
             table[name] = pc.fill_null(column, "") if ITEM_TYPES[name] == TEXT else column
         else:
-            table[name] = column
+            table[name] = cast_column(column, TEXT, where, own) if pa.types.is_string(column.type) else column
     row = first_repeat(table["item_id"])
     if row is not None:
         item = table["item_id"][row].as_py()
@@ -156,8 +156,9 @@ def _ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
     missing = column.is_null(nan_is_null=True)
     if pa.types.is_floating(column.type):
         # An integer column with gaps comes as floats from pandas: 12.0 is the id "12".
-        column = _cast(pc.if_else(missing, None, column), pa.int64(), where, name)
-    ids = _cast(column, TEXT, where, name)
+        ids = cast_column(cast_column(pc.if_else(missing, None, column), pa.int64(), where, name), TEXT, where, name)
+    else:
+        ids = cast_column(column, TEXT, where, name)
     missing = pc.or_(missing, pc.is_in(ids, _MISSING_IDS))
     row = pc.index(missing, True).as_py()
     if row >= 0:
@@ -170,12 +171,14 @@ def _seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.Ch
         try:
             column = column.cast(pa.int64())
         except pa.ArrowInvalid:
-            column = _cast(column, pa.timestamp("us"), where, name)
+            column = cast_column(column, pa.timestamp("us"), where, name)
     if pa.types.is_temporal(column.type):
-        return _cast(column, pa.timestamp("us"), where, name).cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+        return (
+            cast_column(column, pa.timestamp("us"), where, name).cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+        )
     if pa.types.is_floating(column.type):
         column = pc.floor(pc.if_else(pc.is_nan(column), None, column))
-    seconds = _cast(column, pa.int64(), where, name)
+    seconds = cast_column(column, pa.int64(), where, name)
     if unit != "s":
         seconds = pc.divide(seconds, UNITS_PER_SECOND[unit])
     row = pc.index(pc.greater(seconds, _LATEST_SECOND), True).as_py()
@@ -187,7 +190,9 @@ def _seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.Ch
     return seconds
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
+def cast_column(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
+    """A column in another type; raises `ValueError` naming the first row that does not fit, or is not UTF-8."""
+
     def attempt(part: pa.ChunkedArray) -> pa.ChunkedArray:
         done = part.cast(kind)
         if kind == TEXT:
@@ -203,7 +208,9 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> 
             shown = repr(value.as_py())
         except UnicodeDecodeError:
             shown = repr(value.cast(pa.binary()).as_py())
-        problem = "is not valid UTF-8" if "utf8" in str(error).lower() else f"({column.type}) is not {kind}"
+        problem = f"({column.type}) is not {kind}"
+        if "invalid utf8" in str(error).lower():
+            problem = "is not valid UTF-8; for a CSV say what it is, e.g. encoding: latin-1"
         raise ValueError(f"{where}, column {name!r}, row {row + 1}: {shown[:80]} {problem}") from error
 
 

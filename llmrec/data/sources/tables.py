@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from llmrec.data.validate import items_without_text, standard_interactions, standard_items
+from llmrec.data.validate import cast_column, items_without_text, standard_interactions, standard_items
 
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
@@ -92,7 +92,7 @@ def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str
 def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], threads: bool = True) -> pa.Table:
     delimiter = "\t" if ".tsv" in Path(path).suffixes else ","
     try:
-        return pa.csv.read_csv(
+        table = pa.csv.read_csv(
             path,
             # The row of an error is known to the single-threaded reader only.
             read_options=pa.csv.ReadOptions(encoding=encoding, use_threads=threads),
@@ -102,7 +102,11 @@ def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], th
     except pa.ArrowInvalid:
         if not threads:
             raise
-    return _read_csv(path, encoding, text_columns, threads=False)
+        return _read_csv(path, encoding, text_columns, threads=False)
+    for index, name in enumerate(table.column_names):
+        if pa.types.is_binary(table[name].type):  # arrow's type for text that is not UTF-8
+            table = table.set_column(index, name, cast_column(table[name], pa.string(), str(path), name))
+    return table
 
 
 def _advice(path: str | Path, kind: str, message: str, encoding: str) -> str:
