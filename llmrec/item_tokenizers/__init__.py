@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from llmrec.files import read_json
-from llmrec.item_tokenizers.build import add_items, build_semids
+from llmrec.item_tokenizers.build import add_items, build_semids, ready_made_semids
 from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
+from llmrec.item_tokenizers.features import ItemFeatures, rows_in_training
 from llmrec.item_tokenizers.protocol import ItemTokenizer
 from llmrec.item_tokenizers.rq_kmeans import RQKMeans
 
@@ -13,11 +14,14 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {"rq_kmeans": RQKMeans}
 __all__ = [
     "COLLISION_POLICIES",
     "TOKENIZERS",
+    "ItemFeatures",
     "ItemTokenizer",
     "RQKMeans",
     "add_items",
     "build_semids",
     "load_item_tokenizer",
+    "ready_made_semids",
+    "rows_in_training",
 ]
 
 

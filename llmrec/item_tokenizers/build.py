@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from llmrec.files import fingerprint
 from llmrec.item_tokenizers.collisions import COLLISION_POLICIES, collision_stats
@@ -108,6 +109,31 @@ def add_items(
     info = {**index.info, "collisions_after": collision_stats(joined)}
     info["items_added"] = info.get("items_added", 0) + len(item_ids)
     return SemIDIndex([*index.item_ids, *item_ids], joined, index.codebook_sizes, index.pattern, info)
+
+
+def ready_made_semids(items: pa.Table, source: str, codebook_sizes: Sequence[int] | None = None) -> SemIDIndex:
+    """Semantic IDs that exist already, for exactly the items of a catalogue; items may share one.
+
+    Args:
+        source (`str`): a column of `items` with lists of tokens such as `["<a_1>", "<b_2>"]`, or an `index.json`.
+        codebook_sizes (*optional*): see `SemIDIndex.from_tokens`.
+
+    Raises:
+        ValueError: neither a column nor a file, an item without SemID, or tokens that do not read `<letter_number>`.
+    """
+    if source.endswith(".json"):
+        index = SemIDIndex.from_index_json(source, codebook_sizes).aligned(items)
+    elif source in items.column_names:
+        lists = items[source].to_pylist()
+        empty = next((i for i, tokens in enumerate(lists) if not tokens), None)
+        if empty is not None:
+            raise ValueError(f"item {items['item_id'][empty].as_py()!r} has no Semantic ID in column {source!r}")
+        semids = dict(zip(items["item_id"].to_pylist(), lists))
+        index = SemIDIndex.from_tokens(semids, codebook_sizes, info={"source": f"column {source}"})
+    else:
+        raise ValueError(f"ready-made SemIDs {source!r} are neither a column of the catalogue nor an index.json")
+    index.info |= {"collision": "keep", "collisions_after": collision_stats(index.codes)}
+    return index
 
 
 def tokenizer_fingerprint(tokenizer: ItemTokenizer) -> str:

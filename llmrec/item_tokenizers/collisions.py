@@ -106,7 +106,7 @@ def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
 
 def collision_stats(codes: np.ndarray) -> dict:
     """How far codes `[N, L]` are from unique: `unique` IDs U, `collision_rate` 1 - U/N, `colliding_items` (share of
-    items that are not alone), `largest_group`, `groups` with more than one item."""
+    items that are not alone), `largest_group`, `group_sizes` (size: number of groups)."""
     counts = np.unique(codes, axis=0, return_counts=True)[1]
     shared = counts[counts > 1]
     return {
@@ -115,7 +115,7 @@ def collision_stats(codes: np.ndarray) -> dict:
         "collision_rate": 1 - len(counts) / len(codes),
         "colliding_items": int(shared.sum()) / len(codes),
         "largest_group": int(counts.max()),
-        "groups": len(shared),
+        "group_sizes": {str(size): int((counts == size).sum()) for size in np.unique(counts)},
     }
 
 

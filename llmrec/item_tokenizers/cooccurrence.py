@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pyarrow as pa
 
+from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.preprocess import l2_normalize
 
 logger = logging.getLogger(__name__)
@@ -35,16 +36,8 @@ def cooccurrence_embeddings(
 
     if len(item_ids) <= dim:
         raise ValueError(f"cooccurrence features of {dim} dimensions need more than {len(item_ids)} items: lower dim")
-    lists = train["item_ids"].combine_chunks()
-    flat = lists.flatten()
-    codes = flat.dictionary_encode()
-    position = {item: i for i, item in enumerate(item_ids)}
-    unknown = next((item for item in codes.dictionary.to_pylist() if item not in position), None)
-    if unknown is not None:
-        raise ValueError(f"training sequences hold item {unknown!r}, which is not in the catalogue")
-    of_code = np.array([position[item] for item in codes.dictionary.to_pylist()], np.int64)
-    items = of_code[codes.indices.to_numpy()]
-    sequence = np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+    items, offsets = lists_to_rows(train["item_ids"], item_ids)
+    sequence = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     counts = sparse.csr_matrix((len(item_ids), len(item_ids)), dtype=np.float64)
     for distance in range(1, window + 1):
         left, right = items[:-distance], items[distance:]

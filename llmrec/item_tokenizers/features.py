@@ -51,7 +51,7 @@ class TextFeatures:
         return {"encoder": config.pop("model_name_or_path", self.encoder.name), "columns": self.columns, **config}
 
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
-        self.encoder.fit(item_text(items.take(training_rows(items, train)), self.columns), seed)
+        self.encoder.fit(item_text(items.take(rows_in_training(items, train)), self.columns), seed)
         return self
 
     def encode(self, items: pa.Table) -> np.ndarray:
@@ -177,6 +177,14 @@ class ItemFeatures:
             for kind, weight, part in zip(self.kinds, self.weights, self.parts)
         ]
 
+    def describe(self) -> str:
+        """One short line, e.g. `text (tfidf) + 0.5 x cooccurrence`."""
+        names = []
+        for entry in self.config:
+            weight = "" if entry["weight"] == 1 else f"{entry['weight']:g} x "
+            names.append(weight + entry["kind"] + (f" ({entry['encoder']})" if "encoder" in entry else ""))
+        return " + ".join(names)
+
     def fit(self, items: pa.Table, train: pa.Table | None = None, seed: int = 0) -> Self:
         """Learns from a catalogue (`item_id` and text columns) and, where given, the training sequences."""
         for part in self.parts:
@@ -206,7 +214,7 @@ class ItemFeatures:
         return features
 
 
-def training_rows(items: pa.Table, train: pa.Table | None) -> np.ndarray:
+def rows_in_training(items: pa.Table, train: pa.Table | None) -> np.ndarray:
     """int64, ascending: the catalogue's rows that occur in training sequences (all, where there are none).
 
     Whatever is learned about items is learned from these, so cold items stay unseen.

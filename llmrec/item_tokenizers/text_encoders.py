@@ -194,7 +194,10 @@ class SentenceTransformerEncoder:
             for start in range(0, len(missing), _SHARD):
                 shard = missing[start : start + _SHARD]
                 rows = self.model.encode(
-                    [text for _, text in shard], self.batch_size, show_progress_bar=False, normalize_embeddings=True
+                    [text for _, text in shard],
+                    batch_size=self.batch_size,
+                    show_progress_bar=False,
+                    normalize_embeddings=True,
                 ).astype(np.float32)
                 shard_keys = [key for key, _ in shard]
                 known |= dict(zip(shard_keys, rows))

@@ -1,0 +1,196 @@
+"""How good are Semantic IDs before any LLM has seen them: a smoke alarm, not a ranking.
+
+Entropy and usage say when something is broken; they do not predict recommendation quality (SID-Repro, 2609.24430:
+correlation of level-1 entropy with NDCG@10 is -0.02). Figures with a `control` are the same for SemIDs that are
+exchanged between random items.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.files import atomic_path, write_json
+from llmrec.item_tokenizers.collisions import collision_stats
+from llmrec.item_tokenizers.preprocess import l2_normalize, unique_rows
+from llmrec.item_tokenizers.report_plots import plot_codes, plot_groups, plot_map
+from llmrec.semids import SemIDIndex
+
+logger = logging.getLogger(__name__)
+
+
+def semid_report(
+    index: SemIDIndex, features: np.ndarray, items: pa.Table, k: int = 10, sample: int = 1000, seed: int = 0
+) -> dict:
+    """Figures of an index.
+
+    Args:
+        features (`np.ndarray`, float32, `[N, D]`), items (`pa.Table`): in the order of the items of `index`.
+        k (`int`): neighbours to compare. sample (`int`): items whose neighbours are compared.
+
+    Returns:
+        `collisions` before and after the policy (see `collision_stats`), `levels` (see `level_figures`), `prefixes`
+        by depth (`unique`; `purity` of categories and its `purity_control`), `neighbours` (see `neighbours_kept`),
+        `features` (distinct rows), `warnings` (list of `str`, also logged).
+    """
+    codes = index.codes
+    shuffled = index.shuffled(seed).codes
+    after = collision_stats(codes)
+    report = {
+        "items": len(index),
+        "codebook_sizes": list(index.codebook_sizes),
+        "fingerprint": index.fingerprint,
+        "info": {key: value for key, value in index.info.items() if not key.startswith("collisions_")},
+        "features": {"dimensions": features.shape[1], "distinct": len(unique_rows(features))},
+        "collisions": {"before": index.info.get("collisions_before", after), "after": after},
+        "levels": [level_figures(codes[:, level], size) for level, size in enumerate(index.codebook_sizes)],
+        "prefixes": [],
+        "neighbours": {
+            "k": k,
+            "kept": neighbours_kept(codes, features, k, sample, seed),
+            "control": neighbours_kept(shuffled, features, k, sample, seed),
+        },
+    }
+    labels = category_labels(items)
+    for depth in range(1, index.num_levels + 1):
+        row = {"depth": depth, "unique": len(np.unique(codes[:, :depth], axis=0))}
+        if labels is not None:
+            row["purity"] = purity(codes[:, :depth], labels)
+            row["purity_control"] = purity(shuffled[:, :depth], labels)
+        report["prefixes"].append(row)
+    report["warnings"] = _warnings(report)
+    for warning in report["warnings"]:
+        logger.warning("Semantic IDs: %s", warning)
+    return report
+
+
+def level_figures(column: np.ndarray, size: int) -> dict:
+    """Of one level (int `[N]`, -1 where an item has no code): `held` (share of items with a code), `used` codes,
+    `usage` of the codebook, `entropy` (of 1 = uniform over the codebook), `perplexity`, `largest_share`."""
+    counts = np.bincount(column[column >= 0], minlength=size)
+    total = int(counts.sum())
+    p = counts[counts > 0] / max(total, 1)
+    entropy = float(-(p * np.log(p)).sum())
+    return {
+        "size": size,
+        "held": total / len(column),
+        "used": len(p),
+        "usage": len(p) / size,
+        "entropy": entropy / np.log(size) if size > 1 else 1.0,
+        "perplexity": float(np.exp(entropy)) if total else 0.0,
+        "largest_share": float(p.max(initial=0)),
+    }
+
+
+def neighbours_kept(codes: np.ndarray, features: np.ndarray, k: int, sample: int, seed: int) -> float:
+    """Mean share of an item's k nearest items by cosine that are also among its k nearest by length of the common
+    SemID prefix. Equal lengths count with the probability that a random order would choose them."""
+    k = min(k, len(codes) - 1)
+    if k < 1:
+        return 1.0
+    unit = l2_normalize(features)
+    chosen = np.random.default_rng(seed).permutation(len(codes))[:sample]
+    kept = 0.0
+    for item in chosen:
+        similarity = unit @ unit[item]
+        common = np.logical_and.accumulate(codes == codes[item], axis=1).sum(1)
+        similarity[item], common[item] = -np.inf, -1
+        nearest = np.argpartition(-similarity, k - 1)[:k]
+        bar = np.partition(common, -k)[-k]
+        above, at = (common > bar).sum(), (common == bar).sum()
+        probability = np.where(common > bar, 1.0, np.where(common == bar, (k - above) / at, 0.0))
+        kept += probability[nearest].mean()
+    return float(kept / len(chosen))
+
+
+def category_labels(items: pa.Table, depth: int = 3) -> np.ndarray | None:
+    """int64 `[N]`: the first `depth` levels of every item's first category path, -1 without; `None` if there are not
+    two of them. Levels are joined by ` > `, paths by ` | `."""
+    if "categories" not in items.column_names:
+        return None
+    paths = [str(text or "").split(" | ")[0].split(" > ")[:depth] for text in items["categories"].to_pylist()]
+    names, labels = np.unique([" > ".join(path) for path in paths], return_inverse=True)
+    labels = np.where(names[labels] == "", -1, labels)
+    return labels if len(np.unique(labels[labels >= 0])) > 1 else None
+
+
+def purity(prefixes: np.ndarray, labels: np.ndarray) -> float:
+    """Share of items whose category is the commonest one of their prefix `[N, depth]`. Grows with depth by itself
+    (a group of one is pure), so compare it with the control."""
+    known = labels >= 0
+    group = np.unique(prefixes[known], axis=0, return_inverse=True)[1].reshape(-1)
+    pairs, counts = np.unique(np.stack([group, labels[known]], 1), axis=0, return_counts=True)
+    best = np.zeros(group.max() + 1, np.int64)
+    np.maximum.at(best, pairs[:, 0], counts)
+    return float(best.sum() / known.sum())
+
+
+def _warnings(report: dict) -> list[str]:
+    warnings = []
+    before, after = report["collisions"]["before"], report["collisions"]["after"]
+    first = report["levels"][0]
+    if first["usage"] < 0.5:
+        warnings.append(
+            f"level 1 uses {first['used']} of {first['size']} codes: the codebook has collapsed or is too large"
+        )
+    for level, figures in enumerate(report["levels"], 1):
+        if figures["held"] == 1 and figures["largest_share"] > 0.2 and figures["size"] > 10:
+            warnings.append(f"one code of level {level} holds {figures['largest_share']:.0%} of the items")
+    if before["collision_rate"] > 0.2:
+        warnings.append(
+            f"{before['colliding_items']:.0%} of the items shared a SemID before the collision policy: "
+            "use larger codebooks, one more level or features that tell items apart"
+        )
+    if after["largest_group"] > 1:
+        warnings.append(f"up to {after['largest_group']} items share one SemID: only item-level metrics mean anything")
+    distinct = report["features"]["distinct"]
+    if distinct < 0.9 * report["items"]:
+        warnings.append(f"only {distinct} of {report['items']} items differ in their features (equal text?)")
+    kept, control = report["neighbours"]["kept"], report["neighbours"]["control"]
+    if report["items"] >= 100 and kept < 2 * control:
+        warnings.append("SemIDs keep hardly more neighbours than random ones do")
+    return warnings
+
+
+def report_lines(report: dict) -> list[str]:
+    """The figures as Markdown tables, a line each."""
+    lines = ["| level | codes used | entropy | perplexity | largest code |", "|---|---:|---:|---:|---:|"]
+    for level, row in enumerate(report["levels"], 1):
+        if not row["used"]:
+            lines.append(f"| {level} (spare, for new items) | 0 of {row['size']} | - | - | - |")
+            continue
+        held = "" if row["held"] == 1 else f" ({row['held']:.1%} of items)"
+        lines.append(
+            f"| {level}{held} | {row['used']} of {row['size']} | {row['entropy']:.3f} | {row['perplexity']:.1f} "
+            f"| {row['largest_share']:.1%} |"
+        )
+    lines += ["", "| depth | prefixes | category purity | of random SemIDs |", "|---|---:|---:|---:|"]
+    for row in report["prefixes"]:
+        figures = [f"{row[key]:.3f}" if key in row else "-" for key in ("purity", "purity_control")]
+        lines.append(f"| {row['depth']} | {row['unique']} | {figures[0]} | {figures[1]} |")
+    lines += ["", "| collisions | distinct SemIDs | 1 - U/N | items sharing | largest group |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for when, row in report["collisions"].items():
+        lines.append(
+            f"| {when} the policy | {row['unique']} of {row['items']} | {row['collision_rate']:.2%} "
+            f"| {row['colliding_items']:.2%} | {row['largest_group']} |"
+        )
+    near = report["neighbours"]
+    lines += ["", f"Neighbours kept (overlap@{near['k']}): {near['kept']:.3f}; random SemIDs: {near['control']:.3f}"]
+    return lines + [f"\n**Warning: {warning}.**" for warning in report["warnings"]]
+
+
+def write_report(report: dict, folder: str | Path, index: SemIDIndex, features: np.ndarray) -> None:
+    """Writes report.json, report.md and three plots, whole or not at all."""
+    settings = [f"- {key}: `{value}`" for key, value in report["info"].items()]
+    plots = ["![Items per code](codes.png)", "![Map of the items](map.png)", "![Items that share a SemID](groups.png)"]
+    note = "These figures tell broken Semantic IDs from sound ones; they do not predict which will recommend best."
+    text = "\n".join(["# Semantic IDs", "", *report_lines(report), "", note, "", *plots, "", *settings, ""])
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "report.json", report)
+        (temporary / "report.md").write_text(text, encoding="utf-8")
+        plot_codes(index).savefig(temporary / "codes.png", dpi=130)
+        plot_map(index, features).savefig(temporary / "map.png", dpi=130)
+        plot_groups(report["collisions"]).savefig(temporary / "groups.png", dpi=130)

@@ -1,0 +1,60 @@
+"""The SemID report's plots, as matplotlib figures (no display needed)."""
+
+import importlib.util
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from llmrec.semids import SemIDIndex
+
+_MAP_POINTS = 20_000
+
+
+def plot_codes(index: SemIDIndex) -> Figure:
+    """Items per code, commonest first, one panel per level; flat is good, a cliff is a collapsed codebook."""
+    figure = Figure(figsize=(3.2 * index.num_levels, 3), layout="constrained")
+    panels = figure.subplots(1, index.num_levels, squeeze=False)[0]
+    for level, (axes, size) in enumerate(zip(panels, index.codebook_sizes)):
+        column = index.codes[:, level]
+        counts = np.sort(np.bincount(column[column >= 0], minlength=size))[::-1]
+        axes.bar(np.arange(size), counts, width=1.0, color="#274c77")
+        axes.axhline(counts.sum() / size, color="#e8998d", lw=1)
+        axes.set(title=f"level {level + 1}: {(counts > 0).sum()} of {size} used", xlabel="code", ylabel="items")
+    return figure
+
+
+def plot_map(index: SemIDIndex, features: np.ndarray, seed: int = 0) -> Figure:
+    """Items in two dimensions (UMAP if installed, else PCA), coloured by the first code."""
+    rows = np.random.default_rng(seed).permutation(len(features))[:_MAP_POINTS]
+    if importlib.util.find_spec("umap") and len(rows) > 15:
+        from umap import UMAP
+
+        name, points = "UMAP", UMAP(random_state=seed, n_jobs=1).fit_transform(features[rows])
+    else:
+        from sklearn.decomposition import PCA
+
+        name = "PCA"
+        points = PCA(min(2, *features[rows].shape), random_state=seed).fit_transform(features[rows])
+    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    # A fixed shuffle of the hues: neighbouring codes get different colours.
+    hues = np.random.default_rng(seed).permutation(index.codebook_sizes[0])
+    axes.scatter(*points.T, c=hues[index.codes[rows, 0]], cmap="hsv", s=6, alpha=0.6, linewidths=0)
+    axes.set(title=f"{len(rows)} items, {name}, coloured by the first code", xticks=[], yticks=[])
+    return figure
+
+
+def plot_groups(collisions: dict) -> Figure:
+    """How many items share their SemID with how many others, before and after the policy."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (when, stats), shift, colour in zip(collisions.items(), (-0.2, 0.2), ("#a3cef1", "#274c77")):
+        sizes = {int(size): count for size, count in stats["group_sizes"].items()}
+        axes.bar(
+            [size + shift for size in sizes], [size * n for size, n in sizes.items()], 0.4, color=colour, label=when
+        )
+    axes.set(xlabel="items with one SemID", ylabel="items", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(title="collision policy", frameon=False)
+    return figure
