@@ -103,7 +103,7 @@ def _read_items(path: Path, index: Path) -> pa.Table:
 
 def _read_info(path: Path) -> pa.Table:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # titles may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     rows = [line.split("\t") for line in lines]

@@ -59,7 +59,7 @@ def _read_ratings_dat(path: Path) -> pa.Table:
 
 def _read_movies_dat(path: Path) -> pa.Table:
     try:
-        lines = path.read_text(encoding="latin-1").splitlines()
+        lines = path.read_text(encoding="latin-1").rstrip("\n").split("\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     rows = [line.split("::") for line in lines]
