@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
 from llmrec.data import PreparedData
-from llmrec.files import atomic_path
+from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.scratch import model_from_config, train_tokenizer
@@ -63,14 +63,13 @@ def main(args: InitArguments) -> None:
     codebooks = load_item_tokenizer(item_tokenizer).codebooks if item_tokenizer.is_dir() else None
     extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)
     model.generation_config = plain_generation_config(tokenizer)
-    with atomic_path(Path(args.output_dir) / "model") as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        config = RecommenderConfig({}, semid_fingerprint=index.fingerprint)
-        write_sidecars(folder, config, index, data.items, item_tokenizer)
+    model.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
+    write_sidecars(args.output_dir, config, index, data.items, item_tokenizer)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
     print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them for SemIDs")
-    print(f"Wrote {args.output_dir}/model. Next: recipes/sft.py")
+    print(f"Wrote {args.output_dir}. Next: recipes/sft.py")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
+
+from llmrec.filters import Filter
+from llmrec.instructions import load_prompt
+from llmrec.model_folder import RecommenderConfig
+from llmrec.recommender import LLMRecommender
+from llmrec.semids import SemIDIndex
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    data = tiny_data()
+    index = tiny_index(data)
+    model, tokenizer = tiny_model(data, index)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict(), num_beams=5, max_history=4)
+    return LLMRecommender(model.eval(), tokenizer, index, data.items, config, batch_size=3)
+
+
+def test_lists_are_distinct_valid_and_sorted(recommender):
+    histories = [[f"item-{i:02d}" for i in range(n)] for n in range(8)]
+    for k, items in zip(range(1, 9), recommender.recommend(histories, k=list(range(1, 9)))):
+        assert len({item.item_id for item in items}) == len(items) == k
+        assert all(item.item_id in recommender.item_ids for item in items)
+        assert [item.score for item in items] == sorted((item.score for item in items), reverse=True)
+        assert items[0].title == recommender.renderer.catalogue.titles[items[0].item_id]
+
+
+def test_one_request_does_not_change_another(recommender):
+    histories = [["item-01"], ["item-02", "item-03", "item-09"], [], ["item-05"] * 4]
+    together = recommender.recommend(histories, k=6)
+    for history, items in zip(histories, together):
+        alone = recommender.recommend([history], k=6)[0]
+        assert [item.item_id for item in alone] == [item.item_id for item in items]
+
+
+def test_more_than_the_catalogue_and_filters(recommender):
+    history = [["item-01", "item-02"]]
+    everything = recommender.recommend(history, k=100)[0]
+    assert len(everything) == 24
+    unseen = recommender.recommend(history, k=100, filters=Filter(exclude_seen=True))[0]
+    assert [i.item_id for i in unseen] == [i.item_id for i in everything if i.item_id not in history[0]]
+    cheap = recommender.recommend(
+        history, k=100, filters=Filter(where=[("price", "<", 5), ("brand", "!=", "brand 1")])
+    )
+    assert {item.item_id for item in cheap[0]} == {"item-00", "item-02", "item-03", "item-04"}
+    few = recommender.recommend(history, k=5, filters=Filter(allow=["item-07", "item-08"], deny=["item-08"]))
+    assert [item.item_id for item in few[0]] == ["item-07"]
+    assert recommender.recommend(history, k=5, filters=Filter(where=[("price", ">", 1000)])) == [[]]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"histories": [["nothing"]]}, "'nothing' has no Semantic ID"),
+        ({"histories": [[]], "k": 0}, "k is 0"),
+        ({"histories": [[]], "k": [1, 2]}, "2 values of k for 1 histories"),
+        ({"histories": [[]], "filters": Filter(where=[("colour", "==", "red")])}, "'colour' is not in the catalogue"),
+        ({"histories": [[]], "filters": Filter(where=[("price", "~", 3)])}, "operator '~'"),
+        ({"histories": [[]], "filters": Filter(where=[("price", "<", "x")])}, "does not fit the columns' types"),
+        ({"histories": [[]], "filters": Filter(deny=["gone"])}, "'gone', which is not in the catalogue"),
+    ],
+)
+def test_bad_requests_are_named(recommender, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.recommend(**arguments)
+
+
+def test_a_folder_with_exchanged_semids_is_refused(tmp_path):
+    data = tiny_data()
+    index = tiny_index(data)
+    folder = write_tiny_base(tmp_path / "base", data, index)
+    LLMRecommender.from_pretrained(folder)
+    index.shuffled(1).save(folder / "semids.parquet", data.items)
+    with pytest.raises(ValueError, match="not the one the model was trained with"):
+        LLMRecommender.from_pretrained(folder)
+    with pytest.raises(ValueError, match="neither a folder nor a reachable Hub model"):
+        LLMRecommender.from_pretrained(tmp_path / "nowhere")
+
+
+def test_several_semids_per_item_count_once():
+    data = tiny_data()
+    one = tiny_index(data, ragged=False)
+    codes = one.codes.copy()
+    codes[:, 2] = 1
+    both = SemIDIndex(one.item_ids * 2, np.concatenate([one.codes, codes]), one.codebook_sizes)
+    model, tokenizer = tiny_model(data, both)
+    config = RecommenderConfig.of(data, both, prompt=load_prompt("stream").to_dict(), num_beams=48)
+    recommender = LLMRecommender(model.eval(), tokenizer, both, pa.concat_tables([data.items, data.items]), config)
+    items = recommender.recommend([["item-03"]], k=24)[0]
+    assert len({item.item_id for item in items}) == 24

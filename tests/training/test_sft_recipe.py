@@ -1,0 +1,146 @@
+"""The SFT recipe end to end on a tiny catalogue: it learns, resumes to the same loss, reuses, refuses, merges LoRA."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+from llmrec.recommender import LLMRecommender
+from llmrec.training import last_complete_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    data = tiny_data()
+    data.save(folder / "data")
+    write_tiny_base(folder / "base", data, tiny_index(data))
+    return folder
+
+
+def command(folder: Path, output: str, *flags: str) -> list[str]:
+    settings = {
+        "model_name_or_path": folder / "base",
+        "data_dir": folder / "data",
+        "output_dir": folder / output,
+        "num_train_epochs": 6,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "hidden_dropout": 0.1,
+        "max_length": 128,
+        "validation_rows": 20,
+        "num_beams": 24,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_ndcg@10",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, str(ROOT / "recipes" / "sft.py"), *arguments, *flags]
+
+
+def run(folder: Path, output: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, output, *flags), capture_output=True, text=True, timeout=600)
+
+
+def stage(folder: Path) -> dict:
+    return json.loads((folder / "stage.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    result = run(base, "whole")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return base / "whole"
+
+
+def test_the_folder_is_a_recommender_that_learned(trained, base):
+    data = tiny_data()
+    recommender = LLMRecommender.from_pretrained(trained)
+    lists = recommender.recommend(data.test["history"].to_pylist(), k=5)
+    hits = [t in [item.item_id for item in items] for t, items in zip(data.test["target"].to_pylist(), lists)]
+    assert sum(hits) / len(hits) > 0.8  # items follow each other in a circle
+    card = (trained / "README.md").read_text()
+    assert "ndcg@10" in card and recommender.config.semid_fingerprint in card
+    assert stage(trained)["complete"] and stage(trained)["results"]["recall@10"] > 0.8
+
+
+def test_a_second_run_reuses_and_other_settings_are_refused(trained, base):
+    again = run(base, "whole")
+    assert again.returncode == 0 and "Reusing the model" in again.stdout
+    other = run(base, "whole", "--learning_rate", "1e-3")
+    assert other.returncode != 0 and "other settings (learning_rate)" in other.stderr
+
+
+def test_a_killed_run_resumes_to_the_same_loss(trained, base):
+    process = subprocess.Popen(
+        command(base, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.time() + 300
+    while last_complete_checkpoint(base / "killed") is None and time.time() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not stage(base / "killed")["complete"], "the run ended before it could be killed"
+    (base / "killed" / "checkpoint-999").mkdir()  # what a kill in the middle of saving leaves
+    result = run(base, "killed")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Resuming from" in result.stdout
+    states = [
+        json.loads(Path(last_complete_checkpoint(base / name), "trainer_state.json").read_text())
+        for name in ("whole", "killed")
+    ]
+    losses = [{log["step"]: log["loss"] for log in state["log_history"] if "loss" in log} for state in states]
+    assert losses[0] == losses[1]
+    weights = [LLMRecommender.from_pretrained(base / name).model.state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_lora_trains_the_new_rows_and_is_merged(base):
+    flags = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
+    result = run(base, "lora", *flags, "--num_train_epochs", "2", "--hidden_dropout", "0")
+    assert result.returncode == 0, result.stderr[-3000:]
+    before = LLMRecommender.from_pretrained(base / "base")
+    after = LLMRecommender.from_pretrained(base / "lora")
+    old, new = (r.model.get_input_embeddings().weight for r in (before, after))
+    changed = (old != new).any(1)
+    semid_rows = torch.zeros(len(old), dtype=torch.bool)
+    semid_rows[before.tokenizer.convert_tokens_to_ids(before.index.tokens)] = True
+    assert not changed[~semid_rows].any() and changed[semid_rows].any()
+    assert after.model.get_output_embeddings().weight is after.model.get_input_embeddings().weight
+    assert not (base / "lora" / "adapter_config.json").exists()
+
+
+def test_two_processes_train_and_agree(base):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
+    flags = ["--ddp_backend", "gloo", "--per_device_train_batch_size", "4", "--hidden_dropout", "0"]
+    two = subprocess.run(launch + command(base, "two", *flags)[1:], capture_output=True, text=True, timeout=600)
+    assert two.returncode == 0, two.stderr[-3000:]
+    one = run(base, "one", "--hidden_dropout", "0")
+    assert one.returncode == 0, one.stderr[-3000:]
+    losses = [stage(base / name)["results"]["train_loss"] for name in ("one", "two")]
+    assert math.isclose(*losses, rel_tol=1e-3)
+
+
+def test_another_catalogue_is_refused(base):
+    data = tiny_data(num_items=20)
+    data.save(base / "other_data")
+    result = run(base, "refused", "--data_dir", str(base / "other_data"))
+    assert result.returncode != 0 and "made for another catalogue" in result.stderr
+    assert not (base / "refused").exists()
