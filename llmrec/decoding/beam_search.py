@@ -108,40 +108,35 @@ def expand(
     if allowed is not None:
         scores = scores.masked_fill(allowed.count(*trie.rows(nodes, level + 1)) <= 0, -torch.inf)
     width = children.node.shape[-1]
-    alive = (scores > -torch.inf).sum(1)
-    exhausted = alive <= num_beams
 
-    def pick(scores: torch.Tensor) -> tuple[Beams, torch.Tensor, torch.Tensor]:
-        chosen = _best(scores, num_beams)
+    def pick(scores: torch.Tensor) -> tuple[Beams, torch.Tensor, torch.Tensor, torch.Tensor]:
+        chosen, exhausted = _best(scores, num_beams)
         parent, node = chosen // width, nodes.gather(1, chosen)
         before = beams.tokens.gather(1, parent[..., None].expand(-1, -1, level))
         tokens = torch.cat([before, trie.token(node, level)[..., None]], -1)
-        return Beams(scores.gather(1, chosen), node, tokens), parent, chosen
+        return Beams(scores.gather(1, chosen), node, tokens), parent, chosen, exhausted
 
+    top, parent, chosen, exhausted = pick(scores)
     last = level == trie.depth - 1
     if ends is None and not last:
-        running, parent, _ = pick(scores)
-        return Expansion(running, parent, BeamOutput(*[None] * 4, exhausted))
-    top, parent, chosen = pick(scores)
+        return Expansion(top, parent, BeamOutput(*[None] * 4, exhausted))
     low, high = trie.rows(top.nodes, level + 1)
     tokens = torch.nn.functional.pad(top.tokens, (0, trie.depth - 1 - level), value=END)
     if last:
         return Expansion(None, None, BeamOutput(top.scores, low, high, tokens, exhausted))
     ended = top.scores.masked_fill(~ends.gather(1, chosen), -torch.inf)
-    finished = BeamOutput(ended, low, high, tokens, exhausted)
-    running, parent, _ = pick(scores.masked_fill(ends, -torch.inf))
-    return Expansion(running, parent, finished)
+    running, parent, _, _ = pick(scores.masked_fill(ends, -torch.inf))
+    return Expansion(running, parent, BeamOutput(ended, low, high, tokens, exhausted))
 
 
-def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Ascending places (int64 [N, <= count]) of the highest scores in each row; ties go to the first."""
-    count = min(count, max(1, int((scores > -torch.inf).sum(1).max())))
-    values, places = scores.topk(count)
-    edge = values[:, -1:]
-    cut = ((scores == edge).sum(1) > (values == edge).sum(1)) & (edge[:, 0] > -torch.inf)
-    if bool(cut.any()):  # topk chooses freely among equals
-        places = scores.sort(descending=True, stable=True).indices[:, :count]
-    return places.sort().values
+def _best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending places (int64 [N, <= count]) of the highest scores in each row, ties to the first; is that all?"""
+    values, places = scores.topk(min(count + 1, scores.shape[1]))
+    exhausted = values[:, count:].isneginf().all(1)
+    if bool((~exhausted & (values[:, :count][:, -1] == values[:, -1])).any()):  # topk chooses freely among equals
+        places = scores.sort(descending=True, stable=True).indices
+    alive = int(values[:, :count].isneginf().logical_not().sum(1).max())
+    return places[:, : max(1, alive)].sort().values, exhausted
 
 
 def collect(finished: Sequence[BeamOutput], num_beams: int) -> BeamOutput:
@@ -179,11 +174,11 @@ def tree_search(
         chosen = slice(None) if requests is None else requests
         tree = Tree(prompts if requests is None else prompts.select(requests))
         scored = logits[chosen], None if log_z is None else log_z[chosen]
-        beams, finished = Beams.start(len(scored[0]), input_ids.device), []
+        beams, parent, finished = Beams.start(len(scored[0]), input_ids.device), None, []
         for level in range(trie.depth):
             if level:
                 tokens = beams.tokens[..., -1].clamp(min=0)
-                scored = extend(model, tree, tokens, parent, readers[level])  # noqa: F821
+                scored = extend(model, tree, tokens, parent, readers[level])
             beams, parent, ended = expand(trie, level, beams, *scored, num_beams, allowed)
             finished.append(ended)
         return collect(finished, num_beams)

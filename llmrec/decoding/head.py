@@ -95,7 +95,7 @@ def token_scores(
     for chunk in flat.split(step):
         # `forward`, not a call: this runs inside a hook of the head
         full = head.forward(chunk).float()
-        logits.append(full[:, ids])
+        logits.append(full.index_select(1, ids))
         log_z.append(full.logsumexp(-1))
     return torch.cat(logits).view(*hidden.shape[:-1], -1), torch.cat(log_z).view(hidden.shape[:-1])
 

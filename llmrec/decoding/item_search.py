@@ -50,10 +50,10 @@ def search_items(
     k = [int(wanted) for wanted in k]
     if len(k) != len(input_ids) or min(k, default=1) < 1 or num_beams < 1:
         raise ValueError(f"k must be {len(input_ids)} numbers of at least 1, and num_beams at least 1")
-    item_of_row = np.asarray(item_of_row)
+    item_of_row = torch.as_tensor(item_of_row).cpu().numpy()
     allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
     search = open_search(model, input_ids, attention_mask, trie, normalize)
-    order = trie.order.cpu().numpy() if trie.order.is_cuda else trie.order.numpy()
+    order = trie.order.cpu().numpy()
     found: list[list[ScoredItem]] = [[] for _ in k]
     beams = [max(num_beams, wanted) for wanted in k]
     pending = list(range(len(k)))

@@ -72,6 +72,9 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
     """An attention function of transformers: query [N, H, B, D], key and value [N, K, B, D] of the new tokens."""
     if tree is None:
         raise ValueError("the model does not hand keyword arguments on to its attention function")
+    foreign = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if foreign:
+        raise ValueError(f"{type(module).__name__} asks for {', '.join(foreign)}, which tree attention does not have")
     n, h, b, d = query.shape
     k = key.shape[1]
     layer = module.layer_idx
@@ -80,12 +83,12 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
     prompt_keys, prompt_values = tree.prompts.keys[layer], tree.prompts.values[layer]
     length = prompt_keys.shape[2]
 
-    grouped = query.reshape(n, k, -1, d)  # the H / K query heads of a key head, times beams
+    grouped = (query * scaling).reshape(n, k, -1, d)  # the H / K query heads of a key head, times beams
     prompt = (grouped @ prompt_keys.transpose(2, 3)).view(n, k, -1, b, length)
     if tree.prompts.padding is not None:
-        prompt = prompt.masked_fill(tree.prompts.padding[:, None, None, None], -torch.inf)
+        prompt.masked_fill_(tree.prompts.padding[:, None, None, None], -torch.inf)
     own = torch.einsum("nkgbd,nbskd->nkgbs", grouped.view(n, k, -1, b, d), own_keys)
-    weights = (torch.cat([prompt, own], -1) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.cat([prompt, own], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     output = (weights[..., :length].reshape(n, k, -1, length) @ prompt_values).view(n, k, -1, b, value.shape[-1])
     output = output + torch.einsum("nkgbs,nbskd->nkgbd", weights[..., length:], own_values)
     return output.reshape(n, h, b, -1).transpose(1, 2), None
@@ -148,6 +151,8 @@ def prefill(
         cache = model(
             input_ids=input_ids, attention_mask=held.long(), position_ids=positions, use_cache=True
         ).past_key_values
+    if cache is None:
+        raise ValueError("the model returned no cache: call model.eval(), gradient checkpointing switches it off")
     keys, values = ([getattr(layer, side) for layer in cache.layers] for side in ("keys", "values"))
     return Prompts(keys, values, None if bool(held.all()) else ~held, lengths), results[0]
 

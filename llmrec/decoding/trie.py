@@ -226,7 +226,7 @@ class SemIDTrie:
             if mask.shape != (self.num_rows,) or mask.dtype != bool:
                 raise ValueError(f"a mask must be bool [{self.num_rows}], not {mask.dtype} {list(mask.shape)}")
             sums = torch.zeros(self.num_rows + 1, dtype=torch.int32, device=self.device)
-            torch.cumsum(torch.from_numpy(mask).to(self.device)[self.order.long()], 0, out=sums[1:])
+            sums[1:] = torch.from_numpy(mask).to(self.device)[self.order.long()].cumsum(0)
             for dead in [key for key, (reference, _) in self._cumsums.items() if reference() is None]:
                 del self._cumsums[dead]
             kept = self._cumsums[id(mask)] = (weakref.ref(mask), sums)
