@@ -41,7 +41,9 @@ def test_several_items_may_share_a_semid_and_an_item_may_have_several():
     assert index.groups()[0] == index.groups()[1] != index.groups()[2]
 
 
-@pytest.mark.parametrize("pattern, token", [("openonerec", "<s_b_2>"), ("eugeneyan", "<|sid_5|>"), ("default", "<b_2>")])
+@pytest.mark.parametrize(
+    "pattern, token", [("openonerec", "<s_b_2>"), ("eugeneyan", "<|sid_5|>"), ("default", "<b_2>")]
+)
 def test_patterns(pattern, token):
     index = SemIDIndex(["x"], np.array([[0, 2]]), [3, 3], pattern)
     assert index.token(1, 2) == token

@@ -17,12 +17,13 @@ from llmrec.recommender import LLMRecommender
 from llmrec.training import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[2]
+USERS = 160
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
-    data = tiny_data()
+    data = tiny_data(num_users=USERS)
     data.save(folder / "data")
     write_tiny_base(folder / "base", data, tiny_index(data))
     return folder
@@ -33,7 +34,7 @@ def command(folder: Path, output: str, *flags: str) -> list[str]:
         "model_name_or_path": folder / "base",
         "data_dir": folder / "data",
         "output_dir": folder / output,
-        "num_train_epochs": 6,
+        "num_train_epochs": 8,
         "per_device_train_batch_size": 8,
         "learning_rate": 5e-3,
         "hidden_dropout": 0.1,
@@ -71,7 +72,7 @@ def trained(base):
 
 
 def test_the_folder_is_a_recommender_that_learned(trained, base):
-    data = tiny_data()
+    data = tiny_data(num_users=USERS)
     recommender = LLMRecommender.from_pretrained(trained)
     lists = recommender.recommend(data.test["history"].to_pylist(), k=5)
     hits = [t in [item.item_id for item in items] for t, items in zip(data.test["target"].to_pylist(), lists)]
@@ -129,10 +130,11 @@ def test_lora_trains_the_new_rows_and_is_merged(base):
 
 def test_two_processes_train_and_agree(base):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
-    flags = ["--ddp_backend", "gloo", "--per_device_train_batch_size", "4", "--hidden_dropout", "0"]
+    short = ["--hidden_dropout", "0", "--num_train_epochs", "2"]
+    flags = ["--ddp_backend", "gloo", "--per_device_train_batch_size", "4", *short]
     two = subprocess.run(launch + command(base, "two", *flags)[1:], capture_output=True, text=True, timeout=600)
     assert two.returncode == 0, two.stderr[-3000:]
-    one = run(base, "one", "--hidden_dropout", "0")
+    one = run(base, "one", *short)
     assert one.returncode == 0, one.stderr[-3000:]
     losses = [stage(base / name)["results"]["train_loss"] for name in ("one", "two")]
     assert math.isclose(*losses, rel_tol=1e-3)
