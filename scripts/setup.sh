@@ -10,19 +10,21 @@
 
 llmrec_setup() {
     local root python candidate stamp
+    local candidates=(python3 python3.13 python3.12 python3.11)
+    [ -n "${PYTHON:-}" ] && candidates=("$PYTHON")
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     cd "$root" || return 1
 
     if ! .venv/bin/python -c "" 2>/dev/null; then
-        for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
-            if [ -n "$candidate" ] && "$candidate" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
+        for candidate in "${candidates[@]}"; do
+            if "$candidate" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
                 python="$candidate"
                 break
             fi
         done
         if [ -z "${python:-}" ]; then
-            echo "llmrec needs Python 3.11 or newer and found none" \
-                "(python3 is $(python3 --version 2>&1)): install one, or name it: PYTHON=/path/to/python3.11" >&2
+            echo "llmrec needs Python 3.11 or newer and found none (${PYTHON:-python3} is:" \
+                "$("${PYTHON:-python3}" --version 2>&1)). Install one, or name it: PYTHON=/path/to/python3.11" >&2
             return 1
         fi
         echo "[setup] making .venv with $("$python" --version)"
