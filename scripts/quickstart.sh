@@ -43,7 +43,7 @@ stage "6/8 A control that must lose: the same model on shuffled Semantic IDs"
 run python recipes/init_model.py --config $CONFIGS/model.yaml \
     --shuffle_semids true --output_dir $OUT/control_model
 run accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/sft.py --config $CONFIGS/sft.yaml \
-    --model_name_or_path $OUT/control_model/model --output_dir $OUT/control
+    --model_name_or_path $OUT/control_model --output_dir $OUT/control
 
 stage "7/8 Evaluate on every test user (and with histories exchanged between users: the other control)"
 run python recipes/evaluate.py --config $CONFIGS/evaluate.yaml
