@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -43,6 +44,24 @@ def tiny_model(family: str = "qwen3", tied: bool = False, seed: int = 0, kv_head
         **settings,
     }
     return model(config(**settings)).eval()
+
+
+def with_adapters(tied: bool):
+    """A model with LoRA and trained token rows that matter."""
+    torch.manual_seed(1)
+    tokens = list(range(18, 30))
+    config = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "v_proj", "up_proj"] + ([] if tied else ["lm_head"]),
+        trainable_token_indices={"embed_tokens": tokens},
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(tiny_model(tied=tied, seed=2), config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "trainable_tokens_delta" in name:
+                parameter.normal_(0, 0.3)
+    return model
 
 
 def random_semids(seed: int, rows: int = 40, depth: int = 3, ragged: bool = False, width: int = 8) -> list[tuple]:

@@ -16,6 +16,7 @@ from reference_search import (
     random_semids,
     reference_search,
     tiny_model,
+    with_adapters,
 )
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -100,23 +101,6 @@ def test_one_beam_one_level_and_one_item():
     compare(model, [(20, 21, 22)], 5)
     compare(model, [(20,), (21,), (25,)], 2)
     compare(model, random_semids(1), 1)
-
-
-def with_adapters(tied: bool):
-    torch.manual_seed(1)
-    tokens = list(range(18, 30))
-    config = LoraConfig(
-        r=4,
-        target_modules=["q_proj", "v_proj", "up_proj"] + ([] if tied else ["lm_head"]),
-        trainable_token_indices={"embed_tokens": tokens},
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(tiny_model(tied=tied, seed=2), config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name or "trainable_tokens_delta" in name:
-                parameter.normal_(0, 0.3)
-    return model
 
 
 @pytest.mark.parametrize("normalize", ["vocabulary", "catalogue"])

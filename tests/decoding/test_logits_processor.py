@@ -12,6 +12,7 @@ from reference_search import (
     random_semids,
     reference_search,
     tiny_model,
+    with_adapters,
 )
 from transformers import GenerationConfig, LogitsProcessorList
 
@@ -111,6 +112,17 @@ def test_an_instruct_models_own_settings_change_nothing():
         assert output.sequences.equal(expected.sequences)
         assert output.sequences_scores.equal(expected.sequences_scores)
     assert model.generation_config is own
+
+
+def test_adapters_count_in_generate_too():
+    model, semids = with_adapters(tied=True), random_semids(2, ragged=True)
+    trie = SemIDTrie(matrix(semids), EOS)
+    ids, mask = prompts([8, 5])
+    model.get_base_model().generation_config.repetition_penalty = 1.5
+    tree = tree_beam_search(model, ids, mask, trie, 4)
+    output = constrained_generate(model, ids, mask, trie, 4)
+    for row in range(2):
+        assert_same(generated(output, 8, row, 4), found(tree, row))
 
 
 @pytest.mark.parametrize("normalize", ["vocabulary", "catalogue"])
