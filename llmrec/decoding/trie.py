@@ -122,20 +122,17 @@ class SemIDTrie:
         return cls(token_ids, tokenizer.eos_token_id)
 
     def to(self, device: torch.device | str) -> "SemIDTrie":
-        """The same trie with its tensors on `device` (itself if they are there)."""
+        """Moves the tensors to `device`, like `torch.nn.Module.to`, and returns the trie."""
         device = torch.device(device)
-        if device == self.device:
-            return self
-        moved = object.__new__(SemIDTrie)
-        moved.__dict__.update(self.__dict__)
-        for name, value in self.__dict__.items():
-            if isinstance(value, torch.Tensor):
-                setattr(moved, name, value.to(device))
-            elif isinstance(value, list) and isinstance(value[0], torch.Tensor):
-                setattr(moved, name, [tensor.to(device) for tensor in value])
-        moved.device = device
-        moved._cumsums = {}
-        return moved
+        if device != self.device:
+            for name, value in vars(self).items():
+                if isinstance(value, torch.Tensor):
+                    setattr(self, name, value.to(device))
+                elif isinstance(value, list) and isinstance(value[0], torch.Tensor):
+                    setattr(self, name, [tensor.to(device) for tensor in value])
+            self.device = device
+            self._cumsums = {}
+        return self
 
     @property
     def num_leaves(self) -> int:

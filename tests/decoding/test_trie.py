@@ -163,3 +163,13 @@ def test_arrays_are_small():
     rng = np.random.default_rng(0)
     trie = SemIDTrie(rng.integers(0, 256, (20_000, 3)))
     assert trie.nbytes <= 40 * trie.num_rows
+
+
+def test_a_trie_moves_with_all_its_tensors():
+    trie = SemIDTrie(matrix([(10, 11), (12,)]), EOS)
+    trie.cumsum(np.array([True, False]))
+    assert trie.to("cpu") is trie
+    assert trie.to("meta") is trie
+    tensors = [value for value in vars(trie).values() if isinstance(value, torch.Tensor)]
+    tensors += [tensor for value in vars(trie).values() if isinstance(value, list) for tensor in value]
+    assert {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)} == {"meta"}
