@@ -1,0 +1,33 @@
+"""What the documentation and scripts name must exist, and scripts must be readable by bash."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXTS = sorted([*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / ".ci/run"])
+TEXTS += sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*.py")])
+NAMED = re.compile(r"(?:recipes|scripts|llmrec|prompts|docs|tests)/[\w./-]+\.(?:py|sh|yaml|md)")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_files_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for variable, value in re.findall(r"^(\w+)=(recipes/\S+)$", text, re.MULTILINE):
+        text = text.replace(f"${variable}/", f"{value}/")
+    missing = sorted(name for name in set(NAMED.findall(text)) if not (ROOT / name).exists())
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(path):
+    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"]), ids=lambda path: path.name)
+def test_scripts_parse(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
