@@ -8,8 +8,9 @@ from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
 from llmrec.item_tokenizers.features import ItemFeatures, rows_in_training
 from llmrec.item_tokenizers.protocol import ItemTokenizer
 from llmrec.item_tokenizers.rq_kmeans import RQKMeans
+from llmrec.item_tokenizers.rq_vae import RQVAE
 
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {"rq_kmeans": RQKMeans}
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {"rq_kmeans": RQKMeans, "rq_vae": RQVAE}
 
 __all__ = [
     "COLLISION_POLICIES",
@@ -17,6 +18,7 @@ __all__ = [
     "ItemFeatures",
     "ItemTokenizer",
     "RQKMeans",
+    "RQVAE",
     "add_items",
     "build_semids",
     "load_item_tokenizer",

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from llmrec.files import read_parquet
 from llmrec.item_tokenizers.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import check_features, l2_normalize
-from llmrec.item_tokenizers.protocol import load_state, save_state
+from llmrec.item_tokenizers.protocol import load_state, part_of, save_state
 from llmrec.item_tokenizers.text_encoders import (
     TEXT_COLUMNS,
     choose_text_encoder,
@@ -209,8 +209,7 @@ class ItemFeatures:
         config, arrays = load_state(folder)
         features = cls(config["spec"], cache_dir)
         for i, (part, values) in enumerate(zip(features.parts, config["values"])):
-            own = {name.removeprefix(f"{i}."): a for name, a in arrays.items() if name.startswith(f"{i}.")}
-            part.restore(values, own)
+            part.restore(values, part_of(arrays, f"{i}."))
         return features
 
 

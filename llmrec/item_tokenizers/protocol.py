@@ -80,6 +80,11 @@ def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) 
         )
 
 
+def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def load_state(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Reads a folder written by `save_state`; raises `ValueError` naming the file that is missing or damaged."""
     from safetensors import SafetensorError

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from llmrec.item_tokenizers.preprocess import Preprocess, check_features, l2_normalize, unique_rows
-from llmrec.item_tokenizers.protocol import load_state, save_state
+from llmrec.item_tokenizers.protocol import load_state, part_of, save_state
 from llmrec.item_tokenizers.residual import encode_residuals, last_level_costs, nearest, next_residual
 
 
@@ -116,7 +116,5 @@ class RQKMeans:
         tokenizer = cls(**config)
         tokenizer.dim = dim
         tokenizer.codebooks = [arrays[f"codebooks.{level}"] for level in range(len(tokenizer.codebook_sizes))]
-        tokenizer.preprocess.state = {
-            name.removeprefix("preprocess."): array for name, array in arrays.items() if name.startswith("preprocess.")
-        }
+        tokenizer.preprocess.state = part_of(arrays, "preprocess.")
         return tokenizer

@@ -1,0 +1,184 @@
+"""Properties that every item tokenizer has."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrec.item_tokenizers import RQVAE, TOKENIZERS, RQKMeans, load_item_tokenizer
+from llmrec.item_tokenizers.build import tokenizer_fingerprint
+from llmrec.item_tokenizers.report import level_figures
+
+SMALL = {
+    "rq_kmeans": {"codebook_sizes": [8, 6, 4], "niter": 5},
+    "rq_vae": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
+}
+
+
+def blobs(count=80, dim=12, seed=0):
+    """Clustered items with some exact duplicates and a zero vector."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(6, dim))[rng.integers(0, 6, count)] + 0.3 * rng.normal(size=(count, dim))
+    rows[-3:] = rows[:3]
+    rows[4] = 0
+    return rows.astype(np.float32)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def name(request):
+    assert set(SMALL) == set(TOKENIZERS)
+    return request.param
+
+
+@given(
+    seed=st.integers(0, 50),
+    mode=st.sampled_from([{}, {"preprocess": "l2"}, {"preprocess": "pca_whiten", "preprocess_dim": 5}]),
+    normalize=st.booleans(),
+)
+@settings(deadline=None, max_examples=12)
+def test_rq_kmeans_is_deterministic_and_reproduces_its_codes(tmp_path_factory, seed, mode, normalize):
+    check_fitted("rq_kmeans", {**mode, "normalize_residuals": normalize}, seed, tmp_path_factory.mktemp("t"))
+
+
+@given(seed=st.integers(0, 50))
+@settings(deadline=None, max_examples=4)
+def test_rq_vae_is_deterministic_and_reproduces_its_codes(tmp_path_factory, seed):
+    check_fitted("rq_vae", {}, seed, tmp_path_factory.mktemp("t"))
+
+
+def check_fitted(name, extra, seed, folder):
+    features = blobs(seed=seed)
+    tokenizer = TOKENIZERS[name](**SMALL[name], **extra).fit(features, seed=seed)
+    again = TOKENIZERS[name](**SMALL[name], **extra).fit(features, seed=seed)
+    codes = tokenizer.encode(features)
+    assert codes.dtype == np.int32 and codes.shape == (80, 3)
+    assert ((codes >= 0) & (codes < tokenizer.codebook_sizes)).all()
+    assert (again.encode(features) == codes).all()
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)
+    # The same item alone, or in another order, has the same code.
+    assert (tokenizer.encode(features[7:8]) == codes[7:8]).all()
+    assert (tokenizer.encode(features[::-1].copy()) == codes[::-1]).all()
+    assert (codes[-3:] == codes[:3]).all()  # equal features, equal codes
+
+    costs = tokenizer.last_level_costs(features, codes)
+    assert costs.shape == (80, 4) and costs.dtype == np.float32
+    chosen = costs[np.arange(80), codes[:, -1]]
+    np.testing.assert_allclose(chosen, costs.min(1), atol=1e-4)
+
+    tokenizer.save_pretrained(folder / "saved")
+    loaded = load_item_tokenizer(folder / "saved")
+    assert type(loaded) is type(tokenizer) and loaded.config == tokenizer.config
+    assert all((a == b).all() for a, b in zip(loaded.codebooks, tokenizer.codebooks))
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+    assert (loaded.encode(features) == codes).all()
+    assert [book.shape[0] for book in loaded.codebooks] == list(loaded.codebook_sizes)
+
+
+def test_bad_input(name):
+    tokenizer = TOKENIZERS[name](**SMALL[name])
+    features = blobs()
+    with pytest.raises(ValueError, match="not fitted"):
+        tokenizer.encode(features)
+    for bad in (np.nan, np.inf):
+        broken = features.copy()
+        broken[5, 3] = bad
+        with pytest.raises(ValueError, match="row 5 hold NaN or inf"):
+            tokenizer.fit(broken)
+    for few in (features[:1], features[:5], np.ones((80, 12), np.float32), np.zeros((80, 12), np.float32)):
+        with pytest.raises(ValueError, match="lower codebook_sizes"):
+            tokenizer.fit(few)
+    with pytest.raises(ValueError, match="non-empty matrix"):
+        tokenizer.fit(features[:0])
+    tokenizer.fit(features)
+    with pytest.raises(ValueError, match="7 dimensions, the item tokenizer was fitted with 12"):
+        tokenizer.encode(features[:, :7])
+    with pytest.raises(ValueError, match="positive"):
+        TOKENIZERS[name](codebook_sizes=[8, 0])
+    with pytest.raises(ValueError, match="whiten"):
+        TOKENIZERS[name](preprocess="whiten")
+
+
+def test_a_damaged_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="config.json does not exist"):
+        load_item_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"name": "magic"}))
+    with pytest.raises(ValueError, match="'magic'"):
+        load_item_tokenizer(tmp_path)
+    RQKMeans(**SMALL["rq_kmeans"]).fit(blobs()).save_pretrained(tmp_path / "t")
+    (tmp_path / "t" / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="model.safetensors is missing or damaged"):
+        load_item_tokenizer(tmp_path / "t")
+
+
+def test_constant_dimensions_do_not_decide_codes():
+    features = blobs()
+    constant = np.concatenate([features, np.full((80, 3), 7.3, np.float32)], axis=1)
+    one = RQKMeans([8, 4], preprocess="standardize").fit(features)
+    two = RQKMeans([8, 4], preprocess="standardize").fit(constant)
+    assert (one.encode(features) == two.encode(constant)).all()
+    moved = constant.copy()
+    moved[:, -1] += 100
+    assert (two.encode(moved) == two.encode(constant)).all()
+
+
+def test_pca_needs_that_many_directions():
+    flat = np.zeros((80, 12), np.float32)
+    flat[:, :2] = blobs()[:, :2]
+    with pytest.raises(ValueError, match="vary in 2 directions only: lower preprocess_dim=5"):
+        RQKMeans([4], preprocess="pca_whiten", preprocess_dim=5).fit(flat)
+    with pytest.raises(ValueError, match="lower it"):
+        RQKMeans([4], preprocess="pca_whiten", preprocess_dim=13).fit(flat)
+
+
+def test_normalised_residuals_fill_the_deeper_levels():
+    rng = np.random.default_rng(0)
+    # Items at very different distances from their cluster, as texts are: some nearly equal, some unlike all others.
+    distance = np.exp(rng.normal(size=(3000, 1)))
+    features = 9 * rng.normal(size=(32, 16))[rng.integers(0, 32, 3000)] + distance * rng.normal(size=(3000, 16))
+
+    def entropy_and_unique(**kwargs):
+        codes = RQKMeans([32, 32, 32], **kwargs).fit(features).encode(features)
+        return level_figures(codes[:, 2], 32)["entropy"], len(np.unique(codes, axis=0))
+
+    normalised, plain = entropy_and_unique(), entropy_and_unique(normalize_residuals=False)
+    assert normalised[0] > plain[0] + 0.03 and normalised[1] > plain[1]
+
+
+def test_rq_vae_learns_and_uses_its_codebooks():
+    features = blobs(600, 24)
+    tokenizer = RQVAE([16, 16, 16], hidden=[32], latent_dim=8, epochs=40, batch_size=200).fit(features)
+    first, last = tokenizer.history[0], tokenizer.history[-1]
+    assert last["reconstruction"] < 0.7 * first["reconstruction"]
+    assert min(last["usage"]) > 0.8 and len(tokenizer.history) == 40
+    assert tokenizer.codebooks[0].shape == (16, 8)
+
+
+def test_every_level_reaches_the_encoder():
+    """The reference implementations lose the commitment gradient of all levels but the first."""
+    import torch
+
+    from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, init_codebooks
+
+    torch.manual_seed(0)
+    x = torch.randn(60, 10)
+    module = RQVAEModule(10, [12], 4, [8, 8])
+    init_codebooks(module, x, 0)
+
+    def commitment_gradient():
+        module.zero_grad()
+        module(x, beta=1.0)[1].backward()
+        return module.encoder[0].weight.grad.clone()
+
+    both = commitment_gradient()
+    module.codebooks = torch.nn.ParameterList([module.codebooks[0]])
+    first_only = commitment_gradient()
+    assert not torch.allclose(both, first_only, rtol=0.05)
+
+
+def test_dead_codes_are_revived():
+    features = blobs(400, 16)
+    tokenizer = RQVAE([64], hidden=[32], latent_dim=8, epochs=30, reset_every=1, learning_rate=1e-2).fit(features)
+    assert sum(epoch["resets"] for epoch in tokenizer.history) > 0
+    assert tokenizer.history[-1]["usage"][0] > 0.6

@@ -1,0 +1,88 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny import tiny_data
+from trl import TrlParser
+
+from llmrec.item_tokenizers import ItemFeatures, add_items, load_item_tokenizer
+from llmrec.semids import SemIDIndex
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/semids.yaml"))
+
+spec = importlib.util.spec_from_file_location("tokenize_items_recipe", ROOT / "recipes" / "tokenize_items.py")
+recipe = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = recipe
+spec.loader.exec_module(recipe)
+
+
+def run(*arguments):
+    recipe.main(TrlParser((recipe.TokenizeArguments,)).parse_args_and_config(args=list(map(str, arguments)))[0])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data()
+
+
+@pytest.fixture
+def config(tmp_path, data):
+    data.save(tmp_path / "data")
+    settings = {
+        "data_dir": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "semids"),
+        "cache_dir": str(tmp_path / "cache"),
+        "features": [{"kind": "text", "encoder": "tfidf", "dim": 8}, {"kind": "cooccurrence", "dim": 4}],
+        "tokenizer_args": {"codebook_sizes": [4, 4]},
+    }
+    path = tmp_path / "semids.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_semids_reuse_refusal_and_new_items(config, tmp_path, data, capsys):
+    run("--config", config)
+    printed = capsys.readouterr().out
+    assert "text (tfidf) + cooccurrence, 24 items x 12" in printed and "<a_" in printed
+    folder = tmp_path / "semids"
+    index = SemIDIndex.load(folder / "semids.parquet")
+    assert index.items == data.items["item_id"].to_pylist()
+    assert index.info["features"][0]["encoder"] == "tfidf"
+    assert json.loads((folder / "report" / "report.json").read_text())["fingerprint"] == index.fingerprint
+
+    run("--config", config)
+    assert "Reusing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="other settings .collision.: pass --overwrite true"):
+        run("--config", config, "--collision", "append")
+    run("--config", config, "--overwrite", "true")
+    assert SemIDIndex.load(folder / "semids.parquet").fingerprint == index.fingerprint  # deterministic
+
+    # Everything that new items need is in the folder.
+    features = ItemFeatures.from_pretrained(folder / "item_tokenizer" / "features")
+    np.testing.assert_array_equal(features.encode(data.items), np.load(folder / "features.npy"))
+    new = data.items.slice(0, 3).set_column(0, "item_id", [["n1", "n2", "n3"]])
+    grown = add_items(index, load_item_tokenizer(folder / "item_tokenizer"), features.encode(new), ["n1", "n2", "n3"])
+    assert all(grown.encode(item) == index.encode(item) for item in index.items) and len(grown) == 27
+
+
+def test_ready_made_and_unknown_tokenizer(config, tmp_path, data, capsys):
+    semids = {item: [f"<a_{i // 2}>", f"<b_{i % 2}>"] for i, item in enumerate(data.items["item_id"].to_pylist())}
+    (tmp_path / "shop.index.json").write_text(json.dumps(semids))
+    run("--config", config, "--ready_made", tmp_path / "shop.index.json")
+    assert "<a_1><b_0>  blue gadget number 2" in capsys.readouterr().out
+    assert not (tmp_path / "semids" / "item_tokenizer").exists()
+    with pytest.raises(ValueError, match="'kmeans' is not one of rq_kmeans, rq_vae"):
+        run("--config", config, "--tokenizer", "kmeans", "--overwrite", "true")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_configs_are_understood(path):
+    (args,) = TrlParser((recipe.TokenizeArguments,)).parse_args_and_config(args=["--config", str(path)])
+    assert args.data_dir == f"out/{path.parent.name}/data" and args.output_dir == f"out/{path.parent.name}/semids"
+    assert recipe.TOKENIZERS[args.tokenizer](**args.tokenizer_args).codebook_sizes
+    assert ItemFeatures(args.features).parts
