@@ -34,7 +34,7 @@ class SASRecConfig:
 
     max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
     hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
-    num_layers: int = field(default=2, metadata={"help": "Transformer blocks."})
+    num_layers: int = field(default=1, metadata={"help": "Transformer blocks."})
     num_heads: int = field(default=2, metadata={"help": "Attention heads; hidden_size is a multiple of it."})
     dropout: float = field(default=0.4, metadata={"help": "Of embeddings, attention and blocks."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Of AdamW, constant."})
