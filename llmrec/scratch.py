@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from llmrec.instructions.prompts import load_prompt, prompts_folder
+
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -18,7 +20,7 @@ _CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a minimal chat template, trained on `texts`.
+    """A byte-level BPE tokenizer with a minimal chat template, trained on `texts` and the shipped prompts' words.
 
     Args:
         vocab_size: an upper bound; 256 bytes and 5 control tokens are always there.
@@ -33,7 +35,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # Every training row holds a prompt, so its words should be whole tokens.
+    wordings = [t.prompt for path in sorted(prompts_folder().glob("*.yaml")) for t in load_prompt(path).templates]
+    tokenizer.train_from_iterator([*texts, *wordings * 1000], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
     fast.chat_template = _CHAT_TEMPLATE
     return fast

@@ -15,12 +15,12 @@ from llmrec.vocabulary import extend_vocabulary
 
 MODEL = {
     "model_type": "qwen3",
-    "hidden_size": 32,
-    "intermediate_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 16,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }

@@ -55,7 +55,11 @@ class SemIDSFTTrainer(SFTTrainer):
         )
         targets = labels[:, columns + 1]
         loss = nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+            outputs.logits.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=-100,
+            reduction="sum",
+            label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
         )
         if num_items_in_batch is None:
             return loss / (targets != -100).sum().clamp(min=1)
