@@ -7,7 +7,7 @@ metrics.json, predictions/<name>.parquet, report.md and report.html (with plots)
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from trl import TrlParser
 from llmrec.data import PreparedData
 from llmrec.evaluation import KS, evaluate, load_recommender, shuffle_histories, shuffle_order
 from llmrec.evaluation.report import headline, write_report
+from llmrec.files import fingerprint, read_json
 from llmrec.semids import SemIDIndex
 
 CONTROLS = {"shuffled histories": shuffle_histories, "shuffled order": shuffle_order}
@@ -41,44 +42,51 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "Of the sample of rows, the controls and the bootstrap."})
 
 
-def main():
-    (arguments,) = TrlParser((EvaluateArguments,)).parse_args_and_config()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.split not in ("test", "valid"):
-        raise ValueError(f"split is {arguments.split!r}, it should be test or valid")
-    unknown = next((name for name in arguments.controls if name not in arguments.recommenders), None)
+def main(args: EvaluateArguments) -> None:
+    if args.split not in ("test", "valid"):
+        raise ValueError(f"split is {args.split!r}, it should be test or valid")
+    unknown = next((name for name in args.controls if name not in args.recommenders), None)
     if unknown is not None:
         raise ValueError(f"controls names {unknown!r}, which is not one of the recommenders")
-    data = PreparedData.load(arguments.data_dir)
-    rows = getattr(data, arguments.split)
-    if arguments.max_rows is not None and arguments.max_rows < rows.num_rows:
-        sample = np.random.default_rng(arguments.seed).permutation(rows.num_rows)[: arguments.max_rows]
-        rows = rows.take(np.sort(sample))
-    index = SemIDIndex.load(arguments.semids) if arguments.semids else None
+    data = PreparedData.load(args.data_dir)
+    inputs = fingerprint(str(asdict(args)), data.fingerprint, *map(files_of, args.recommenders.values()))
+    written = Path(args.output_dir) / "metrics.json"
+    if written.exists() and read_json(written)["facts"].get("inputs fingerprint") == inputs:
+        print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
+    else:
+        rows = getattr(data, args.split)
+        if args.max_rows is not None and args.max_rows < rows.num_rows:
+            rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
+        index = SemIDIndex.load(args.semids) if args.semids else None
+        shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
+        results = []
+        for name, folder in args.recommenders.items():
+            recommender = load_recommender(folder)
+            results.append(evaluate(recommender, rows, data, name, index=index, **shared))
+            for control, shuffle in CONTROLS.items() if name in args.controls else ():
+                shuffled = shuffle(rows, args.seed)
+                results.append(evaluate(recommender, shuffled, data, f"{name}, {control}", index=index, **shared))
+        facts = {
+            "data": data.info.get("name", Path(args.data_dir).name),
+            "data fingerprint": data.fingerprint,
+            "split": f"{args.split}, {rows.num_rows} rows",
+            "items": data.items.num_rows,
+            "seed": args.seed,
+            "inputs fingerprint": inputs,
+        }
+        title = f"{facts['data']}: {len(results)} recommenders"
+        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed)
+    summary = read_json(written)
+    print(f"\n{summary['facts']['data']}, {summary['facts']['split']}, item level [95 % interval]\n")
+    print(f"{headline(summary)}\n\nReport: {args.output_dir}/report.html (figures: metrics.json, lists: predictions/)")
 
-    results = []
-    for name, folder in arguments.recommenders.items():
-        recommender = load_recommender(folder)
-        tests = {name: rows}
-        if name in arguments.controls:
-            tests |= {f"{name}, {control}": shuffle(rows, arguments.seed) for control, shuffle in CONTROLS.items()}
-        for label, table in tests.items():
-            results.append(
-                evaluate(recommender, table, data, label, tuple(arguments.ks), arguments.batch_size, index,
-                         arguments.bootstrap, arguments.seed)
-            )  # fmt: skip
-    facts = {
-        "data": data.info.get("name", Path(arguments.data_dir).name),
-        "data fingerprint": data.fingerprint,
-        "split": f"{arguments.split}, {rows.num_rows} rows",
-        "items": data.items.num_rows,
-        "seed": arguments.seed,
-    }
-    title = f"{facts['data']}: {len(results)} recommenders"
-    write_report(results, arguments.output_dir, title, arguments.reference, facts, arguments.bootstrap, arguments.seed)
-    print(f"\n{title}, {facts['split']}, item level [95 % interval]\n\n{headline(results)}\n")
-    print(f"Report: {arguments.output_dir}/report.html (figures: metrics.json, lists: predictions/)")
+
+def files_of(folder: str) -> str:
+    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(*TrlParser((EvaluateArguments,)).parse_args_and_config())

@@ -27,14 +27,11 @@ class BaselineArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace what a run with other settings left."})
 
 
-def main():
-    arguments, knn, sasrec = TrlParser((BaselineArguments, ItemKNNConfig, SASRecConfig)).parse_args_and_config()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data = PreparedData.load(arguments.data_dir)
-    settings = settings_of(arguments, knn, sasrec) | {"data_fingerprint": data.fingerprint}
-    state = begin_stage(arguments.output_dir, settings, arguments.overwrite)
-    if state == "done":
-        print(f"Reusing the baselines in {arguments.output_dir}: same settings, same data.")
+def main(args: BaselineArguments, knn: ItemKNNConfig, sasrec: SASRecConfig) -> None:
+    data = PreparedData.load(args.data_dir)
+    settings = settings_of(args, knn, sasrec) | {"data_fingerprint": data.fingerprint}
+    if begin_stage(args.output_dir, settings, args.overwrite) == "done":
+        print(f"Reusing the baselines in {args.output_dir}: same settings, same data.")
         return
     seconds = {}
     makers = {
@@ -43,7 +40,7 @@ def main():
         "sasrec": lambda: SASRec.fit(data, sasrec),
     }
     for name, fit in makers.items():
-        folder = Path(arguments.output_dir) / name
+        folder = Path(args.output_dir) / name
         if folder.exists():
             print(f"Reusing {folder} of the interrupted run.")
             continue
@@ -51,8 +48,9 @@ def main():
         fit().save_pretrained(folder, {"data_fingerprint": data.fingerprint})
         seconds[name] = round(time.perf_counter() - began, 1)
         print(f"{name}: {seconds[name]} s -> {folder}")
-    finish_stage(arguments.output_dir, seconds=seconds)
+    finish_stage(args.output_dir, seconds=seconds)
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(*TrlParser((BaselineArguments, ItemKNNConfig, SASRecConfig)).parse_args_and_config())

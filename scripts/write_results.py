@@ -4,7 +4,7 @@
 
 Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`. Writes `{"figures": {...}}` with keys such as
 `industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Data sets that are already
-in the file and are not named keep their figures.
+in the file and are not named keep their figures. Prints the main figures as Markdown.
 """
 
 import argparse
@@ -49,9 +49,29 @@ def main():
         fresh = figures_of(read_json(Path(folder) / "metrics.json"), dataset)
         kept = {key: value for key, value in figures.items() if not key.startswith(f"{dataset}/")}
         figures = kept | fresh
-        print(f"{dataset}: {len(fresh)} figures")
+        print(markdown(fresh, dataset))
     write_json(path, {"figures": dict(sorted(figures.items()))})
-    print(f"-> {path}")
+    print(f"{len(figures)} figures -> {path}")
+
+
+def markdown(figures: dict[str, float], dataset: str) -> str:
+    """The main figures as a Markdown table, for docs/results.md."""
+    names = dict.fromkeys(key.split("/")[1] for key in figures)
+    columns = [("item", "recall@10"), ("item", "ndcg@10"), ("semid", "recall@10"), ("semid", "ndcg@10")]
+    lines = [
+        f"| {dataset} | " + " | ".join(f"{metric}, {level} level" for level, metric in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name in names:
+        cells = []
+        for level, metric in columns:
+            key = f"{dataset}/{name}/{level}/{metric}"
+            interval = (
+                f" [{figures[f'{key}/low']:.4f}, {figures[f'{key}/high']:.4f}]" if f"{key}/low" in figures else ""
+            )
+            cells.append(f"{figures[key]:.4f}{interval}" if key in figures else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

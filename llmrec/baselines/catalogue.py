@@ -9,6 +9,8 @@ from llmrec.data import PreparedData, lists_to_rows
 from llmrec.filters import CatalogueFilter, Filter
 from llmrec.recommender import Recommendation, per_request
 
+_SCORES = 2**26  # scores held at once
+
 
 class Catalogue:
     """The items a baseline ranks, in the order that breaks ties.
@@ -36,12 +38,12 @@ class Catalogue:
         histories: Sequence[Sequence[str]],
         k: int | Sequence[int],
         filters: Filter | Sequence[Filter] | None,
-        batch_size: int = 256,
     ) -> list[list[Recommendation]]:
         """`Recommender.recommend` for anything that scores the whole catalogue.
 
         Args:
-            score: called with `(values, offsets)` of up to `batch_size` histories, returns float `[b, items]`.
+            score: called with `(values, offsets)` of b histories (so many that 2**26 scores hold them), returns float
+                `[b, items]`.
         """
         ks = per_request(k, len(histories), "k")
         requests = per_request(filters, len(histories), "filters")
@@ -49,6 +51,7 @@ class Catalogue:
             raise ValueError(f"k must be at least 1, got {min(ks)}")
         values, offsets = self.rows(histories)
         lists = []
+        batch_size = max(1, min(256, _SCORES // max(1, len(self))))
         for start in range(0, len(histories), batch_size):
             chosen = slice(start, min(start + batch_size, len(histories)))
             bounds = offsets[chosen.start : chosen.stop + 1]

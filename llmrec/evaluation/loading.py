@@ -7,14 +7,14 @@ from llmrec.recommender import LLMRecommender, Recommender
 
 
 def load_recommender(folder: str | Path) -> Recommender:
-    """Loads a model folder (`llmrec_config.json`) or a baseline's folder (`kind` in its `config.json`).
+    """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`).
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: none of the three.
     """
-    folder = Path(folder)
-    if (folder / "llmrec_config.json").exists():
+    if not Path(folder).is_dir() or (Path(folder) / "llmrec_config.json").exists():
         return LLMRecommender.from_pretrained(folder)
+    folder = Path(folder)
     kind = read_json(folder / "config.json").get("kind")
     if kind == "popularity":
         from llmrec.baselines.popularity import Popularity

@@ -88,10 +88,11 @@ def write_report(
     return summary
 
 
-def headline(results: Sequence[EvaluationResult], columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
-    """A plain-text table of the main figures with their intervals, for terminals."""
+def headline(summary: dict, columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
+    """A plain-text table of the main figures with their intervals, from what metrics.json holds."""
     rows = [["recommender", *columns]]
-    rows += [[result.name, *(_cell(result, column) for column in columns)] for result in results]
+    for name, result in summary["recommenders"].items():
+        rows.append([name, *(_cell(result["metrics"], result["ci"], column) for column in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -101,7 +102,7 @@ def _tables(results, differences, reference) -> list[dict]:
 
     def table(title, columns, note=""):
         held = [column for column in columns if any(column in result.metrics for result in results)]
-        rows = [[result.name, *(_cell(result, column) for column in held)] for result in results]
+        rows = [[one.name, *(_cell(one.metrics, one.ci, column) for column in held)] for one in results]
         return {"title": title, "note": note, "header": ["recommender", *held], "rows": rows if held else []}
 
     tables = [
@@ -138,14 +139,13 @@ def _tables(results, differences, reference) -> list[dict]:
     return [one for one in tables if one["rows"]]
 
 
-def _cell(result: EvaluationResult, column: str) -> str:
-    value = result.metrics.get(column)
-    if value is None:
+def _cell(metrics: dict[str, float], ci: dict[str, list[float]], column: str) -> str:
+    if column not in metrics:
         return "–"
     if column.endswith("_per_second"):
-        return f"{value:,.0f}"
-    text = f"{value:.4f}"
-    if column in result.ci:
-        low, high = result.ci[column]
+        return f"{metrics[column]:,.0f}"
+    text = f"{metrics[column]:.4f}"
+    if column in ci:
+        low, high = ci[column]
         text += f" [{low:.4f}, {high:.4f}]"
     return text

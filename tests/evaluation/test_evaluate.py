@@ -146,7 +146,7 @@ def test_report_holds_the_figures(data, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(summary))
     figure = f"{popular.metrics['recall@10']:.4f}"
     markdown, html = ((tmp_path / f"report.{ending}").read_text() for ending in ("md", "html"))
-    assert figure in markdown and figure in html and figure in headline(results)
+    assert figure in markdown and figure in html and figure in headline(summary)
     assert "oracle &lt;b&gt;" in html and "<b>" not in html
     assert re.search(r"src=\"(?!data:)|href=", html) is None, "the HTML stands alone"
     for name in re.findall(r"\((plots/[^)]+)\)", markdown):

@@ -65,6 +65,10 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     assert f"{found['sasrec']['metrics']['recall@10']:.4f}" in printed and found["sasrec"]["rows"] == 30
     assert found["sasrec"]["metrics"]["ndcg@10"] > 2 * found["sasrec, shuffled histories"]["metrics"]["ndcg@10"]
     assert found["ours"]["metrics"]["valid@10"] == 1 and "semid/recall@10" in found["popularity"]["metrics"]
+    run(monkeypatch, "recipes/evaluate.py", "--config", evaluation)
+    again = capsys.readouterr().out
+    assert "Reusing" in again and "evaluate" not in again.split("Reusing")[0]
+    assert f"{found['sasrec']['metrics']['recall@10']:.4f}" in again
 
     results = tmp_path / "results.json"
     results.write_text('{"figures": {"beauty/ours/item/recall@10": 0.5, "tiny/gone": 1}}')
