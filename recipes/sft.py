@@ -27,7 +27,8 @@ from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begi
 class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     tasks: list[str] = field(
-        default_factory=lambda: ["stream"], metadata={"help": "Mixture: prompt names or files, each with :weight."}
+        default_factory=lambda: ["stream"],
+        metadata={"help": "Mixture: prompt names or files with :weight, or in YAML {prompt, weight, since}."},
     )
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})

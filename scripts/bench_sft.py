@@ -119,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, words, rows = setting(store())
     ratios, losses = [], []
-    print(f"{model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {arguments.steps} steps of 64 rows")
+    print(f"{model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {arguments.steps} steps")
     for repeat in range(arguments.repeats):
         ours, our_loss, batches = with_trainer(copy.deepcopy(model), words, rows, arguments.steps)
         plain, plain_loss = bare(copy.deepcopy(model), batches)

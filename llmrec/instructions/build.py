@@ -1,13 +1,17 @@
 """Mixture of tasks → a `datasets.Dataset` of token ids and labels for TRL."""
 
+import dataclasses
+import datetime
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from llmrec.data import PreparedData
+from llmrec.data.rows import flatten_lists
 from llmrec.instructions.prompts import Prompt, load_prompt
 from llmrec.instructions.render import Renderer
 from llmrec.instructions.tasks import TASKS
@@ -18,28 +22,47 @@ IGNORED = -100
 
 @dataclass
 class TaskMix:
-    """One entry of the mixture: a prompt file and how many of the task's rows an epoch holds (1.0 = each once)."""
+    """One entry of the mixture.
+
+    Args:
+        prompt (`Prompt`): the task and its wordings.
+        weight (`float`): how many of the task's rows an epoch holds; 1.0 is each once.
+        since (`str`, *optional*): a date (`2016-01-31`); only training sequences that reach it take part, undated
+            ones do not. A second entry with `since` makes what is recent count more.
+    """
 
     prompt: Prompt
     weight: float = 1.0
+    since: str | None = None
 
     @classmethod
     def parse(cls, entry: str | dict) -> "TaskMix":
-        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 0.5}`."""
+        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 0.5, since: 2016-01-31}`."""
         if isinstance(entry, str):
             name, _, weight = entry.rpartition(":") if entry.rpartition(":")[0] else (entry, "", "1")
             entry = {"prompt": name, "weight": weight}
-        unknown = sorted(set(entry) - {"prompt", "weight"})
+        unknown = sorted(set(entry) - set(cls.__dataclass_fields__))
         if unknown or "prompt" not in entry:
-            raise ValueError(f"task mixture entry {entry!r}: write prompt and, if you like, weight")
+            raise ValueError(f"task mixture entry {entry!r}: write prompt and, if you like, weight and since")
+        since = None if entry.get("since") is None else str(entry["since"])
         try:
             weight = float(entry.get("weight", 1.0))
+            if since is not None:
+                datetime.date.fromisoformat(since)
         except ValueError as error:
-            raise ValueError(f"task mixture entry {entry!r}: weight is not a number") from error
+            raise ValueError(
+                f"task mixture entry {entry!r}: weight should be a number, since a date YYYY-MM-DD"
+            ) from error
         prompt = load_prompt(entry["prompt"])
         if prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
-        return cls(prompt, weight)
+        return cls(prompt, weight, since)
+
+    def rows(self, data: PreparedData, max_history: int) -> pa.Table:
+        """The task's rows, each once."""
+        if self.since is not None:
+            data = dataclasses.replace(data, train=_since(data.train, self.since))
+        return TASKS[self.prompt.task].rows(data, max_history)
 
 
 def build_dataset(
@@ -63,7 +86,7 @@ def build_dataset(
     rng = np.random.default_rng(seed)
     parts = []
     for mix in mixture:
-        rows = TASKS[mix.prompt.task].rows(data, max_history)
+        rows = mix.rows(data, max_history)
         rows = rows.take(pa.array(_draw(rows.num_rows, mix.weight, rng)))
         wording = rng.integers(len(mix.prompt.templates), size=rows.num_rows)
         parts.append(encode_rows(rows, mix.prompt, renderer, max_length, wording))
@@ -103,6 +126,15 @@ def encode_rows(
             "lower max_history or raise max_length"
         )
     return dataset
+
+
+def _since(train: pa.Table, date: str) -> pa.Table:
+    """The sequences whose last timestamp is not before a date (UTC)."""
+    first = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC).timestamp()
+    values, offsets = flatten_lists(train["timestamps"])
+    filled = np.flatnonzero(np.diff(offsets))
+    reached = pc.fill_null(pc.greater_equal(values.take(pa.array(offsets[1:][filled] - 1)), int(first)), False)
+    return train.take(pa.array(filled)).filter(reached)
 
 
 def _draw(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -86,9 +88,7 @@ def test_no_evaluation_target_is_a_training_target(setting):
 
 
 @settings(deadline=None, max_examples=80)
-@given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4)), min_size=1, max_size=6), st.integers(1, 9)
-)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4)), min_size=1, max_size=6), st.integers(1, 9))
 def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_history):
     sequences = [[f"{user}-{i}" for i in range(length)] for user, (length, _) in enumerate(shapes)]
     train = pa.table(
@@ -103,9 +103,7 @@ def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_
     data.train = train
     rows = stream_rows(data, max_history).to_pylist()
     labelled = [item for row in rows for item in row["targets"]]
-    expected = [
-        item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]
-    ]
+    expected = [item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]]
     assert sorted(labelled) == sorted(expected)
     for row in rows:
         user = int(row["history"][0].split("-")[0])
@@ -124,6 +122,25 @@ def test_weights_repeat_and_sample_rows_and_the_seed_fixes_them(setting):
     )
     assert len(build(0.5, 0)) == 12 and len(build(2.25, 0)) == 54
     assert build(0.5, 3)["input_ids"] == build(0.5, 3)["input_ids"] != build(0.5, 4)["input_ids"]
+
+
+def test_since_keeps_what_is_recent_and_dated(setting):
+    data, index, tokenizer, renderer = setting
+    stamps = [[0, 86_400 * day] if day is not None else [None, None] for day in (0, 9, 10, 11, None)]
+    train = pa.table(
+        {
+            "user_id": [str(i) for i in range(5)],
+            "item_ids": [["item-00", f"item-0{i}"] for i in range(5)],
+            "timestamps": stamps,
+            "num_context": [1] * 5,
+        }
+    ).cast(SEQUENCES)
+    recent = dataclasses.replace(data, train=train)
+    mix = TaskMix.parse({"prompt": "stream", "since": "1970-01-11", "weight": 2})
+    assert mix.rows(recent, 5)["targets"].to_pylist() == [["item-02"], ["item-03"]]
+    assert len(build_dataset(recent, [mix], renderer, 5, 256)) == 4
+    with pytest.raises(ValueError, match="since a date YYYY-MM-DD"):
+        TaskMix.parse({"prompt": "stream", "since": "yesterday"})
 
 
 def test_chat_frame_is_what_the_chat_template_gives(setting):
