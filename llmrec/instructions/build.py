@@ -37,7 +37,7 @@ class TaskMix:
 
     @classmethod
     def parse(cls, entry: str | dict) -> "TaskMix":
-        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 0.5, since: 2016-01-31}`."""
+        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 2, since: 2016-01-31}`."""
         if isinstance(entry, str):
             name, _, weight = entry.rpartition(":") if entry.rpartition(":")[0] else (entry, "", "1")
             entry = {"prompt": name, "weight": weight}
