@@ -167,7 +167,7 @@ class LLMRecommender:
                 self.trie,
                 self.item_of_row,
                 [ks[i] for i in batch],
-                max(self.config.num_beams, max(ks[i] for i in batch)),
+                self.config.num_beams,
                 masks=list(masks) if filtered else None,
                 denied=list(denied) if filtered else None,
                 normalize=self.config.normalize,
