@@ -37,6 +37,7 @@ def semid_report(
     codes = index.codes
     shuffled = index.shuffled(seed).codes
     after = collision_stats(codes)
+    near = nearest_neighbours(features, k, sample, seed)
     report = {
         "items": len(index),
         "codebook_sizes": list(index.codebook_sizes),
@@ -48,8 +49,8 @@ def semid_report(
         "prefixes": [],
         "neighbours": {
             "k": k,
-            "kept": neighbours_kept(codes, features, k, sample, seed),
-            "control": neighbours_kept(shuffled, features, k, sample, seed),
+            "kept": neighbours_kept(codes, *near),
+            "control": neighbours_kept(shuffled, *near),
         },
     }
     labels = category_labels(items)
@@ -83,24 +84,35 @@ def level_figures(column: np.ndarray, size: int) -> dict:
     }
 
 
-def neighbours_kept(codes: np.ndarray, features: np.ndarray, k: int, sample: int, seed: int) -> float:
-    """Mean share of an item's k nearest items by cosine that are also among its k nearest by length of the common
-    SemID prefix. Equal lengths count with the probability that a random order would choose them."""
-    k = min(k, len(codes) - 1)
-    if k < 1:
-        return 1.0
+def nearest_neighbours(features: np.ndarray, k: int, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random sample of rows, int64 `[S]`, and the k nearest other rows of each by cosine, int64 `[S, k]`."""
     unit = l2_normalize(features)
-    chosen = np.random.default_rng(seed).permutation(len(codes))[:sample]
+    chosen = np.random.default_rng(seed).permutation(len(unit))[:sample]
+    nearest = np.empty((len(chosen), min(k, len(unit) - 1)), np.int64)
+    for start in range(0, len(chosen), 64):
+        rows = chosen[start : start + 64]
+        similarity = unit[rows] @ unit.T
+        similarity[np.arange(len(rows)), rows] = -np.inf
+        if nearest.shape[1]:
+            part = np.argpartition(-similarity, nearest.shape[1] - 1, axis=1)
+            nearest[start : start + 64] = part[:, : nearest.shape[1]]
+    return chosen, nearest
+
+
+def neighbours_kept(codes: np.ndarray, chosen: np.ndarray, nearest: np.ndarray) -> float:
+    """Mean share of an item's k nearest items (see `nearest_neighbours`) that are also among its k nearest by length
+    of the common SemID prefix. Equal lengths count with the probability that a random order would choose them."""
+    k = nearest.shape[1]
+    if k == 0:
+        return 1.0
     kept = 0.0
-    for item in chosen:
-        similarity = unit @ unit[item]
+    for item, neighbours in zip(chosen, nearest):
         common = np.logical_and.accumulate(codes == codes[item], axis=1).sum(1)
-        similarity[item], common[item] = -np.inf, -1
-        nearest = np.argpartition(-similarity, k - 1)[:k]
+        common[item] = -1
         bar = np.partition(common, -k)[-k]
         above, at = (common > bar).sum(), (common == bar).sum()
-        probability = np.where(common > bar, 1.0, np.where(common == bar, (k - above) / at, 0.0))
-        kept += probability[nearest].mean()
+        of_neighbours = common[neighbours]
+        kept += ((of_neighbours > bar) + (of_neighbours == bar) * (k - above) / at).mean()
     return float(kept / len(chosen))
 
 

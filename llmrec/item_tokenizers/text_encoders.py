@@ -220,11 +220,13 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
     Args:
         encoder (`str`): `"tfidf"`, the name or folder of a sentence-transformers model, or `"auto"`: all-MiniLM-L6-v2
             if it is installed, cached or on a reachable Hub, TF-IDF otherwise.
-        kwargs: arguments of the encoder; with `"auto"` they must suit the one that is chosen.
+        kwargs: arguments of the encoder; with `"auto"` those of a model, which TF-IDF does without.
     """
     if encoder == "auto":
-        encoder = AUTO_MODEL if _can_be_loaded(AUTO_MODEL) else "tfidf"
-        logger.info("text encoder: auto chose %s", encoder)
+        encoder = AUTO_MODEL
+        if not _can_be_loaded(AUTO_MODEL):
+            encoder, kwargs = "tfidf", {}
+        logger.info("text encoder: auto chose %s %s", encoder, kwargs or "")
     if encoder == "tfidf":
         return TfidfEncoder(**kwargs)
     return SentenceTransformerEncoder(encoder, cache_dir=cache_dir, **kwargs)

@@ -8,6 +8,7 @@ from llmrec.item_tokenizers import RQKMeans, build_semids
 from llmrec.item_tokenizers.report import (
     category_labels,
     level_figures,
+    nearest_neighbours,
     neighbours_kept,
     purity,
     report_lines,
@@ -42,13 +43,14 @@ def test_neighbours_kept_is_one_for_a_perfect_code_and_chance_for_random():
     rng = np.random.default_rng(0)
     cluster = np.repeat(np.arange(10), 6)
     features = (10 * np.eye(10)[cluster] + 0.1 * rng.normal(size=(60, 10))).astype(np.float32)
-    assert neighbours_kept(cluster[:, None], features, 5, 60, 0) == pytest.approx(1)
+    near = nearest_neighbours(features, 5, 60, 0)
+    assert neighbours_kept(cluster[:, None], *near) == pytest.approx(1)
     # All items share one code: every item is as good as any other.
-    assert neighbours_kept(np.zeros((60, 1), int), features, 5, 60, 0) == pytest.approx(5 / 59)
+    assert neighbours_kept(np.zeros((60, 1), int), *near) == pytest.approx(5 / 59)
     # Half of a cluster is told apart: 2 of 5 neighbours certainly, the other 3 by chance among 57.
     half = np.stack([cluster * 2 + np.tile([0, 0, 0, 1, 1, 1], 10)], 1)
     expected = (2 + 3 * (3 / 57)) / 5
-    assert neighbours_kept(half, features, 5, 60, 0) == pytest.approx(expected)
+    assert neighbours_kept(half, *near) == pytest.approx(expected)
 
 
 def test_purity_and_labels():
