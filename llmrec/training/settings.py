@@ -1,5 +1,7 @@
 """Begins or resumes a training run, after a look at what decides its result and what does not."""
 
+import os
+
 from accelerate import PartialState
 
 from llmrec.stages import begin_stage, settings_of
@@ -24,9 +26,18 @@ def begin_run(output_dir: str, *arguments, inputs: dict[str, str], overwrite: bo
 
     Returns:
         `("done" | "new" | "resume", checkpoint)`: `checkpoint` is the one to resume from, or `None`.
+
+    Raises:
+        ValueError: other settings made what lies in `output_dir`, or the launched processes are no group.
     """
     settings = settings_of(*arguments, ignore=tuple(_VOLATILE)) | inputs
     state = PartialState()
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != state.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but they do not see each other: on a CPU set use_cpu: true and "
+            "launch with recipes/accelerate/cpu2.yaml"
+        )
     with state.main_process_first():
         found = begin_stage(output_dir, settings, overwrite and state.is_main_process)
     return found, last_complete_checkpoint(output_dir)
