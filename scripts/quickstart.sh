@@ -45,7 +45,7 @@ run python recipes/init_model.py --config $CONFIGS/model.yaml \
 run accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/sft.py --config $CONFIGS/sft.yaml \
     --model_name_or_path $OUT/control_model --output_dir $OUT/control
 
-stage "7/8 Evaluate on every test user (and with histories exchanged between users: the other control)"
+stage "7/8 Evaluate on 3,000 test users (and with histories exchanged between users: the other control)"
 run python recipes/evaluate.py --config $CONFIGS/evaluate.yaml
 
 stage "8/8 Recommend"
