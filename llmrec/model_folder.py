@@ -96,10 +96,11 @@ def write_sidecars(
 
 def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Greedy and unpenalised: an Instruct checkpoint's own sampling defaults filter constrained beams away."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        pad_token_id=pad,
     )
 
 

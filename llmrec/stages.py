@@ -24,11 +24,13 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
         interrupted. `"new"`: nothing is there yet.
 
     Raises:
-        ValueError: the folder holds a run with other settings (named in the message).
+        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else.
     """
     folder = Path(folder)
     settings = json.loads(json.dumps(settings, default=str))
     record = folder / RECORD
+    if folder.is_dir() and any(folder.iterdir()) and not record.exists():
+        raise ValueError(f"{folder} holds files that no stage wrote: choose another output_dir")
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     if record.exists():

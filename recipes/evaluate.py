@@ -14,7 +14,7 @@ import numpy as np
 from trl import TrlParser
 
 from llmrec.data import PreparedData
-from llmrec.evaluation import KS, evaluate, load_recommender, shuffle_histories, shuffle_order
+from llmrec.evaluation import KS, check_trained_on, evaluate, load_recommender, shuffle_histories, shuffle_order
 from llmrec.evaluation.report import headline, write_report
 from llmrec.files import fingerprint, read_json
 from llmrec.semids import SemIDIndex
@@ -61,6 +61,7 @@ def main(args: EvaluateArguments) -> None:
         shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
         results = []
         for name, folder in args.recommenders.items():
+            check_trained_on(folder, data)
             recommender = load_recommender(folder)
             results.append(evaluate(recommender, rows, data, name, index=index, **shared))
             for control, shuffle in CONTROLS.items() if name in args.controls else ():

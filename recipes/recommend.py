@@ -1,7 +1,7 @@
 """Recommends for some users of the prepared data and prints it readably: history titles → recommended titles.
 
     python recipes/recommend.py --config recipes/configs/quickstart/recommend.yaml
-    python recipes/recommend.py --model out/quickstart/model --data_dir out/quickstart/data --users U0001 --k 5 \
+    python recipes/recommend.py --model out/quickstart/model --data_dir out/quickstart/data --num_users 1 --k 5 \
         --where '[["price", "<", 30]]'
 """
 

@@ -3,8 +3,9 @@
     accelerate launch recipes/sft.py --config recipes/configs/quickstart/sft.yaml
     accelerate launch --config_file recipes/accelerate/cpu2.yaml recipes/sft.py --config ... --learning_rate 1e-3
 
-Every field of TRL's `SFTConfig` and `ModelConfig` works in the YAML and on the command line. The output folder is a
-recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on where it was.
+Every field of TRL's `SFTConfig` works in the YAML and on the command line, as do dtype, attention and LoRA of its
+`ModelConfig`. The output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same
+command goes on where it was.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_index, semids_table, write_sidecars
 from llmrec.recommender import LLMRecommender
 from llmrec.stages import finish_stage
-from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begin_run, lora_config, merged
+from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begin_run, lora_config, merged, run_inputs
 
 
 @dataclass
@@ -47,7 +48,10 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     prompt = load_prompt(args.recommend_prompt)
     shown = {"max_history": args.max_history, "num_beams": args.num_beams, "normalize": args.normalize}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
-    inputs = {"data": data.fingerprint, "semids": index.fingerprint}
+    mixture, limit = [TaskMix.parse(task) for task in args.tasks], training_args.max_length
+    if prompt not in [mix.prompt for mix in mixture]:
+        raise ValueError(f"recommend_prompt {args.recommend_prompt!r} is none of the tasks {args.tasks}")
+    inputs = run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)])
     found, checkpoint = begin_run(output_dir, args, training_args, model_args, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
         state.print(f"Reusing the model in {output_dir} (same settings, same data).")
@@ -57,11 +61,12 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
 
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    )
     if args.hidden_dropout:
         add_dropout(model, args.hidden_dropout)
     renderer = Renderer(tokenizer, Catalogue(index, items))
-    mixture, limit = [TaskMix.parse(task) for task in args.tasks], training_args.max_length
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed)
     sample = ValidationSample(LLMRecommender(model, tokenizer, index, items, config), data.valid, args.validation_rows)
     trainer = SemIDSFTTrainer(
@@ -82,9 +87,10 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     if state.is_main_process:
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
-        finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=config.trained_on["name"])
+    if state.is_main_process:
+        finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way on a generated store, on a laptop's CPU: data -> Semantic IDs -> model -> fine-tuning -> evaluation
-# against baselines and controls -> recommendations for one user. Minutes after the installation.
+# against baselines and controls -> recommendations for two users. Minutes after the installation.
 #
 #     bash scripts/quickstart.sh
 #
@@ -24,10 +24,10 @@ run() {
     "$@"
 }
 
-stage "1/8 Generate the store, clean it, split it in time"
+stage "1/8 Generate the store, clean it, hold out each user's last items"
 run python recipes/prepare_data.py --config $CONFIGS/data.yaml
 
-stage "2/8 Give every item a Semantic ID made from its text"
+stage "2/8 Give every item a Semantic ID made from its text and its neighbours in histories"
 run python recipes/tokenize_items.py --config $CONFIGS/semids.yaml
 
 stage "3/8 Baselines: popularity, item-kNN, SASRec"

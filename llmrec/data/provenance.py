@@ -50,6 +50,8 @@ def can_reuse(folder: str | Path, settings: dict, inputs: str) -> bool:
     """
     path = Path(folder) / "dataset.json"
     if not path.exists():
+        if Path(folder).is_dir() and any(Path(folder).iterdir()):
+            raise ValueError(f"{folder} holds files that are no prepared data: choose another output_dir")
         return False
     info = read_json(path)
     before, now = info.get("settings", {}), json.loads(json.dumps(settings))

@@ -2,7 +2,7 @@
 
 from llmrec.evaluation.controls import shuffle_histories, shuffle_order
 from llmrec.evaluation.evaluate import EvaluationResult, compare, evaluate
-from llmrec.evaluation.loading import load_recommender
+from llmrec.evaluation.loading import check_trained_on, load_recommender
 from llmrec.evaluation.metrics import KS, row_metrics
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "EvaluationResult",
     "compare",
     "evaluate",
+    "check_trained_on",
     "load_recommender",
     "row_metrics",
     "shuffle_histories",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llmrec.data import PreparedData
 from llmrec.files import read_json
 from llmrec.recommender import LLMRecommender, Recommender
 
@@ -29,3 +30,19 @@ def load_recommender(folder: str | Path) -> Recommender:
 
         return SASRec.from_pretrained(folder)
     raise ValueError(f"{folder} is neither a model folder (no llmrec_config.json) nor a baseline (kind {kind!r})")
+
+
+def check_trained_on(folder: str | Path, data: PreparedData) -> None:
+    """Raises `ValueError` if a folder was trained on other data than it is to be evaluated on: a leak in waiting."""
+    folder = Path(folder)
+    if (folder / "llmrec_config.json").exists():
+        trained_on = read_json(folder / "llmrec_config.json").get("trained_on", {}).get("fingerprint")
+    elif (folder / "config.json").exists():
+        trained_on = read_json(folder / "config.json").get("data_fingerprint")
+    else:
+        return  # a model of the Hub
+    if trained_on and trained_on != data.fingerprint:
+        raise ValueError(
+            f"{folder} was trained on other data ({trained_on}) than it is to be evaluated on ({data.fingerprint}), "
+            "so test rows may be among its training rows: train it again on this data"
+        )

@@ -66,7 +66,6 @@ def write_report(
     for result in results:
         file = re.sub(r"[^\w.-]+", "_", result.name)
         write_parquet(folder / "predictions" / f"{file}.parquet", result.predictions)
-    write_json(folder / "metrics.json", summary)
     context = {
         "title": title,
         "facts": summary["facts"],
@@ -85,6 +84,7 @@ def write_report(
         with atomic_path(folder / f"report.{ending}") as temporary:
             text = environment.get_template(f"report.{ending}.jinja").render(context)
             temporary.write_text(text, encoding="utf-8")
+    write_json(folder / "metrics.json", summary)  # last: it marks a finished report
     return summary
 
 

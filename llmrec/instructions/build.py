@@ -47,6 +47,8 @@ class TaskMix:
         since = None if entry.get("since") is None else str(entry["since"])
         try:
             weight = float(entry.get("weight", 1.0))
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weight {weight}")
             if since is not None:
                 datetime.date.fromisoformat(since)
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from string import Formatter
 
 import yaml
 
@@ -41,13 +40,6 @@ class Prompt:
             raise ValueError(f"prompt of task {self.task!r}: format {self.format!r} is not one of {FORMATS}")
         if not self.templates:
             raise ValueError(f"prompt of task {self.task!r} has no templates")
-
-    def slots(self) -> set[str]:
-        """Names of all slots in all templates."""
-        parse = Formatter().parse
-        return {
-            slot for t in self.templates for text in (t.prompt, t.completion) for _, slot, _, _ in parse(text) if slot
-        }
 
     def to_dict(self) -> dict:
         return asdict(self) | {"templates": [asdict(template) for template in self.templates]}

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from llmrec.instructions.prompts import Prompt
 from llmrec.instructions.tasks import TASKS, Catalogue
 
-_MARK = "\x1fllmrec\x1f"  # a unit separator: never part of cleaned text
+_MARK = "[[llmrec]]"  # no white space at its ends: templates trim messages
 
 
 class Renderer:

@@ -1,10 +1,16 @@
 """Begins or resumes a training run, after a look at what decides its result and what does not."""
 
+import json
 import os
+from pathlib import Path
 
 from accelerate import PartialState
 
-from llmrec.stages import begin_stage, settings_of
+from llmrec.data import PreparedData
+from llmrec.files import fingerprint
+from llmrec.instructions import Prompt
+from llmrec.semids import SemIDIndex
+from llmrec.stages import RECORD, begin_stage, settings_of
 from llmrec.training.resume import last_complete_checkpoint
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
@@ -15,6 +21,17 @@ _VOLATILE = (
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
     "ddp_backend ddp_timeout accelerator_config save_total_limit resume_from_checkpoint use_cpu"
 ).split()
+
+
+def run_inputs(base: str, data: PreparedData, index: SemIDIndex, prompts: list[Prompt]) -> dict[str, str]:
+    """Fingerprints of what a run starts from: data, Semantic IDs, how the base model was made, and the prompts."""
+    made = Path(base) / RECORD
+    return {
+        "data": data.fingerprint,
+        "semids": index.fingerprint,
+        "base": fingerprint(made.read_bytes()) if made.exists() else base,
+        "prompts": fingerprint(json.dumps([prompt.to_dict() for prompt in prompts])),
+    }
 
 
 def begin_run(output_dir: str, *arguments, inputs: dict[str, str], overwrite: bool = False) -> tuple[str, str | None]:

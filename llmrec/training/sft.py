@@ -77,6 +77,9 @@ class SemIDSFTTrainer(SFTTrainer):
             metrics.update(ranking)
         return metrics
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the weights and what makes the folder a recommender."""
         super().save_model(output_dir, _internal_call)
