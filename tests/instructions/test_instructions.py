@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pyarrow as pa
@@ -152,6 +153,15 @@ def test_chat_frame_is_what_the_chat_template_gives(setting):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": index.encode("item-03") + "?"}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert renderer.prompt(prompt, row) == expected
+
+
+def test_chat_templates_may_trim_messages(setting):
+    data, index, tokenizer, _ = setting
+    trimming = copy.deepcopy(tokenizer)
+    trimming.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | trim")
+    renderer = Renderer(trimming, Catalogue(index, data.items))
+    row = {"history": ["item-01"], "targets": []}
+    assert index.encode("item-01") in renderer.prompt(load_prompt("next_item"), row)
 
 
 def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):

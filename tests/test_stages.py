@@ -1,0 +1,34 @@
+import pytest
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+from llmrec.data.provenance import can_reuse
+from llmrec.evaluation import check_trained_on
+from llmrec.stages import begin_stage, finish_stage
+
+
+def test_a_stage_is_new_then_resumed_then_done_and_refuses_other_settings(tmp_path):
+    folder = tmp_path / "stage"
+    assert begin_stage(folder, {"a": 1}) == "new"
+    assert begin_stage(folder, {"a": 1}) == "resume"
+    finish_stage(folder, figure=2)
+    assert begin_stage(folder, {"a": 1}) == "done"
+    with pytest.raises(ValueError, match="other settings .a."):
+        begin_stage(folder, {"a": 2})
+    assert begin_stage(folder, {"a": 2}, overwrite=True) == "new"
+
+
+def test_files_of_somebody_else_are_never_removed(tmp_path):
+    (tmp_path / "mine.csv").write_text("precious")
+    with pytest.raises(ValueError, match="files that no stage wrote"):
+        begin_stage(tmp_path, {}, overwrite=True)
+    with pytest.raises(ValueError, match="no prepared data"):
+        can_reuse(tmp_path, {}, "")
+    assert (tmp_path / "mine.csv").read_text() == "precious"
+
+
+def test_evaluation_refuses_a_model_of_other_data(tmp_path):
+    data = tiny_data()
+    folder = write_tiny_base(tmp_path / "base", data, tiny_index(data))
+    check_trained_on(folder, data)
+    with pytest.raises(ValueError, match="trained on other data"):
+        check_trained_on(folder, tiny_data(num_users=41))
