@@ -43,7 +43,7 @@ class Curve(TrainerCallback):
         recall = self.sample.evaluate(model, self.trainer.accelerator)["recall@10"]
         self.points.append((self.seconds, recall))
         print(f"  {self.seconds:7.1f} s  recall@10 {recall:.4f}", flush=True)
-        control.should_training_stop = recall >= self.mark
+        control.should_training_stop |= recall >= self.mark
 
 
 def train(settings: dict, prompt, epochs: float, evaluations: int, mark: float = 2.0) -> list[tuple[float, float]]:
