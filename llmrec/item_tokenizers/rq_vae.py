@@ -2,7 +2,7 @@
 
 The paper's recipe (Adagrad, learning rate 0.4, raw unit-norm inputs) collapsed to one code in an independent
 reproduction; the defaults here are the stable one: standardised inputs, AdamW, k-means initialisation of every level,
-reset of dead codes, and a few hundred epochs, where curves are flat. Settings and names follow TIGER otherwise.
+reset of dead codes, and codebooks fitted once more on the final latents.
 """
 
 import copy
@@ -47,12 +47,12 @@ class RQVAE:
         latent_dim: int = 32,
         preprocess: str = "standardize",
         preprocess_dim: int | None = None,
-        epochs: int = 150,
+        epochs: int = 60,
         batch_size: int = 1024,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         beta: float = 0.25,
-        reset_every: int = 2,
+        reset_every: int = 1,
         device: str = "auto",
     ):
         self.codebook_sizes = tuple(int(size) for size in codebook_sizes)

@@ -62,8 +62,8 @@ class RQVAEModule(nn.Module):
 
 
 @torch.no_grad()
-def init_codebooks(module: RQVAEModule, x: torch.Tensor, seed: int) -> None:
-    """k-means, level by level, on the residuals of the encoder's output."""
+def fit_codebooks(module: RQVAEModule, x: torch.Tensor, seed: int) -> None:
+    """Sets the codebooks by k-means, level by level, on the residuals of the encoder's output for `x [N, D]`."""
     import faiss
 
     residual = module.encoder(x).float().cpu().numpy()
@@ -95,7 +95,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(features).to(device)
     module.to(device)
-    init_codebooks(module, x, seed)
+    fit_codebooks(module, x, seed)
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)
     steps = epochs * -(-len(x) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -116,10 +116,12 @@ def train(
             resets = 0
             if (epoch + 1) % reset_every == 0 and epoch < 0.8 * epochs:
                 resets = _reset_dead(module, optimizer, counts, residuals, generator)
-            means = sums / len(x)
+            means = (sums / len(x)).tolist()
             usage = [round(float((count > 0).float().mean()), 4) for count in counts]
             history.append({"reconstruction": means[0], "quantisation": means[1], "usage": usage, "resets": resets})
-            progress.set_postfix(loss=f"{means.sum():.4f}", usage=usage, refresh=False)
+            progress.set_postfix(loss=f"{sum(means):.4f}", usage=usage, refresh=False)
+    # Codebooks that follow by gradient lag behind the encoder: k-means on the final latents uses them better.
+    fit_codebooks(module, x, seed)
     module.to("cpu")
     return history
 

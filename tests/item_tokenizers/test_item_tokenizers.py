@@ -159,12 +159,12 @@ def test_every_level_reaches_the_encoder():
     """The reference implementations lose the commitment gradient of all levels but the first."""
     import torch
 
-    from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, init_codebooks
+    from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, fit_codebooks
 
     torch.manual_seed(0)
     x = torch.randn(60, 10)
     module = RQVAEModule(10, [12], 4, [8, 8])
-    init_codebooks(module, x, 0)
+    fit_codebooks(module, x, 0)
 
     def commitment_gradient():
         module.zero_grad()
