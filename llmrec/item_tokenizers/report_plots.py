@@ -3,11 +3,13 @@
 import importlib.util
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from llmrec.semids import SemIDIndex
 
 _MAP_POINTS = 20_000
+_MAP_COLOURS = 20
 
 
 def plot_codes(index: SemIDIndex) -> Figure:
@@ -24,7 +26,7 @@ def plot_codes(index: SemIDIndex) -> Figure:
 
 
 def plot_map(index: SemIDIndex, features: np.ndarray, seed: int = 0) -> Figure:
-    """Items in two dimensions (UMAP if installed, else PCA), coloured by the first code."""
+    """Items in two dimensions (UMAP if installed, else PCA), coloured by the first code where it is a common one."""
     rows = np.random.default_rng(seed).permutation(len(features))[:_MAP_POINTS]
     if importlib.util.find_spec("umap") and len(rows) > 15:
         from umap import UMAP
@@ -38,10 +40,14 @@ def plot_map(index: SemIDIndex, features: np.ndarray, seed: int = 0) -> Figure:
     points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    # A fixed shuffle of the hues: neighbouring codes get different colours.
-    hues = np.random.default_rng(seed).permutation(index.codebook_sizes[0])
-    axes.scatter(*points.T, c=hues[index.codes[rows, 0]], cmap="hsv", s=6, alpha=0.6, linewidths=0)
-    axes.set(title=f"{len(rows)} items, {name}, coloured by the first code", xticks=[], yticks=[])
+    first = index.codes[rows, 0]
+    common = np.argsort(-np.bincount(first), kind="stable")[:_MAP_COLOURS]
+    axes.scatter(*points.T, color="#dddddd", s=4, linewidths=0)
+    # Hundreds of colours would tell nothing apart.
+    for number, code in enumerate(common):
+        axes.scatter(*points[first == code].T, color=colormaps["tab20"](number), s=9, linewidths=0)
+    title = f"{len(rows)} items, {name}; the {len(common)} commonest first codes in colour"
+    axes.set(title=title, xticks=[], yticks=[])
     return figure
 
 
