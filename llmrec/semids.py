@@ -1,7 +1,13 @@
 """`SemIDIndex`: which item has which Semantic ID, the contract between item tokenizers and everything after them.
 
 Rows are (item, SemID) pairs: an item may have several SemIDs (the first is its primary one), several items may
-share one (collision policy "keep"), and SemIDs may be ragged (a further token only where items collide).
+share one (collision policy "keep"), and SemIDs may be ragged: a row has codes at some of the levels, and its SemID is
+their tokens one after the other.
+
+Kinds of interaction (view, cart, buy) may have tokens of their own beside them; they are no part of a SemID.
+
+Tokens are named by a pattern, one codebook a level (`<a_12><b_7>`), or given as strings: pieces that several levels
+share, or words that the LLM knows, which are not added to it.
 """
 
 import json
@@ -27,14 +33,20 @@ class SemIDIndex:
 
     Args:
         item_ids (sequence of `str`, length R): the item of every row.
-        codes (`np.ndarray`, int32, shape [R, L]): the codes of every row, padded with -1 on the right.
+        codes (`np.ndarray`, int32, shape [R, L]): the codes of every row, -1 at levels where it has none.
         codebook_sizes (sequence of `int`, length L): size of every level; the *full* codebooks become tokens.
         pattern (`str`, *optional*): a name in `PATTERNS` or a template with `{level}` (a letter) and/or `{code}`.
             Without `{level}` codes are numbered through all levels.
         info (`dict`, *optional*): how the SemIDs were made (tokenizer, features, collision policy, hashes).
+        level_tokens (list of L lists of `str`, *optional*): the token of every code, instead of the pattern; levels
+            may share tokens.
+        adds_tokens (`bool`): whether the tokens are to be new tokens of the LLM. Otherwise they are text in its own
+            words, such as `" red"` and `" lamp"`, and every SemID closes with `;`, so that none begins another.
+        behaviours (sequence of `str`): kinds of interaction, the one to recommend last; each is a new token of the
+            LLM, e.g. `<|buy|>` (MBGen).
 
     Raises:
-        ValueError: a code outside its codebook, a gap inside a SemID, an empty SemID, or two levels with equal tokens.
+        ValueError: a code outside its codebook, an empty SemID, codes of equal tokens, or a repeated behaviour.
     """
 
     def __init__(
@@ -44,6 +56,9 @@ class SemIDIndex:
         codebook_sizes: Sequence[int],
         pattern: str = "default",
         info: Mapping | None = None,
+        level_tokens: Sequence[Sequence[str]] | None = None,
+        adds_tokens: bool = True,
+        behaviours: Sequence[str] = (),
     ):
         self.item_ids = [str(item) for item in item_ids]
         self.codes = np.ascontiguousarray(codes, dtype=np.int32)
@@ -65,17 +80,25 @@ class SemIDIndex:
                     f"item {self.item_ids[row]!r}: code {column[row]} at level {level} is outside 0..{size - 1}"
                 )
         held = self.codes >= 0
-        if len(held) and not held[:, 0].all():
-            raise ValueError(f"item {self.item_ids[int(np.argmin(held[:, 0]))]!r} has an empty SemID")
-        gap = (held[:, 1:] & ~held[:, :-1]).any(1)
-        if gap.any():
-            raise ValueError(f"item {self.item_ids[int(np.argmax(gap))]!r} has a gap inside its SemID")
+        if len(held) and not held.any(1).all():
+            raise ValueError(f"item {self.item_ids[int(np.argmin(held.any(1)))]!r} has an empty SemID")
         self.lengths = held.sum(1).astype(np.int32)
-        self._level_tokens = [
-            [self.token(level, code) for code in range(size)] for level, size in enumerate(self.codebook_sizes)
-        ]
+        self.adds_tokens = adds_tokens
+        self._given = level_tokens is not None
+        if self._given:
+            self._level_tokens = [list(map(str, tokens)) for tokens in level_tokens]
+            self._check_tokens()
+        else:
+            self._level_tokens = [
+                [self.token(level, code) for code in range(size)] for level, size in enumerate(self.codebook_sizes)
+            ]
+            if len({token for tokens in self._level_tokens for token in tokens}) != sum(self.codebook_sizes):
+                raise ValueError(
+                    f"SemID pattern {self.pattern!r} gives equal tokens to different codes: add {{level}}"
+                )
+        self.behaviours = [str(behaviour) for behaviour in behaviours]
         if len(set(self.tokens)) != len(self.tokens):
-            raise ValueError(f"SemID pattern {self.pattern!r} gives equal tokens to different codes: add {{level}}")
+            raise ValueError(f"behaviours {self.behaviours} repeat, or read like tokens of the Semantic IDs")
         self._rows_of_item: dict[str, list[int]] = {}
         for row, item in enumerate(self.item_ids):
             self._rows_of_item.setdefault(item, []).append(row)
@@ -83,12 +106,33 @@ class SemIDIndex:
 
     # Tokens
 
+    def _check_tokens(self) -> None:
+        if list(map(len, self._level_tokens)) != list(self.codebook_sizes):
+            raise ValueError(f"level_tokens has {list(map(len, self._level_tokens))} tokens for {self.codebook_sizes}")
+        for level, tokens in enumerate(self._level_tokens):
+            if len(set(tokens)) != len(tokens) or not all(tokens):
+                raise ValueError(f"level_tokens[{level}] holds an empty token, or one twice")
+
     def token(self, level: int, code: int) -> str:
         """The token string of a code, e.g. `<b_7>`."""
+        if self._given:
+            return self._level_tokens[level][code]
         if "{level}" not in self.pattern:
             return self.pattern.format(code=code + sum(self.codebook_sizes[:level]))
         letter = _LETTERS[level] if len(self.codebook_sizes) <= len(_LETTERS) else f"s{level}"
         return self.pattern.format(level=letter, code=code)
+
+    def behaviour_token(self, behaviour: str) -> str:
+        """The token of a kind of interaction; raises `ValueError` for one that is none of `behaviours`."""
+        if behaviour not in self.behaviours:
+            known = ", ".join(self.behaviours) or "none at all"
+            raise ValueError(f"behaviour {behaviour!r} has no token; the model knows {known}")
+        return f"<|{behaviour}|>"
+
+    @property
+    def has_given_tokens(self) -> bool:
+        """Whether the tokens were given as strings, not named by the pattern."""
+        return self._given
 
     @property
     def num_levels(self) -> int:
@@ -101,8 +145,9 @@ class SemIDIndex:
 
     @property
     def tokens(self) -> list[str]:
-        """All token strings in order of level and code; these become new tokens of the LLM."""
-        return [token for level in self._level_tokens for token in level]
+        """The distinct token strings that become new tokens of the LLM: by level and code, then the behaviours."""
+        codes = dict.fromkeys(t for level in self._level_tokens for t in level) if self.adds_tokens else ()
+        return [*codes, *map(self.behaviour_token, self.behaviours)]
 
     # Look-up
 
@@ -124,10 +169,12 @@ class SemIDIndex:
         """The row of an item's primary SemID; raises `ValueError` for an unknown item."""
         return self._rows(item_id)[0]
 
+    def tokens_of_row(self, row: int) -> list[str]:
+        """The tokens of a row's SemID."""
+        return [self._level_tokens[level][code] for level, code in enumerate(self.codes[row].tolist()) if code >= 0]
+
     def semid_of_row(self, row: int) -> str:
-        return "".join(
-            self._level_tokens[level][code] for level, code in enumerate(self.codes[row, : self.lengths[row]])
-        )
+        return "".join(self.tokens_of_row(row)) + ("" if self.adds_tokens else ";")
 
     def encode(self, item_id: str) -> str:
         """The primary SemID of an item as one string, e.g. `<a_12><b_7><c_201>`."""
@@ -147,19 +194,38 @@ class SemIDIndex:
 
     def aligned(self, items: pa.Table) -> "SemIDIndex":
         """The same SemIDs for exactly the items of a catalogue, in its order; raises `ValueError` if one has none."""
-        rows = [row for item in items["item_id"].to_pylist() for row in self._rows(item)]
-        names = [self.item_ids[row] for row in rows]
-        return SemIDIndex(names, self.codes[rows], self.codebook_sizes, self.pattern, self.info)
+        return self.rows_at([row for item in items["item_id"].to_pylist() for row in self._rows(item)])
+
+    def rows_at(self, rows: Sequence[int]) -> "SemIDIndex":
+        """The same index with these rows, in this order."""
+        return self.replaced([self.item_ids[row] for row in rows], self.codes[rows])
+
+    def replaced(self, item_ids: Sequence[str], codes: np.ndarray, info: Mapping | None = None) -> "SemIDIndex":
+        """An index with the same tokens for other rows; `info` is added to what is recorded."""
+        tokens = self._level_tokens if self._given else None
+        sizes, info = self.codebook_sizes, {**self.info, **(info or {})}
+        return SemIDIndex(item_ids, codes, sizes, self.pattern, info, tokens, self.adds_tokens, self.behaviours)
+
+    def with_behaviours(self, behaviours: Sequence[str]) -> "SemIDIndex":
+        """The same SemIDs beside the tokens of these kinds of interaction, the one to recommend last."""
+        tokens = self._level_tokens if self._given else None
+        rest = self.pattern, self.info, tokens, self.adds_tokens, behaviours
+        return SemIDIndex(self.item_ids, self.codes, self.codebook_sizes, *rest)
 
     def shuffled(self, seed: int) -> "SemIDIndex":
         """A control: the same SemIDs, exchanged between random items, so that they carry no meaning."""
-        codes = self.codes[np.random.default_rng(seed).permutation(len(self))]
-        return SemIDIndex(self.item_ids, codes, self.codebook_sizes, self.pattern, {**self.info, "shuffled": seed})
+        items = self.items
+        givers = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
+        rows = [row for giver in givers for row in self._rows_of_item[giver]]
+        takers = [item for item, giver in zip(items, givers) for _ in self._rows_of_item[giver]]
+        return self.replaced(takers, self.codes[rows], {"shuffled": seed})
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any assignment, codebook size or token pattern; model folders record it."""
-        return fingerprint(self.pattern, str(self.codebook_sizes), "\n".join(self.item_ids), self.codes.tobytes())
+        """Changes with any assignment, codebook size, token pattern or behaviour; model folders record it."""
+        names = self.pattern if not self._given else json.dumps([self._level_tokens, self.adds_tokens])
+        names += json.dumps(self.behaviours) if self.behaviours else ""
+        return fingerprint(names, str(self.codebook_sizes), "\n".join(self.item_ids), self.codes.tobytes())
 
     # Files
 
@@ -169,14 +235,12 @@ class SemIDIndex:
         Args:
             items (`pa.Table`, *optional*): the catalogue (with `item_id`); its columns travel with the SemIDs.
         """
-        lists = [self.codes[row, : self.lengths[row]].tolist() for row in range(len(self))]
+        last = self.codes.shape[1] - np.argmax(self.codes[:, ::-1] >= 0, axis=1)  # codes after it are left out
+        lists = [codes[:end].tolist() for codes, end in zip(self.codes, last)]
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, pa.string()),
-                "semid": pa.array(
-                    [[self._level_tokens[level][code] for level, code in enumerate(codes)] for codes in lists],
-                    pa.list_(pa.string()),
-                ),
+                "semid": pa.array(map(self.tokens_of_row, range(len(self))), pa.list_(pa.string())),
                 "codes": pa.array(lists, pa.list_(pa.int32())),
             }
         )
@@ -190,6 +254,13 @@ class SemIDIndex:
                 if name not in table.column_names:
                     table = table.append_column(name, rest[name])
         header = {"pattern": self.pattern, "codebook_sizes": list(self.codebook_sizes), "info": self.info}
+        if self.behaviours:
+            header["behaviours"] = self.behaviours
+        if self._given:
+            # Levels often share their tokens: each list is written once.
+            distinct = list(dict.fromkeys(map(tuple, self._level_tokens)))
+            numbers = [distinct.index(tuple(tokens)) for tokens in self._level_tokens]
+            header |= {"vocabularies": distinct, "vocabulary_of_level": numbers, "adds_tokens": self.adds_tokens}
         write_parquet(path, table.replace_schema_metadata({b"llmrec": json.dumps(header).encode()}))
 
     @classmethod
@@ -206,7 +277,12 @@ class SemIDIndex:
         codes = np.full((len(lists), len(header["codebook_sizes"])), -1, np.int32)
         for row, values in enumerate(lists):
             codes[row, : len(values)] = values
-        return cls(table["item_id"].to_pylist(), codes, header["codebook_sizes"], header["pattern"], header["info"])
+        ids, sizes, pattern = table["item_id"].to_pylist(), header["codebook_sizes"], header["pattern"]
+        behaviours = header.get("behaviours", ())
+        if "vocabularies" not in header:
+            return cls(ids, codes, sizes, pattern, header["info"], behaviours=behaviours)
+        tokens = [header["vocabularies"][number] for number in header["vocabulary_of_level"]]
+        return cls(ids, codes, sizes, pattern, header["info"], tokens, header["adds_tokens"], behaviours)
 
     @classmethod
     def from_index_json(cls, path: str | Path, codebook_sizes: Sequence[int] | None = None) -> "SemIDIndex":

@@ -3,11 +3,12 @@
     python recipes/tokenize_items.py --config recipes/configs/quickstart/semids.yaml
     python recipes/tokenize_items.py --config recipes/configs/beauty/semids.yaml --collision append --overwrite true
 
-Writes semids.parquet, item_tokenizer/ (with features/: what new items need), features.npy and report/ into
-`output_dir`. A folder that was made with the same settings from the same data is reused.
+Writes semids.parquet, item_tokenizer/ (and features/ in it), features.npy and report/ into `output_dir`, or reuses it.
 """
 
 import logging
+import resource
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from trl import TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.files import atomic_path, fingerprint
-from llmrec.item_tokenizers import TOKENIZERS, ItemFeatures, build_semids, ready_made_semids, rows_in_training
+from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, ItemFeatures, fit_semids, ready_made_semids
 from llmrec.item_tokenizers.report import report_lines, semid_report, write_report
 from llmrec.semids import SemIDIndex
 from llmrec.stages import begin_stage, finish_stage, settings_of
+
+KINDS = TOKENIZERS | SEQUENCE_TOKENIZERS
 
 
 @dataclass
@@ -30,10 +33,10 @@ class TokenizeArguments:
         default_factory=lambda: [{"kind": "text"}],
         metadata={"help": "YAML: parts side by side: kind (text, cooccurrence, precomputed), weight, arguments."},
     )
-    tokenizer: str = field(default="rq_kmeans", metadata={"help": f"One of {', '.join(TOKENIZERS)}."})
+    tokenizer: str = field(default="rq_kmeans", metadata={"help": f"One of {', '.join(KINDS)}."})
     tokenizer_args: dict = field(default_factory=dict, metadata={"help": "YAML: its arguments, e.g. codebook_sizes."})
     collision: str = field(
-        default="reassign_last", metadata={"help": "keep, append, append_all, reassign_last or sinkhorn_last."}
+        default="auto", metadata={"help": "auto, keep, append, append_all, reassign_last or sinkhorn_last."}
     )
     collision_reserve: int = field(default=32, metadata={"help": "Spare tokens for items that are added later."})
     pattern: str = field(default="default", metadata={"help": "Of the tokens: default, openonerec, eugeneyan, own."})
@@ -45,40 +48,44 @@ class TokenizeArguments:
     overwrite: bool = field(default=False, metadata={"help": "Make it again even if nothing has changed."})
 
 
-def make_semids(args: TokenizeArguments, data: PreparedData, folder: Path) -> tuple[SemIDIndex, np.ndarray]:
+def make_semids(args: TokenizeArguments, data: PreparedData, folder: Path) -> tuple[SemIDIndex, np.ndarray, float]:
+    """The index, the features and the seconds that fitting and encoding took."""
     features = ItemFeatures(args.features, args.cache_dir).fit(data.items, data.train, args.seed)
     matrix = features.encode(data.items)
     print(f"Features: {features.describe()}, {matrix.shape[0]} items x {matrix.shape[1]}")
     if args.ready_made is not None:
-        return ready_made_semids(data.items, args.ready_made), matrix
-    if args.tokenizer not in TOKENIZERS:
-        raise ValueError(f"tokenizer {args.tokenizer!r} is not one of {', '.join(TOKENIZERS)}")
-    tokenizer = TOKENIZERS[args.tokenizer](**args.tokenizer_args)
-    tokenizer.fit(matrix[rows_in_training(data.items, data.train)], seed=args.seed)
+        return ready_made_semids(data.items, args.ready_made), matrix, 0.0
+    if args.tokenizer not in KINDS:
+        raise ValueError(f"tokenizer {args.tokenizer!r} is not one of {', '.join(KINDS)}")
+    tokenizer = KINDS[args.tokenizer](**args.tokenizer_args)
+    start = time.perf_counter()
     info = {"features": features.config, "data": data.info.get("name", ""), "seed": args.seed}
-    ids = data.items["item_id"].to_pylist()
-    index = build_semids(ids, matrix, tokenizer, args.collision, args.collision_reserve, args.pattern, info)
+    naming = {"collision": args.collision, "collision_reserve": args.collision_reserve, "pattern": args.pattern}
+    index = fit_semids(tokenizer, matrix, data.items, data.train, args.seed, info=info, **naming)
+    seconds = time.perf_counter() - start
     tokenizer.save_pretrained(folder / "item_tokenizer")
     features.save_pretrained(folder / "item_tokenizer" / "features")
-    return index, matrix
+    return index, matrix, seconds
 
 
 def main(args: TokenizeArguments) -> None:
     data = PreparedData.load(args.data_dir)
     folder = Path(args.output_dir)
-    made_from = {"data": fingerprint(data.items, data.train)}
+    inputs = ItemFeatures(args.features, args.cache_dir).inputs_fingerprint()
+    made_from = {"data": fingerprint(data.items, data.train), "inputs": inputs}
     settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir", "data_dir")) | made_from
     if begin_stage(folder, settings, args.overwrite) == "done":
         print(f"Reusing the Semantic IDs in {folder} (same settings, same data).")
     else:
-        index, matrix = make_semids(args, data, folder)
+        index, matrix, seconds = make_semids(args, data, folder)
         index.save(folder / "semids.parquet", data.items)
         with atomic_path(folder / "features.npy") as path:
             np.save(path, matrix)
         report = semid_report(index, matrix, data.items, seed=args.seed)
         write_report(report, folder / "report", index, matrix)
         print("\n".join(report_lines(report)))
-        finish_stage(folder, warnings=report["warnings"])
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+        finish_stage(folder, warnings=report["warnings"], fit_seconds=seconds, memory_gib=memory)
     index = SemIDIndex.load(folder / "semids.parquet")
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     for item in index.items[:5]:

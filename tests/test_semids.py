@@ -62,8 +62,7 @@ def test_index_json_of_minionerec_reads_ragged_ids(tmp_path):
     "codes, sizes, message",
     [
         ([[0, 5]], [3, 3], "outside 0..2"),
-        ([[-1, 1]], [3, 3], "empty"),
-        ([[0, -1, 1]], [3, 3, 3], "gap"),
+        ([[-1, -1]], [3, 3], "empty"),
         ([[0]], [3, 3], "levels"),
     ],
 )
@@ -92,3 +91,28 @@ def test_shuffled_keeps_the_set_of_semids_and_moves_items():
     control = index.shuffled(0)
     assert sorted(map(tuple, control.codes)) == sorted(map(tuple, index.codes))
     assert (control.codes != index.codes).any() and control.items == index.items
+
+
+def test_levels_without_a_code_take_no_place(tmp_path):
+    index = SemIDIndex(["x", "y", "z"], [[1, -1, 0], [-1, 2, -1], [-1, -1, 1]], [3, 3, 2])
+    assert [index.encode(item) for item in "xyz"] == ["<a_1><c_0>", "<b_2>", "<c_1>"]
+    assert all(index.decode(index.encode(item)) == [item] for item in "xyz")
+    index.save(tmp_path / "semids.parquet")
+    assert SemIDIndex.load(tmp_path / "semids.parquet").fingerprint == index.fingerprint
+
+
+def test_given_tokens_may_be_shared_by_levels_or_be_words(tmp_path):
+    pieces = SemIDIndex(["x", "y"], [[1, 0], [1, -1]], [2, 2], level_tokens=[["<p_0>", "<p_1>"]] * 2)
+    assert pieces.tokens == ["<p_0>", "<p_1>"] and pieces.encode("x") == "<p_1><p_0>"
+    words = SemIDIndex(["x", "y"], [[1, 0], [1, -1]], [2, 2], level_tokens=[[" red", " lamp"]] * 2, adds_tokens=False)
+    assert words.tokens == [] and [words.encode(item) for item in "xy"] == [" lamp red;", " lamp;"]
+    assert pieces.fingerprint != words.fingerprint
+    for index in (pieces, words):
+        index.save(tmp_path / "semids.parquet")
+        loaded = SemIDIndex.load(tmp_path / "semids.parquet")
+        assert loaded.fingerprint == index.fingerprint and loaded.tokens == index.tokens
+        assert loaded.decode(index.encode("y")) == ["y"] and loaded.shuffled(0).tokens == index.tokens
+    with pytest.raises(ValueError, match="twice"):
+        SemIDIndex(["x"], [[0]], [2], level_tokens=[["a", "a"]])
+    with pytest.raises(ValueError, match="level_tokens has"):
+        SemIDIndex(["x"], [[0]], [2], level_tokens=[["a"]])

@@ -111,6 +111,13 @@ class SemIDTrie:
     @classmethod
     def from_index(cls, index: SemIDIndex, tokenizer) -> "SemIDTrie":
         """The trie of a `SemIDIndex` in the token ids of a tokenizer that has its tokens; rows keep their order."""
+        if not index.adds_tokens:
+            texts = [index.semid_of_row(row) for row in range(len(index))]
+            lists = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            token_ids = np.full((len(lists), max(map(len, lists))), END, np.int64)
+            for row, ids in enumerate(lists):
+                token_ids[row, : len(ids)] = ids
+            return cls(token_ids, tokenizer.eos_token_id)
         token_ids = np.full(index.codes.shape, END, np.int64)
         for level, tokens in enumerate(index.level_tokens):
             ids = tokenizer.convert_tokens_to_ids(tokens)
@@ -119,6 +126,9 @@ class SemIDTrie:
                     raise ValueError(f"the tokenizer does not know SemID token {token!r}: extend its vocabulary first")
             column = index.codes[:, level]
             token_ids[:, level] = np.where(column >= 0, np.asarray(ids)[column], END)
+        # Levels without a code take no place in the SemID.
+        token_ids = np.take_along_axis(token_ids, np.argsort(token_ids == END, axis=1, kind="stable"), axis=1)
+        token_ids = token_ids[:, : index.lengths.max()]
         return cls(token_ids, tokenizer.eos_token_id)
 
     def to(self, device: torch.device | str) -> "SemIDTrie":

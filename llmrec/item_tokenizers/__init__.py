@@ -3,35 +3,97 @@
 from pathlib import Path
 
 from llmrec.files import read_json
-from llmrec.item_tokenizers.build import add_items, build_semids, ready_made_semids
+from llmrec.item_tokenizers.actionpiece import ActionPiece
+from llmrec.item_tokenizers.balanced_tree import BalancedTree
+from llmrec.item_tokenizers.build import add_items, build_semids, fit_semids
+from llmrec.item_tokenizers.category_tree import CategoryTree
 from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
+from llmrec.item_tokenizers.cooccurrence_tree import CooccurrenceTree
+from llmrec.item_tokenizers.etegrec import ETEGRec
 from llmrec.item_tokenizers.features import ItemFeatures, rows_in_training
+from llmrec.item_tokenizers.item_numbers import ItemNumbers
+from llmrec.item_tokenizers.keywords import Keywords
+from llmrec.item_tokenizers.lifecycle import diff, remove_items
+from llmrec.item_tokenizers.mbgen import MBGen
+from llmrec.item_tokenizers.merged import Merged
+from llmrec.item_tokenizers.no_features import RandomIDs, SequentialIDs
+from llmrec.item_tokenizers.pctx import Pctx
+from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.ready_made import ready_made_semids
 from llmrec.item_tokenizers.rq_kmeans import RQKMeans
-from llmrec.item_tokenizers.rq_vae import RQVAE
+from llmrec.item_tokenizers.rq_kmeans_plus import RQKMeansPlus
+from llmrec.item_tokenizers.rq_vae import LETTER, RQVAE, CoST
+from llmrec.item_tokenizers.rvq import RVQ
+from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
+from llmrec.item_tokenizers.tags import Tags
 
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {"rq_kmeans": RQKMeans, "rq_vae": RQVAE}
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {
+    "rq_kmeans": RQKMeans,
+    "pq": PQ,
+    "opq": OPQ,
+    "balanced_tree": BalancedTree,
+    "cooccurrence_tree": CooccurrenceTree,
+    "category_tree": CategoryTree,
+    "random": RandomIDs,
+    "sequential": SequentialIDs,
+    "rvq": RVQ,
+    "rq_vae": RQVAE,
+    "merged": Merged,
+    "mbgen": MBGen,
+    "keywords": Keywords,
+    "numbers": ItemNumbers,
+    "tags": Tags,
+    "letter": LETTER,
+    "cost": CoST,
+    "rq_kmeans_plus": RQKMeansPlus,
+    "etegrec": ETEGRec,
+}
+SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
     "COLLISION_POLICIES",
-    "TOKENIZERS",
-    "ItemFeatures",
-    "ItemTokenizer",
-    "RQKMeans",
+    "LETTER",
+    "OPQ",
+    "PQ",
     "RQVAE",
+    "RVQ",
+    "SEQUENCE_TOKENIZERS",
+    "TOKENIZERS",
+    "ActionPiece",
+    "BalancedTree",
+    "CategoryTree",
+    "CoST",
+    "CooccurrenceTree",
+    "ETEGRec",
+    "ItemFeatures",
+    "ItemNumbers",
+    "ItemTokenizer",
+    "Keywords",
+    "MBGen",
+    "Merged",
+    "Pctx",
+    "RQKMeans",
+    "RQKMeansPlus",
+    "RandomIDs",
+    "SequenceTokenizer",
+    "SequentialIDs",
+    "Tags",
     "add_items",
     "build_semids",
+    "diff",
+    "fit_semids",
     "load_item_tokenizer",
     "ready_made_semids",
+    "remove_items",
     "rows_in_training",
 ]
 
 
-def load_item_tokenizer(folder: str | Path) -> ItemTokenizer:
+def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:
     """Reads any item tokenizer that `save_pretrained` wrote."""
     name = read_json(Path(folder) / "config.json").get("name")
-    if name not in TOKENIZERS:
-        raise ValueError(
-            f"{Path(folder) / 'config.json'} names item tokenizer {name!r}; known: {', '.join(TOKENIZERS)}"
-        )
-    return TOKENIZERS[name].from_pretrained(folder)
+    known = TOKENIZERS | SEQUENCE_TOKENIZERS
+    if name not in known:
+        raise ValueError(f"{Path(folder) / 'config.json'} names item tokenizer {name!r}; known: {', '.join(known)}")
+    return known[name].from_pretrained(folder)

@@ -8,8 +8,11 @@ import pyarrow as pa
 
 from llmrec.files import fingerprint
 from llmrec.item_tokenizers.collisions import COLLISION_POLICIES, collision_stats
+from llmrec.item_tokenizers.features import rows_in_training
+from llmrec.item_tokenizers.lifecycle import FIRST_VERSION, bring_back, next_version, taken_codes
 from llmrec.item_tokenizers.preprocess import check_features
-from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.protocol import ItemTokenizer, tokenizer_fingerprint
+from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
 from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
@@ -19,10 +22,11 @@ def build_semids(
     item_ids: Sequence[str],
     features: np.ndarray,
     tokenizer: ItemTokenizer,
-    collision: str = "reassign_last",
+    collision: str = "auto",
     collision_reserve: int = 32,
     pattern: str = "default",
     info: Mapping | None = None,
+    items: pa.Table | None = None,
 ) -> SemIDIndex:
     """Semantic IDs for a catalogue.
 
@@ -30,34 +34,47 @@ def build_semids(
         item_ids (sequence of `str`, length N): in the order of `features`; ids are distinct.
         features (`np.ndarray`, float32, `[N, D]`).
         tokenizer (`ItemTokenizer`): fitted.
-        collision (`str`): a key of `COLLISION_POLICIES`.
+        collision (`str`): a key of `COLLISION_POLICIES`, or `"auto"`: `reassign_last` where the tokenizer knows
+            distances at its last level, else `append`.
         collision_reserve (`int`): unused tokens kept on the collision level, so that items added later never resize
             the model. Every policy but `keep` has this level, even where no item collides yet.
         pattern (`str`): token pattern, see `SemIDIndex`.
         info (mapping, *optional*): recorded in the index (how the features were made).
+        items (`pa.Table`, *optional*): the items' columns, for tokenizers that look at them.
 
     Raises:
-        ValueError: an unknown policy, an unfitted tokenizer, repeated ids, or lengths that differ.
+        ValueError: an unknown policy or one that does not fit the tokenizer, an unfitted tokenizer, repeated ids, or
+            lengths that differ.
     """
     features = check_features(features)
     item_ids = _distinct_ids(item_ids, features)
+    if collision == "auto":
+        has_costs = tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length
+        collision = "reassign_last" if has_costs else "append"
     policy = _policy(collision, tokenizer)
-    codes = tokenizer.encode(features)
+    codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]
     taken = np.empty((0, num_levels + 1), np.int32)
     resolved = policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
-    sizes = list(tokenizer.codebook_sizes)
+    sizes, tokens = list(tokenizer.codebook_sizes), tokenizer.level_tokens
     if collision == "keep":
         resolved = resolved[:, :num_levels]
     else:
         sizes.append(max(int(resolved[:, -1].max()) + 1 + collision_reserve, 1))
+        if tokens is not None:
+            further = "<further_{}>" if tokenizer.traits.adds_tokens else " {}"
+            tokens = [*tokens, [further.format(number) for number in range(sizes[-1])]]
     return SemIDIndex(
         item_ids,
         resolved,
         sizes,
         pattern,
+        level_tokens=tokens,
+        adds_tokens=tokenizer.traits.adds_tokens,
         info={
             **dict(info or {}),
+            **FIRST_VERSION,
+            "ordered": tokenizer.traits.ordered,
             "item_tokenizer": {"name": tokenizer.name, **tokenizer.config},
             "item_tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
             "features_fingerprint": fingerprint(features.tobytes()),
@@ -68,17 +85,48 @@ def build_semids(
     )
 
 
-def add_items(
-    index: SemIDIndex, tokenizer: ItemTokenizer, features: np.ndarray, item_ids: Sequence[str]
+def fit_semids(
+    tokenizer: ItemTokenizer | SequenceTokenizer,
+    features: np.ndarray,
+    items: pa.Table,
+    train: pa.Table | None,
+    seed: int = 0,
+    **naming,
 ) -> SemIDIndex:
-    """A new index with further items; the SemIDs of the items in `index` stay as they are.
+    """Fits a tokenizer on the items of the training sequences, and gives all items of the catalogue their SemIDs.
+
+    Args:
+        features (`np.ndarray`, float32, `[N, D]`), items (`pa.Table`): the catalogue.
+        train (`pa.Table`, *optional*): training sequences; without them every item counts as seen.
+        naming: `collision`, `collision_reserve`, `pattern` and `info` of `build_semids`. A `SequenceTokenizer` names
+            and tells apart its items itself.
+    """
+    if tokenizer.traits.contextual:
+        index = tokenizer.fit(features, items, train, seed).index()
+        index.info = {**(naming.get("info") or {}), **index.info}
+        return index
+    rows = rows_in_training(items, train)
+    tokenizer.fit(features[rows], seed=seed, items=items.take(rows), train=train)
+    return build_semids(items["item_id"].to_pylist(), features, tokenizer, items=items, **naming)
+
+
+def add_items(
+    index: SemIDIndex,
+    tokenizer: ItemTokenizer,
+    features: np.ndarray,
+    item_ids: Sequence[str],
+    items: pa.Table | None = None,
+) -> SemIDIndex:
+    """The next version of an index, with further items; the SemIDs of the items in `index` stay as they are.
 
     The collision policy of the index is applied to the newcomers alone. One that meets an item without a further token
-    gets one itself: the old SemID is then a prefix of the new one, which `SemIDTrie` handles.
+    gets one itself: the old SemID is then a prefix of the new one, which `SemIDTrie` handles. An item that was removed
+    and comes back gets the SemID it had (see `llmrec.item_tokenizers.lifecycle`).
 
     Args:
         features (`np.ndarray`, float32, `[N, D]`): made as the features that `tokenizer` was fitted on.
         item_ids (sequence of `str`, length N): ids that are not in `index`.
+        items (`pa.Table`, *optional*): the items' columns, for tokenizers that look at them.
 
     Raises:
         ValueError: an id that exists, another tokenizer than the index was built with, or a full collision level.
@@ -89,13 +137,28 @@ def add_items(
     old = next((item for item in item_ids if item in known), None)
     if old is not None:
         raise ValueError(f"item {old!r} has a Semantic ID already: SemIDs of existing items never change")
+    if streams := ", ".join(index.info.get("streams", ())):
+        raise ValueError(f"these are joined Semantic IDs: add the items to {streams}, and join the streams again")
     if index.info.get("item_tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):
         raise ValueError("this index was not built with this item tokenizer: new items would get meaningless codes")
+    grown = bring_back(index, item_ids)
+    there = set(grown.items)
+    new = [row for row, item in enumerate(item_ids) if item not in there]
+    if new:
+        columns = None if items is None else items.take(pa.array(new))
+        grown = _with_newcomers(grown, tokenizer, features[new], [item_ids[row] for row in new], columns)
+    logger.info("added %d items to %d", len(item_ids), len(index))
+    return next_version(index, grown)
+
+
+def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_ids, items) -> SemIDIndex:
     collision = index.info["collision"]
     policy = _policy(collision, tokenizer)
-    codes = tokenizer.encode(features)
+    codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]
-    taken = index.codes if collision != "keep" else np.pad(index.codes, ((0, 0), (0, 1)), constant_values=-1)
+    taken = taken_codes(index)
+    if collision == "keep":
+        taken = np.pad(taken, ((0, 0), (0, 1)), constant_values=-1)
     resolved = policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
     if collision == "keep":
         resolved = resolved[:, :num_levels]
@@ -104,51 +167,17 @@ def add_items(
             f"item {item_ids[int(full.argmax())]!r} finds the collision level full "
             f"({index.codebook_sizes[-1]} tokens): build the index with a larger collision_reserve"
         )
-    logger.info("added %d items to %d", len(item_ids), len(index))
     joined = np.concatenate([index.codes, resolved])
-    info = {**index.info, "collisions_after": collision_stats(joined)}
-    info["items_added"] = info.get("items_added", 0) + len(item_ids)
-    return SemIDIndex([*index.item_ids, *item_ids], joined, index.codebook_sizes, index.pattern, info)
-
-
-def ready_made_semids(items: pa.Table, source: str, codebook_sizes: Sequence[int] | None = None) -> SemIDIndex:
-    """Semantic IDs that exist already, for exactly the items of a catalogue; items may share one.
-
-    Args:
-        source (`str`): a column of `items` with lists of tokens such as `["<a_1>", "<b_2>"]`, or an `index.json`.
-        codebook_sizes (*optional*): see `SemIDIndex.from_tokens`.
-
-    Raises:
-        ValueError: neither a column nor a file, an item without SemID, or tokens that do not read `<letter_number>`.
-    """
-    if source.endswith(".json"):
-        index = SemIDIndex.from_index_json(source, codebook_sizes).aligned(items)
-    elif source in items.column_names:
-        lists = items[source].to_pylist()
-        empty = next((i for i, tokens in enumerate(lists) if not tokens), None)
-        if empty is not None:
-            raise ValueError(f"item {items['item_id'][empty].as_py()!r} has no Semantic ID in column {source!r}")
-        semids = dict(zip(items["item_id"].to_pylist(), lists))
-        index = SemIDIndex.from_tokens(semids, codebook_sizes, info={"source": f"column {source}"})
-    else:
-        raise ValueError(f"ready-made SemIDs {source!r} are neither a column of the catalogue nor an index.json")
-    index.info |= {"collision": "keep", "collisions_after": collision_stats(index.codes)}
-    return index
-
-
-def tokenizer_fingerprint(tokenizer: ItemTokenizer) -> str:
-    """Changes with the settings and codebooks of a tokenizer."""
-    return fingerprint(
-        tokenizer.name, repr(sorted(tokenizer.config.items())), *(book.tobytes() for book in tokenizer.codebooks)
-    )
+    return index.replaced([*index.item_ids, *item_ids], joined, {"collisions_after": collision_stats(joined)})
 
 
 def _policy(collision: str, tokenizer: ItemTokenizer):
     if collision not in COLLISION_POLICIES:
-        raise ValueError(f"collision policy {collision!r} is not one of {', '.join(COLLISION_POLICIES)}")
-    if collision != "keep" and not tokenizer.fixed_length:
+        raise ValueError(f"collision policy {collision!r} is not one of auto, {', '.join(COLLISION_POLICIES)}")
+    if collision.endswith("_last") and not (tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length):
         raise ValueError(
-            f"collision policy {collision!r} needs SemIDs of equal length: use 'keep' with this tokenizer"
+            f"collision policy {collision!r} needs distances at a last level, which item tokenizer "
+            f"{tokenizer.name!r} does not have: use 'append', 'append_all' or 'keep'"
         )
     return COLLISION_POLICIES[collision]
 

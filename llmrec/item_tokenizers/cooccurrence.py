@@ -4,6 +4,7 @@ Levy and Goldberg (NeurIPS 2014): this factorises what word2vec (and item2vec) l
 """
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +38,9 @@ def cooccurrence_embeddings(
     if len(item_ids) <= dim:
         raise ValueError(f"cooccurrence features of {dim} dimensions need more than {len(item_ids)} items: lower dim")
     items, offsets = lists_to_rows(train["item_ids"], item_ids)
-    sequence = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     counts = sparse.csr_matrix((len(item_ids), len(item_ids)), dtype=np.float64)
-    for distance in range(1, window + 1):
-        left, right = items[:-distance], items[distance:]
-        near = (sequence[:-distance] == sequence[distance:]) & (left != right)
-        pair = (np.ones(int(near.sum())), (left[near], right[near]))
-        counts = counts + sparse.coo_matrix(pair, shape=counts.shape).tocsr()
+    for left, right in pairs_within(items, offsets, window):
+        counts = counts + sparse.coo_matrix((np.ones(len(left)), (left, right)), shape=counts.shape).tocsr()
     counts = (counts + counts.T).tocoo()
     if not counts.nnz:
         raise ValueError("no training sequence holds two different items: there is nothing to learn neighbours from")
@@ -62,3 +59,16 @@ def cooccurrence_embeddings(
     logger.info("co-occurrence: %d pairs; %d items have neighbours", matrix.nnz, (frequency > 0).sum())
     left /= np.sqrt(np.maximum(svd.singular_values_, 1e-12))
     return l2_normalize(left).astype(np.float32)
+
+
+def pairs_within(items: np.ndarray, offsets: np.ndarray, window: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`(earlier, later)` int32 for every distance from 1 to `window`: different items so far apart in a sequence.
+
+    Args:
+        items, offsets: sequences as flat rows (`lists_to_rows`).
+    """
+    sequence = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    for distance in range(1, window + 1):
+        left, right = items[:-distance], items[distance:]
+        near = (sequence[:-distance] == sequence[distance:]) & (left != right)
+        yield left[near], right[near]

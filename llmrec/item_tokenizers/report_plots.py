@@ -14,12 +14,14 @@ _MAP_COLOURS = 20
 
 def plot_codes(index: SemIDIndex) -> Figure:
     """Items per code, commonest first, one panel per level; flat is good, a cliff is a collapsed codebook."""
-    figure = Figure(figsize=(3.2 * index.num_levels, 3), layout="constrained")
-    panels = figure.subplots(1, index.num_levels, squeeze=False)[0]
+    columns = min(index.num_levels, 8)
+    rows = -(-index.num_levels // columns)
+    figure = Figure(figsize=(3.2 * columns, 3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for level, (axes, size) in enumerate(zip(panels, index.codebook_sizes)):
         column = index.codes[:, level]
         counts = np.sort(np.bincount(column[column >= 0], minlength=size))[::-1]
-        axes.bar(np.arange(size), counts, width=1.0, color="#274c77")
+        axes.fill_between(np.arange(size + 1), np.append(counts, 0), step="post", color="#274c77", lw=0)
         axes.axhline(counts.sum() / size, color="#e8998d", lw=1)
         axes.set(title=f"level {level + 1}: {(counts > 0).sum()} of {size} used", xlabel="code", ylabel="items")
     return figure
@@ -40,7 +42,8 @@ def plot_map(index: SemIDIndex, features: np.ndarray, seed: int = 0) -> Figure:
     points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    first = index.codes[rows, 0]
+    codes = index.codes[rows]
+    first = codes[np.arange(len(codes)), np.argmax(codes >= 0, axis=1)]
     common = np.argsort(-np.bincount(first), kind="stable")[:_MAP_COLOURS]
     axes.scatter(*points.T, color="#dddddd", s=4, linewidths=0)
     # Hundreds of colours would tell nothing apart.

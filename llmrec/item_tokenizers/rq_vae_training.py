@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from llmrec.item_tokenizers.rq_vae_losses import Loss, Step
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,29 +26,40 @@ def mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Residual(nn.Module):
+    """x + MLP(x), the last layer zero: the identity, until it is trained."""
+
+    def __init__(self, sizes: list[int]):
+        super().__init__()
+        self.mlp = mlp(sizes)
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
 class RQVAEModule(nn.Module):
     """MLP encoder and decoder around residual quantisation.
 
     Args:
-        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`): layers of the encoder; the decoder is
-            its mirror image. codebook_sizes (sequence of `int`).
+        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`, *optional*): layers of the encoder; the
+            decoder is its mirror image. Without `latent_dim` both are `Residual` and the latent is as wide as the
+            input. codebook_sizes (sequence of `int`).
     """
 
-    def __init__(self, dim: int, hidden: list[int], latent_dim: int, codebook_sizes):
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int | None, codebook_sizes):
         super().__init__()
-        self.encoder = mlp([dim, *hidden, latent_dim])
-        self.decoder = mlp([latent_dim, *reversed(hidden), dim])
-        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, latent_dim)) for size in codebook_sizes)
+        kind, width = (mlp, latent_dim) if latent_dim is not None else (Residual, dim)
+        self.encoder = kind([dim, *hidden, width])
+        self.decoder = kind([width, *reversed(hidden), dim])
+        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, width)) for size in codebook_sizes)
 
-    def forward(self, x: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list]:
-        """Losses of rows `[B, D]`.
-
-        Returns:
-            reconstruction loss, quantisation loss (codebook + beta x commitment, summed over levels), codes int64
-            `[B, L]`, and the residuals that each level quantised, detached `[B, d]`.
-        """
+    def forward(self, x: torch.Tensor, beta: float) -> Step:
+        """Quantises and decodes rows `[B, D]`; `beta` weighs the commitment loss."""
         z = self.encoder(x)
-        residual, quantised, loss, codes, residuals = z, torch.zeros_like(z), z.new_zeros(()), [], []
+        residual, quantised, loss = z, torch.zeros_like(z), z.new_zeros(())
+        codes, residuals, vectors = [], [], []
         for codebook in self.codebooks:
             residuals.append(residual.detach())
             with torch.no_grad():
@@ -57,8 +70,9 @@ class RQVAEModule(nn.Module):
             residual = residual - vector.detach()
             quantised = quantised + vector.detach()
             codes.append(code)
-        reconstruction = F.mse_loss(self.decoder(z + (quantised - z).detach()), x)
-        return reconstruction, loss, torch.stack(codes, 1), residuals
+            vectors.append(vector)
+        quantised = z + (quantised - z).detach()
+        return Step(self.decoder(quantised), loss, torch.stack(codes, 1), residuals, vectors, quantised, x)
 
 
 @torch.no_grad()
@@ -77,51 +91,68 @@ def fit_codebooks(module: RQVAEModule, x: torch.Tensor, seed: int) -> None:
 def train(
     module: RQVAEModule,
     features: np.ndarray,
+    losses: dict[str, tuple[float, Loss]],
     *,
     epochs: int,
     batch_size: int,
+    optimizer: str,
     learning_rate: float,
     weight_decay: float,
     beta: float,
     reset_every: int,
+    refit: bool,
     device: str,
     seed: int,
 ) -> list[dict]:
     """Trains in place on float32 `[N, D]`; the matrix stays on the device, batches are slices of a permutation.
 
+    Args:
+        losses (`dict`): by name, weight and loss; added to the quantisation loss.
+
     Returns:
-        one dict per epoch: `reconstruction`, `quantisation`, `usage` (share of codes in use, per level), `resets`.
+        one dict per epoch: the mean of every loss and `quantisation`, `usage` (share of codes in use, per level),
+        `resets`.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(features).to(device)
     module.to(device)
-    fit_codebooks(module, x, seed)
-    optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)
-    steps = epochs * -(-len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    extra = nn.ModuleList(loss for _, loss in losses.values() if isinstance(loss, nn.Module)).to(device)
+    parameters = [*module.parameters(), *extra.parameters()]
+    if optimizer == "adagrad":
+        optimizer = torch.optim.Adagrad(parameters, learning_rate, weight_decay=weight_decay)
+        schedule = None  # Adagrad's steps shrink by themselves
+    else:
+        optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+        steps = max(1, epochs * -(-len(x) // batch_size))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: list[dict] = []
     with tqdm(range(epochs), desc="RQ-VAE") as progress:
         for epoch in progress:
             counts = [torch.zeros(len(book), dtype=torch.long, device=device) for book in module.codebooks]
-            sums = np.zeros(2)
+            sums = np.zeros(1 + len(losses))
             for rows in torch.randperm(len(x), generator=generator).split(batch_size):
-                reconstruction, quantisation, codes, residuals = module(x[rows.to(device)], beta)
+                rows = rows.to(device)
+                step = module(x[rows], beta)._replace(rows=rows, epoch=epoch)
+                values = [step.quantisation, *(loss(step) for _, loss in losses.values())]
+                weights = [1.0, *(weight for weight, _ in losses.values())]
                 optimizer.zero_grad(set_to_none=True)
-                (reconstruction + quantisation).backward()
+                sum(weight * value for weight, value in zip(weights, values)).backward()
                 optimizer.step()
-                schedule.step()
-                sums += len(rows) * np.array([reconstruction.item(), quantisation.item()])
+                if schedule is not None:
+                    schedule.step()
+                sums += len(rows) * np.array([value.item() for value in values])
                 for level, count in enumerate(counts):
-                    count += torch.bincount(codes[:, level], minlength=len(count))
+                    count += torch.bincount(step.codes[:, level], minlength=len(count))
             resets = 0
-            if (epoch + 1) % reset_every == 0 and epoch < 0.8 * epochs:
-                resets = _reset_dead(module, optimizer, counts, residuals, generator)
-            means = (sums / len(x)).tolist()
+            if reset_every and (epoch + 1) % reset_every == 0 and epoch < 0.8 * epochs:
+                resets = _reset_dead(module, optimizer, counts, step.residuals, generator)
+            means = dict(zip(["quantisation", *losses], (sums / len(x)).tolist()))
             usage = [round(float((count > 0).float().mean()), 4) for count in counts]
-            history.append({"reconstruction": means[0], "quantisation": means[1], "usage": usage, "resets": resets})
-            progress.set_postfix(loss=f"{sum(means):.4f}", usage=usage, refresh=False)
-    # Codebooks that follow by gradient lag behind the encoder: k-means on the final latents uses them better.
-    fit_codebooks(module, x, seed)
+            history.append({**means, "usage": usage, "resets": resets})
+            progress.set_postfix(loss=f"{sum(means.values()):.4f}", usage=usage, refresh=False)
+    if refit:
+        # Codebooks that follow by gradient lag behind the encoder: k-means on the final latents uses them better.
+        fit_codebooks(module, x, seed)
     module.to("cpu")
     return history
 
@@ -135,7 +166,8 @@ def _reset_dead(module, optimizer, counts, residuals, generator) -> int:
         if len(dead):
             chosen = torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)
             codebook[dead] = residual[chosen]
-            for statistic in ("exp_avg", "exp_avg_sq"):
-                optimizer.state[codebook][statistic][dead] = 0
+            for statistic in optimizer.state[codebook].values():
+                if statistic.shape == codebook.shape:
+                    statistic[dead] = 0
             resets += len(dead)
     return resets

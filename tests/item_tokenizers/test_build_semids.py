@@ -30,7 +30,7 @@ def test_adding_items_moves_nobody(tmp_path_factory, collision, seed, old):
     assert all(grown.encode(item) == index.encode(item) for item in index.items)
     if collision != "keep":
         assert all(grown.decode(grown.encode(item)) == [item] for item in ids)
-    assert grown.info["items_added"] == len(ids) - old
+    assert grown.info["changelog"] == [{"version": 2, "added": len(ids) - old, "removed": 0}]
     assert grown.info["collisions_after"]["items"] == len(ids)
     again = add_items(index, tokenizer, features[old:], ids[old:])
     assert (again.codes == grown.codes).all()

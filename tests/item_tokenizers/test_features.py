@@ -112,8 +112,8 @@ def test_precomputed_embeddings(data, tmp_path):
 
 
 def test_bad_specs(data):
-    with pytest.raises(ValueError, match="'image' is not one of"):
-        ItemFeatures([{"kind": "image"}])
+    with pytest.raises(ValueError, match="'audio' is not one of"):
+        ItemFeatures([{"kind": "audio"}])
     with pytest.raises(ValueError, match="kind 'cooccurrence': .*'size'"):
         ItemFeatures([{"kind": "cooccurrence", "size": 3}])
     with pytest.raises(ValueError, match="need training sequences"):

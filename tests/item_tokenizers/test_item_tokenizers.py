@@ -6,30 +6,38 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from item_tokenizers.small import SMALL, blobs, small_items, small_train
 
-from llmrec.item_tokenizers import RQVAE, TOKENIZERS, RQKMeans, load_item_tokenizer
-from llmrec.item_tokenizers.build import tokenizer_fingerprint
+from llmrec.item_tokenizers import (
+    COLLISION_POLICIES,
+    RQVAE,
+    TOKENIZERS,
+    RQKMeans,
+    add_items,
+    build_semids,
+    load_item_tokenizer,
+)
+from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 from llmrec.item_tokenizers.report import level_figures
 
-SMALL = {
-    "rq_kmeans": {"codebook_sizes": [8, 6, 4], "niter": 5},
-    "rq_vae": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
-}
+VECTORS = [name for name, kind in TOKENIZERS.items() if kind.traits.decodes_to_vector]
 
 
-def blobs(count=80, dim=12, seed=0):
-    """Clustered items with some exact duplicates and a zero vector."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(6, dim))[rng.integers(0, 6, count)] + 0.3 * rng.normal(size=(count, dim))
-    rows[-3:] = rows[:3]
-    rows[4] = 0
-    return rows.astype(np.float32)
+def fitted(name, features, seed, **extra):
+    items = small_items(len(features), seed)
+    tokenizer = TOKENIZERS[name](**SMALL[name], **extra)
+    return tokenizer.fit(features, seed=seed, items=items, train=small_train(items, seed=seed)), items
 
 
-@pytest.fixture(params=TOKENIZERS)
-def name(request):
+def test_every_tokenizer_is_tested():
     assert set(SMALL) == set(TOKENIZERS)
-    return request.param
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(seed=st.integers(0, 50))
+@settings(deadline=None, max_examples=3)
+def test_deterministic_and_codes_are_reproduced(tmp_path_factory, name, seed):
+    check_fitted(name, {}, seed, tmp_path_factory.mktemp("t"))
 
 
 @given(
@@ -37,63 +45,107 @@ def name(request):
     mode=st.sampled_from([{}, {"preprocess": "l2"}, {"preprocess": "pca_whiten", "preprocess_dim": 5}]),
     normalize=st.booleans(),
 )
-@settings(deadline=None, max_examples=12)
-def test_rq_kmeans_is_deterministic_and_reproduces_its_codes(tmp_path_factory, seed, mode, normalize):
+@settings(deadline=None, max_examples=8)
+def test_rq_kmeans_with_every_preprocessing(tmp_path_factory, seed, mode, normalize):
     check_fitted("rq_kmeans", {**mode, "normalize_residuals": normalize}, seed, tmp_path_factory.mktemp("t"))
-
-
-@given(seed=st.integers(0, 50))
-@settings(deadline=None, max_examples=4)
-def test_rq_vae_is_deterministic_and_reproduces_its_codes(tmp_path_factory, seed):
-    check_fitted("rq_vae", {}, seed, tmp_path_factory.mktemp("t"))
 
 
 def check_fitted(name, extra, seed, folder):
     features = blobs(seed=seed)
-    tokenizer = TOKENIZERS[name](**SMALL[name], **extra).fit(features, seed=seed)
-    again = TOKENIZERS[name](**SMALL[name], **extra).fit(features, seed=seed)
-    codes = tokenizer.encode(features)
-    assert codes.dtype == np.int32 and codes.shape == (80, 3)
-    assert ((codes >= 0) & (codes < tokenizer.codebook_sizes)).all()
-    assert (again.encode(features) == codes).all()
+    tokenizer, items = fitted(name, features, seed, **extra)
+    again, _ = fitted(name, features, seed, **extra)
+    codes = tokenizer.encode(features, items)
+    assert codes.dtype == np.int32 and codes.shape == (80, len(tokenizer.codebook_sizes))
+    assert ((codes >= -1) & (codes < tokenizer.codebook_sizes)).all() and (codes >= 0).any(1).all()
+    assert (again.encode(features, items) == codes).all()
     assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)
     # The same item alone, or in another order, has the same code.
-    assert (tokenizer.encode(features[7:8]) == codes[7:8]).all()
-    assert (tokenizer.encode(features[::-1].copy()) == codes[::-1]).all()
-    assert (codes[-3:] == codes[:3]).all()  # equal features, equal codes
+    assert (tokenizer.encode(features[7:8], items.slice(7, 1)) == codes[7:8]).all()
+    backwards = np.arange(80)[::-1].copy()
+    assert (tokenizer.encode(features[backwards], items.take(backwards)) == codes[backwards]).all()
+    # New items get codes too.
+    new = tokenizer.encode(
+        blobs(9, seed=seed + 99), small_items(9, seed + 99).set_column(0, "item_id", [list("nopqrstuv")])
+    )
+    assert ((new >= -1) & (new < tokenizer.codebook_sizes)).all() and (new >= 0).any(1).all()
 
-    costs = tokenizer.last_level_costs(features, codes)
-    assert costs.shape == (80, 4) and costs.dtype == np.float32
-    chosen = costs[np.arange(80), codes[:, -1]]
-    np.testing.assert_allclose(chosen, costs.min(1), atol=1e-4)
+    traits = tokenizer.traits
+    if traits.fixed_length:
+        assert (codes >= 0).all()
+    if traits.needs == ("features",):
+        assert (codes[-3:] == codes[:3]).all()  # equal features, equal codes
+    if traits.decodes_to_vector:
+        costs = tokenizer.last_level_costs(features, codes)
+        assert costs.shape == (80, tokenizer.codebook_sizes[-1]) and costs.dtype == np.float32
+        assert [book.shape[0] for book in tokenizer.codebooks] == list(tokenizer.codebook_sizes)
+    if tokenizer.level_tokens is not None:
+        assert list(map(len, tokenizer.level_tokens)) == list(tokenizer.codebook_sizes)
+    else:
+        assert traits.adds_tokens
 
     tokenizer.save_pretrained(folder / "saved")
     loaded = load_item_tokenizer(folder / "saved")
     assert type(loaded) is type(tokenizer) and loaded.config == tokenizer.config
+    assert loaded.codebook_sizes == tokenizer.codebook_sizes and loaded.level_tokens == tokenizer.level_tokens
     assert all((a == b).all() for a, b in zip(loaded.codebooks, tokenizer.codebooks))
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
-    assert (loaded.encode(features) == codes).all()
-    assert [book.shape[0] for book in loaded.codebooks] == list(loaded.codebook_sizes)
+    assert (loaded.encode(features, items) == codes).all()
 
 
-def test_bad_input(name):
-    tokenizer = TOKENIZERS[name](**SMALL[name])
+@pytest.mark.parametrize("name", [name for name in VECTORS if TOKENIZERS[name].traits.nearest])
+def test_the_last_code_is_the_cheapest(name):
     features = blobs()
+    tokenizer, items = fitted(name, features, 0)
+    codes = tokenizer.encode(features, items)
+    costs = tokenizer.last_level_costs(features, codes)
+    np.testing.assert_allclose(costs[np.arange(80), codes[:, -1]], costs.min(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("collision", COLLISION_POLICIES)
+def test_every_policy_keeps_its_promise_and_adding_moves_nobody(name, collision):
+    features = blobs()
+    tokenizer, items = fitted(name, features, 0)
+    ids = items["item_id"].to_pylist()
+    needs_costs = collision.endswith("_last")
+    if needs_costs and not (tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length):
+        with pytest.raises(ValueError, match="needs distances"):
+            build_semids(ids, features, tokenizer, collision, items=items)
+        return
+    old = items.slice(0, 70)
+    index = build_semids(ids[:70], features[:70], tokenizer, collision, collision_reserve=100, items=old)
+    grown = add_items(index, tokenizer, features[70:], ids[70:], items=items.slice(70))
+    assert all(grown.encode(item) == index.encode(item) for item in ids[:70])
+    if collision != "keep":
+        assert len({grown.encode(item) for item in ids}) == 80
+        assert all(grown.decode(grown.encode(item)) == [item] for item in ids)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_bad_input(name):
+    features = blobs()
+    items = small_items()
+    train = small_train(items)
+    tokenizer = TOKENIZERS[name](**SMALL[name])
     with pytest.raises(ValueError, match="not fitted"):
-        tokenizer.encode(features)
+        tokenizer.encode(features, items)
     for bad in (np.nan, np.inf):
         broken = features.copy()
         broken[5, 3] = bad
         with pytest.raises(ValueError, match="row 5 hold NaN or inf"):
-            tokenizer.fit(broken)
+            tokenizer.fit(broken, items=items, train=train)
     for few in (features[:1], features[:5], np.ones((80, 12), np.float32), np.zeros((80, 12), np.float32)):
         with pytest.raises(ValueError, match="lower codebook_sizes"):
-            tokenizer.fit(few)
+            tokenizer.fit(few, items=items.slice(0, len(few)), train=train)
     with pytest.raises(ValueError, match="non-empty matrix"):
-        tokenizer.fit(features[:0])
-    tokenizer.fit(features)
+        tokenizer.fit(features[:0], items=items.slice(0, 0), train=train)
+    tokenizer.fit(features, items=items, train=train)
     with pytest.raises(ValueError, match="7 dimensions, the item tokenizer was fitted with 12"):
-        tokenizer.encode(features[:, :7])
+        tokenizer.encode(features[:, :7], items)
+
+
+@pytest.mark.parametrize("name", ["rq_kmeans", "rq_vae"])
+def test_bad_arguments(name):
     with pytest.raises(ValueError, match="positive"):
         TOKENIZERS[name](codebook_sizes=[8, 0])
     with pytest.raises(ValueError, match="whiten"):

@@ -1,0 +1,97 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from item_tokenizers.small import blobs, small_items, small_train
+
+from llmrec.item_tokenizers import Pctx
+from llmrec.item_tokenizers.pctx import _merge_rare, prefix_contexts
+
+
+def two_worlds(users=200, seed=0):
+    """Two users of three have items 1..10, the third has items 11..20; all end at item 0, and item 21 is nobody's."""
+    rng = np.random.default_rng(seed)
+    lists = []
+    for user in range(users):
+        first = 1 + 10 * (user % 3 == 0)
+        lists.append([f"i{i}" for i in [*rng.choice(np.arange(first, first + 10), 5, replace=False), 0]])
+    items = pa.table({"item_id": [f"i{i}" for i in range(22)]})
+    features = rng.normal(size=(22, 8)).astype(np.float32)
+    return features, items, pa.table({"item_ids": lists})
+
+
+def test_a_user_s_context_picks_the_semid():
+    tokenizer = Pctx([4, 4], context_dim=4, feature_dim=4).fit(*two_worlds())
+    index = tokenizer.index()
+    rows = [row for row, item in enumerate(index.item_ids) if item == "i0"]
+    assert len(rows) >= 2
+    one, same, other = tokenizer.encode_target([["i1", "i2"], ["i5", "i9", "i3"], ["i11", "i12"]], ["i0"] * 3)
+    assert one == same != other
+    # In a history as in a target.
+    (history,) = tokenizer.encode_history([["i11", "i12", "i0"]])
+    assert history[-len(other) :] == other
+    # Nothing before it: the primary SemID. Nobody's item: the only one.
+    assert tokenizer.encode_target([[]], ["i0"]) == [index.tokens_of_row(rows[0])]
+    assert index.item_ids.count("i21") == 1
+    assert "".join(tokenizer.encode_target([["i1"]], ["i21"])[0]) == index.encode("i21")
+
+
+def test_popular_items_have_more_semids_and_each_holds_its_share():
+    features, items, train = two_worlds(400)
+    tokenizer = Pctx([8, 8], context_dim=4, feature_dim=4, min_share=0.3).fit(features, items, train)
+    index = tokenizer.index()
+    assert 2 <= index.item_ids.count("i0") <= 3
+    used = tokenizer.encode_target([lists[:-1] for lists in train["item_ids"].to_pylist()], ["i0"] * 400)
+    counts = {}
+    for tokens in used:
+        counts["".join(tokens)] = counts.get("".join(tokens), 0) + 1
+    assert min(counts.values()) >= 0.3 * 400
+    assert index.encode("i0") == max(counts, key=counts.get)
+    alone = Pctx([8, 8], context_dim=4, feature_dim=4, min_share=1.0).fit(features, items, train).index()
+    assert len(alone) == len(items)
+
+
+def test_rare_semids_join_the_nearest():
+    codes = np.array([[0], [1], [2], [1]])
+    centroids = np.array([[0.0], [1.0], [5.0], [9.0]])
+    assert _merge_rare(codes, np.array([50, 30, 5, 15]), centroids, 0.2) == [0, 1, 1, 1]
+    assert _merge_rare(codes, np.array([5, 5, 50, 5]), centroids, 0.1) == [1, 1, 2, 1]
+    assert _merge_rare(codes, np.array([10, 10, 10, 10]), centroids, 0.25) == [0, 1, 2, 1]
+    assert _merge_rare(codes, np.array([1, 1, 1, 1]), centroids, 1.0) == [1, 1, 1, 1]
+
+
+def test_augmentation_exchanges_semids_of_the_same_item():
+    given = two_worlds()
+    history = given[2]["item_ids"].to_pylist()[0] * 3
+    plain, always = (Pctx([4, 4], context_dim=4, feature_dim=4, augment=share).fit(*given) for share in (0.0, 1.0))
+    usual = plain.encode_history([history])
+    assert all(plain.encode_history([history], seed) == usual for seed in range(5))
+    assert len({tuple(always.encode_history([history], seed)[0]) for seed in range(5)}) > 1
+    index = always.index()
+    for seed in range(5):
+        (tokens,) = always.encode_history([history], seed)
+        starts = [i for i, token in enumerate(tokens) if token.startswith("<a_")] + [len(tokens)]
+        semids = ["".join(tokens[a:b]) for a, b in zip(starts, starts[1:])]
+        assert [index.decode(semid) for semid in semids] == [[item] for item in history]
+
+
+def test_contexts_are_of_what_came_before():
+    embeddings = np.eye(3, dtype=np.float32)
+    contexts = prefix_contexts(embeddings, np.array([0, 1, 2, 1, 0]), np.array([0, 3, 3, 5]), 0.5)
+    expected = [[0, 0, 0], [1, 0, 0], [0.5, 1, 0], [0, 0, 0], [0, 1, 0]]
+    expected[2] = (np.array(expected[2]) / np.linalg.norm(expected[2])).tolist()
+    np.testing.assert_allclose(contexts, expected, atol=1e-6)
+
+
+def test_bad_arguments():
+    for arguments, message in (
+        ({"min_share": 1.5}, "min_share=1.5 must be between 0 and 1"),
+        ({"max_clusters": 0}, "at least 1"),
+        ({"codebook_sizes": [8, 0]}, "positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Pctx(**arguments)
+    items = small_items()
+    with pytest.raises(ValueError, match="lower codebook_sizes"):
+        Pctx([500], context_dim=8, feature_dim=6).fit(blobs(), items, small_train(items))
+    with pytest.raises(ValueError, match="lower dim"):
+        Pctx([8], context_dim=80).fit(blobs(), items, small_train(items))
