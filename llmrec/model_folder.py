@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 import llmrec
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
 from llmrec.files import read_json, read_parquet, write_json
+from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, SequenceTokenizer, load_item_tokenizer
 from llmrec.semids import SemIDIndex
 
 CONFIG = "llmrec_config.json"
@@ -31,6 +32,9 @@ class RecommenderConfig:
         max_history (`int`): items of the history that the prompt shows, the newest ones.
         num_beams (`int`): width of the search; raised to k where a request wants more items.
         normalize (`str`): `"vocabulary"` or `"catalogue"` (see `llmrec.decoding`).
+        fuse (list of `str`): streams of Semantic IDs that are searched, each with the prompt in its own, and fused;
+            empty: the stream of the prompt alone.
+        behaviour (`str`): the kind of interaction that is recommended where the index has behaviours; empty: its last.
         semid_fingerprint, catalogue_fingerprint (`str`): what the model was trained with; others are refused.
         trained_on (`dict`): name and fingerprint of the data.
     """
@@ -39,6 +43,8 @@ class RecommenderConfig:
     max_history: int = 20
     num_beams: int = 50
     normalize: str = "vocabulary"
+    fuse: list[str] = field(default_factory=list)
+    behaviour: str = ""
     semid_fingerprint: str = ""
     catalogue_fingerprint: str = ""
     trained_on: dict = field(default_factory=dict)
@@ -113,3 +119,10 @@ def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:
             f"({config.semid_fingerprint}); restore it, or train again with recipes/sft.py"
         )
     return index
+
+
+def load_parts(folder: str | Path, config: RecommenderConfig) -> tuple[SemIDIndex, pa.Table, SequenceTokenizer | None]:
+    """What a folder holds beside the model: its index, its items, and its item tokenizer if that reads histories."""
+    index = load_index(folder, config)
+    contextual = index.info.get("item_tokenizer", {}).get("name") in SEQUENCE_TOKENIZERS
+    return index, semids_table(folder), load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if contextual else None

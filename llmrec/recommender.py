@@ -1,5 +1,6 @@
 """`Recommender`: the one Protocol behind which our model and every baseline stand, and `LLMRecommender`, our model."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -7,9 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from llmrec.filters import CatalogueFilter, Filter
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmrec.item_tokenizers import SequenceTokenizer
     from llmrec.model_folder import RecommenderConfig
     from llmrec.semids import SemIDIndex
 
@@ -49,15 +52,31 @@ class Recommender(Protocol):
 
 def per_request(value, count: int, name: str) -> list:
     """Spreads one value over `count` requests, or checks that there is one for each."""
-    if value is None or isinstance(value, (int, Filter)):
+    if value is None or isinstance(value, (int, str, Filter)):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{len(value)} values of {name} for {count} histories")
     return list(value)
 
 
+def requests_of(recommender: Recommender, rows: "pa.Table") -> tuple[list, dict]:
+    """Histories of rows (`llmrec.data.prepared.TARGETS`), and what else `recommend` is to know of each.
+
+    A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one.
+    """
+    histories = rows["history"].to_pylist()
+    if not getattr(recommender, "behaviours", ()) or "behaviours" not in rows.column_names:
+        return histories, {}
+    pairs = [list(zip(*lists, strict=True)) for lists in zip(histories, rows["behaviours"].to_pylist())]
+    return pairs, {"behaviour": rows["target_behaviour"].to_pylist()}
+
+
 class LLMRecommender:
     """A language model that speaks Semantic IDs, searched with the catalogue's trie.
+
+    Where an item has several streams of Semantic IDs, the stream of the prompt is searched, or all streams in
+    `config.fuse`, each with its own prompt; `llmrec.decoding.fusion` makes one list of theirs. Where the index has
+    behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt.
 
     Example:
         >>> recommender = LLMRecommender.from_pretrained("out/industrial/model")
@@ -70,6 +89,7 @@ class LLMRecommender:
         items (`pa.Table`): one row per row of `index`, with `item_id`, `title` and the columns that filters may name.
         config (`RecommenderConfig`): prompt, lengths, beams.
         batch_size (`int`): histories that are searched together.
+        sequence_tokenizer (`SequenceTokenizer`, *optional*): the one that made `index`, if it is contextual.
     """
 
     def __init__(
@@ -80,20 +100,32 @@ class LLMRecommender:
         items: "pa.Table",
         config: "RecommenderConfig",
         batch_size: int = 32,
+        sequence_tokenizer: "SequenceTokenizer | None" = None,
     ):
         import torch
 
         from llmrec.decoding import SemIDTrie
         from llmrec.instructions import Catalogue, Prompt, Renderer
+        from llmrec.item_tokenizers.streams import stream_names
 
         self.model, self.tokenizer, self.index, self.config = model, tokenizer, index, config
         self.batch_size = batch_size
         self.prompt = Prompt.from_dict(config.prompt)
-        self.renderer = Renderer(tokenizer, Catalogue(index, items))
+        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer))
         self.trie = SemIDTrie.from_index(index, tokenizer)
         self.filter = CatalogueFilter(items)
         position = {item: number for number, item in enumerate(index.items)}
         self.item_of_row = torch.tensor([position[item] for item in index.item_ids])
+        first = self.prompt.semids or next(iter(stream_names(index)), "")
+        self.streams = {name: self._rows_of(name) for name in config.fuse or [first]}
+
+    def _rows_of(self, stream: str) -> "np.ndarray | None":
+        """bool [rows]: those of a stream; `None` for all where there are no streams."""
+        import numpy as np
+
+        from llmrec.item_tokenizers.streams import stream_rows
+
+        return np.isin(np.arange(len(self.index)), stream_rows(self.index, stream)) if stream else None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **model_kwargs) -> "LLMRecommender":
@@ -104,7 +136,7 @@ class LLMRecommender:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from llmrec.model_folder import CONFIG, RecommenderConfig, load_index, semids_table
+        from llmrec.model_folder import CONFIG, RecommenderConfig, load_parts
 
         if not Path(folder).is_dir():
             from huggingface_hub import snapshot_download
@@ -114,41 +146,79 @@ class LLMRecommender:
             except Exception as error:
                 raise ValueError(f"{folder} is neither a folder nor a reachable Hub model with {CONFIG}") from error
         config = RecommenderConfig.load(folder)
-        index = load_index(folder, config)
+        index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
-        return cls(model, tokenizer, index, semids_table(folder), config)
+        return cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
 
     @property
     def item_ids(self) -> list[str]:
         """The catalogue."""
         return self.index.items
 
-    def prompts(self, histories: Sequence[Sequence[str]]) -> list[str]:
-        """The exact text that the model reads for each history."""
-        return self.renderer.next_item_prompts(self.prompt, histories, self.config.max_history)
+    @property
+    def behaviours(self) -> list[str]:
+        """The kinds of interaction that the model knows."""
+        return self.index.behaviours
+
+    def prompts(
+        self, histories: Sequence[Sequence], stream: str = "", behaviour: str | Sequence[str] | None = None
+    ) -> list[str]:
+        """The exact text that the model reads for each history, in the Semantic IDs of a stream (or the prompt's)."""
+        prompt = dataclasses.replace(self.prompt, semids=stream) if stream else self.prompt
+        wanted = behaviour or self.config.behaviour or None
+        if wanted is not None and not self.behaviours:
+            raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
+        wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
+        return self.renderer.next_item_prompts(prompt, histories, self.config.max_history, wanted)
 
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
+        behaviour: str | Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
-        """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID."""
-        import torch
+        """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID.
 
-        from llmrec.decoding import search_items
+        `behaviour` is the wanted one, for all or one per history; by default `config.behaviour`.
+        """
+        from llmrec.decoding.fusion import fuse
 
         ks = per_request(k, len(histories), "k")
         if any(number < 1 for number in ks):
             raise ValueError(f"k is {min(ks)}, it should be at least 1")
         requests = per_request(filters, len(histories), "filters")
-        prompts = self.tokenizer(self.prompts(histories), add_special_tokens=False)["input_ids"]
+        if len(self.streams) == 1:
+            ((stream, _),) = self.streams.items()
+            found = self._search(stream, histories, ks, requests, behaviour)
+        else:  # what the beams hold anyway, so that few items count with the floor of a list
+            wanted = [max(number, self.config.num_beams) for number in ks]
+            lists = [self._search(stream, histories, wanted, requests, behaviour) for stream in self.streams]
+            found = [fuse(of_streams)[:number] for number, *of_streams in zip(ks, *lists)]
+        titles, items = self.renderer.catalogue.titles, self.index.items
+        return [[Recommendation(items[i], score, titles[items[i]]) for i, score in hits] for hits in found]
+
+    def _search(
+        self,
+        stream: str,
+        histories: Sequence[Sequence],
+        ks: list[int],
+        requests: list[Filter | None],
+        behaviour: str | Sequence[str] | None,
+    ) -> list[list[tuple[int, float]]]:
+        """(number of the item, score) pairs for every history, from the Semantic IDs of one stream."""
+        import torch
+
+        from llmrec.decoding import search_items
+        from llmrec.instructions.render import item_of
+
+        prompts = self.tokenizer(self.prompts(histories, stream, behaviour), add_special_tokens=False)["input_ids"]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         device = next(self.model.parameters()).device
         self.trie.to(device)
-        results: list[list[Recommendation]] = [[] for _ in histories]
-        titles, items = self.renderer.catalogue.titles, self.index.items
+        results: list[list[tuple[int, float]]] = [[] for _ in histories]
+        within = self.streams[stream]
         # Neighbours in length share a batch, so little is padded.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), self.batch_size):
@@ -158,8 +228,11 @@ class LLMRecommender:
             lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
             input_ids = torch.tensor(rows, device=device)
             mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-            filtered = any(requests[i] is not None for i in batch)
-            masks, denied = zip(*(self.filter(requests[i], histories[i]) for i in batch))
+            filtered = within is not None or any(requests[i] is not None for i in batch)
+            masks, denied = zip(*(self.filter(requests[i], list(map(item_of, histories[i]))) for i in batch))
+            if within is not None:  # equal masks stay one object
+                both = {id(mask): within if mask is None else mask & within for mask in masks}
+                masks = [both[id(mask)] for mask in masks]
             found = search_items(
                 self.model,
                 input_ids,
@@ -173,5 +246,5 @@ class LLMRecommender:
                 normalize=self.config.normalize,
             )
             for i, hits in zip(batch, found):
-                results[i] = [Recommendation(items[hit[0]], hit[1], titles[items[hit[0]]]) for hit in hits]
+                results[i] = [(hit.item, hit.score) for hit in hits]
         return results

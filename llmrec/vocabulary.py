@@ -25,19 +25,26 @@ def add_semid_tokens(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> i
     """
     added = tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in index.tokens])
     special = set(tokenizer.all_special_tokens)
-    for tokens in index.level_tokens:
+    behaviours = [index.behaviour_token(behaviour) for behaviour in index.behaviours]
+    for tokens in [*(index.level_tokens if index.adds_tokens else []), behaviours]:
         text = "".join(tokens)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if tokenizer.convert_ids_to_tokens(ids) != tokens or special.intersection(tokens):
+            example = next((token for token in tokens if token in special), tokens[0])
             raise ValueError(
-                f"the tokenizer does not keep SemID tokens such as {tokens[0]!r} as single normal tokens: "
-                "choose another SemID pattern"
+                f"the tokenizer does not keep tokens such as {example!r} as single normal tokens: "
+                "choose another SemID pattern, or other names of behaviours"
             )
     return added
 
 
+def behaviour_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> list[int]:
+    """Token ids of the kinds of interaction, in their order."""
+    return tokenizer.convert_tokens_to_ids([index.behaviour_token(behaviour) for behaviour in index.behaviours])
+
+
 def semid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> list[np.ndarray]:
-    """Token ids of every code, int64 [K_l] per level.
+    """Token ids of every code, int64 [K_l] per level; no level where the Semantic IDs add no tokens.
 
     Raises:
         ValueError: the tokenizer lacks a SemID token (call `add_semid_tokens` first).
@@ -46,7 +53,8 @@ def semid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> li
     missing = next((token for token in index.tokens if token not in vocabulary), None)
     if missing is not None:
         raise ValueError(f"the tokenizer has no token {missing!r}: run recipes/init_model.py with these Semantic IDs")
-    return [np.asarray([vocabulary[token] for token in tokens], np.int64) for tokens in index.level_tokens]
+    levels = index.level_tokens if index.adds_tokens else []
+    return [np.asarray([vocabulary[token] for token in tokens], np.int64) for tokens in levels]
 
 
 @torch.no_grad()
@@ -57,10 +65,12 @@ def extend_vocabulary(
     init: str = "mean",
     *,
     texts: dict[str, str] | None = None,
-    codebooks: Sequence[np.ndarray] | None = None,
+    codebooks: Sequence[np.ndarray | None] | None = None,
     seed: int = 0,
 ) -> None:
     """Adds the SemID tokens to tokenizer and model, in place, and initialises their rows (input and untied output).
+
+    Tokens of behaviours start from `"mean"`, whatever `init` says.
 
     Args:
         init (`str`): where a new row starts.
@@ -70,8 +80,8 @@ def extend_vocabulary(
             `"codebook"`: the code's vector under a seeded random projection, which keeps the codebook's geometry,
             centred and scaled alike (needs `codebooks`). Codes without text or vector fall back to `"mean"`.
         texts (`dict`, *optional*): item id → text, for `"text"`.
-        codebooks (sequence of `np.ndarray` [K_l, d], *optional*): per level; fewer levels than the index has (the
-            level that only tells colliding items apart has no vectors) are fine.
+        codebooks (sequence of `np.ndarray` [K_l, d] or `None`, *optional*): per level; fewer levels than the index has
+            (the level that only tells colliding items apart has no vectors) are fine.
 
     Raises:
         ValueError: an unknown `init`, or its input is missing.
@@ -80,7 +90,7 @@ def extend_vocabulary(
         raise ValueError(f"embedding initialisation {init!r} is not one of {', '.join(INITIALISATIONS)}")
     if init == "text" and not texts:
         raise ValueError("embedding initialisation 'text' needs the items' texts")
-    if init == "codebook" and not codebooks:
+    if init == "codebook" and all(vectors is None for vectors in codebooks or ()):
         raise ValueError(
             "embedding initialisation 'codebook' needs the item tokenizer's codebooks; use 'mean' or 'text'"
         )
@@ -89,7 +99,9 @@ def extend_vocabulary(
     # Never shrink: vLLM and sharded checkpoints rely on the padded size.
     rows = max(model.get_input_embeddings().weight.shape[0], len(tokenizer))
     model.resize_token_embeddings(rows, mean_resizing=False)
-    level_ids = [torch.from_numpy(ids) for ids in semid_token_ids(tokenizer, index)]
+    levels_of_ids: dict[tuple[int, ...], list[int]] = {}  # levels that share their tokens are one codebook
+    for level, ids in enumerate(semid_token_ids(tokenizer, index)):
+        levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
     matrices = [model.get_input_embeddings().weight]
     if model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not matrices[0]:
@@ -97,13 +109,14 @@ def extend_vocabulary(
     for matrix in matrices:
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
-        for level, ids in enumerate(level_ids):
+        for ids, levels in levels_of_ids.items():
+            level, ids = levels[0], torch.tensor(ids)
             noise = torch.randn(len(ids), matrix.shape[1], generator=generator) * spread
             rows_of_level = mean + noise
             grounded, held = None, None
             if init == "text":
-                grounded, held = _text_vectors(matrix, tokenizer, index, level, texts)
-            elif init == "codebook" and level < len(codebooks):
+                grounded, held = _text_vectors(matrix, tokenizer, index, levels, texts)
+            elif init == "codebook" and level < len(codebooks) and codebooks[level] is not None:
                 vectors = torch.from_numpy(np.asarray(codebooks[level], np.float32))
                 projection = torch.randn(
                     vectors.shape[1], matrix.shape[1], generator=torch.Generator().manual_seed(seed)
@@ -117,17 +130,22 @@ def extend_vocabulary(
                 # A tenth of the usual noise keeps codes with equal texts apart.
                 rows_of_level[held] = (mean + centred * scale + 0.1 * noise)[held]
             matrix[ids] = rows_of_level.to(matrix)
+        if behaviours := behaviour_token_ids(tokenizer, index):
+            noise = torch.randn(len(behaviours), matrix.shape[1], generator=generator) * spread
+            matrix[torch.tensor(behaviours)] = (mean + noise).to(matrix)
 
 
-def _text_vectors(matrix, tokenizer, index: SemIDIndex, level: int, texts: dict[str, str]):
+def _text_vectors(matrix, tokenizer, index: SemIDIndex, levels: list[int], texts: dict[str, str]):
     """Mean token embedding of the texts of the items behind each code: ([K, hidden], bool [K]: any text)."""
     item_texts = [texts.get(item, "") for item in index.item_ids]
     ids = tokenizer(item_texts, add_special_tokens=False)["input_ids"]
-    sums = torch.zeros(index.codebook_sizes[level], matrix.shape[1])
-    counts = torch.zeros(index.codebook_sizes[level])
+    sums = torch.zeros(index.codebook_sizes[levels[0]], matrix.shape[1])
+    counts = torch.zeros(index.codebook_sizes[levels[0]])
     for row, tokens in enumerate(ids):
-        code = int(index.codes[row, level])
-        if code >= 0 and tokens:
-            sums[code] += matrix[torch.tensor(tokens)].float().mean(0).cpu()
-            counts[code] += 1
+        codes = index.codes[row, levels]
+        if tokens:
+            mean = matrix[torch.tensor(tokens)].float().mean(0).cpu()
+            for code in codes[codes >= 0].tolist():
+                sums[code] += mean
+                counts[code] += 1
     return sums / counts.clamp(min=1)[:, None], counts > 0

@@ -14,7 +14,7 @@ from trl import TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
-from llmrec.item_tokenizers import load_item_tokenizer
+from llmrec.item_tokenizers.streams import load_codebooks
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.scratch import model_from_config, train_tokenizer
 from llmrec.semids import SemIDIndex
@@ -25,13 +25,14 @@ from llmrec.vocabulary import extend_vocabulary
 @dataclass
 class InitArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
-    semids: str = field(metadata={"help": "Folder of recipes/tokenize_items.py, or a ready-made index.json."})
+    semids: str = field(metadata={"help": "Folder of tokenize_items.py or join_semids.py, or an index.json."})
     output_dir: str = field(metadata={"help": "Where the model folder goes."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A pretrained model."})
     model_config: dict | None = field(default=None, metadata={"help": "Fields of a config, for a model from scratch."})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
     embedding_init: str = field(default="mean", metadata={"help": "mean, text or codebook."})
+    behaviour_tokens: bool = field(default=True, metadata={"help": "A token for each kind of interaction, if any."})
     shuffle_semids: bool = field(default=False, metadata={"help": "Control: SemIDs exchanged between random items."})
     seed: int = field(default=0, metadata={"help": "Of every random number here."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
@@ -45,6 +46,8 @@ def main(args: InitArguments) -> None:
     index = SemIDIndex.load(semids / "semids.parquet" if semids.is_dir() else semids).aligned(data.items)
     if args.shuffle_semids:
         index = index.shuffled(args.seed)
+    if args.behaviour_tokens:
+        index = index.with_behaviours(data.behaviours)
     settings = settings_of(args) | {"data": data.catalogue_fingerprint, "semid_fingerprint": index.fingerprint}
     if begin_stage(args.output_dir, settings, args.overwrite) == "done":
         print(f"Reusing the model in {args.output_dir} (same settings, same Semantic IDs).")
@@ -60,7 +63,7 @@ def main(args: InitArguments) -> None:
         )
         model = model_from_config(args.model_config, tokenizer, args.seed)
     item_tokenizer = semids / ITEM_TOKENIZER
-    codebooks = load_item_tokenizer(item_tokenizer).codebooks if item_tokenizer.is_dir() else None
+    codebooks = load_codebooks(item_tokenizer, index)
     extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)
     model.generation_config = plain_generation_config(tokenizer)
     model.save_pretrained(args.output_dir)
@@ -68,7 +71,7 @@ def main(args: InitArguments) -> None:
     config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
     write_sidecars(args.output_dir, config, index, data.items, item_tokenizer)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them for SemIDs")
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them new")
     print(f"Wrote {args.output_dir}. Next: recipes/sft.py")
 
 

@@ -12,7 +12,8 @@ from trl import TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.filters import Filter
-from llmrec.recommender import LLMRecommender
+from llmrec.instructions.render import item_of
+from llmrec.recommender import LLMRecommender, requests_of
 
 
 @dataclass
@@ -34,15 +35,15 @@ def main(args: RecommendArguments) -> None:
     if unknown is not None:
         raise ValueError(f"--users: {unknown!r} has no row in {args.data_dir}/test.parquet")
     rows = [known.index(user) for user in users]
-    histories = [data.test["history"][row].as_py() for row in rows]
     recommender = LLMRecommender.from_pretrained(args.model)
+    histories, wishes = requests_of(recommender, data.test.take(rows))
     where = None if args.where is None else json.loads(args.where)
-    lists = recommender.recommend(histories, args.k, Filter(exclude_seen=args.exclude_seen, where=where))
+    lists = recommender.recommend(histories, args.k, Filter(exclude_seen=args.exclude_seen, where=where), **wishes)
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     for user, row, history, items in zip(users, rows, histories, lists):
         print(f"\nUser {user} chose, oldest first:")
-        for item in history[-8:]:
-            print(f"    {titles[item][:90]}")
+        for entry in history[-8:]:
+            print(f"    {titles[item_of(entry)][:90]}")
         print("Recommended (log-probability, Semantic ID, title; * is what came next):")
         for item in items:
             mark = "*" if item.item_id == data.test["target"][row].as_py() else " "

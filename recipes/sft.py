@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from llmrec.data import PreparedData
-from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, encode_rows, load_prompt, target_rows
+from llmrec.instructions import build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.model_card import write_model_card
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_index, semids_table, write_sidecars
+from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
 from llmrec.stages import finish_stage
 from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begin_run, lora_config, merged, run_inputs
@@ -29,9 +29,11 @@ class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     tasks: list[str] = field(
         default_factory=lambda: ["stream"],
-        metadata={"help": "Mixture: prompt names or files with :weight, or in YAML {prompt, weight, since}."},
+        metadata={"help": "Mixture: prompt names or files with :weight, or YAML {prompt, weight, since, semids}."},
     )
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
+    fuse: list[str] = field(default_factory=list, metadata={"help": "Streams of Semantic IDs to search and fuse."})
+    behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
     normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
@@ -44,13 +46,11 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     base, output_dir, state = model_args.model_name_or_path, training_args.output_dir, PartialState()
     data, base_config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     base_config.check_catalogue(data.items, base)
-    index, items = load_index(base, base_config), semids_table(base)
+    index, items, contextual = load_parts(base, base_config)
     prompt = load_prompt(args.recommend_prompt)
-    shown = {"max_history": args.max_history, "num_beams": args.num_beams, "normalize": args.normalize}
+    shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
-    mixture, limit = [TaskMix.parse(task) for task in args.tasks], training_args.max_length
-    if prompt not in [mix.prompt for mix in mixture]:
-        raise ValueError(f"recommend_prompt {args.recommend_prompt!r} is none of the tasks {args.tasks}")
+    mixture, limit = parse_mixture(args.tasks, prompt, index, args.fuse), training_args.max_length
     inputs = run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)])
     found, checkpoint = begin_run(output_dir, args, training_args, model_args, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
@@ -66,14 +66,14 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     )
     if args.hidden_dropout:
         add_dropout(model, args.hidden_dropout)
-    renderer = Renderer(tokenizer, Catalogue(index, items))
-    train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed)
-    sample = ValidationSample(LLMRecommender(model, tokenizer, index, items, config), data.valid, args.validation_rows)
+    recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+    train = build_dataset(data, mixture, recommender.renderer, args.max_history, limit, training_args.seed)
+    sample = ValidationSample(recommender, data.valid, args.validation_rows)
     trainer = SemIDSFTTrainer(
         model,
         training_args,
         train_dataset=train,
-        eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, renderer, limit),
+        eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, recommender.renderer, limit),
         processing_class=tokenizer,
         peft_config=lora_config(model_args, model, tokenizer, index),
         sample=sample,

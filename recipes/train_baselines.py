@@ -1,9 +1,9 @@
-"""Trains the baselines: popularity, item-kNN and SASRec.
+"""Trains the baselines: popularity, item-kNN, content-kNN and SASRec.
 
     python recipes/train_baselines.py --config recipes/configs/quickstart/baselines.yaml
 
-Writes `output_dir/{popularity,item_knn,sasrec}`; `recipes/evaluate.py` reads them. What is there with the same
-settings and data is reused.
+Writes `output_dir/{popularity,item_knn,content_knn,sasrec}`; `recipes/evaluate.py` reads them. What is there
+with the same settings and data is reused.
 """
 
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from llmrec.baselines.content_knn import ContentKNN, ContentKNNConfig
 from llmrec.baselines.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.baselines.popularity import Popularity
 from llmrec.baselines.sasrec import SASRec, SASRecConfig
@@ -27,9 +28,9 @@ class BaselineArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace what a run with other settings left."})
 
 
-def main(args: BaselineArguments, knn: ItemKNNConfig, sasrec: SASRecConfig) -> None:
+def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig, sasrec: SASRecConfig) -> None:
     data = PreparedData.load(args.data_dir)
-    settings = settings_of(args, knn, sasrec) | {"data_fingerprint": data.fingerprint}
+    settings = settings_of(args, knn, content, sasrec) | {"data_fingerprint": data.fingerprint}
     if begin_stage(args.output_dir, settings, args.overwrite) == "done":
         print(f"Reusing the baselines in {args.output_dir}: same settings, same data.")
         return
@@ -37,6 +38,7 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, sasrec: SASRecConfig) -> N
     makers = {
         "popularity": lambda: Popularity.fit(data),
         "item_knn": lambda: ItemKNN.fit(data, knn),
+        "content_knn": lambda: ContentKNN.fit(data, content),
         "sasrec": lambda: SASRec.fit(data, sasrec),
     }
     for name, fit in makers.items():
@@ -53,4 +55,4 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, sasrec: SASRecConfig) -> N
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(*TrlParser((BaselineArguments, ItemKNNConfig, SASRecConfig)).parse_args_and_config())
+    main(*TrlParser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())

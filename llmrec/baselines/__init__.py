@@ -1,1 +1,1 @@
-"""Recommenders to beat: popularity, item-kNN and SASRec, behind the same `Recommender` protocol as our model."""
+"""Recommenders to beat: popularity, item-kNN, content-kNN and SASRec, behind the `Recommender` protocol."""

@@ -48,6 +48,14 @@ def _check_chains(data: PreparedData) -> None:
     users = np.concatenate(eval_users)
     parts = [lists_to_rows(table["history"], catalogue) for table in (data.valid, data.test)]
     targets = np.concatenate([ids_to_rows(table["target"], catalogue) for table in (data.valid, data.test)])
+    if data.behaviours:  # what was done is a pair of item and kind
+        train = _pairs(data, "train", train, data.train["behaviours"], offsets)
+        parts = [
+            (_pairs(data, name, values, getattr(data, name)["behaviours"], stops), stops)
+            for name, (values, stops) in zip(("valid", "test"), parts)
+        ]
+        of_targets = [ids_to_rows(table["target_behaviour"], data.behaviours) for table in (data.valid, data.test)]
+        targets = targets.astype(np.int64) * len(data.behaviours) + np.concatenate(of_targets)
     histories = np.concatenate([values for values, _ in parts])
     lengths = np.concatenate([np.diff(part) for _, part in parts])
     stops = np.cumsum(lengths)
@@ -82,6 +90,14 @@ def _check_chains(data: PreparedData) -> None:
             f"leak: {name} row {row + 1} (user {user!r}): its history is not what the user did just before the "
             "target, so the target may stand in training"
         )
+
+
+def _pairs(data: PreparedData, name: str, items: np.ndarray, behaviours: pa.ChunkedArray, offsets: np.ndarray):
+    """int64: (item, behaviour) pairs as numbers; the lists of both must have equal lengths."""
+    kinds, own = lists_to_rows(behaviours, data.behaviours)
+    if not np.array_equal(own, offsets):
+        raise ValueError(f"{name}: items and behaviours differ in length")
+    return items.astype(np.int64) * len(data.behaviours) + kinds
 
 
 def _check_windows(data: PreparedData) -> dict:

@@ -63,7 +63,9 @@ def prepare(
         fractions, valid_start, test_start: of the split by time, see `label_by_time`.
         ties (`str`): order of a user's interactions of one time: "input_order" or "item_id" (as text).
         repeats (`str`): "keep", "drop_consecutive" or "first".
-        behaviours (*optional*), min_rating (*optional*): keep only these kinds, only ratings from this one on.
+        behaviours (*optional*), min_rating (*optional*): keep only these kinds, only ratings from this one on. Two
+            kinds or more are written beside the items, the one to recommend last (by default the rarest); an item with
+            another kind is no repeat.
         unknown_items (`str`): "error", or "drop" the interactions with items that are not in `items`.
         keep_all_items (`bool`): the catalogue keeps items that did not survive.
         clean (`bool`): remove HTML and surplus white space from item text.
@@ -110,8 +112,9 @@ def prepare(
     else:
         interactions = _wanted(interactions, behaviours, min_rating)
         interactions, item_rows = items_of_interactions(interactions, items, unknown_items)
+        kinds = _kinds(interactions, behaviours)
         kept, users, item_rows, user_ids = _sequence_order(
-            interactions, items, item_rows, user_k, item_k, ties, repeats
+            interactions, items, item_rows, kinds, user_k, item_k, ties, repeats
         )
         if not len(users):
             raise ValueError(f"no interaction is left with user_k {user_k} and item_k {item_k}: lower them")
@@ -126,11 +129,14 @@ def prepare(
         else:
             labels = _given_labels(interactions["split"].combine_chunks().take(pa.array(kept)))
         item_ids = items["item_id"].combine_chunks()
-        tables, left_out = build_tables(users, item_rows, times, labels, user_ids, item_ids, max_history)
+        kind_of = None if kinds is None else kinds.take(pa.array(kept)).cast(pa.string())
+        tables, left_out = build_tables(users, item_rows, times, labels, user_ids, item_ids, max_history, kind_of)
         rules["targets_without_history_left_out"] = left_out
         if item_k and not keep_all_items:
             items = items.filter(pa.array(np.bincount(item_rows, minlength=len(items)) > 0))
     data = PreparedData(items=items, **tables, info={"name": name, "source": source, "rules": rules})
+    if "behaviours" in data.train.column_names:
+        data.info["behaviours"] = kinds.dictionary.to_pylist()
     data.info["statistics"] = statistics(data)
     data.info["leak_check"] = check_no_leak(data)
     for table in ("train", "valid", "test"):
@@ -150,10 +156,30 @@ def _wanted(interactions: pa.Table, behaviours: Sequence[str] | None, min_rating
     return interactions
 
 
+def _kinds(interactions: pa.Table, wanted: Sequence[str] | None) -> pa.DictionaryArray | None:
+    """The kind of every interaction, the most important kind last; `None` where fewer than two kinds are left."""
+    if "behaviour" not in interactions.column_names or not len(interactions):
+        return None
+    column = interactions["behaviour"].combine_chunks()
+    if 0 < column.null_count < len(column):
+        raise ValueError(
+            f"interactions, column 'behaviour': {column.null_count} of {len(column)} have no value; fill them, or say "
+            "with behaviours which kinds to keep"
+        )
+    counts = {pair["values"]: pair["counts"] for pair in column.drop_null().value_counts().to_pylist()}
+    names = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    if wanted is not None:
+        names = [kind for kind in dict.fromkeys(wanted) if kind in counts]
+    if len(names) < 2:
+        return None
+    return pa.DictionaryArray.from_arrays(pc.index_in(column, pa.array(names)), pa.array(names))
+
+
 def _sequence_order(
     interactions: pa.Table,
     items: pa.Table,
     item_rows: np.ndarray,
+    kinds: pa.DictionaryArray | None,
     user_k: int,
     item_k: int,
     ties: str,
@@ -171,7 +197,10 @@ def _sequence_order(
     kept = sort_interactions(users, _time_key(interactions), ranks)
     users, item_rows = users[kept], item_rows[kept]
     while True:
-        stays = repeats_kept(users, item_rows, repeats)
+        done = item_rows  # what a repeat repeats
+        if kinds is not None:
+            done = item_rows.astype(np.int64) * len(kinds.dictionary) + kinds.indices.to_numpy()[kept]
+        stays = repeats_kept(users, done, repeats)
         stays[stays] = k_core(users[stays], item_rows[stays], user_k, item_k)
         if stays.all():
             return kept, users, item_rows, user_ids

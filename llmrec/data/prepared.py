@@ -7,7 +7,10 @@ train.parquet   one row per training sequence, in order of time:
                 num_context: int32 (the first `num_context` items are context only; every later one is a target)
 valid.parquet   one row per target: user_id: string, history: list<string> (oldest first), target: string,
 test.parquet    timestamp: int64 (of the target; null where unknown)
-dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, fingerprint
+dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, behaviours, fingerprint
+
+Where interactions have a kind (view, cart, buy), the three tables of interactions have a column behaviours:
+list<string> besides, parallel to `item_ids` or to `history`, and valid and test have target_behaviour: string.
 """
 
 from dataclasses import dataclass, field
@@ -33,6 +36,8 @@ TARGETS = pa.schema(
         ("timestamp", pa.int64()),
     ]
 )
+BEHAVIOURS = pa.field("behaviours", pa.list_(pa.string()))
+TARGET_BEHAVIOUR = pa.field("target_behaviour", pa.string())
 
 
 def catalogue_fingerprint(items: pa.Table) -> str:
@@ -56,6 +61,11 @@ class PreparedData:
         return fingerprint(self.items, self.train, self.valid, self.test)
 
     @property
+    def behaviours(self) -> list[str]:
+        """The kinds of interaction, the one to recommend last; none where interactions have no kind."""
+        return list(self.info.get("behaviours", []))
+
+    @property
     def catalogue_fingerprint(self) -> str:
         """See `catalogue_fingerprint`."""
         return catalogue_fingerprint(self.items)
@@ -75,7 +85,10 @@ class PreparedData:
         if not (folder / "dataset.json").exists():
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
         tables = {name: read_parquet(folder / f"{name}.parquet") for name in ("items", "train", "valid", "test")}
+        typed = "behaviours" in tables["train"].column_names
         for name, schema in (("train", SEQUENCES), ("valid", TARGETS), ("test", TARGETS)):
+            if typed:
+                schema = pa.schema([*schema, BEHAVIOURS, *([TARGET_BEHAVIOUR] if name != "train" else [])])
             for column in schema.names:
                 if column not in tables[name].column_names:
                     raise ValueError(f"{folder / name}.parquet has no column {column!r}")

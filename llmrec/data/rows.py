@@ -80,7 +80,8 @@ def training_rows(train: pa.Table, max_history: int | None = None) -> pa.Table:
         max_history: keep only the last items of a history (all by default).
 
     Returns:
-        A table with user_id, history (`list<string>`, oldest first), target, timestamp (of the target).
+        A table with user_id, history (`list<string>`, oldest first), target, timestamp (of the target), and, where
+        train has them, behaviours (of the history) and target_behaviour.
     """
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, got {max_history}")
@@ -94,11 +95,16 @@ def training_rows(train: pa.Table, max_history: int | None = None) -> pa.Table:
     starts = offsets[:-1][sequence]
     if max_history is not None:
         starts = np.maximum(starts, targets - max_history)
-    return pa.table(
-        {
-            "user_id": train["user_id"].take(pa.array(sequence)),
-            "history": list_array(items.take(pa.array(ragged_arange(starts, targets))), offsets_of(targets - starts)),
-            "target": items.take(pa.array(targets)),
-            "timestamp": times.take(pa.array(targets)),
-        }
-    )
+    before, lengths = pa.array(ragged_arange(starts, targets)), offsets_of(targets - starts)
+    rows = {
+        "user_id": train["user_id"].take(pa.array(sequence)),
+        "history": list_array(items.take(before), lengths),
+        "target": items.take(pa.array(targets)),
+        "timestamp": times.take(pa.array(targets)),
+    }
+    if "behaviours" in train.column_names:
+        kinds, kind_offsets = flatten_lists(train["behaviours"])
+        if not np.array_equal(offsets, kind_offsets):
+            raise ValueError("train: item_ids and behaviours differ in length")
+        rows |= {"behaviours": list_array(kinds.take(before), lengths), "target_behaviour": kinds.take(targets)}
+    return pa.table(rows)

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 import pyarrow as pa
 
-from llmrec.data.prepared import SEQUENCES, TARGETS
+from llmrec.data.prepared import BEHAVIOURS, SEQUENCES, TARGET_BEHAVIOUR, TARGETS
 from llmrec.data.rows import list_array, offsets_of, ragged_arange
 
 TIES = ("input_order", "item_id")
@@ -103,6 +103,7 @@ def build_tables(
     user_ids: pa.Array,
     item_ids: pa.Array,
     max_history: int | None = 50,
+    behaviours: pa.Array | None = None,
 ) -> tuple[dict[str, pa.Table], int]:
     """Training sequences and one row per validation and test target.
 
@@ -115,6 +116,7 @@ def build_tables(
         labels (`np.ndarray`, int8, [n]).
         user_ids, item_ids (`pa.Array`, string): the ids behind the numbers.
         max_history (`int`, *optional*): validation and test histories keep their last items only.
+        behaviours (`pa.Array`, string [n], *optional*): kinds of interaction.
 
     Returns:
         `({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
@@ -143,6 +145,9 @@ def build_tables(
             schema=SEQUENCES,
         )
     }
+    if behaviours is not None:
+        lists = list_array(behaviours.filter(pa.array(train)), offsets)
+        tables["train"] = tables["train"].append_column(BEHAVIOURS, lists)
     left_out = 0
     for label, name in ((1, "valid"), (2, "test")):
         rows = np.flatnonzero(labels == label)
@@ -151,7 +156,8 @@ def build_tables(
         rows, first = rows[rows > first], first[rows > first]
         if max_history is not None:
             first = np.maximum(first, rows - max_history)
-        history = item_ids.take(pa.array(items[ragged_arange(first, rows)]))
+        before = ragged_arange(first, rows)
+        history = item_ids.take(pa.array(items[before]))
         tables[name] = pa.table(
             {
                 "user_id": user_ids.take(pa.array(users[rows])),
@@ -161,6 +167,10 @@ def build_tables(
             },
             schema=TARGETS,
         )
+        if behaviours is not None:
+            lists = list_array(behaviours.take(pa.array(before)), offsets_of(rows - first))
+            tables[name] = tables[name].append_column(BEHAVIOURS, lists)
+            tables[name] = tables[name].append_column(TARGET_BEHAVIOUR, behaviours.take(pa.array(rows)))
     return tables, left_out
 
 

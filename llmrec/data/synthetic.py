@@ -21,6 +21,10 @@ Popularity inside a product is log-normal.
 What separates the items of a product that share style, tier and brand (feature, noun, variant) is irrelevant to the
 users: such items are interchangeable, and all that distinguishes them from others stands in their text and price. An
 item that nobody has bought yet is therefore as predictable as its neighbours. Nothing else is planted.
+
+**Behaviours** (an option). The purchases stay as they are, as the kind `buy`. In the minute before, the user views
+another item of the product with probability .5 and then puts it into the cart with .4, for nothing; views the item
+itself with .8; and puts it into the cart with .9.
 """
 
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 THREAD = 0.2
@@ -38,6 +43,7 @@ STYLE_WEIGHT, TIER_WEIGHT, BRAND_WEIGHT = 2.5, 2.0, 1.2
 NUM_STYLES, NUM_TIERS = 4, 3
 TIER_PRICES = (0.6, 1.0, 1.9)
 FIRST_LENGTH, EXTRA_LENGTH, LONGEST = 5, 3.5, 40
+VIEW_OTHER, CART_OTHER, VIEW, CART = 0.5, 0.4, 0.8, 0.9
 START, SPAN_DAYS = 1_640_995_200, 540  # 2022-01-01 UTC; users arrive in the first 18 months
 _ID_LETTERS = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 
@@ -55,16 +61,20 @@ class Catalogue:
     transitions: np.ndarray  # float64 [products, products], rows sum to 1: step 2 of the module docstring
 
 
-def generate_store(seed: int = 0, num_items: int = 3000, num_users: int = 6000) -> tuple[pa.Table, pa.Table]:
+def generate_store(
+    seed: int = 0, num_items: int = 3000, num_users: int = 6000, behaviours: bool = False
+) -> tuple[pa.Table, pa.Table]:
     """Generates the store.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): the same seed gives the same tables.
         num_items (`int`, *optional*, defaults to `3000`): 77 (the products) to 22,176.
         num_users (`int`, *optional*, defaults to `6000`): the catalogue does not depend on it.
+        behaviours (`bool`, *optional*, defaults to `False`): views and carts besides the purchases.
 
     Returns:
-        interactions (`pa.Table`): user_id: string, item_id: string, timestamp: int64 (seconds), in order of time.
+        interactions (`pa.Table`): user_id: string, item_id: string, timestamp: int64 (seconds), in order of time;
+            with `behaviours` a column behaviour: string (view, cart, buy).
         items (`pa.Table`): item_id, title, description, brand, categories ("A > B > C"): string, price: double.
 
     Raises:
@@ -73,7 +83,10 @@ def generate_store(seed: int = 0, num_items: int = 3000, num_users: int = 6000) 
     if num_users < 1:
         raise ValueError(f"num_users is {num_users}; it should be at least 1")
     catalogue = generate_catalogue(np.random.default_rng([seed, 0]), num_items)
-    return generate_interactions(np.random.default_rng([seed, 1]), catalogue, num_users), catalogue.items
+    interactions = generate_interactions(np.random.default_rng([seed, 1]), catalogue, num_users)
+    if behaviours:
+        interactions = add_behaviours(np.random.default_rng([seed, 2]), catalogue, interactions)
+    return interactions, catalogue.items
 
 
 def generate_catalogue(rng: np.random.Generator, num_items: int) -> Catalogue:
@@ -192,6 +205,30 @@ def generate_interactions(rng: np.random.Generator, catalogue: Catalogue, num_us
             "user_id": users.take(pa.array(user)),
             "item_id": catalogue.items["item_id"].combine_chunks().take(pa.array(bought[user, step])),
             "timestamp": pa.array(times[user, step], pa.int64()),
+        }
+    )
+
+
+def add_behaviours(rng: np.random.Generator, catalogue: Catalogue, purchases: pa.Table) -> pa.Table:
+    """The purchases with the views and carts that led to them (see the module docstring), in order of time."""
+    count, ids = purchases.num_rows, catalogue.items["item_id"].combine_chunks()
+    bought = pc.index_in(purchases["item_id"], ids).to_numpy()
+    members = _members(catalogue.product, len(catalogue.transitions))
+    of_product = (members >= 0).sum(1)[catalogue.product[bought]]
+    other = members[catalogue.product[bought], (rng.random(count) * of_product).astype(np.int64)]
+    happens = rng.random((5, count)) < np.array([VIEW_OTHER, CART_OTHER, VIEW, CART, 1])[:, None]
+    happens[0] &= other != bought
+    happens[1] &= happens[0]
+    step, row = np.nonzero(happens)
+    times = purchases["timestamp"].to_numpy()[row] - np.array([50, 40, 30, 15, 0])[step]
+    order = np.lexsort((row, times))
+    step, row = step[order], row[order]
+    return pa.table(
+        {
+            "user_id": purchases["user_id"].take(pa.array(row)),
+            "item_id": ids.take(pa.array(np.stack([other, other, bought, bought, bought])[step, row])),
+            "timestamp": times[order],
+            "behaviour": pa.array(["view", "cart", "view", "cart", "buy"]).take(pa.array(step)),
         }
     )
 

@@ -14,8 +14,8 @@ from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
 from llmrec.data.rows import offsets_of
 from llmrec.evaluation.bootstrap import confidence_intervals, paired_difference
 from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
-from llmrec.evaluation.slices import popularity_classes, row_slices
-from llmrec.recommender import Recommender
+from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
+from llmrec.recommender import Recommender, requests_of
 from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def evaluate(
     counts = np.bincount(trained, minlength=data.items.num_rows)
 
     length = max(*ks, _SLICE_K)
-    item_ids, scores, list_offsets, seconds = _recommend(recommender, rows["history"], length, batch_size, name)
+    item_ids, scores, list_offsets, seconds = _recommend(recommender, rows, length, batch_size, name)
     lists = _matrix(item_ids, list_offsets, data.items["item_id"], length)
 
     own_index = getattr(recommender, "index", None)
@@ -112,6 +112,8 @@ def evaluate(
     metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks)
     metrics |= {"users_per_second": rows.num_rows / seconds, "items_per_second": len(item_ids) / seconds}
     sliced = row_slices(histories, offsets, targets, counts)
+    if "target_behaviour" in rows.column_names:
+        sliced |= behaviour_slices(rows["target_behaviour"])
     return EvaluationResult(
         name=name,
         metrics=metrics,
@@ -173,14 +175,14 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def _recommend(recommender, histories, length, batch_size, name):
+def _recommend(recommender, rows, length, batch_size, name):
     """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists."""
     item_ids, scores, lengths, seconds = [], [], [], 0.0
-    progress = tqdm(total=len(histories), desc=f"evaluate {name}", unit="row")
-    for start in range(0, len(histories), batch_size):
-        batch = histories.slice(start, batch_size).to_pylist()
+    progress = tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row")
+    for start in range(0, rows.num_rows, batch_size):
+        batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
         began = time.perf_counter()
-        lists = recommender.recommend(batch, length)
+        lists = recommender.recommend(batch, length, **wishes)
         seconds += time.perf_counter() - began
         for recommended in lists:
             lengths.append(len(recommended))

@@ -25,6 +25,10 @@ def load_recommender(folder: str | Path) -> Recommender:
         from llmrec.baselines.item_knn import ItemKNN
 
         return ItemKNN.from_pretrained(folder)
+    if kind == "content_knn":
+        from llmrec.baselines.content_knn import ContentKNN
+
+        return ContentKNN.from_pretrained(folder)
     if kind == "sasrec":
         from llmrec.baselines.sasrec import SASRec
 

@@ -1,6 +1,7 @@
 """Slices of test rows: how popular the target is, how long the history, whether the target is a repeat."""
 
 import numpy as np
+import pyarrow as pa
 
 HISTORY_BUCKETS = ((0, 0), (1, 1), (2, 3), (4, 6), (7, 10), (11, 20), (21, None))
 
@@ -53,3 +54,9 @@ def row_slices(
     repeat[row[histories == targets[row]]] = True
     slices |= {"target in history / yes": repeat, "target in history / no": ~repeat}
     return {name: mask for name, mask in slices.items() if mask.any()}
+
+
+def behaviour_slices(behaviours: pa.ChunkedArray) -> dict[str, np.ndarray]:
+    """Named masks over test rows by the kind of interaction that the target is, e.g. `"target behaviour / buy"`."""
+    values = np.asarray(behaviours.to_pylist())
+    return {f"target behaviour / {kind}": values == kind for kind in np.unique(values)}

@@ -1,6 +1,6 @@
 """Instructions: tasks (functions) × templates (`prompts/*.yaml`) → rows for TRL."""
 
-from llmrec.instructions.build import TaskMix, build_dataset, encode_rows, target_rows
+from llmrec.instructions.build import TaskMix, build_dataset, encode_rows, parse_mixture, target_rows
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.render import Renderer
 from llmrec.instructions.tasks import TASKS, Catalogue, Task
@@ -16,5 +16,6 @@ __all__ = [
     "build_dataset",
     "encode_rows",
     "load_prompt",
+    "parse_mixture",
     "target_rows",
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from llmrec.data.rows import flatten_lists
 from llmrec.instructions.prompts import Prompt, load_prompt
 from llmrec.instructions.render import Renderer
 from llmrec.instructions.tasks import TASKS
+from llmrec.item_tokenizers.streams import stream_names, stream_rows
+from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
@@ -37,13 +40,16 @@ class TaskMix:
 
     @classmethod
     def parse(cls, entry: str | dict) -> "TaskMix":
-        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 2, since: 2016-01-31}`."""
+        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 2, since: 2016-01-31}`.
+
+        `{prompt: stream, semids: collaborative}` writes the Semantic IDs of that stream (`Prompt.semids`).
+        """
         if isinstance(entry, str):
             name, _, weight = entry.rpartition(":") if entry.rpartition(":")[0] else (entry, "", "1")
             entry = {"prompt": name, "weight": weight}
-        unknown = sorted(set(entry) - set(cls.__dataclass_fields__))
+        unknown = sorted(set(entry) - {*cls.__dataclass_fields__, "semids"})
         if unknown or "prompt" not in entry:
-            raise ValueError(f"task mixture entry {entry!r}: write prompt and, if you like, weight and since")
+            raise ValueError(f"task mixture entry {entry!r}: write prompt and, if you like, weight, since and semids")
         since = None if entry.get("since") is None else str(entry["since"])
         try:
             weight = float(entry.get("weight", 1.0))
@@ -58,13 +64,38 @@ class TaskMix:
         prompt = load_prompt(entry["prompt"])
         if prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
-        return cls(prompt, weight, since)
+        return cls(dataclasses.replace(prompt, semids=str(entry.get("semids", prompt.semids))), weight, since)
 
     def rows(self, data: PreparedData, max_history: int) -> pa.Table:
         """The task's rows, each once."""
         if self.since is not None:
             data = dataclasses.replace(data, train=_since(data.train, self.since))
         return TASKS[self.prompt.task].rows(data, max_history)
+
+
+def parse_mixture(
+    entries: list[str | dict], prompt: Prompt, index: SemIDIndex, streams: Sequence[str] = ()
+) -> list[TaskMix]:
+    """A mixture that teaches what will be asked.
+
+    Args:
+        entries: see `TaskMix.parse`.
+        prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `streams` (if any).
+
+    Raises:
+        ValueError: a bad entry, a stream that the index does not have, or no entry that teaches the prompt.
+    """
+    mixture = [TaskMix.parse(entry) for entry in entries]
+    primary = next(iter(stream_names(index)), "")
+    taught = [dataclasses.replace(mix.prompt, semids=mix.prompt.semids or primary) for mix in mixture]
+    for name in [*streams, *(mix.prompt.semids for mix in mixture)]:
+        if name:
+            stream_rows(index, name)
+    for name in streams or [prompt.semids or primary]:
+        if dataclasses.replace(prompt, semids=name) not in taught:
+            where = f" with semids {name!r}" if name else ""
+            raise ValueError(f"the prompt that asks for the next item{where} is none of the tasks {entries}")
+    return mixture
 
 
 def build_dataset(
@@ -79,7 +110,8 @@ def build_dataset(
 
     Returns:
         Rows with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `length` (int), and the
-        identities `task` (str), `history`, `targets` (lists of item ids). Equal arguments give equal rows.
+        identities `task` (str), `history`, `targets` (lists of item ids), and, where interactions have kinds,
+        `behaviours` and `target_behaviours` (lists of str). Equal arguments give equal rows.
 
     Raises:
         ValueError: a row longer than `max_length` (histories are cut by `max_history`, never by tokens, so that no
@@ -102,6 +134,9 @@ def build_dataset(
 def target_rows(targets: pa.Table, max_history: int) -> pa.Table:
     """Rows of valid or test (`history`, `target`) as rows of a next-item task, to measure the loss on them."""
     rows = [{"history": h[-max_history:], "targets": [t]} for h, t in zip(*_lists(targets, "history", "target"))]
+    if "behaviours" in targets.column_names:
+        for row, kinds, kind in zip(rows, *_lists(targets, "behaviours", "target_behaviour")):
+            row |= {"behaviours": kinds[-max_history:], "target_behaviours": [kind]}
     return pa.Table.from_pylist(rows)
 
 
@@ -147,7 +182,8 @@ def _draw(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _encode(batch: dict, prompt: Prompt, renderer: Renderer) -> dict:
-    rows = [{"history": h, "targets": t} for h, t in zip(batch["history"], batch["targets"])]
+    names = [name for name in ("history", "targets", "behaviours", "target_behaviours") if name in batch]
+    rows = [dict(zip(names, values)) for values in zip(*(batch[name] for name in names))]
     prompts = [renderer.prompt(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]
     answers = [renderer.completion(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]
     tokenize = renderer.tokenizer

@@ -27,6 +27,8 @@ class Prompt:
         format (`str`): `"chat"`: the history stands in the user's message, one answer per row. `"stream"`: the
             history is the beginning of the assistant's own turn, so that every item of it can be a target.
         separator (`str`): between the Semantic IDs of a history.
+        semids (`str`): the stream whose Semantic IDs are written, where there are several
+            (`llmrec.item_tokenizers.streams`); empty for the primary ones.
     """
 
     task: str
@@ -34,6 +36,7 @@ class Prompt:
     system: str = ""
     format: str = "chat"
     separator: str = ""
+    semids: str = ""
 
     def __post_init__(self):
         if self.format not in FORMATS:

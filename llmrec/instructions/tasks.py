@@ -1,9 +1,12 @@
 """Tasks: what a row is about. A task is two small functions, its wording is a YAML file in `prompts/`.
 
 `rows(data, max_history)` picks identities, never text: a table with `history` (list of item ids) and `targets` (list
-of item ids). `slots(catalogue, row)` turns them into the strings that templates name, as late as possible.
+of item ids). `slots(catalogue, row)` turns them into the strings that templates name, as late as possible. Where
+interactions have kinds, `behaviours` and `target_behaviours` are parallel to these, and every item is written after
+the token of its kind (MBGen, arXiv 2405.16871).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,24 +15,57 @@ import pyarrow as pa
 
 from llmrec.data import PreparedData, training_rows
 from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
+from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
+from llmrec.item_tokenizers.streams import stream_rows as rows_of_stream
 from llmrec.semids import SemIDIndex
 
 
 class Catalogue:
-    """What tasks may say about items: Semantic IDs and the columns of the items table."""
+    """What tasks may say about items: Semantic IDs and the columns of the items table.
 
-    def __init__(self, index: SemIDIndex, items: pa.Table):
+    Args:
+        index (`SemIDIndex`), items (`pa.Table`).
+        sequence_tokenizer (`SequenceTokenizer`, *optional*): where an item's tokens depend on what stands before it.
+    """
+
+    def __init__(self, index: SemIDIndex, items: pa.Table, sequence_tokenizer: SequenceTokenizer | None = None):
         self.index = index
+        self.sequence_tokenizer = sequence_tokenizer
         self.titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist()))
         self._semids: dict[str, str] = {}
+        self._streams: dict[str, Catalogue] = {}
+
+    def stream(self, name: str) -> "Catalogue":
+        """The same items in the Semantic IDs of one stream; `""` is the primary one. Unknown: `ValueError`."""
+        if not name:
+            return self
+        if name not in self._streams:
+            other = self._streams[name] = copy.copy(self)
+            other.index, other._semids = self.index.rows_at(rows_of_stream(self.index, name)), {}
+        return self._streams[name]
 
     def semid(self, item_id: str) -> str:
         if item_id not in self._semids:
             self._semids[item_id] = self.index.encode(item_id)
         return self._semids[item_id]
 
-    def semids(self, item_ids: Sequence[str], separator: str) -> str:
-        return separator.join(self.semid(item) for item in item_ids)
+    def semids(self, item_ids: Sequence[str], separator: str, behaviours: Sequence[str] | None = None) -> str:
+        """Items in order, each after the token of its behaviour where the index has tokens for them."""
+        if self.sequence_tokenizer is not None:
+            return "".join(self.sequence_tokenizer.encode_history([item_ids])[0])
+        if behaviours is None or not self.index.behaviours:
+            return separator.join(map(self.semid, item_ids))
+        pairs = zip(behaviours, item_ids, strict=True)
+        return separator.join(self.index.behaviour_token(kind) + self.semid(item) for kind, item in pairs)
+
+    def following(self, history: Sequence[str], row: dict, separator: str) -> str:
+        """The targets of a row, as they read after a history."""
+        targets = row["targets"]
+        if self.sequence_tokenizer is None:
+            return self.semids(targets, separator, row.get("target_behaviours"))
+        before = [[*history, *targets[:place]] for place in range(len(targets))]
+        tokens = self.sequence_tokenizer.encode_target(before, targets) if targets else []
+        return "".join(token for target in tokens for token in target)
 
 
 class Task(NamedTuple):
@@ -44,14 +80,17 @@ def next_item_rows(data: PreparedData, max_history: int) -> pa.Table:
     """One row per training target."""
     rows = training_rows(data.train, max_history)
     targets = list_array(rows["target"].combine_chunks(), np.arange(rows.num_rows + 1))
-    return pa.table({"history": rows["history"], "targets": targets})
+    table = pa.table({"history": rows["history"], "targets": targets})
+    if "behaviours" in rows.column_names:
+        kinds = list_array(rows["target_behaviour"].combine_chunks(), np.arange(rows.num_rows + 1))
+        table = table.append_column("behaviours", rows["behaviours"]).append_column("target_behaviours", kinds)
+    return table
 
 
 def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    target = row["targets"][0] if row["targets"] else None
     return {
-        "history": catalogue.semids(row["history"], separator),
-        "target": catalogue.semid(target) if target is not None else "",
+        "history": catalogue.semids(row["history"], separator, row.get("behaviours")),
+        "target": catalogue.following(row["history"], row | {"targets": row["targets"][:1]}, separator),
     }
 
 
@@ -73,13 +112,12 @@ def stream_rows(data: PreparedData, max_history: int) -> pa.Table:
     end = np.minimum(start + window, length[sequence])
     first_target = np.maximum(np.where(number > 0, start - stride + window, 0), context[sequence])
     keep = first_target < end
-    begin = offsets[sequence] + start
-    return pa.table(
-        {
-            "history": _slices(values, begin[keep], (offsets[sequence] + first_target)[keep]),
-            "targets": _slices(values, (offsets[sequence] + first_target)[keep], (offsets[sequence] + end)[keep]),
-        }
-    )
+    begin, middle, stop = ((offsets[sequence] + place)[keep] for place in (start, first_target, end))
+    table = {"history": _slices(values, begin, middle), "targets": _slices(values, middle, stop)}
+    if "behaviours" in data.train.column_names:
+        kinds, _ = flatten_lists(data.train["behaviours"])
+        table |= {"behaviours": _slices(kinds, begin, middle), "target_behaviours": _slices(kinds, middle, stop)}
+    return pa.table(table)
 
 
 def _slices(values: pa.Array, begin: np.ndarray, end: np.ndarray) -> pa.Array:
@@ -88,10 +126,18 @@ def _slices(values: pa.Array, begin: np.ndarray, end: np.ndarray) -> pa.Array:
 
 
 def stream_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    return {
-        "history": catalogue.semids(row["history"], separator),
-        "targets": catalogue.semids(row["targets"], separator),
+    slots = {
+        "history": catalogue.semids(row["history"], separator, row.get("behaviours")),
+        "targets": catalogue.following(row["history"], row, separator),
     }
+    if catalogue.sequence_tokenizer is not None:
+        whole = catalogue.semids([*row["history"], *row["targets"]], separator)
+        if whole != slots["history"] + slots["targets"]:
+            raise ValueError(
+                f"item tokenizer {catalogue.sequence_tokenizer.name!r} merges neighbouring items, so a history is no "
+                "list of targets: use a prompt of task next_item instead of stream"
+            )
+    return slots
 
 
 def item_rows(data: PreparedData, max_history: int) -> pa.Table:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llmrec.recommender import LLMRecommender
+from llmrec.recommender import LLMRecommender, requests_of
 
 
 class ValidationSample:
@@ -31,7 +31,6 @@ class ValidationSample:
         rows = np.sort(np.random.default_rng(seed).permutation(valid.num_rows)[:size])
         self.rows = valid.take(pa.array(rows))
         self.recommender = recommender
-        self.histories = self.rows["history"].to_pylist()
         self.targets = self.rows["target"].to_pylist()
         self.ks = tuple(sorted(ks))
 
@@ -42,7 +41,10 @@ class ValidationSample:
         self.recommender.model = model
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         with torch.no_grad():
-            lists = self.recommender.recommend(self.histories[mine], k=self.ks[-1])
+            histories, wishes = requests_of(
+                self.recommender, self.rows.take(pa.array(range(self.rows.num_rows)[mine]))
+            )
+            lists = self.recommender.recommend(histories, k=self.ks[-1], **wishes)
         sums = torch.zeros(2, len(self.ks), dtype=torch.float64)
         for items, target in zip(lists, self.targets[mine]):
             rank = next((rank for rank, item in enumerate(items) if item.item_id == target), None)

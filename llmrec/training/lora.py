@@ -5,13 +5,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
 from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import semid_token_ids
+from llmrec.vocabulary import behaviour_token_ids, semid_token_ids
 
 
 def lora_config(
     model_args: ModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex
 ) -> LoraConfig | None:
-    """TRL's LoRA configuration, extended so that exactly the rows of the SemID tokens are trained besides.
+    """TRL's LoRA configuration, extended so that exactly the rows of the new tokens are trained besides.
 
     Both matrices are named, so that an untied output head learns them as well (PEFT keeps tied ones tied).
 
@@ -21,7 +21,10 @@ def lora_config(
     config = get_peft_config(model_args)
     if config is None:
         return None
-    ids = sorted(int(token) for level in semid_token_ids(tokenizer, index) for token in level)
+    levels = [*semid_token_ids(tokenizer, index), behaviour_token_ids(tokenizer, index)]
+    ids = sorted({int(token) for level in levels for token in level})
+    if not ids:  # Semantic IDs in words that the model knows
+        return config
     names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
     embeddings = [names[model.get_input_embeddings()], names[model.get_output_embeddings()]]
     config.trainable_token_indices = dict.fromkeys(embeddings, ids)
