@@ -1,0 +1,98 @@
+"""Next version of a catalogue: new items get Semantic IDs, old ones go, nobody moves, and a model follows.
+
+    python recipes/update_catalogue.py --semids out/shop/semids --items new.parquet --output_dir out/shop/semids_2
+    python recipes/update_catalogue.py ... --remove B01 B02 --model out/shop/model
+
+Writes semids.parquet, item_tokenizer/, features.npy, diff.json, drift/ (report.md: is it time for new Semantic IDs?)
+and, with `model`, model/: the trained model for the new catalogue. Nothing in the old folders is touched.
+"""
+
+import logging
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from trl import TrlParser
+
+from llmrec.data import PreparedData, ids_to_rows
+from llmrec.data.cleaning import clean_items
+from llmrec.data.validate import standard_items
+from llmrec.files import atomic_path, fingerprint, read_parquet, write_json
+from llmrec.item_tokenizers import ItemFeatures, add_items, diff, load_item_tokenizer, remove_items
+from llmrec.item_tokenizers.drift import drift_lines, drift_report, write_drift_report
+from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN, next_catalogue, next_version
+from llmrec.model_update import update_model_folder
+from llmrec.semids import SemIDIndex
+from llmrec.stages import begin_stage, finish_stage, settings_of
+
+
+@dataclass
+class UpdateArguments:
+    semids: str = field(metadata={"help": "Folder of recipes/tokenize_items.py, or of this recipe."})
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    items: str | None = field(
+        default=None, metadata={"help": "Parquet or prepared data: new items, and old ones whose columns changed."}
+    )
+    remove: list[str] = field(default_factory=list, metadata={"help": "Ids of items that go."})
+    reuse: bool = field(default=False, metadata={"help": "Let newcomers have the Semantic IDs that become free."})
+    model: str | None = field(default=None, metadata={"help": "Model folder (recipes/sft.py) that shall follow."})
+    hard_links: bool = field(default=False, metadata={"help": "Share the weights' files with that folder."})
+    cache_dir: str = field(default="out/feature_cache", metadata={"help": "Text embeddings by content."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an update with other settings."})
+
+
+def read_items(path: str) -> pa.Table:
+    if Path(path).is_dir():
+        return PreparedData.load(path).items
+    return clean_items(standard_items(read_parquet(path), path))
+
+
+def main(args: UpdateArguments) -> None:
+    if not (args.items or args.remove):
+        raise ValueError("nothing to do: give items, remove, or both")
+    source, folder = Path(args.semids), Path(args.output_dir)
+    for old in filter(None, (args.semids, args.model)):
+        mine, theirs = folder.resolve(), Path(old).resolve()
+        if mine == theirs or theirs in mine.parents or mine in theirs.parents:
+            raise ValueError(f"output_dir {folder} and {old} must lie apart: the old folder stays as it is")
+    index, table = SemIDIndex.load(source / "semids.parquet"), read_parquet(source / "semids.parquet")
+    given = read_items(args.items) if args.items else None
+    inputs = {"semid_fingerprint": index.fingerprint, "items_fingerprint": given and fingerprint(given)}
+    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir")) | inputs
+    if begin_stage(folder, settings, args.overwrite) == "done":
+        print(f"Reusing {folder} (same settings, same items).")
+        return
+    columns = table.drop_columns(["semid", "codes"]).take(pa.array([index.row(item) for item in index.items]))
+    items = next_catalogue(columns, given, args.remove, index.info.get("version", 1) + 1)
+    new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
+    latest = remove_items(index, args.remove, args.reuse) if args.remove else index
+    matrix = np.load(source / "features.npy", allow_pickle=False)
+    if new.num_rows:
+        tokenizer = load_item_tokenizer(source / "item_tokenizer")
+        features = ItemFeatures.from_pretrained(source / "item_tokenizer" / "features", args.cache_dir).encode(new)
+        latest = add_items(latest, tokenizer, features, new["item_id"].to_pylist(), new)
+        matrix = np.concatenate([matrix, features])
+    latest = next_version(index, latest.aligned(items))
+    matrix = matrix[ids_to_rows(items["item_id"], [*index.items, *new["item_id"].to_pylist()])]
+    latest.save(folder / "semids.parquet", items)
+    if (source / "item_tokenizer").is_dir():
+        shutil.copytree(source / "item_tokenizer", folder / "item_tokenizer", dirs_exist_ok=True)
+    with atomic_path(folder / "features.npy") as path:
+        np.save(path, matrix)
+    changes = diff(index, latest)
+    write_json(folder / "diff.json", asdict(changes))
+    drift = drift_report(latest, matrix, items[VERSION_COLUMN].to_numpy() > 1)
+    write_drift_report(drift, folder / "drift")
+    print(f"Version {latest.info['version']}: {changes}", *drift_lines(drift), sep="\n")
+    if args.model and not (folder / "model").exists():
+        update_model_folder(args.model, latest, items, folder / "model", args.hard_links)
+    finish_stage(folder, verdict=drift["verdict"], version=latest.info["version"])
+    print(f"Wrote {folder}: {latest.fingerprint}, {len(latest.items)} items.")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(TrlParser((UpdateArguments,)).parse_args_and_config()[0])

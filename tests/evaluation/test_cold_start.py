@@ -1,0 +1,273 @@
+"""Cold items: out of everything that is fitted, in everything that is recommended from."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_data, write_tiny_base
+from trl import SFTConfig, TrlParser
+
+from llmrec.baselines.content_knn import ContentKNN
+from llmrec.baselines.item_knn import ItemKNN
+from llmrec.baselines.popularity import Popularity
+from llmrec.baselines.sasrec import SASRec, SASRecConfig
+from llmrec.data import PreparedData, training_rows
+from llmrec.evaluation.cold_start import COLD, COLD_ONLY, WARM, check_cold, evaluate_cold, hold_out_items
+from llmrec.instructions.tasks import TASKS
+from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
+from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
+from llmrec.recommender import LLMRecommender
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "configs" / "office14_cold"
+spec = importlib.util.spec_from_file_location("cold_start_recipe", ROOT / "recipes" / "cold_start.py")
+recipe = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = recipe
+spec.loader.exec_module(recipe)
+
+
+def run(*arguments):
+    recipe.main(TrlParser((recipe.ColdStartArguments,)).parse_args_and_config(args=list(map(str, arguments)))[0])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data(num_users=80, length=9)
+
+
+@pytest.fixture(scope="module")
+def cold(data):
+    return hold_out_items(data, 0.2, seed=1)
+
+
+def ids_of(column):
+    return {item for items in column.to_pylist() for item in items}
+
+
+def targets(*tables):
+    return sorted((u, tuple(h), t) for table in tables
+                  for u, h, t in zip(*(table[c].to_pylist() for c in ("user_id", "history", "target"))))  # fmt: skip
+
+
+@given(fraction=st.floats(0.05, 0.6), seed=st.integers(0, 1000), from_training=st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_cold_items_are_in_the_shop_and_in_no_fitted_row(data, fraction, seed, from_training):
+    held = hold_out_items(data, fraction, seed, from_training)
+    gone = set(held.info["cold_items"])
+    assert held.items.equals(data.items) and len(gone) >= round(fraction * 24)
+    assert not gone & (ids_of(held.train["item_ids"]) | ids_of(held.valid["history"]))
+    assert not gone & set(held.valid["target"].to_pylist())
+    assert set(data.items["item_id"].to_pylist()) - gone == ids_of(held.train["item_ids"])
+    # What is left of a user's sequence is the sequence without the cold items, in order.
+    was = dict(
+        zip(data.train["user_id"].to_pylist(), zip(*(data.train[c].to_pylist() for c in ("item_ids", "timestamps"))))
+    )
+    for row in held.train.to_pylist():
+        kept = [(item, time) for item, time in zip(*was[row["user_id"]]) if item not in gone]
+        assert list(zip(row["item_ids"], row["timestamps"])) == kept and row["num_context"] == 1
+    # Every test row is a row of before: test, cold validation, and where asked for, cold training targets.
+    sources = [data.test, data.valid] + ([training_rows(data.train)] if from_training else [])
+    expected = targets(data.test) + [row for row in targets(*sources[1:]) if row[2] in gone]
+    assert targets(held.test) == sorted(expected)
+    assert hold_out_items(data, fraction, seed, from_training).fingerprint == held.fingerprint
+
+
+def test_lists_beside_the_items_lose_the_same_places(data):
+    """A column parallel to the items, as the kinds of interaction are."""
+    kinds = [[f"kind of {item}" for item in items] for items in data.train["item_ids"].to_pylist()]
+    train = data.train.append_column("behaviours", pa.array(kinds))
+    held = hold_out_items(PreparedData(data.items, train, data.valid, data.test), 0.3)
+    assert held.train.schema == train.schema
+    for row in held.train.to_pylist():
+        assert row["behaviours"] == [f"kind of {item}" for item in row["item_ids"]]
+
+
+def test_drawn_evenly_over_popularity():
+    # 60 items, item i in i + 1 sequences: any third of the ranks gives a third of the cold items.
+    items = [f"i{n:02d}" for n in range(60)]
+    lists = [[f"i{n:02d}", "i59"] for n in range(60) for _ in range(n + 1)]
+    data = tiny_data()
+    users, times = [f"u{n}" for n in range(len(lists))], [[0, 1]] * len(lists)
+    columns = {"user_id": users, "item_ids": lists, "timestamps": times, "num_context": [1] * len(lists)}
+    train = pa.table(columns).cast(data.train.schema)
+    empty = data.valid.slice(0, 0)
+    store = PreparedData(pa.table({"item_id": items, "title": items}), train, empty, empty)
+    for seed in range(5):
+        drawn = np.array([int(item[1:]) for item in hold_out_items(store, 0.2, seed).info["cold_items"]])
+        assert np.bincount(drawn // 20, minlength=3).tolist() == [4, 4, 4]
+
+
+def fitted_state(data):
+    """Everything that is learned from prepared data here, as something to compare."""
+    features = ItemFeatures([{"kind": "text", "encoder": "tfidf", "dim": 6}, {"kind": "cooccurrence", "dim": 4}])
+    matrix = features.fit(data.items, data.train, 0).encode(data.items)
+    tokenizer = RQKMeans([4, 4], niter=3, preprocess="standardize")
+    index = fit_semids(tokenizer, matrix, data.items, data.train)
+    sasrec = SASRec.fit(data, SASRecConfig(max_length=8, hidden_size=8, max_epochs=2, batch_size=16))
+    return {
+        "features": [part.state() for part in features.parts],
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "index": index,
+        "popularity": Popularity.fit(data).counts,
+        "item_knn": ItemKNN.fit(data).similarity.toarray(),
+        "content": ContentKNN.fit(data).vectors,
+        "sasrec": sasrec.model.state_dict(),
+        "rows": [TASKS[task].rows(data, 20).to_pylist() for task in ("stream", "next_item")],
+    }
+
+
+def test_nothing_fitted_sees_cold_items_or_their_interactions(data, cold):
+    """Other texts of the cold items, and other interactions with them, leave all that is fitted as it is."""
+    gone = cold.info["cold_items"]
+    titles = [f"unheard words {item}" if item in gone else title
+              for item, title in zip(*(data.items[c].to_pylist() for c in ("item_id", "title")))]  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def exchanged(table, column):
+        """Cold items change places with each other, each as frequent as before."""
+        lists = table[column].to_pylist()
+        nested = isinstance(lists[0], list)
+        flat = [item for items in lists for item in items] if nested else lists
+        places = [place for place, item in enumerate(flat) if item in gone]
+        for place, item in zip(places, rng.permutation([flat[place] for place in places]).tolist()):
+            flat[place] = item
+        values = [[flat.pop(0) for _ in items] for items in lists] if nested else flat
+        number = table.column_names.index(column)
+        return table.set_column(number, table.schema.field(column), [values])
+
+    retold = PreparedData(
+        data.items.set_column(1, "title", [titles]),
+        exchanged(data.train, "item_ids"),
+        exchanged(exchanged(data.valid, "history"), "target"),
+        exchanged(exchanged(data.test, "history"), "target"),
+        data.info,
+    )
+    assert not retold.train.equals(data.train)
+    again = hold_out_items(retold, 0.2, seed=1)
+    assert again.info["cold_items"] == gone
+    one, two = fitted_state(cold), fitted_state(again)
+    assert one["tokenizer"] == two["tokenizer"] and one["rows"] == two["rows"]
+    for (values, arrays), (others, other_arrays) in zip(one["features"], two["features"]):
+        assert values == others
+        assert all(np.array_equal(arrays[name], other_arrays[name]) for name in arrays)
+    for name in ("popularity", "item_knn"):
+        np.testing.assert_array_equal(one[name], two[name])
+    assert all(np.array_equal(value, two["sasrec"][name]) for name, value in one["sasrec"].items())
+    warm = [row for row, item in enumerate(data.items["item_id"].to_pylist()) if item not in gone]
+    np.testing.assert_array_equal(one["content"][warm], two["content"][warm])
+    assert not np.array_equal(one["content"], two["content"])
+    assert set(one["index"].items) == set(data.items["item_id"].to_pylist())
+
+
+def test_a_leak_is_found(data, cold):
+    assert check_cold(cold) == cold.info["cold_items"]
+    with pytest.raises(ValueError, match="leak: cold item 'item-.*' stands in train"):
+        check_cold(PreparedData(cold.items, data.train, cold.valid, cold.test, cold.info))
+    with pytest.raises(ValueError, match="stands in validation histories"):
+        check_cold(PreparedData(cold.items, cold.train, data.valid, cold.test, cold.info))
+    with pytest.raises(ValueError, match="names no cold items"):
+        check_cold(data)
+    for fraction in (0.0, 0.01, 1.0):
+        with pytest.raises(ValueError, match="it should be some"):
+            hold_out_items(data, fraction)
+
+
+class Oracle:
+    """Knows the order of the walk, and nothing else."""
+
+    def recommend(self, histories, k=10, filters=None):
+        from llmrec.baselines.catalogue import Catalogue
+
+        def score(values, offsets):
+            steps = (np.arange(24) - values[offsets[1:] - 1][:, None] - 1) % 24
+            return -steps.astype(np.float32)
+
+        return Catalogue(tiny_data().items).recommend(score, histories, k, filters)
+
+
+def test_three_views(cold):
+    views = evaluate_cold({"oracle": Oracle(), "popularity": Popularity.fit(cold)}, cold, bootstrap=0, ks=[1, 10])
+    gone = set(cold.info["cold_items"])
+    for view, of_cold in ((COLD, True), (COLD_ONLY, True), (WARM, False)):
+        oracle, popularity = views[view]
+        assert all((target in gone) == of_cold for target in oracle.predictions["target"].to_pylist())
+        assert oracle.metrics["recall@1"] == 1
+        assert popularity.metrics["recall@1"] < 0.5
+    shown = ids_of(views[COLD_ONLY][0].predictions["item_ids"])
+    assert shown == gone
+    assert views[COLD][1].metrics["recall@10"] == 0  # popularity has nothing to say about cold items
+    assert views[COLD][0].predictions.num_rows + views[WARM][0].predictions.num_rows == cold.test.num_rows
+    few = evaluate_cold({"oracle": Oracle()}, cold, max_warm=7, bootstrap=0, ks=[1])
+    assert few[WARM][0].predictions.num_rows == 7
+
+
+def test_the_recipe_from_holding_out_to_the_report(tmp_path, data, capsys):
+    data.save(tmp_path / "data")
+    config = tmp_path / "cold_start.yaml"
+    settings = {
+        "data_dir": str(tmp_path / "data"),
+        "cold_dir": str(tmp_path / "cold"),
+        "fraction": 0.2,
+        "output_dir": str(tmp_path / "report"),
+        "recommenders": {name: str(tmp_path / name) for name in ("content_knn", "popularity", "ours")},
+        "reference": "content_knn",
+        "bootstrap": 20,
+        "max_warm": 20,
+    }
+    config.write_text(yaml.safe_dump(settings))
+    run("--config", config, "--step", "hold_out")
+    assert "5 cold items" in capsys.readouterr().out
+    run("--config", config)
+    assert "Reusing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds other data"):
+        run("--config", config, "--fraction", "0.4")
+    held = PreparedData.load(tmp_path / "cold")
+    for kind, name in ((ContentKNN, "content_knn"), (Popularity, "popularity")):
+        kind.fit(held).save_pretrained(tmp_path / name, {"data_fingerprint": held.fingerprint})
+    features = ItemFeatures([{"kind": "text", "encoder": "tfidf", "dim": 6}]).fit(held.items, held.train)
+    index = fit_semids(RQKMeans([4, 4], niter=3), features.encode(held.items), held.items, held.train)
+    write_tiny_base(tmp_path / "ours", held, index)
+    run("--config", config, "--step", "evaluate")
+    printed = capsys.readouterr().out
+    assert "5 of 24 items are cold (20.8%)" in printed and "| ours |" in printed
+    summary = json.loads((tmp_path / "report" / "cold_start.json").read_text())
+    assert set(summary["views"]) == {COLD, COLD_ONLY, WARM}
+    assert summary["views"][COLD_ONLY]["ours"]["metrics"]["recall@10"] == 1  # five cold items, all of them shown
+    assert summary["views"][WARM]["ours"]["rows"] == 20
+    assert (tmp_path / "report" / "cold_targets_cold_items_only" / "report.html").exists()
+    assert set(LLMRecommender.from_pretrained(tmp_path / "ours").item_ids) >= set(held.info["cold_items"])
+    Popularity.fit(data).save_pretrained(tmp_path / "leaky", {"data_fingerprint": data.fingerprint})
+    config.write_text(yaml.safe_dump({**settings, "recommenders": {"leaky": str(tmp_path / "leaky")}}))
+    with pytest.raises(ValueError, match="trained on other data"):
+        run("--config", config, "--step", "evaluate")
+    with pytest.raises(ValueError, match="'fit' is not one of hold_out, evaluate"):
+        run("--config", config, "--step", "fit")
+
+
+def test_the_configs_of_office14_fit_together():
+    args = TrlParser((recipe.ColdStartArguments,)).parse_args_and_config(
+        args=["--config", str(CONFIGS / "cold_start.yaml")]
+    )[0]
+    files = {
+        name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        for name in ("semids", "model", "sft", "baselines")
+    }
+    assert {file["data_dir"] for file in files.values()} == {args.cold_dir}
+    assert files["model"]["semids"] == files["semids"]["output_dir"]
+    assert files["sft"]["model_name_or_path"] == files["model"]["output_dir"]
+    made = {
+        f"{files['baselines']['output_dir']}/{name}" for name in ("popularity", "item_knn", "content_knn", "sasrec")
+    }
+    assert set(args.recommenders.values()) == made | {files["sft"]["output_dir"]}
+    assert (
+        files["sft"]["tasks"] == ["stream"] and files["baselines"]["content_features"] == files["semids"]["features"]
+    )
+    own = {"data_dir", "tasks", "recommend_prompt", "max_history", "hidden_dropout", "validation_rows"}
+    assert set(files["sft"]) - own - {"model_name_or_path"} <= set(SFTConfig.__dataclass_fields__)
