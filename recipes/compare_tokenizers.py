@@ -1,0 +1,94 @@
+"""Compares any set of item tokenizers on one catalogue: a table, a picture and, if asked, the same small model on all.
+
+    python recipes/compare_tokenizers.py --config recipes/configs/compare_tokenizers.yaml
+
+Every tokenizer is an entry of `tokenizers`: a name, and what differs from `semids`, the fields of tokenize_items.py
+that all share. With `model` and `sft` (fields of init_model.py and sft.py) every tokenizer trains the same model, once
+per seed, and the test rows rank them at item level. All of it runs through the ordinary recipes, each in a process and
+a folder of its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from trl import TrlParser
+
+from llmrec.evaluation.metrics import row_metrics
+from llmrec.files import atomic_path, read_parquet, write_json
+from llmrec.item_tokenizers import comparison
+
+RECIPES = Path(__file__).parent
+
+
+@dataclass
+class CompareArguments:
+    data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
+    output_dir: str = field(metadata={"help": "Folder for all of it."})
+    tokenizers: dict = field(metadata={"help": "YAML: name -> fields of tokenize_items.py; `tokenizer` = the name."})
+    semids: dict = field(default_factory=dict, metadata={"help": "YAML: fields that all tokenizers share."})
+    model: dict = field(default_factory=dict, metadata={"help": "YAML: fields of init_model.py, for the downstream."})
+    sft: dict = field(
+        default_factory=dict, metadata={"help": "YAML: fields of sft.py; {config: FILE} starts from it."}
+    )
+    downstream: list[str] = field(default_factory=list, metadata={"help": "Tokenizers to train on; none = all."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Of the downstream models."})
+    reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
+
+
+def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
+    """Runs a recipe in its own process, with its settings in `folder/name.yaml`."""
+    settings: dict = {}
+    for each in fields:
+        start = yaml.safe_load(Path(each["config"]).read_text(encoding="utf-8")) if "config" in each else {}
+        settings |= start | {key: value for key, value in each.items() if key != "config"}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    done = subprocess.run([sys.executable, RECIPES / f"{recipe}.py", "--config", path])
+    if done.returncode:
+        sys.exit(f"recipes/{recipe}.py failed with {path}; its message is above. The same command goes on from here.")
+
+
+def train(args: CompareArguments, name: str, seed: int, folder: Path) -> dict:
+    """One small model on one tokenizer's Semantic IDs; its per-row test metrics."""
+    at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
+    base, model, test = (str(at / part) for part in ("base", "model", "test"))
+    shared = data | {"seed": seed}
+    run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
+    run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
+    run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
+    rows = read_parquet(at / "test" / "predictions" / "model.parquet")
+    per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
+    return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}
+
+
+def main(args: CompareArguments) -> None:
+    unknown = {args.reference, *args.downstream} - set(args.tokenizers)
+    if args.sft and unknown:
+        raise ValueError(f"reference or downstream names {sorted(unknown)}, which are not among the tokenizers")
+    output = Path(args.output_dir)
+    figures = {}
+    for name, fields in args.tokenizers.items():
+        target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
+        run("tokenize_items", "semids", output / name, args.semids, {"tokenizer": name}, fields or {}, target)
+        figures[name] = comparison.tokenizer_figures(output / name / "semids")
+    runs: dict[str, list] = {}
+    for seed in args.seeds if args.sft else []:
+        for name in args.downstream or args.tokenizers:
+            runs.setdefault(name, []).append(train(args, name, seed, output / name))
+    ranking = comparison.downstream_rows(runs, args.reference) if runs else []
+    table = comparison.comparison_lines(figures)
+    lines = ["# Item tokenizers", "", *table, "", comparison.NOTE, "", "![Item tokenizers](comparison.png)", ""]
+    lines += comparison.downstream_lines(ranking, args.reference) if ranking else []
+    write_json(output / "comparison.json", {"tokenizers": figures, "downstream": ranking})
+    with atomic_path(output / "comparison.md") as path:
+        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    comparison.plot_comparison(figures, ranking).savefig(output / "comparison.png", dpi=130)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(*TrlParser((CompareArguments,)).parse_args_and_config())
