@@ -1,9 +1,9 @@
 """Merged SemIDs: pieces of frequent code sequences, as subwords are of letters (SPM-SID, RecSys 2024, 2306.08121).
 
-Byte-pair encoding over the SemIDs of any inner tokenizer: popular prefixes become one token, so histories are shorter;
-rare SemIDs stay spelled out. The paper hashes the pieces of a SentencePiece unigram model into the embeddings of a
-ranking model. Here they are tokens of the LLM, and BPE makes them, because it gives equal pieces for equal input (the
-unigram trainer of `tokenizers` does not).
+Byte-pair encoding or a unigram model over the SemIDs of any inner tokenizer: popular prefixes become one token, so
+histories are shorter; rare SemIDs stay spelled out. The paper hashes the pieces of a SentencePiece unigram model into
+the embeddings of a ranking model; here they are tokens of the LLM. Both are models of `tokenizers`; `unigram.py` says
+why that library trains one of them only.
 """
 
 from collections import Counter
@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, part_of
+from llmrec.item_tokenizers.unigram import learn_unigram
 
 # Every code of every level is one character of the two private planes of Unicode.
 _PLANES = ((0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
 _CHARACTERS = sum(end - start for start, end in _PLANES)
+ALGORITHMS = ("bpe", "unigram")
 
 
 class Merged(Saved):
@@ -30,19 +32,28 @@ class Merged(Saved):
     Args:
         inner (`str`): a key of `TOKENIZERS`.
         inner_args (mapping, *optional*): its constructor's arguments.
-        vocabulary_size (`int`): number of pieces; fewer where no pair of pieces is left to merge.
+        vocabulary_size (`int`): number of pieces; fewer where no more are worth it.
+        algorithm (`str`): `"bpe"`, or `"unigram"` as in the paper.
 
     Raises:
-        ValueError: an unknown inner tokenizer, or one whose tokens are words.
+        ValueError: an unknown algorithm or inner tokenizer, or one whose tokens are words.
     """
 
     name = "merged"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
     codebooks: list[np.ndarray] = []
 
-    def __init__(self, inner: str = "rq_kmeans", inner_args: Mapping | None = None, vocabulary_size: int = 4096):
+    def __init__(
+        self,
+        inner: str = "rq_kmeans",
+        inner_args: Mapping | None = None,
+        vocabulary_size: int = 4096,
+        algorithm: str = "bpe",
+    ):
         from llmrec.item_tokenizers import TOKENIZERS
 
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
         if inner not in TOKENIZERS or inner == self.name:
             known = ", ".join(name for name in TOKENIZERS if name != self.name)
             raise ValueError(f"inner item tokenizer {inner!r} is not one of {known}")
@@ -50,16 +61,17 @@ class Merged(Saved):
         if not self.inner.traits.adds_tokens:
             raise ValueError(f"inner item tokenizer {inner!r} writes words, which the LLM's own tokenizer merges")
         self.traits = Merged.traits._replace(ordered=self.inner.traits.ordered, needs=self.inner.traits.needs)
-        self.vocabulary_size = vocabulary_size
-        self._bpe = None
+        self.vocabulary_size, self.algorithm = vocabulary_size, algorithm
+        self._merger = None
 
     @property
     def config(self) -> dict:
-        return {"inner": self.inner.name, "inner_args": self.inner.config, "vocabulary_size": self.vocabulary_size}
+        own = {"vocabulary_size": self.vocabulary_size, "algorithm": self.algorithm}
+        return {"inner": self.inner.name, "inner_args": self.inner.config, **own}
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        return () if self._bpe is None else (self._bpe.get_vocab_size(),) * len(self.inner.codebook_sizes)
+        return () if self._merger is None else (self._merger.get_vocab_size(),) * len(self.inner.codebook_sizes)
 
     @property
     def level_tokens(self) -> list[list[str]]:
@@ -75,8 +87,6 @@ class Merged(Saved):
         Raises:
             ValueError: whatever the inner tokenizer refuses, or fewer pieces than there are codes.
         """
-        from tokenizers import Tokenizer, models, trainers
-
         self.inner.fit(features, seed=seed, items=items, train=train)
         codes = sum(self.inner.codebook_sizes)
         if not codes < self.vocabulary_size <= _CHARACTERS:
@@ -88,14 +98,11 @@ class Merged(Saved):
         if items is not None and train is not None:
             seen = Counter(pc.list_flatten(train["item_ids"]).to_pylist())
             counts += np.array([seen[item] for item in items["item_id"].to_pylist()], np.int64)
-        texts = self._texts(self.inner.encode(features, items))
-        self._bpe = Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocabulary_size,
-            initial_alphabet=list(map(_character, range(codes))),
-            show_progress=False,
-        )
-        self._bpe.train_from_iterator((t for text, n in zip(texts, counts) for t in repeat(text, n)), trainer)
+        weighted: Counter[str] = Counter()
+        for text, count in zip(self._texts(self.inner.encode(features, items)), counts.tolist()):
+            weighted[text] += count
+        learn = _bpe if self.algorithm == "bpe" else _unigram
+        self._merger = learn(weighted, list(map(_character, range(codes))), self.vocabulary_size)
         return self
 
     def _texts(self, codes: np.ndarray) -> list[str]:
@@ -107,11 +114,11 @@ class Merged(Saved):
         ]
 
     def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
-        if self._bpe is None:
+        if self._merger is None:
             raise not_fitted()
         inner = self.inner.encode(features, items)
         codes = np.full(inner.shape, -1, np.int32)
-        for row, encoding in enumerate(self._bpe.encode_batch(self._texts(inner))):
+        for row, encoding in enumerate(self._merger.encode_batch(self._texts(inner))):
             codes[row, : len(encoding.ids)] = encoding.ids
         return codes
 
@@ -119,16 +126,31 @@ class Merged(Saved):
         raise ValueError("item tokenizer 'merged' has no vectors, so no distances")
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self._bpe is None:
+        if self._merger is None:
             raise not_fitted()
         values, arrays = self.inner.state()
-        return {"bpe": self._bpe.to_str(), "inner": values}, {f"inner.{name}": a for name, a in arrays.items()}
+        return {"merger": self._merger.to_str(), "inner": values}, {f"inner.{name}": a for name, a in arrays.items()}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         from tokenizers import Tokenizer
 
         self.inner.restore(values["inner"], part_of(arrays, "inner."))
-        self._bpe = Tokenizer.from_str(values["bpe"])
+        self._merger = Tokenizer.from_str(values["merger"])
+
+
+def _bpe(counts: Mapping[str, int], alphabet: list[str], size: int):
+    from tokenizers import Tokenizer, models, trainers
+
+    merger = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    merger.train_from_iterator((text for text, count in counts.items() for text in repeat(text, count)), trainer)
+    return merger
+
+
+def _unigram(counts: Mapping[str, int], alphabet: list[str], size: int):
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.Unigram(list(learn_unigram(counts, alphabet, size).items())))
 
 
 def _character(number: int) -> str:

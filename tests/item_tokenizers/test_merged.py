@@ -13,7 +13,7 @@ from tiny import tiny_data, tiny_model
 from llmrec.decoding import SemIDTrie
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import Keywords, Merged, RQKMeans, fit_semids
-from llmrec.item_tokenizers.merged import _character
+from llmrec.item_tokenizers.merged import ALGORITHMS, _character
 from llmrec.model_folder import RecommenderConfig
 from llmrec.recommender import LLMRecommender
 
@@ -25,15 +25,15 @@ def spelled(tokenizer):
     sizes = tokenizer.inner.codebook_sizes
     flat = [(level, code) for level, size in enumerate(sizes) for code in range(size)]
     number = {_character(n): pair for n, pair in enumerate(flat)}
-    vocabulary = {piece: text for text, piece in tokenizer._bpe.get_vocab().items()}
+    vocabulary = {piece: text for text, piece in tokenizer._merger.get_vocab().items()}
     return [[number[character] for character in vocabulary[piece]] for piece in range(len(vocabulary))]
 
 
-@given(seed=st.integers(0, 30), vocabulary_size=st.integers(19, 60))
-@settings(deadline=None, max_examples=10)
-def test_pieces_spell_the_inner_codes(seed, vocabulary_size):
+@given(seed=st.integers(0, 30), vocabulary_size=st.integers(19, 60), algorithm=st.sampled_from(ALGORITHMS))
+@settings(deadline=None, max_examples=16)
+def test_pieces_spell_the_inner_codes(seed, vocabulary_size, algorithm):
     features = blobs(seed=seed)
-    tokenizer = Merged("rq_kmeans", INNER, vocabulary_size).fit(features, seed)
+    tokenizer = Merged("rq_kmeans", INNER, vocabulary_size, algorithm).fit(features, seed)
     inner = RQKMeans(**INNER).fit(features, seed)
     everything = np.concatenate([features, blobs(50, seed=seed + 1000)])  # new items too
     pieces = spelled(tokenizer)
@@ -42,22 +42,25 @@ def test_pieces_spell_the_inner_codes(seed, vocabulary_size):
         assert [pair for piece in row if piece >= 0 for pair in pieces[piece]] == list(enumerate(codes))
 
 
-def test_more_pieces_make_shorter_ids():
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_more_pieces_make_shorter_ids(algorithm):
     features = blobs(400)
     lengths = [
-        (Merged("rq_kmeans", INNER, size).fit(features).encode(features) >= 0).sum(1).mean() for size in (19, 40, 80)
+        (Merged("rq_kmeans", INNER, size, algorithm).fit(features).encode(features) >= 0).sum(1).mean()
+        for size in (19, 40, 80)
     ]
     assert lengths[0] > 2.5 and lengths[2] < 2 and lengths == sorted(lengths)[::-1]
 
 
-def test_popular_items_are_shorter():
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_popular_items_are_shorter(algorithm):
     features, items = blobs(300), small_items(300)
     rare = small_train(items, users=20)
     ids = items["item_id"].to_pylist()
     popular = pa.table({"user_id": ["u"] * 400, "item_ids": [ids[100:110]] * 400})
 
     def length(train):
-        tokenizer = Merged("rq_kmeans", INNER, 30).fit(features, items=items, train=train)
+        tokenizer = Merged("rq_kmeans", INNER, 30, algorithm).fit(features, items=items, train=train)
         return (tokenizer.encode(features)[100:110] >= 0).sum(1).mean()
 
     assert length(popular) < length(rare)
@@ -89,6 +92,8 @@ def test_bad_input():
         Merged("magic")
     with pytest.raises(ValueError, match="is not one of"):
         Merged("merged")
+    with pytest.raises(ValueError, match="algorithm 'wordpiece' is not one of bpe, unigram"):
+        Merged(algorithm="wordpiece")
     with pytest.raises(ValueError, match="writes words"):
         Merged(Keywords.name)
     with pytest.raises(ValueError, match="vocabulary_size=18 must lie above the 18 codes of 'rq_kmeans'"):
