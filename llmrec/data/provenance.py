@@ -35,8 +35,9 @@ def expand(value):
 
 
 def inputs_fingerprint(settings: dict) -> str:
-    """16 hex digits over size and time of change of every file that the settings name, and this package's own code."""
-    files = sorted({file for value in _strings(settings) for file in _files(value)})
+    """16 hex digits over size and time of change of every file that the source's arguments name, and this package's
+    own code."""
+    files = sorted({file for value in _strings(settings["source_args"]) if value for file in _files(value)})
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*")) if file.suffix in (".py", ".yaml")]
     return fingerprint(json.dumps(stats), *code)

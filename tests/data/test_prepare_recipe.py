@@ -42,6 +42,17 @@ def config(tmp_path, monkeypatch):
     return path
 
 
+def test_files_that_the_source_does_not_name_do_not_matter(config, tmp_path, monkeypatch, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run("--config", config)
+    for name in ("table", "log.txt"):  # one is called like the value of a setting
+        (elsewhere / name).write_text("new")
+    run("--config", config)
+    assert "Reusing" in capsys.readouterr().out
+
+
 def test_second_run_reuses_and_a_changed_file_does_not(config, tmp_path, capsys):
     first = run("--config", config)
     assert "Prepared" in capsys.readouterr().out

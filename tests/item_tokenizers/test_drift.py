@@ -18,6 +18,7 @@ from llmrec.item_tokenizers.drift import (
 from llmrec.semids import SemIDIndex
 
 OLD, NEW = 1000, 200
+BEYOND = ("beyond_p95", "beyond_p99")
 
 
 def items_of(seed, count, shift=0.0, dim=16):
@@ -37,14 +38,12 @@ def report_of(seed, shift, sizes=(32, 128)):
     return drift_report(index, features, np.arange(OLD + NEW) >= OLD)
 
 
-@given(seed=st.integers(0, 100))
-@settings(deadline=None, max_examples=6)
-def test_newcomers_from_the_same_source_look_like_old_items(seed):
-    report = report_of(seed, shift=0)
-    assert len(report["distances"]) == 3
-    for row in report["distances"]:
-        assert row["beyond_p95"] < 0.13 and row["beyond_p99"] < 0.07, row["measure"]
-    assert report["verdict"] != "refit"
+def test_newcomers_from_the_same_source_look_like_old_items():
+    reports = [report_of(seed, shift=0) for seed in range(12)]
+    assert all(report["verdict"] != "refit" for report in reports)
+    for measure in range(3):
+        p95, p99 = (np.mean([report["distances"][measure][key] for report in reports]) for key in BEYOND)
+        assert 0.02 < p95 < 0.1 and p99 < 0.03
 
 
 @given(seed=st.integers(0, 100))
