@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -280,12 +281,22 @@ def test_bad_arguments_of_text_ids(tmp_path, writer):
         index_of(Tags(str(tmp_path / "nowhere")), tiny_data().items)
 
 
-def test_vllm_is_asked_for_by_name(writer):
-    try:
-        import vllm  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match="needs the package vllm"):
-            index_of(Tags(str(writer), backend="vllm"), tiny_data().items)
+def test_without_vllm_the_backend_says_so(writer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match="needs the package vllm"):
+        index_of(Tags(str(writer), backend="vllm"), tiny_data().items)
+
+
+@pytest.mark.vllm
+def test_vllm_writes_the_tags_of_transformers(writer, tmp_path):
+    items = tiny_data().items.slice(0, 4)
+    answers = []
+    for backend in ("transformers", "vllm"):
+        folder = tmp_path / backend
+        index = index_of(Tags(str(writer), backend=backend, max_new_tokens=6, cache_dir=folder), items)
+        assert len({index.encode(item) for item in index.items}) == 4
+        answers.append(json.loads(next(folder.glob("*/*.json")).read_text()))
+    assert answers[0] == answers[1] and all(answers[0].values())
 
 
 # From the catalogue to the search
