@@ -64,7 +64,7 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
 
 
-def fingerprint(*parts: str | bytes | pa.Table) -> str:
+def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
     """16 hex digits of the SHA-256 over strings, bytes and the logical content of Arrow tables."""
     digest = hashlib.sha256()
     for part in parts:

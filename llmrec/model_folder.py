@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 import llmrec
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
 from llmrec.files import read_json, read_parquet, write_json
-from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, SequenceTokenizer, load_item_tokenizer
+from llmrec.item_tokenizers import SequenceTokenizer, is_contextual, load_item_tokenizer
 from llmrec.semids import SemIDIndex
 
 CONFIG = "llmrec_config.json"
@@ -124,5 +124,5 @@ def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:
 def load_parts(folder: str | Path, config: RecommenderConfig) -> tuple[SemIDIndex, pa.Table, SequenceTokenizer | None]:
     """What a folder holds beside the model: its index, its items, and its item tokenizer if that reads histories."""
     index = load_index(folder, config)
-    contextual = index.info.get("item_tokenizer", {}).get("name") in SEQUENCE_TOKENIZERS
-    return index, semids_table(folder), load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if contextual else None
+    reader = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if is_contextual(index) else None
+    return index, semids_table(folder), reader

@@ -58,7 +58,9 @@ def update_model_folder(
     old = load_index(folder, config)
     if set(index.items) != set(items["item_id"].to_pylist()):
         raise ValueError("items must hold exactly the items of the index")
-    index = index.aligned(items)
+    if index.behaviours and index.behaviours != old.behaviours:
+        raise ValueError(f"{folder} knows the behaviours {old.behaviours}, the new index {index.behaviours}")
+    index = index.aligned(items).with_behaviours(old.behaviours)
     made_by = "item_tokenizer_fingerprint"
     if old.info.get(made_by) != index.info.get(made_by):
         raise ValueError(f"{folder} was trained on Semantic IDs of another item tokenizer: train it again")

@@ -66,9 +66,11 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> dict:
 
 
 def main(args: CompareArguments) -> None:
-    unknown = {args.reference, *args.downstream} - set(args.tokenizers)
-    if args.sft and unknown:
-        raise ValueError(f"reference or downstream names {sorted(unknown)}, which are not among the tokenizers")
+    unknown = sorted(set(args.downstream) - set(args.tokenizers))
+    if unknown:
+        raise ValueError(f"downstream names {unknown}, which are not among the tokenizers")
+    if args.sft and args.reference not in (args.downstream or args.tokenizers):
+        raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
     output = Path(args.output_dir)
     figures = {}
     for name, fields in args.tokenizers.items():

@@ -21,6 +21,8 @@ from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
+# What the slots of a task may look at.
+ROW = ("history", "targets", "behaviours", "target_behaviours", "variation")
 
 
 @dataclass
@@ -111,7 +113,8 @@ def build_dataset(
     Returns:
         Rows with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `length` (int), and the
         identities `task` (str), `history`, `targets` (lists of item ids), and, where interactions have kinds,
-        `behaviours` and `target_behaviours` (lists of str). Equal arguments give equal rows.
+        `behaviours` and `target_behaviours` (lists of str). Equal arguments give equal rows. A `SequenceTokenizer`
+        writes every row in a random one of its ways (`variation`, its seed): a task of weight 4 shows four.
 
     Raises:
         ValueError: a row longer than `max_length` (histories are cut by `max_history`, never by tokens, so that no
@@ -123,6 +126,8 @@ def build_dataset(
         rows = mix.rows(data, max_history)
         rows = rows.take(pa.array(_draw(rows.num_rows, mix.weight, rng)))
         wording = rng.integers(len(mix.prompt.templates), size=rows.num_rows)
+        if renderer.catalogue.sequence_tokenizer is not None:
+            rows = rows.append_column("variation", pa.array(rng.integers(2**31, size=rows.num_rows), pa.int64()))
         parts.append(encode_rows(rows, mix.prompt, renderer, max_length, wording))
         logger.info("task %s: %d rows", mix.prompt.task, rows.num_rows)
     dataset = concatenate_datasets(parts)
@@ -182,7 +187,7 @@ def _draw(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _encode(batch: dict, prompt: Prompt, renderer: Renderer) -> dict:
-    names = [name for name in ("history", "targets", "behaviours", "target_behaviours") if name in batch]
+    names = [name for name in ROW if name in batch]
     rows = [dict(zip(names, values)) for values in zip(*(batch[name] for name in names))]
     prompts = [renderer.prompt(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]
     answers = [renderer.completion(prompt, row, wording) for row, wording in zip(rows, batch["wording"])]

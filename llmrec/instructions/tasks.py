@@ -29,6 +29,8 @@ class Catalogue:
     """
 
     def __init__(self, index: SemIDIndex, items: pa.Table, sequence_tokenizer: SequenceTokenizer | None = None):
+        if sequence_tokenizer is not None and index.behaviours:
+            raise ValueError(f"item tokenizer {sequence_tokenizer.name!r} cannot write behaviours between items")
         self.index = index
         self.sequence_tokenizer = sequence_tokenizer
         self.titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist()))
@@ -49,10 +51,19 @@ class Catalogue:
             self._semids[item_id] = self.index.encode(item_id)
         return self._semids[item_id]
 
-    def semids(self, item_ids: Sequence[str], separator: str, behaviours: Sequence[str] | None = None) -> str:
-        """Items in order, each after the token of its behaviour where the index has tokens for them."""
+    def semids(
+        self,
+        item_ids: Sequence[str],
+        separator: str,
+        behaviours: Sequence[str] | None = None,
+        variation: int | None = None,
+    ) -> str:
+        """Items in order, each after the token of its behaviour where the index has tokens for them.
+
+        `variation` is the seed of a `SequenceTokenizer`, which may write a history in several ways.
+        """
         if self.sequence_tokenizer is not None:
-            return "".join(self.sequence_tokenizer.encode_history([item_ids])[0])
+            return "".join(self.sequence_tokenizer.encode_history([item_ids], variation)[0])
         if behaviours is None or not self.index.behaviours:
             return separator.join(map(self.semid, item_ids))
         pairs = zip(behaviours, item_ids, strict=True)
@@ -64,7 +75,7 @@ class Catalogue:
         if self.sequence_tokenizer is None:
             return self.semids(targets, separator, row.get("target_behaviours"))
         before = [[*history, *targets[:place]] for place in range(len(targets))]
-        tokens = self.sequence_tokenizer.encode_target(before, targets) if targets else []
+        tokens = self.sequence_tokenizer.encode_target(before, targets, row.get("variation")) if targets else []
         return "".join(token for target in tokens for token in target)
 
 
@@ -89,7 +100,7 @@ def next_item_rows(data: PreparedData, max_history: int) -> pa.Table:
 
 def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     return {
-        "history": catalogue.semids(row["history"], separator, row.get("behaviours")),
+        "history": catalogue.semids(row["history"], separator, row.get("behaviours"), row.get("variation")),
         "target": catalogue.following(row["history"], row | {"targets": row["targets"][:1]}, separator),
     }
 
@@ -127,15 +138,18 @@ def _slices(values: pa.Array, begin: np.ndarray, end: np.ndarray) -> pa.Array:
 
 def stream_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     slots = {
-        "history": catalogue.semids(row["history"], separator, row.get("behaviours")),
+        "history": catalogue.semids(row["history"], separator, row.get("behaviours"), row.get("variation")),
         "targets": catalogue.following(row["history"], row, separator),
     }
     if catalogue.sequence_tokenizer is not None:
-        whole = catalogue.semids([*row["history"], *row["targets"]], separator)
-        if whole != slots["history"] + slots["targets"]:
+        name, history, plain = catalogue.sequence_tokenizer.name, row["history"], row | {"variation": None}
+        if separator:
+            raise ValueError(f"item tokenizer {name!r} leaves no gaps between items: the separator must be empty")
+        apart = catalogue.semids(history, "") + catalogue.following(history, plain, "")
+        if catalogue.semids([*history, *row["targets"]], "") != apart:
             raise ValueError(
-                f"item tokenizer {catalogue.sequence_tokenizer.name!r} merges neighbouring items, so a history is no "
-                "list of targets: use a prompt of task next_item instead of stream"
+                f"item tokenizer {name!r} merges neighbouring items, so a history is no list of targets: use a prompt "
+                "of task next_item instead of stream"
             )
     return slots
 

@@ -27,6 +27,7 @@ from llmrec.item_tokenizers.rq_vae import LETTER, RQVAE, CoST
 from llmrec.item_tokenizers.rvq import RVQ
 from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
 from llmrec.item_tokenizers.tags import Tags
+from llmrec.semids import SemIDIndex
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "rq_kmeans": RQKMeans,
@@ -83,11 +84,17 @@ __all__ = [
     "build_semids",
     "diff",
     "fit_semids",
+    "is_contextual",
     "load_item_tokenizer",
     "ready_made_semids",
     "remove_items",
     "rows_in_training",
 ]
+
+
+def is_contextual(index: SemIDIndex) -> bool:
+    """Whether the tokens of an item depend on the history: the index was made by a `SequenceTokenizer`."""
+    return index.info.get("item_tokenizer", {}).get("name") in SEQUENCE_TOKENIZERS
 
 
 def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:

@@ -27,6 +27,7 @@ def build_semids(
     pattern: str = "default",
     info: Mapping | None = None,
     items: pa.Table | None = None,
+    first: np.ndarray | None = None,
 ) -> SemIDIndex:
     """Semantic IDs for a catalogue.
 
@@ -41,6 +42,8 @@ def build_semids(
         pattern (`str`): token pattern, see `SemIDIndex`.
         info (mapping, *optional*): recorded in the index (how the features were made).
         items (`pa.Table`, *optional*): the items' columns, for tokenizers that look at them.
+        first (`np.ndarray`, int64, *optional*): rows that get their SemIDs before the others, which then are
+            newcomers to them as in `add_items`: these SemIDs are the same whatever else the catalogue holds.
 
     Raises:
         ValueError: an unknown policy or one that does not fit the tokenizer, an unfitted tokenizer, repeated ids, or
@@ -54,8 +57,12 @@ def build_semids(
     policy = _policy(collision, tokenizer)
     codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]
+    resolved = np.empty((len(codes), num_levels + 1), np.int32)
     taken = np.empty((0, num_levels + 1), np.int32)
-    resolved = policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
+    everyone = np.arange(len(codes))
+    for part in [everyone] if first is None else [first, np.setdiff1d(everyone, first)]:
+        resolved[part] = _resolved(policy, tokenizer, features[part], codes[part], taken)
+        taken = resolved[part]
     sizes, tokens = list(tokenizer.codebook_sizes), tokenizer.level_tokens
     if collision == "keep":
         resolved = resolved[:, :num_levels]
@@ -77,7 +84,7 @@ def build_semids(
             "ordered": tokenizer.traits.ordered,
             "item_tokenizer": {"name": tokenizer.name, **tokenizer.config},
             "item_tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "features_fingerprint": fingerprint(features.tobytes()),
+            "features_fingerprint": fingerprint(features.data),
             "collision": collision,
             "collisions_before": collision_stats(codes),
             "collisions_after": collision_stats(resolved),
@@ -93,7 +100,8 @@ def fit_semids(
     seed: int = 0,
     **naming,
 ) -> SemIDIndex:
-    """Fits a tokenizer on the items of the training sequences, and gives all items of the catalogue their SemIDs.
+    """Fits a tokenizer on the items of the training sequences, and gives all items of the catalogue their SemIDs;
+    those of the training items do not depend on the others.
 
     Args:
         features (`np.ndarray`, float32, `[N, D]`), items (`pa.Table`): the catalogue.
@@ -106,8 +114,10 @@ def fit_semids(
         index.info = {**(naming.get("info") or {}), **index.info}
         return index
     rows = rows_in_training(items, train)
+    if not len(rows):
+        raise ValueError("no training sequence holds an item of the catalogue: there is nothing to fit")
     tokenizer.fit(features[rows], seed=seed, items=items.take(rows), train=train)
-    return build_semids(items["item_id"].to_pylist(), features, tokenizer, items=items, **naming)
+    return build_semids(items["item_id"].to_pylist(), features, tokenizer, items=items, first=rows, **naming)
 
 
 def add_items(
@@ -139,6 +149,8 @@ def add_items(
         raise ValueError(f"item {old!r} has a Semantic ID already: SemIDs of existing items never change")
     if streams := ", ".join(index.info.get("streams", ())):
         raise ValueError(f"these are joined Semantic IDs: add the items to {streams}, and join the streams again")
+    if tokenizer.traits.contextual:
+        raise ValueError(f"item tokenizer {tokenizer.name!r} knows the items it was fitted with only: fit it again")
     if index.info.get("item_tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):
         raise ValueError("this index was not built with this item tokenizer: new items would get meaningless codes")
     grown = bring_back(index, item_ids)
@@ -159,7 +171,7 @@ def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_
     taken = taken_codes(index)
     if collision == "keep":
         taken = np.pad(taken, ((0, 0), (0, 1)), constant_values=-1)
-    resolved = policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
+    resolved = _resolved(policy, tokenizer, features, codes, taken)
     if collision == "keep":
         resolved = resolved[:, :num_levels]
     elif (full := resolved[:, -1] >= index.codebook_sizes[-1]).any():
@@ -169,6 +181,13 @@ def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_
         )
     joined = np.concatenate([index.codes, resolved])
     return index.replaced([*index.item_ids, *item_ids], joined, {"collisions_after": collision_stats(joined)})
+
+
+def _resolved(policy, tokenizer: ItemTokenizer, features, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """What a collision policy makes of codes `[N, L]` beside `taken [M, L + 1]`; nothing of nothing."""
+    if not len(codes):
+        return np.empty((0, codes.shape[1] + 1), np.int32)
+    return policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
 
 
 def _policy(collision: str, tokenizer: ItemTokenizer):

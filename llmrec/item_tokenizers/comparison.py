@@ -77,6 +77,11 @@ def _pair(value: float | None, control: float | None) -> str:
     return "-" if value is None else f"{value:.3f} ({control:.3f})"
 
 
+def _drawn(value: float | None) -> float:
+    """A figure that a tokenizer does not have is not drawn, rather than as the best one."""
+    return float("nan") if value is None else value
+
+
 def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
     """Item-level quality by tokenizer, best ndcg@10 first.
 
@@ -144,9 +149,11 @@ def plot_comparison(rows: Mapping[str, dict], downstream: Sequence[dict] = ()) -
     axes = figure.subplots(1, len(panels) + bool(downstream), sharey=True, squeeze=False)[0]
     places = np.arange(len(names))[::-1]
     for panel, (title, key, control) in zip(axes, panels):
-        panel.barh(places, [rows[name][key] or 0 for name in names], 0.7, color="#274c77")
+        panel.barh(places, [_drawn(rows[name][key]) for name in names], 0.7, color="#274c77")
         if control:
-            panel.scatter([rows[n][control] or 0 for n in names], places, marker="|", s=90, color="#e8998d", zorder=3)
+            panel.scatter(
+                [_drawn(rows[name][control]) for name in names], places, marker="|", s=90, color="#e8998d", zorder=3
+            )
         panel.set_title(title, fontsize=9)
     if downstream:
         found = {row["name"]: row["ndcg@10"] for row in downstream}

@@ -150,7 +150,9 @@ def _bpe(counts: Mapping[str, int], alphabet: list[str], size: int):
 def _unigram(counts: Mapping[str, int], alphabet: list[str], size: int):
     from tokenizers import Tokenizer, models
 
-    return Tokenizer(models.Unigram(list(learn_unigram(counts, alphabet, size).items())))
+    pieces = learn_unigram(counts, alphabet, size)
+    # `tokenizers` reads long decimals back with an error in the last digit: a loaded model would be another one.
+    return Tokenizer(models.Unigram([(piece, round(score, 6)) for piece, score in pieces.items()]))
 
 
 def _character(number: int) -> str:

@@ -28,8 +28,11 @@ def join_streams(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
         + 1].
 
     Raises:
-        ValueError: fewer than two streams, other items, streams that write words, or that share tokens.
+        ValueError: fewer than two streams, other items, items that share a Semantic ID, contextual streams, streams
+            that write words, or that share tokens.
     """
+    from llmrec.item_tokenizers import is_contextual
+
     if len(indexes) < 2:
         raise ValueError(f"two streams or more can be joined, not {len(indexes)}")
     names, parts = list(indexes), list(indexes.values())
@@ -37,6 +40,12 @@ def join_streams(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     for name, index in indexes.items():
         if odd := items.symmetric_difference(index.items):
             raise ValueError(f"stream {name!r} has other items than {names[0]!r}, e.g. {min(odd)!r}")
+        if is_contextual(index):
+            raise ValueError(f"stream {name!r} has Semantic IDs that depend on the history: they stand alone")
+        if len(index.items) > len(set(index.groups().tolist())):
+            raise ValueError(
+                f"items share Semantic IDs in stream {name!r}: make them distinct (any policy but 'keep')"
+            )
         if not index.adds_tokens:
             raise ValueError(f"stream {name!r} writes words of the LLM, which cannot tell streams apart")
         if not name or "streams" in index.info:
@@ -89,7 +98,7 @@ def load_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | N
     if not folder.is_dir():
         return None
     if not stream_names(index):
-        return load_item_tokenizer(folder).codebooks
+        return getattr(load_item_tokenizer(folder), "codebooks", None)  # contextual ones have none
     codebooks: list[np.ndarray | None] = [None] * index.num_levels
     for name, (first, _) in index.info["streams"].items():
         if (folder / name).is_dir():

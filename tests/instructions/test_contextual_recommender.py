@@ -1,16 +1,25 @@
 """Contextual item tokenizers end to end: rendering, training rows, constrained recommendation, the saved folder."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
+import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec import LLMRecommender
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, load_prompt
-from llmrec.item_tokenizers import ActionPiece, Pctx, fit_semids
+from llmrec.instructions.tasks import stream_slots
+from llmrec.item_tokenizers import ActionPiece, Pctx, add_items, fit_semids
+from llmrec.item_tokenizers.streams import join_streams
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.scratch import model_from_config, train_tokenizer
 from llmrec.vocabulary import extend_vocabulary
 
+ROOT = Path(__file__).parents[2]
 KINDS = {
     "pctx": lambda: Pctx(codebook_sizes=[4, 4], context_dim=4, feature_dim=4),
     "actionpiece": lambda: ActionPiece(2, 4, pca_dim=None, num_buckets=8, vocabulary_size=40),
@@ -51,6 +60,60 @@ def test_the_folder_recommends_and_its_prompts_are_the_training_prompts(folder):
     assert "".join(contextual.encode_history([history[:-1]])[0]) in asked
     answer = recommender.renderer.completion(prompt, row)
     assert history[-1] in index.decode(answer)
+
+
+def test_training_shows_variations_and_questions_do_not(folder):
+    path, data, index, contextual, tokenizer = folder
+    renderer = Renderer(tokenizer, Catalogue(index, data.items, contextual))
+    rows = build_dataset(data, [TaskMix.parse("next_item:8")], renderer, 5, 200, seed=1)
+    again = build_dataset(data, [TaskMix.parse("next_item:8")], renderer, 5, 200, seed=1)
+    assert rows["input_ids"] == again["input_ids"]
+    ways: dict[tuple, set] = {}
+    for row in rows:
+        ways.setdefault((tuple(row["history"]), *row["targets"]), set()).add(tuple(row["input_ids"]))
+    assert max(map(len, ways.values())) > 1
+    prompt = load_prompt("next_item")
+    asked = renderer.prompt(prompt, {"history": data.train["item_ids"][0].as_py(), "targets": []})
+    assert asked == renderer.next_item_prompts(prompt, [data.train["item_ids"][0].as_py()], 20)[0]
+
+
+def test_what_contextual_semids_cannot_do_is_refused(folder):
+    path, data, index, contextual, tokenizer = folder
+    with pytest.raises(ValueError, match="cannot write behaviours"):
+        Catalogue(index.with_behaviours(["view", "buy"]), data.items, contextual)
+    with pytest.raises(ValueError, match="separator must be empty"):
+        row = {"history": ["item-01"], "targets": ["item-02"]}
+        stream_slots(Catalogue(index, data.items, contextual), row, " ")
+    with pytest.raises(ValueError, match="stand alone"):
+        join_streams({"one": index, "two": index})
+    new = pa.table({"item_id": ["new"], "title": ["new"]})
+    with pytest.raises(ValueError, match="knows the items it was fitted with only: fit it again"):
+        add_items(index, contextual, np.zeros((1, 8), np.float32), ["new"], new)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recipes_make_a_model_of_them(kind, tmp_path):
+    data = tiny_data()
+    data.save(tmp_path / "data")
+    arguments = KINDS[kind]().config
+    features = [{"kind": "categorical", "columns": ["brand", "categories", "price"], "dim": 8}]
+    shared = {"data_dir": str(tmp_path / "data")}
+    semids = {"tokenizer": kind, "tokenizer_args": arguments, "features": features, "output_dir": "semids"}
+    model = {"semids": "semids", "output_dir": "base", "model_config": MODEL, "vocab_size": 300}
+
+    def run(recipe, settings):
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(shared | settings))
+        command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", "--config", "settings.yaml"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    for recipe, settings in (("tokenize_items", semids), ("init_model", model)):
+        done = run(recipe, settings)
+        assert done.returncode == 0, done.stderr
+    recommender = LLMRecommender.from_pretrained(tmp_path / "base")
+    (found,) = recommender.recommend([["item-01", "item-02"]], k=5)
+    assert len({item.item_id for item in found}) == 5
+    refused = run("init_model", model | {"shuffle_semids": True, "output_dir": "control"})
+    assert "no shuffle_semids" in refused.stderr and not (tmp_path / "control").exists()
 
 
 def test_training_rows_and_streams(folder):

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.item_tokenizers import COLLISION_POLICIES, RQKMeans, add_items, build_semids, ready_made_semids
+from llmrec.item_tokenizers import (
+    COLLISION_POLICIES,
+    RQKMeans,
+    add_items,
+    build_semids,
+    fit_semids,
+    ready_made_semids,
+)
 from llmrec.semids import SemIDIndex
 
 
@@ -38,6 +45,32 @@ def test_adding_items_moves_nobody(tmp_path_factory, collision, seed, old):
     grown.save(path)
     loaded = SemIDIndex.load(path)
     assert loaded.fingerprint == grown.fingerprint and loaded.info == grown.info
+
+
+@pytest.mark.parametrize("collision", COLLISION_POLICIES)
+@given(seed=st.integers(0, 100), warm=st.integers(60, 119))
+@settings(deadline=None, max_examples=6)
+def test_items_that_training_never_showed_change_nothing_for_the_others(collision, seed, warm):
+    ids, features = catalogue(seed=seed)
+    shown = np.sort(np.random.default_rng(seed).permutation(120)[:warm])
+    items, train = pa.table({"item_id": ids}), pa.table({"item_ids": [[ids[row] for row in shown]]})
+
+    def index_of(rows):
+        tokenizer = RQKMeans([5, 4, 3], niter=4)
+        return fit_semids(tokenizer, features[rows], items.take(pa.array(rows)), train, seed, collision=collision)
+
+    everything, alone = index_of(np.arange(120)), index_of(shown)
+    assert [everything.encode(ids[row]) for row in shown] == [alone.encode(ids[row]) for row in shown]
+    assert everything.items == ids
+    if collision != "keep":
+        assert len({everything.encode(item) for item in ids}) == 120
+
+
+def test_training_without_the_catalogues_items_is_refused():
+    ids, features = catalogue()
+    train = pa.table({"item_ids": pa.array([[]], pa.list_(pa.string()))})
+    with pytest.raises(ValueError, match="no training sequence holds an item"):
+        fit_semids(RQKMeans([4]), features, pa.table({"item_id": ids}), train)
 
 
 def test_the_index_says_how_it_was_made():

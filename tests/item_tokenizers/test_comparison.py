@@ -11,7 +11,7 @@ import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS
-from llmrec.item_tokenizers.comparison import downstream_lines, downstream_rows
+from llmrec.item_tokenizers.comparison import downstream_lines, downstream_rows, plot_comparison
 from llmrec.item_tokenizers.report import additive_error
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,25 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     assert 0.01 < ndcg["against_ci"][0] <= ndcg["against_ci"][1] < 0.02
     table = downstream_lines(rows, "worse")
     assert len(table) == 4 and "| better | 2 |" in table[2] and table[3].endswith("| - |")
+
+
+def test_a_reference_that_trains_no_model_is_refused_at_once(tmp_path):
+    settings = {"data_dir": "none", "output_dir": str(tmp_path / "out"), "tokenizers": {"rvq": {}, "rq_vae": {}}}
+    for wrong, message in (
+        ({"downstream": ["rvq"], "reference": "rq_vae"}, "reference 'rq_vae' is not among"),
+        ({"downstream": ["opq"], "reference": "rvq"}, r"downstream names \['opq'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe.main(recipe.CompareArguments(**settings, sft={"seed": 0}, **wrong))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_that_is_missing_is_not_drawn_as_the_best():
+    row = {"collision_rate": 0.1, "purity": 0.5, "purity_control": 0.1, "neighbours": 0.2, "neighbours_control": 0.0}
+    rows = {"one": row | {"error": 0.3, "error_control": 0.9}, "two": row | {"error": None, "error_control": None}}
+    panel = plot_comparison(rows).axes[2]
+    widths = [bar.get_width() for bar in panel.patches]
+    assert widths[0] == 0.3 and np.isnan(widths[1])
 
 
 def test_every_name_in_the_committed_config_exists():

@@ -12,8 +12,9 @@ from tiny import tiny_data, tiny_model
 
 from llmrec.decoding import SemIDTrie
 from llmrec.instructions import load_prompt
-from llmrec.item_tokenizers import Keywords, Merged, RQKMeans, fit_semids
+from llmrec.item_tokenizers import Keywords, Merged, RQKMeans, fit_semids, load_item_tokenizer
 from llmrec.item_tokenizers.merged import ALGORITHMS, _character
+from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 from llmrec.model_folder import RecommenderConfig
 from llmrec.recommender import LLMRecommender
 
@@ -64,6 +65,16 @@ def test_popular_items_are_shorter(algorithm):
         return (tokenizer.encode(features)[100:110] >= 0).sum(1).mean()
 
     assert length(popular) < length(rare)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_loaded_tokenizer_is_the_same_one(tmp_path, algorithm):
+    features = blobs(2000)
+    tokenizer = Merged("rq_kmeans", INNER, 400, algorithm).fit(features)
+    assert tokenizer.codebook_sizes[0] > 150
+    tokenizer.save_pretrained(tmp_path / "t")
+    loaded = load_item_tokenizer(tmp_path / "t")
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
 def test_levels_share_their_tokens_in_a_model():
