@@ -8,7 +8,7 @@ are the SemIDs of `index()`, so constrained decoding can reach every target that
 cover in any order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.actionpiece_vocabulary import Pieces, learn_merges
 from llmrec.item_tokenizers.features import rows_in_training
 from llmrec.item_tokenizers.preprocess import Preprocess, check_features
+from llmrec.item_tokenizers.product import learn_rotation, rotated
 from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, tokenizer_fingerprint
 from llmrec.item_tokenizers.residual import nearest
 from llmrec.item_tokenizers.sequence_tokenizer import Histories, check_catalogue, generator_for, with_targets
@@ -34,6 +35,7 @@ class ActionPiece(Saved):
             product quantisation.
         pca_dim (`int`, *optional*): features are first whitened to so many dimensions, a multiple of `num_features`.
         num_buckets (`int`): a last feature, drawn at random, tells items with equal codes apart: at most so many.
+            Items of the training sequences draw first, so no other item changes what they get.
         vocabulary_size (`int`): features and pieces.
         covers (`int`): orders of an item's features that give its SemIDs, besides the order by number.
     """
@@ -75,12 +77,13 @@ class ActionPiece(Saved):
         self.pieces: Pieces | None = None
 
     def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
-        item_ids = check_catalogue(features, items)
+        item_ids, learned_from = check_catalogue(features, items), rows_in_training(items, train)
         if np.issubdtype(np.asarray(features).dtype, np.integer):
             codes, size = _given_codes(features)
         else:
-            codes, size = self._quantise(check_features(features), rows_in_training(items, train), seed)
-        buckets = _random_buckets(codes, self.config["num_buckets"], np.random.default_rng(seed))
+            codes, size = self._quantise(check_features(features), learned_from, seed)
+        order = np.concatenate([learned_from, np.setdiff1d(np.arange(len(codes)), learned_from)])
+        buckets = _random_buckets(codes, self.config["num_buckets"], order, np.random.default_rng(seed))
         num_tokens = codes.shape[1] * size + self.config["num_buckets"]
         num_merges = self.config["vocabulary_size"] - num_tokens
         if num_merges < 0:
@@ -89,7 +92,7 @@ class ActionPiece(Saved):
         values, offsets = lists_to_rows(train["item_ids"], item_ids)
         chains = (sets[values[start:end]].tolist() for start, end in zip(offsets[:-1], offsets[1:]))
         self._set(item_ids, sets.astype(np.int32), learn_merges(chains, num_tokens, num_merges), num_tokens)
-        self._covers = self._draw_covers(np.random.default_rng(seed))
+        self._covers = self._draw_covers(order, np.random.default_rng(seed))
         return self
 
     def _quantise(self, features: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
@@ -104,10 +107,7 @@ class ActionPiece(Saved):
             raise ValueError(f"{len(rows)} training items for codes_per_feature={size}: lower codes_per_feature")
         quantizer = faiss.ProductQuantizer(vectors.shape[1], parts, size.bit_length() - 1)
         quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
-        rotation = faiss.OPQMatrix(vectors.shape[1], parts)
-        rotation.pq = quantizer
-        rotation.train(vectors[rows])
-        vectors = rotation.apply(vectors)
+        vectors = rotated(vectors, learn_rotation(vectors[rows], parts, size, seed))
         quantizer.train(vectors[rows])
         books = faiss.vector_to_array(quantizer.centroids).reshape(parts, size, -1)
         codes = [nearest(np.ascontiguousarray(part), book) for part, book in zip(np.split(vectors, parts, 1), books)]
@@ -120,13 +120,16 @@ class ActionPiece(Saved):
         self._number = {token: number for number, token in enumerate(self.tokens)}
         self._item_of_set = {tuple(row): item for row, item in zip(sets.tolist(), item_ids)}
 
-    def _draw_covers(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct covers of every item: int32 `[R]` items and `[R, m]` pieces, -1 after the last."""
+    def _draw_covers(self, order: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct covers of every item: int32 `[R]` items and `[R, m]` pieces, -1 after the last. Items draw in
+        this order."""
         found: dict[tuple[int, ...], None] = {}
-        orders = [self.sets] + [generator.permuted(self.sets, axis=1) for _ in range(self.config["covers"])]
-        for row in range(len(self.sets)):
-            for order in orders:
-                pieces = sorted(self.pieces.apply(order[row].tolist()), key=self.pieces.contents.__getitem__)
+        drawn = {}
+        for row in order.tolist():
+            drawn[row] = generator.permuted(np.tile(self.sets[row], (self.config["covers"], 1)), axis=1)
+        for row, own in enumerate(self.sets):
+            for features in [own, *drawn[row]]:
+                pieces = sorted(self.pieces.apply(features.tolist()), key=self.pieces.contents.__getitem__)
                 found[(row, *pieces, *[-1] * (self.sets.shape[1] - len(pieces)))] = None
         table = np.array(list(found), np.int32)
         return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
@@ -202,13 +205,17 @@ def _given_codes(features: np.ndarray) -> tuple[np.ndarray, int]:
     return codes, int(codes.max()) + 1
 
 
-def _random_buckets(codes: np.ndarray, num_buckets: int, generator: np.random.Generator) -> np.ndarray:
-    """int64 `[N]`: random numbers below `num_buckets`, distinct among equal rows."""
+def _random_buckets(
+    codes: np.ndarray, num_buckets: int, order: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """int64 `[N]`: random numbers below `num_buckets`, distinct among equal rows, drawn in this order of the rows."""
     group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)[1:]
     if counts.max() > num_buckets:
         raise ValueError(f"{counts.max()} items have equal features, but num_buckets={num_buckets}: raise it")
     buckets = np.empty(len(codes), np.int64)
-    order = np.argsort(group.reshape(-1), kind="stable")
-    for rows in np.split(order, np.cumsum(counts)[:-1]):
-        buckets[rows] = generator.choice(num_buckets, len(rows), replace=False)
+    draws: dict[int, Iterator[int]] = {}
+    for row, own in zip(order, group.reshape(-1)[order].tolist()):
+        if own not in draws:
+            draws[own] = iter(generator.permutation(num_buckets)[: counts[own]].tolist())
+        buckets[row] = next(draws[own])
     return buckets

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from llmrec.item_tokenizers.rq_vae_training import mlp
+from llmrec.item_tokenizers.rq_vae_training import batches_of, mlp
 
 
 class VQVAEModule(nn.Module):
@@ -68,7 +68,7 @@ def train(
     for epoch in tqdm(range(epochs), desc="MBGen VQ-VAE"):
         used = torch.zeros(len(book), dtype=torch.bool, device=device)
         losses = np.zeros(2)
-        for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+        for rows in batches_of(len(x), batch_size, generator):
             batch = x[rows.to(device)]
             z = module.encoder(batch)
             codes = module.codes(z.detach())

@@ -81,7 +81,9 @@ class Pctx(Saved):
     def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
         features, item_ids = check_features(features), check_catalogue(features, items)
         seen = rows_in_training(items, train)
-        embeddings = cooccurrence_embeddings(item_ids, train, self.config["context_dim"], seed=seed)
+        embeddings = np.zeros((len(item_ids), self.config["context_dim"]), np.float32)
+        known = [item_ids[row] for row in seen]
+        embeddings[seen] = cooccurrence_embeddings(known, train, self.config["context_dim"], seed=seed)
         values, offsets = lists_to_rows(train["item_ids"], item_ids)
         contexts = prefix_contexts(embeddings, values, offsets, self.config["decay"])
         informed = contexts.any(1)
@@ -111,7 +113,7 @@ class Pctx(Saved):
             "clusters": clusters,
             "semid_of_cluster": semid_of_cluster,
             "item_of_semid": item[rows],
-            "codes": append(codes[rows], None, np.empty((0, codes.shape[1] + 1), np.int32)),
+            "codes": _with_digits(codes[rows], np.isin(item[rows], seen)),
         }
         self.restore({"item_ids": item_ids}, arrays)
         return self
@@ -195,6 +197,15 @@ def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndar
         contexts[at] = state[rows]
         state[rows] = decay * state[rows] + embeddings[values[at]]
     return l2_normalize(contexts).astype(np.float32)
+
+
+def _with_digits(codes: np.ndarray, in_training: np.ndarray) -> np.ndarray:
+    """int32 `[R, L + 1]`: codes and conflict digits. Items of the training sequences get theirs first, so no other
+    item changes them."""
+    result = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
+    result[in_training] = append(codes[in_training], None, result[:0])
+    result[~in_training] = append(codes[~in_training], None, result[in_training])
+    return result
 
 
 def _nearest_cluster(

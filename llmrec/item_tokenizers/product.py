@@ -19,6 +19,24 @@ from llmrec.item_tokenizers.residual import last_level_costs, nearest
 _ROTATION_ITERATIONS = 10  # faiss's 50 take minutes on a few cores and move nothing after the first ten
 
 
+def learn_rotation(rows: np.ndarray, digits: int, codebook_size: int, seed: int) -> np.ndarray:
+    """float32 `[D, D]`: the rotation of optimised product quantisation, learned from float32 `[N, D]`."""
+    import faiss
+
+    width = rows.shape[1]
+    quantizer = faiss.ProductQuantizer(width, digits, codebook_size.bit_length() - 1)
+    quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
+    transform = faiss.OPQMatrix(width, digits)
+    transform.pq, transform.niter = quantizer, _ROTATION_ITERATIONS
+    transform.train(rows)
+    return faiss.vector_to_array(transform.A).reshape(width, width).copy()
+
+
+def rotated(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """float32 `[N, D]`; computed in float64, so that a row's result does not depend on the rows beside it."""
+    return (rows.astype(np.float64) @ rotation.T.astype(np.float64)).astype(np.float32)
+
+
 class PQ(Saved):
     """Product quantiser.
 
@@ -87,21 +105,10 @@ class PQ(Saved):
                 "choose a divisor, or preprocess='pca_whiten'"
             )
         self.dim = features.shape[1]
-        self.rotation = self._learn_rotation(rows, seed) if self.rotate else None
+        self.rotation = learn_rotation(rows, self.digits, self.codebook_size, seed) if self.rotate else None
         pieces = self._pieces(self._rotated(rows))
         self.codebooks = [self._kmeans(piece, digit, seed) for digit, piece in enumerate(pieces)]
         return self
-
-    def _learn_rotation(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        import faiss
-
-        width = rows.shape[1]
-        quantizer = faiss.ProductQuantizer(width, self.digits, self.codebook_size.bit_length() - 1)
-        quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
-        transform = faiss.OPQMatrix(width, self.digits)
-        transform.pq, transform.niter = quantizer, _ROTATION_ITERATIONS
-        transform.train(rows)
-        return faiss.vector_to_array(transform.A).reshape(width, width).copy()
 
     def _kmeans(self, piece: np.ndarray, digit: int, seed: int) -> np.ndarray:
         import faiss
@@ -121,9 +128,7 @@ class PQ(Saved):
             )
 
     def _rotated(self, rows: np.ndarray) -> np.ndarray:
-        if self.rotation is None:
-            return rows
-        return (rows.astype(np.float64) @ self.rotation.T.astype(np.float64)).astype(np.float32)
+        return rows if self.rotation is None else rotated(rows, self.rotation)
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         return [np.ascontiguousarray(piece) for piece in np.split(rows, self.digits, axis=1)]

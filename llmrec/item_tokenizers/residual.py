@@ -87,6 +87,12 @@ def _taken(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
     return rows if len(which) == len(rows) else rows[which]
 
 
+def _unique_directions(rows: np.ndarray) -> np.ndarray:
+    """int64: the first of all rows of unit length that differ by no more than rounding noise, as collinear ones do."""
+    digits = int(-np.log10(_NOISE))
+    return unique_rows(np.round(rows, digits) + np.float32(0))  # + 0: no -0.0
+
+
 class ResidualCodebooks(Saved):
     """What tokenizers that learn one codebook after the other share: all but `learn_codebook`, and `config`.
 
@@ -151,8 +157,12 @@ class ResidualCodebooks(Saved):
             if self.normalize_residuals:
                 for block in blocks(len(residual)):
                     residual[block] = l2_normalize(residual[block])
+                if not balanced:
+                    residual = _taken(residual, _unique_directions(residual))
             if len(residual) < size:
                 what = "distinct items" if level == 0 else "items that the levels before leave a rest of"
+                if self.normalize_residuals:
+                    what += " (counted by direction, as normalize_residuals=True leaves no length)"
                 raise ValueError(
                     f"level {level} has {size} codes for {len(residual)} {what}: lower codebook_sizes[{level}]"
                 )

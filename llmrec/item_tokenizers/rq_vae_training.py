@@ -26,6 +26,12 @@ def mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """An epoch: row numbers in a random order, int64, in the least number of batches of at most `batch_size`. Their
+    sizes differ by one at most, so the last one is as good a sample as any."""
+    return torch.randperm(count, generator=generator).tensor_split(-(-count // batch_size))
+
+
 class Residual(nn.Module):
     """x + MLP(x), the last layer zero: the identity, until it is trained."""
 
@@ -130,7 +136,7 @@ def train(
         for epoch in progress:
             counts = [torch.zeros(len(book), dtype=torch.long, device=device) for book in module.codebooks]
             sums = np.zeros(1 + len(losses))
-            for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+            for rows in batches_of(len(x), batch_size, generator):
                 rows = rows.to(device)
                 step = module(x[rows], beta)._replace(rows=rows, epoch=epoch)
                 values = [step.quantisation, *(loss(step) for _, loss in losses.values())]

@@ -55,6 +55,22 @@ def small_items(count=80, seed=0):
     )
 
 
+def with_cold_items(features, items, copies):
+    """The same catalogue, and before, between and after its items others, whose features are those of rows `copies`
+    (and three times as many at random): what is learned from training sequences must not notice."""
+    rng = np.random.default_rng(9)
+    noise = 3 * rng.normal(size=(3 * len(copies), features.shape[1]))
+    features = np.concatenate([features, features[copies], noise.astype(features.dtype)])
+    cold = items.take(pa.array(np.resize(copies, 4 * len(copies))))
+    ids = pa.array([f"cold {i}" for i in range(cold.num_rows)])
+    items = pa.concat_tables([items, cold.set_column(cold.column_names.index("item_id"), "item_id", ids)])
+    warm = np.sort(rng.choice(len(features), len(features) - cold.num_rows, replace=False))
+    order = np.empty(len(features), int)
+    order[warm] = np.arange(len(warm))
+    order[np.setdiff1d(np.arange(len(features)), warm)] = np.arange(len(warm), len(features))
+    return features[order], items.take(pa.array(order))
+
+
 def small_train(items, users=60, length=7, seed=0):
     """Sequences in which neighbours in the catalogue follow each other; its last item is never seen."""
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from item_tokenizers.small import blobs, small_items, small_train
+from item_tokenizers.small import blobs, small_items, small_train, with_cold_items
 
 from llmrec.item_tokenizers import ActionPiece
 from llmrec.item_tokenizers.actionpiece_vocabulary import Pieces, add_weights, learn_merges, make_chain, weight_unit
@@ -124,7 +124,7 @@ def test_context_changes_the_tokens_of_an_item():
     rng = np.random.default_rng(0)
     features = [[i // 12, i] for i in range(36)]
     given = catalogue(features, [[rng.integers(0, 12), rng.integers(12, 24)] for _ in range(200)])
-    tokenizer = ActionPiece(num_buckets=1000, vocabulary_size=2 * 36 + 1000 + 1).fit(*given)
+    tokenizer = ActionPiece(num_buckets=10_000, vocabulary_size=2 * 36 + 10_000 + 1).fit(*given)
     assert tokenizer.pieces.contents[-1] == (0, 1)
     piece = tokenizer.tokens[-1]
     seeds = range(20)
@@ -171,6 +171,23 @@ def test_the_last_feature_makes_items_unique():
     assert len(set(tokenizer.sets[:6, 2])) == 6
     with pytest.raises(ValueError, match="6 items have equal features, but num_buckets=5"):
         ActionPiece(num_buckets=5).fit(*given)
+
+
+def test_cold_items_change_no_warm_item():
+    items = small_items()
+    train = small_train(items, users=200)
+
+    def semids(features, items):
+        tokenizer = ActionPiece(3, 8, pca_dim=6, num_buckets=20, vocabulary_size=300).fit(features, items, train)
+        index = tokenizer.index()
+        return tokenizer.merges, {
+            item: [index.tokens_of_row(row) for row, owner in enumerate(index.item_ids) if owner == item]
+            for item in small_items()["item_id"].to_pylist()[:-1]  # the last one is in no sequence
+        }
+
+    merges, alone = semids(blobs(), items)
+    again, beside_others = semids(*with_cold_items(blobs(), items, list(range(10))))
+    assert (merges == again).all() and alone == beside_others
 
 
 def test_bad_arguments():

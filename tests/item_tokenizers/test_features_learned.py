@@ -19,6 +19,7 @@ SPECS = {
     "sasrec": {"kind": "collaborative", "method": "sasrec", "dim": 8, "epochs": 2},
     "item2vec": {"kind": "collaborative", "method": "item2vec", "dim": 8, "epochs": 2},
     "svd": {"kind": "collaborative", "method": "svd", "dim": 8},
+    "cooccurrence": {"kind": "cooccurrence", "dim": 8},
     "graph": {"kind": "graph", "of": TFIDF},
     "graph of several": {
         "kind": "graph",

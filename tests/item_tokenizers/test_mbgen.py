@@ -6,6 +6,7 @@ import pytest
 from item_tokenizers.small import blobs, small_items
 
 from llmrec.item_tokenizers import MBGen, add_items, build_semids
+from llmrec.item_tokenizers.mbgen_training import VQVAEModule, train
 
 ARGUMENTS = {"codebook_sizes": [6, 5, 60], "hidden": [16], "latent_dim": 6, "epochs": 12, "batch_size": 100}
 
@@ -21,6 +22,20 @@ def test_fitted_items_are_unique_even_where_equal(fitted):
     codes = tokenizer.encode(features, items)
     assert len(np.unique(codes, axis=0)) == 300
     assert (codes[-3:, :2] == codes[:3, :2]).all()  # equal features, equal clusters
+
+
+def test_batches_are_equally_large():
+    """Codes that nobody chose move to latents of the last batch: it must not be the rest of a division."""
+    sizes = []
+
+    class Watched(VQVAEModule):
+        def codes(self, z):
+            sizes.append(len(z))
+            return super().codes(z)
+
+    loop = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "beta": 0.25, "decay": 0.99}
+    train(Watched(12, [8], 4, 6), blobs(129), **loop, device="cpu", seed=0)
+    assert sizes == [129, 43, 43, 43, 43, 43, 43]
 
 
 def test_clusters_lie_inside_the_first_codes(fitted):

@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from item_tokenizers.small import blobs, small_items, small_train
+from item_tokenizers.small import blobs, small_items, small_train, with_cold_items
 
 from llmrec.item_tokenizers import Pctx
 from llmrec.item_tokenizers.pctx import _merge_rare, prefix_contexts
@@ -57,6 +57,20 @@ def test_rare_semids_join_the_nearest():
     assert _merge_rare(codes, np.array([5, 5, 50, 5]), centroids, 0.1) == [1, 1, 2, 1]
     assert _merge_rare(codes, np.array([10, 10, 10, 10]), centroids, 0.25) == [0, 1, 2, 1]
     assert _merge_rare(codes, np.array([1, 1, 1, 1]), centroids, 1.0) == [1, 1, 1, 1]
+
+
+def test_cold_items_change_no_warm_item():
+    features, items, train = two_worlds()
+    features[1:4] = features[5]  # some SemIDs collide
+    arguments = {"codebook_sizes": [3, 2], "context_dim": 4, "feature_dim": 4, "max_clusters": 1}
+    alone = Pctx(**arguments).fit(features, items, train)
+    beside_others = Pctx(**arguments).fit(*with_cold_items(features, items, list(range(8))), train)
+    one, other = alone.index(), beside_others.index()
+    warm = [f"i{i}" for i in range(21)]
+    assert {item: one.encode(item) for item in warm} == {item: other.encode(item) for item in warm}
+    assert (one.codes[:, -1] >= 0).sum() > 3 and len(set(map(tuple, other.codes.tolist()))) == len(other)
+    histories = train["item_ids"].to_pylist()
+    assert alone.encode_history(histories) == beside_others.encode_history(histories)
 
 
 def test_augmentation_exchanges_semids_of_the_same_item():

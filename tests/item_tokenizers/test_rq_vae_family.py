@@ -11,6 +11,7 @@ from item_tokenizers.small import blobs, small_items, small_train
 from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus
 from llmrec.item_tokenizers.etegrec_training import code_log_probabilities, training_windows
 from llmrec.item_tokenizers.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
+from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, batches_of, train
 
 SMALL = {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6}
 
@@ -40,6 +41,27 @@ def test_wrong_arguments_are_named():
         RQVAE(reconstruction="l1")
     with pytest.raises(ValueError, match="optimizer 'sgd'"):
         RQVAE(optimizer="sgd")
+
+
+@given(st.integers(1, 500), st.integers(1, 100))
+def test_batches_hold_every_row_once_and_are_equally_large(count, batch_size):
+    batches = batches_of(count, batch_size, torch.Generator().manual_seed(0))
+    assert torch.cat(batches).sort().values.tolist() == list(range(count))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1 and len(batches) == -(-count // batch_size)
+
+
+def test_dead_codes_move_to_different_items_whatever_the_batch_size():
+    features = np.random.default_rng(0).normal(size=(65, 6)).astype(np.float32)
+    torch.manual_seed(0)
+    module = RQVAEModule(6, [8], 4, [16])
+    with torch.no_grad():
+        module.codebooks[0][:] = 100 + torch.arange(16.0)[:, None]  # all but the first are nobody's
+    settings = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "beta": 0.25, "reset_every": 1}
+    loop = {"epochs": 2, "batch_size": 64, "refit": False, "device": "cpu", "seed": 0}
+    history = train(module, features, {}, **settings, **loop)
+    assert history[0]["resets"] == 15
+    assert history[1]["usage"] > [0.4]
 
 
 def test_train_is_needed_only_where_the_collaborative_loss_counts():

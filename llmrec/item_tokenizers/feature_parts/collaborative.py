@@ -123,6 +123,6 @@ class CooccurrenceFeatures(_ItemVectors):
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
         if train is None:
             raise ValueError("they need training sequences")
-        self.item_ids = items["item_id"].to_pylist()
+        self.item_ids = items["item_id"].take(pa.array(rows_in_training(items, train))).to_pylist()
         self.embeddings = cooccurrence_embeddings(self.item_ids, train, **self.config, seed=seed)
         return self
