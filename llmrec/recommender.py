@@ -164,7 +164,8 @@ class LLMRecommender:
     def prompts(
         self, histories: Sequence[Sequence], stream: str = "", behaviour: str | Sequence[str] | None = None
     ) -> list[str]:
-        """The exact text that the model reads for each history, in the Semantic IDs of a stream (or the prompt's)."""
+        """The exact text that the model reads for each history; of several streams `stream`, or the first searched."""
+        stream = stream or next(iter(self.streams))
         prompt = dataclasses.replace(self.prompt, semids=stream) if stream else self.prompt
         wanted = behaviour or self.config.behaviour or None
         if wanted is not None and not self.behaviours:
@@ -189,6 +190,8 @@ class LLMRecommender:
         if any(number < 1 for number in ks):
             raise ValueError(f"k is {min(ks)}, it should be at least 1")
         requests = per_request(filters, len(histories), "filters")
+        if not len(histories):  # a tokenizer of transformers fails on an empty list
+            return []
         if len(self.streams) == 1:
             ((stream, _),) = self.streams.items()
             found = self._search(stream, histories, ks, requests, behaviour)

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from llmrec.files import read_json, write_json
+from llmrec.files import fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
@@ -24,7 +24,8 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
         interrupted. `"new"`: nothing is there yet.
 
     Raises:
-        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else.
+        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else. A
+            run that failed before it wrote anything is in nobody's way.
     """
     folder = Path(folder)
     settings = json.loads(json.dumps(settings, default=str))
@@ -37,13 +38,14 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
         before = read_json(record)
         if before["settings"] == settings:
             return "done" if before["complete"] else "resume"
-        changed = sorted(
-            key for key in {*before["settings"], *settings} if before["settings"].get(key) != settings.get(key)
-        )
-        raise ValueError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}): "
-            "pass --overwrite true to replace it, or choose another output_dir"
-        )
+        if before["complete"] or list(folder.iterdir()) != [record]:
+            changed = sorted(
+                key for key in {*before["settings"], *settings} if before["settings"].get(key) != settings.get(key)
+            )
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}): "
+                "pass --overwrite true to replace it, or choose another output_dir"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(record, {"settings": settings, "complete": False})
     return "new"
@@ -53,6 +55,12 @@ def finish_stage(folder: str | Path, **results) -> None:
     """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
     record = Path(folder) / RECORD
     write_json(record, {**read_json(record), "complete": True, "results": results})
+
+
+def content_of(*names: str | None) -> str | None:
+    """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
+    files = [Path(name) for name in names if name and Path(name).is_file()]
+    return fingerprint(*(file.read_bytes() for file in files)) if files else None
 
 
 def settings_of(*arguments, ignore: tuple[str, ...] = ("output_dir", "overwrite")) -> dict:

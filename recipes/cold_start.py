@@ -42,11 +42,14 @@ class ColdStartArguments:
 def hold_out(args: ColdStartArguments) -> None:
     if args.data_dir is None:
         raise ValueError("hold_out needs data_dir, a folder of recipes/prepare_data.py")
-    data, folder = PreparedData.load(args.data_dir), Path(args.cold_dir)
+    folder = Path(args.cold_dir)
+    if Path(args.data_dir).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"cold_dir {folder} would replace data_dir {args.data_dir}: choose another cold_dir")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "dataset.json").exists():
+        raise ValueError(f"{folder} holds files that are no prepared data: choose another cold_dir")
+    data = PreparedData.load(args.data_dir)
     rule = {"fraction": args.fraction, "seed": args.seed, "from_training": args.from_training, "of": data.fingerprint}
-    if folder.exists() and not args.overwrite:
-        if not (folder / "dataset.json").exists():
-            raise ValueError(f"{folder} holds files that are no prepared data: choose another cold_dir")
+    if (folder / "dataset.json").exists() and not args.overwrite:
         if PreparedData.load(folder).info.get("rules", {}).get("hold_out") != rule:
             raise ValueError(f"{folder} holds other data: pass --overwrite true, or choose another cold_dir")
         print(f"Reusing {folder}: same settings, same data.")
@@ -60,6 +63,8 @@ def hold_out(args: ColdStartArguments) -> None:
 def evaluate(args: ColdStartArguments) -> None:
     if args.output_dir is None or not args.recommenders:
         raise ValueError("evaluate needs output_dir and recommenders (name: folder)")
+    if args.reference is not None and args.reference not in args.recommenders:
+        raise ValueError(f"reference {args.reference!r} is not one of the recommenders {list(args.recommenders)}")
     data = PreparedData.load(args.cold_dir)
     loaded = {}
     for name, folder in args.recommenders.items():

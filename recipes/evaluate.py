@@ -48,6 +48,9 @@ def main(args: EvaluateArguments) -> None:
     unknown = next((name for name in args.controls if name not in args.recommenders), None)
     if unknown is not None:
         raise ValueError(f"controls names {unknown!r}, which is not one of the recommenders")
+    names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
+    if args.reference is not None and args.reference not in names:
+        raise ValueError(f"reference {args.reference!r} is not one of the recommenders {names}")
     data = PreparedData.load(args.data_dir)
     inputs = fingerprint(str(asdict(args)), data.fingerprint, *map(files_of, args.recommenders.values()))
     written = Path(args.output_dir) / "metrics.json"

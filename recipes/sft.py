@@ -47,6 +47,8 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     data, base_config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     base_config.check_catalogue(data.items, base)
     index, items, contextual = load_parts(base, base_config)
+    if args.behaviour:
+        index.behaviour_token(args.behaviour)
     prompt = load_prompt(args.recommend_prompt)
     shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)

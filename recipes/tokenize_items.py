@@ -20,7 +20,7 @@ from llmrec.files import atomic_path, fingerprint
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, ItemFeatures, fit_semids, ready_made_semids
 from llmrec.item_tokenizers.report import report_lines, semid_report, write_report
 from llmrec.semids import SemIDIndex
-from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.stages import begin_stage, content_of, finish_stage, settings_of
 
 KINDS = TOKENIZERS | SEQUENCE_TOKENIZERS
 
@@ -69,10 +69,10 @@ def make_semids(args: TokenizeArguments, data: PreparedData, folder: Path) -> tu
 
 
 def main(args: TokenizeArguments) -> None:
-    data = PreparedData.load(args.data_dir)
-    folder = Path(args.output_dir)
+    data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
     inputs = ItemFeatures(args.features, args.cache_dir).inputs_fingerprint()
-    made_from = {"data": fingerprint(data.items, data.train), "inputs": inputs}
+    files = content_of(args.ready_made, args.tokenizer_args.get("prompt"))
+    made_from = {"data": fingerprint(data.items, data.train), "inputs": inputs, "files": files}
     settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir", "data_dir")) | made_from
     if begin_stage(folder, settings, args.overwrite) == "done":
         print(f"Reusing the Semantic IDs in {folder} (same settings, same data).")

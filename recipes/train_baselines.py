@@ -18,6 +18,7 @@ from llmrec.baselines.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.baselines.popularity import Popularity
 from llmrec.baselines.sasrec import SASRec, SASRecConfig
 from llmrec.data import PreparedData
+from llmrec.item_tokenizers import ItemFeatures
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
@@ -30,7 +31,10 @@ class BaselineArguments:
 
 def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig, sasrec: SASRecConfig) -> None:
     data = PreparedData.load(args.data_dir)
-    settings = settings_of(args, knn, content, sasrec) | {"data_fingerprint": data.fingerprint}
+    inputs = ItemFeatures(content.content_features, content.content_cache).inputs_fingerprint()
+    made_from = {"data_fingerprint": data.fingerprint, "content_inputs": inputs}
+    elsewhere = ("output_dir", "overwrite", "content_cache")
+    settings = settings_of(args, knn, content, sasrec, ignore=elsewhere) | made_from
     if begin_stage(args.output_dir, settings, args.overwrite) == "done":
         print(f"Reusing the baselines in {args.output_dir}: same settings, same data.")
         return

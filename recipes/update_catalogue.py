@@ -17,13 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from trl import TrlParser
 
-from llmrec.data import PreparedData, ids_to_rows
-from llmrec.data.cleaning import clean_items
-from llmrec.data.validate import standard_items
-from llmrec.files import atomic_path, fingerprint, read_parquet, write_json
+from llmrec.data import ids_to_rows
+from llmrec.files import atomic_path, read_parquet, write_json
 from llmrec.item_tokenizers import ItemFeatures, add_items, diff, load_item_tokenizer, remove_items
 from llmrec.item_tokenizers.drift import drift_lines, drift_report, write_drift_report
-from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN, next_catalogue, next_version
+from llmrec.item_tokenizers.lifecycle import (
+    VERSION_COLUMN,
+    check_updatable,
+    next_catalogue,
+    next_version,
+    read_catalogue,
+    reserved_versions,
+    update_inputs,
+)
 from llmrec.model_update import update_model_folder
 from llmrec.semids import SemIDIndex
 from llmrec.stages import begin_stage, finish_stage, settings_of
@@ -44,31 +50,27 @@ class UpdateArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace an update with other settings."})
 
 
-def read_items(path: str) -> pa.Table:
-    if Path(path).is_dir():
-        return PreparedData.load(path).items
-    return clean_items(standard_items(read_parquet(path), path))
-
-
 def main(args: UpdateArguments) -> None:
     if not (args.items or args.remove):
         raise ValueError("nothing to do: give items, remove, or both")
+    args.remove = [str(item) for item in args.remove]  # YAML reads ids of digits as numbers
     source, folder = Path(args.semids), Path(args.output_dir)
     for old in filter(None, (args.semids, args.model)):
         mine, theirs = folder.resolve(), Path(old).resolve()
         if mine == theirs or theirs in mine.parents or mine in theirs.parents:
             raise ValueError(f"output_dir {folder} and {old} must lie apart: the old folder stays as it is")
     index, table = SemIDIndex.load(source / "semids.parquet"), read_parquet(source / "semids.parquet")
-    given = read_items(args.items) if args.items else None
-    inputs = {"semid_fingerprint": index.fingerprint, "items_fingerprint": given and fingerprint(given)}
-    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir")) | inputs
+    given = read_catalogue(args.items) if args.items else None
+    columns = table.drop_columns(["semid", "codes"]).take(pa.array([index.row(item) for item in index.items]))
+    items = next_catalogue(columns, given, args.remove, index.info.get("version", 1) + 1, reserved_versions(index))
+    new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
+    check_updatable(index, source, adding=new.num_rows > 0)
+    made_from = update_inputs(index, given, args.model)
+    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir")) | made_from
     if begin_stage(folder, settings, args.overwrite) == "done":
         print(f"Reusing {folder} (same settings, same items).")
         return
-    columns = table.drop_columns(["semid", "codes"]).take(pa.array([index.row(item) for item in index.items]))
-    items = next_catalogue(columns, given, args.remove, index.info.get("version", 1) + 1)
-    new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
-    latest = remove_items(index, args.remove, args.reuse) if args.remove else index
+    latest = remove_items(index, args.remove, args.reuse, columns) if args.remove else index
     matrix = np.load(source / "features.npy", allow_pickle=False)
     if new.num_rows:
         tokenizer = load_item_tokenizer(source / "item_tokenizer")

@@ -36,6 +36,10 @@ def test_one_request_does_not_change_another(recommender):
         assert [item.item_id for item in alone] == [item.item_id for item in items]
 
 
+def test_no_history_gives_no_list(recommender):
+    assert recommender.recommend([], k=3) == []
+
+
 def test_more_than_the_catalogue_and_filters(recommender):
     history = [["item-01", "item-02"]]
     everything = recommender.recommend(history, k=100)[0]

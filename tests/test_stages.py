@@ -3,7 +3,7 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.data.provenance import can_reuse
 from llmrec.evaluation import check_trained_on
-from llmrec.stages import begin_stage, finish_stage
+from llmrec.stages import begin_stage, content_of, finish_stage
 
 
 def test_a_stage_is_new_then_resumed_then_done_and_refuses_other_settings(tmp_path):
@@ -15,6 +15,29 @@ def test_a_stage_is_new_then_resumed_then_done_and_refuses_other_settings(tmp_pa
     with pytest.raises(ValueError, match="other settings .a."):
         begin_stage(folder, {"a": 2})
     assert begin_stage(folder, {"a": 2}, overwrite=True) == "new"
+
+
+def test_a_run_that_wrote_nothing_is_in_nobodys_way(tmp_path):
+    folder = tmp_path / "stage"
+    assert begin_stage(folder, {"a": "typo"}) == "new"
+    assert begin_stage(folder, {"a": "corrected"}) == "new"
+    assert begin_stage(folder, {"a": "corrected"}) == "resume"
+    (folder / "part.txt").write_text("hours of work")
+    with pytest.raises(ValueError, match="other settings .a."):
+        begin_stage(folder, {"a": "typo"})
+    (folder / "part.txt").unlink()
+    finish_stage(folder)
+    with pytest.raises(ValueError, match="other settings .a."):
+        begin_stage(folder, {"a": "typo"})
+
+
+def test_the_content_of_files_that_settings_may_name(tmp_path):
+    file = tmp_path / "prompt.yaml"
+    file.write_text("one")
+    before = content_of("a_column", None, str(file))
+    assert content_of("a_column", None, "") is None and before == content_of(str(file))
+    file.write_text("two")
+    assert content_of(str(file)) != before
 
 
 def test_files_of_somebody_else_are_never_removed(tmp_path):

@@ -54,8 +54,8 @@ def prepare(
 
     Args:
         interactions, items (`pa.Table`): in the columns of `llmrec.data.validate`. Interactions with a `history`
-            column are ready windows: `split` must be "given", their training rows are stitched into sequences, and
-            the rules for ties, repeats and k-core do not apply.
+            column are ready windows: `split` must be "given", their training rows are stitched into sequences, the
+            rules for ties, repeats and k-core do not apply, and they have no kinds (`behaviour`).
         user_k, item_k (`int`): every user (item) keeps at least so many interactions; 0 asks for nothing, and with
             `item_k` 0 items without interactions stay in the catalogue.
         split (`str`): "leave_one_out" (last = test, last but one = valid), "time" (two points in time for all users)
@@ -107,6 +107,8 @@ def prepare(
                 "the interactions are ready windows (a column 'history'): set split: given, "
                 "and leave user_k, item_k, repeats, behaviours and min_rating alone"
             )
+        if "behaviour" in interactions.column_names and pc.count_distinct(interactions["behaviour"]).as_py() > 1:
+            raise ValueError("ready windows do not say the kinds of their histories: leave out the column 'behaviour'")
         rules = {"split": "windows", "clean": clean, "max_history": max_history}
         tables = _windows(interactions, items, max_history)
     else:

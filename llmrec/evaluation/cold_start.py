@@ -2,7 +2,8 @@
 
 `hold_out_items` takes every interaction with some items out of training and validation. All that is learned then
 (features, codebooks, models, baselines, the choice of a checkpoint) is learned without them, while the catalogue still
-has them: they get Semantic IDs from an item tokenizer that has never seen them, and may be recommended.
+has them: they get Semantic IDs from an item tokenizer that has never seen them, and may be recommended. One exception:
+for a model from scratch recipes/init_model.py learns how to split words from the titles of the whole catalogue.
 
 `evaluate_cold` shows three views of the test rows: targets that are cold, ranked in the whole catalogue (what a shop
 would see) and among the cold items alone (can it tell them apart at all?), and the other targets beside them.
@@ -18,13 +19,15 @@ from llmrec.data import PreparedData, ids_to_rows, lists_to_rows, training_rows
 from llmrec.data.rows import flatten_lists, list_array, offsets_of
 from llmrec.data.statistics import statistics
 from llmrec.evaluation.evaluate import EvaluationResult, evaluate
+from llmrec.evaluation.metrics import KS
 from llmrec.evaluation.report import write_report
 from llmrec.files import atomic_path, write_json
 from llmrec.filters import Filter
 from llmrec.recommender import Recommendation, Recommender
 
 COLD, COLD_ONLY, WARM = "cold targets", "cold targets, cold items only", "warm targets"
-_COLUMNS = ("recall@10", "ndcg@10")
+_K = 10
+_COLUMNS = (f"recall@{_K}", f"ndcg@{_K}")
 
 
 def hold_out_items(
@@ -141,22 +144,28 @@ class Restricted:
         self.recommender = recommender
         self.allow = Filter(allow=list(item_ids))
         self.index = getattr(recommender, "index", None)
+        self.behaviours = getattr(recommender, "behaviours", ())
 
-    def recommend(self, histories, k=10, filters=None) -> list[list[Recommendation]]:
+    def recommend(self, histories, k=10, filters=None, **wishes) -> list[list[Recommendation]]:
         if filters is not None:
             raise ValueError("a restricted recommender has its filter already")
-        return self.recommender.recommend(histories, k, self.allow)
+        return self.recommender.recommend(histories, k, self.allow, **wishes)
 
 
 def evaluate_cold(
-    recommenders: Mapping[str, Recommender], data: PreparedData, max_warm: int | None = None, **options
+    recommenders: Mapping[str, Recommender],
+    data: PreparedData,
+    max_warm: int | None = None,
+    ks: Sequence[int] = KS,
+    **options,
 ) -> dict[str, list[EvaluationResult]]:
     """Every recommender in the three views, `{COLD: [...], COLD_ONLY: [...], WARM: [...]}` (see the module docstring).
 
     Args:
         data: of `hold_out_items`.
         max_warm (`int`, *optional*): a random sample of this many warm rows.
-        options: `ks`, `batch_size`, `bootstrap` and `seed` of `evaluate`.
+        ks: of `evaluate`; the table needs 10, which is added.
+        options: `batch_size`, `bootstrap` and `seed` of `evaluate`.
 
     Raises:
         ValueError: training or validation holds a cold item, or there is no cold or no warm row.
@@ -171,7 +180,7 @@ def evaluate_cold(
     for name, recommender in recommenders.items():
         for view, table in rows.items():
             chosen = Restricted(recommender, cold_items) if view == COLD_ONLY else recommender
-            views[view].append(evaluate(chosen, table, data, name, **options))
+            views[view].append(evaluate(chosen, table, data, name, ks=sorted({*ks, _K}), **options))
     return views
 
 
@@ -192,7 +201,7 @@ def cold_lines(
     return [f"{share}; {rows[COLD]} test rows have a cold target, {rows[WARM]} a warm one.", "", *lines]
 
 
-def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = 10) -> float:
+def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = _K) -> float:
     """Share of the places 1 to k that cold items hold; their share of the catalogue would be chance."""
     cold = set(cold_items)
     shown = [item for items in result.predictions["item_ids"].to_pylist() for item in items[:k]]

@@ -66,7 +66,8 @@ class TaskMix:
         prompt = load_prompt(entry["prompt"])
         if prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
-        return cls(dataclasses.replace(prompt, semids=str(entry.get("semids", prompt.semids))), weight, since)
+        semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
+        return cls(dataclasses.replace(prompt, semids=semids), weight, since)
 
     def rows(self, data: PreparedData, max_history: int) -> pa.Table:
         """The task's rows, each once."""
@@ -85,8 +86,11 @@ def parse_mixture(
         prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `streams` (if any).
 
     Raises:
-        ValueError: a bad entry, a stream that the index does not have, or no entry that teaches the prompt.
+        ValueError: a bad entry, a stream that the index does not have or that is asked for twice, or no entry that
+            teaches the prompt.
     """
+    if len(set(streams)) < len(streams):
+        raise ValueError(f"the streams to fuse are {list(streams)}: name each of them once")
     mixture = [TaskMix.parse(entry) for entry in entries]
     primary = next(iter(stream_names(index)), "")
     taught = [dataclasses.replace(mix.prompt, semids=mix.prompt.semids or primary) for mix in mixture]

@@ -149,7 +149,8 @@ class ActionPiece(Saved):
         rows, _ = self._rows([[target] for target in targets])
         first, stop = (np.searchsorted(self._covers[0], rows, side) for side in ("left", "right"))
         if seed is not None:
-            first += [generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
+            draws = [generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
+            first += np.array(draws, np.int64)
         return [[self.tokens[piece] for piece in cover if piece >= 0] for cover in self._covers[1][first].tolist()]
 
     def decode(self, tokens: Sequence[str]) -> str | None:

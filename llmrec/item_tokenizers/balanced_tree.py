@@ -87,7 +87,9 @@ class BalancedTree(Saved):
         count = np.arange(len(arrays["parents"]) + 1)
         by_parent = np.argsort(arrays["parents"], kind="stable")
         self._children = np.split(by_parent, np.searchsorted(arrays["parents"][by_parent], count[:-1]))[1:]
-        self._members = {leaf: np.flatnonzero(arrays["leaf_of"] == leaf) for leaf in np.unique(arrays["leaf_of"])}
+        by_leaf = np.argsort(arrays["leaf_of"], kind="stable")
+        leaves, starts = np.unique(arrays["leaf_of"][by_leaf], return_index=True)
+        self._members = dict(zip(leaves.tolist(), np.split(by_leaf, starts[1:])))
 
     def encode(self, features: np.ndarray, items=None) -> np.ndarray:
         if self._remembered is None:

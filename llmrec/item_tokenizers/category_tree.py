@@ -12,20 +12,22 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from llmrec.item_tokenizers.feature_parts.part import need_column
+from llmrec.item_tokenizers.feature_parts.part import is_text, need_column
 from llmrec.item_tokenizers.protocol import Traits, require
-from llmrec.item_tokenizers.trees import KeyedByItem
+from llmrec.item_tokenizers.trees import KeyedByItem, hash_digits
 
 Path = tuple[str, ...]
-_SPARE = 0  # a category that the fitted items do not have; a place in a category for items that come later
+_UNKNOWN = 0  # a category that the fitted items do not have
+_LEAST_SPARE = 32  # places of a category for items that come later
 
 
 class CategoryTree(KeyedByItem):
     """Category path and place.
 
-    Fitted items have the places 1, 2, ... of their category, in the order of their ids. Every later item of a category
-    has the place 0, so it never meets a fitted one; the collision policy tells them apart. Where its path leaves the
-    known ones, the code 0 stands for the rest of it.
+    Fitted items have the places 1, 2, ... of their category, in the order of their ids. Beyond the places of the
+    largest category there are as many again, at least 32: a later item gets one of these, by a hash of its id, so it
+    never meets a fitted item and seldom another new one. Where its path leaves the known ones, the code 0 stands for
+    the rest of it.
     """
 
     name = "category_tree"
@@ -52,7 +54,8 @@ class CategoryTree(KeyedByItem):
             members[path] += 1
             places.append(members[path])
         sizes = [1 + len(numbers) for numbers in self._numbers]
-        return self.remember(items, self._codes(paths, places), [*sizes, 1 + max(places)])
+        spare = max(_LEAST_SPARE, *places)
+        return self.remember(items, self._codes(paths, places), [*sizes, 1 + max(places) + spare])
 
     def _learn(self, paths: set[Path]) -> None:
         self._known = {path[:length] for path in paths for length in range(len(path) + 1)}
@@ -65,12 +68,14 @@ class CategoryTree(KeyedByItem):
             length = next(length for length in range(len(path), -1, -1) if path[:length] in self._known)
             codes[row, :length] = [numbers[name] for numbers, name in zip(self._numbers, path[:length])]
             if length < min(len(path), len(self._numbers)):
-                codes[row, length] = _SPARE
+                codes[row, length] = _UNKNOWN
         codes[:, -1] = places
         return codes
 
     def new_codes(self, items: pa.Table) -> np.ndarray:
-        return self._codes(category_paths(items), _SPARE)
+        first = 1 + int(self._remembered.codes[:, -1].max())
+        hashes = hash_digits(items["item_id"].to_pylist(), [self.codebook_sizes[-1] - first])[:, 0]
+        return self._codes(category_paths(items), first + hashes)
 
     def values(self) -> dict:
         return {"paths": sorted(self._known)}
@@ -81,7 +86,13 @@ class CategoryTree(KeyedByItem):
 
 
 def category_paths(items: pa.Table) -> list[Path]:
-    """The first category path of every item; `("",)` where it has none."""
-    texts = [text or "" for text in need_column(items, "categories").to_pylist()]
+    """The first category path of every item; `("",)` where it has none. Raises `ValueError` where they are no text."""
+    column = need_column(items, "categories")
+    if not is_text(column.type) and not pa.types.is_null(column.type):
+        raise ValueError(
+            f"column 'categories' holds {column.type}, not text: join the names of a path with ' > ' (and several "
+            "paths with ' | ')"
+        )
+    texts = [text or "" for text in column.to_pylist()]
     found = [tuple(filter(None, map(str.strip, text.split(" | ")[0].split(" > ")))) for text in texts]
     return [path or ("",) for path in found]

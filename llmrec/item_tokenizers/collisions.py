@@ -152,8 +152,15 @@ def _colliding_prefixes(codes: np.ndarray, taken: np.ndarray):
     group, group_of_taken = _groups(codes, taken[:, :-1])
     total = np.bincount(np.concatenate([group, group_of_taken]))
     prefix, prefix_of_taken = _groups(codes[:, :-1], taken[:, :-2])
-    order = np.argsort(prefix, kind="stable")
-    bounds = np.searchsorted(prefix[order], np.arange(prefix.max() + 2))
+    count = 1 + max(prefix.max(), prefix_of_taken.max(initial=-1))
+    order, bounds = _rows_by_number(prefix, count)
+    order_of_taken, bounds_of_taken = _rows_by_number(prefix_of_taken, count)
     for p in np.unique(prefix[total[group] > 1]):
-        rows = order[bounds[p] : bounds[p + 1]]
-        yield rows, np.unique(taken[prefix_of_taken == p, -2])
+        used = taken[order_of_taken[bounds_of_taken[p] : bounds_of_taken[p + 1]], -2]
+        yield order[bounds[p] : bounds[p + 1]], np.unique(used)
+
+
+def _rows_by_number(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of their numbers, and where those of each number below `count` begin and end."""
+    order = np.argsort(numbers, kind="stable")
+    return order, np.searchsorted(numbers[order], np.arange(count + 1))

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmrec.files import atomic_path, write_json
+from llmrec.item_tokenizers.lifecycle import reserved_versions
 from llmrec.semids import SemIDIndex
 
 _SAMPLE = 5_000
@@ -174,9 +175,11 @@ def _full_prefixes(codes: np.ndarray, size: int, newcomers: np.ndarray) -> dict:
 
 def _collision_level(index: SemIDIndex, old: np.ndarray) -> dict:
     column, size = index.codes[:, -1], index.codebook_sizes[-1]
-    reserved = [codes[-1] for semids in index.info.get("reserved", {}).values() for codes in semids]
-    before = int(column[old].max(initial=-1)) + 1
-    now = max([int(column.max(initial=-1)), *reserved]) + 1
+    # Numbers of removed items stay taken; those of old ones were taken before.
+    came, reserved = reserved_versions(index), index.info.get("reserved", {})
+    numbers = {item: max(codes[-1] for codes in semids) for item, semids in reserved.items()}
+    before = max([int(column[old].max(initial=-1)), *(n for item, n in numbers.items() if came[item] == 1)]) + 1
+    now = max([int(column.max(initial=-1)), *numbers.values()]) + 1
     return {
         "size": size,
         "numbers_before": before,

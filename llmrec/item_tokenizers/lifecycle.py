@@ -2,20 +2,27 @@
 
 A Semantic ID is a word that a language model has learned. So the SemID of an item that was removed stays reserved: no
 newcomer gets it, nor its number on the collision level, and the item itself gets it back if it returns. Only
-`remove_items(..., reuse=True)` gives it free.
+`remove_items(..., reuse=True)` gives it free. The version that the item came with is kept beside it, so an item of the
+first version is no newcomer when it returns.
 
 Every index records `info["version"]` (from 1 on), `info["parent"]` (fingerprint of the version before) and
 `info["changelog"]` (how many items came and went, by version).
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.data.validate import cast_column
+from llmrec.data import PreparedData
+from llmrec.data.cleaning import clean_items
+from llmrec.data.validate import cast_column, standard_items
+from llmrec.files import fingerprint, read_parquet
 from llmrec.item_tokenizers.collisions import collision_stats
+from llmrec.item_tokenizers.feature_parts.part import files_fingerprint
 from llmrec.semids import SemIDIndex
 
 FIRST_VERSION = {"version": 1, "parent": None, "changelog": []}
@@ -73,13 +80,43 @@ def next_version(old: SemIDIndex, new: SemIDIndex) -> SemIDIndex:
     return new.replaced(new.item_ids, new.codes, info)
 
 
-def remove_items(index: SemIDIndex, item_ids: Sequence[str], reuse: bool = False) -> SemIDIndex:
+def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
+    """Raises `ValueError` where the Semantic IDs of a folder can have no next version, or (`adding`) no new items."""
+    from llmrec.item_tokenizers import is_contextual
+
+    if streams := ", ".join(index.info.get("streams", ())):
+        raise ValueError(f"{folder} holds joined Semantic IDs: update {streams}, and join the streams again")
+    if adding and is_contextual(index):
+        name = index.info["item_tokenizer"]["name"]
+        raise ValueError(f"{folder}: item tokenizer {name!r} knows the items it was fitted with only: fit it again")
+    if adding and not (folder / "item_tokenizer").is_dir():
+        raise ValueError(
+            f"{folder} has no item_tokenizer that could give new items Semantic IDs: bring those yourself"
+        )
+
+
+def update_inputs(index: SemIDIndex, given: pa.Table | None, model: str | None) -> dict[str, str | None]:
+    """Fingerprints of what an update is made from: Semantic IDs in use and reserved, items, files of the model."""
+    reserved = [index.info.get("reserved", {}), reserved_versions(index)]
+    return {
+        "semid_fingerprint": index.fingerprint,
+        "reserved_fingerprint": fingerprint(json.dumps(reserved)) if any(reserved) else None,
+        "items_fingerprint": None if given is None else fingerprint(given),
+        "model_fingerprint": None if model is None else files_fingerprint([Path(model)]),
+    }
+
+
+def remove_items(
+    index: SemIDIndex, item_ids: Sequence[str], reuse: bool = False, items: pa.Table | None = None
+) -> SemIDIndex:
     """The next version of an index, without some items; the SemIDs of the others stay as they are.
 
     Args:
         item_ids (sequence of `str`): items of `index`.
         reuse (`bool`): let newcomers have the SemIDs that become free. A model that was trained before goes on taking
             them for the items it knew.
+        items (`pa.Table`, *optional*): the items' columns; `semid_version` says with which version an item came
+            (without it: with the first).
 
     Raises:
         ValueError: an item that is not in `index`, or none would be left.
@@ -92,11 +129,14 @@ def remove_items(index: SemIDIndex, item_ids: Sequence[str], reuse: bool = False
     kept = [row for row, item in enumerate(index.item_ids) if item not in gone]
     if not kept:
         raise ValueError("an index needs at least one item: all of them would be removed")
-    reserved = index.info.get("reserved", {})
+    reserved, came = index.info.get("reserved", {}), index.info.get("reserved_versions", {})
     if not reuse:
         reserved = {**reserved, **{item: index.codes[rows[item]].tolist() for item in gone}}
+        if items is not None and VERSION_COLUMN in items.column_names:
+            versions = zip(items["item_id"].to_pylist(), items[VERSION_COLUMN].to_pylist())
+            came = {**came, **{item: version for item, version in versions if item in gone and version > 1}}
     ids, codes = [index.item_ids[row] for row in kept], index.codes[kept]
-    info = {"reserved": reserved, "collisions_after": collision_stats(codes)}
+    info = {"reserved": reserved, "reserved_versions": came, "collisions_after": collision_stats(codes)}
     return next_version(index, index.replaced(ids, codes, info))
 
 
@@ -109,8 +149,15 @@ def bring_back(index: SemIDIndex, item_ids: Sequence[str]) -> SemIDIndex:
     ids = [item for item, semids in back.items() for _ in semids]
     codes = np.array([codes for semids in back.values() for codes in semids], np.int32)
     joined = np.concatenate([index.codes, codes])
-    info = {"reserved": reserved, "collisions_after": collision_stats(joined)}
+    came = {item: version for item, version in index.info.get("reserved_versions", {}).items() if item in reserved}
+    info = {"reserved": reserved, "reserved_versions": came, "collisions_after": collision_stats(joined)}
     return index.replaced([*index.item_ids, *ids], joined, info)
+
+
+def reserved_versions(index: SemIDIndex) -> dict[str, int]:
+    """The version that every item came with whose SemID is reserved."""
+    came = index.info.get("reserved_versions", {})  # the later ones
+    return {item: came.get(item, 1) for item in index.info.get("reserved", {})}
 
 
 def taken_codes(index: SemIDIndex) -> np.ndarray:
@@ -119,8 +166,19 @@ def taken_codes(index: SemIDIndex) -> np.ndarray:
     return np.concatenate([index.codes, np.array(reserved, np.int32).reshape(-1, index.num_levels)])
 
 
+def read_catalogue(path: str | Path) -> pa.Table:
+    """The clean items of a parquet, or those of a prepared data folder."""
+    if Path(path).is_dir():
+        return PreparedData.load(path).items
+    return clean_items(standard_items(read_parquet(path), str(path)))
+
+
 def next_catalogue(
-    items: pa.Table, given: pa.Table | None = None, removed: Sequence[str] = (), version: int = 2
+    items: pa.Table,
+    given: pa.Table | None = None,
+    removed: Sequence[str] = (),
+    version: int = 2,
+    returning: Mapping[str, int] | None = None,
 ) -> pa.Table:
     """The items' columns for the next version.
 
@@ -131,6 +189,8 @@ def next_catalogue(
     Args:
         items (`pa.Table`): the columns until now; without `semid_version` all items count as of version 1.
         given (`pa.Table`, *optional*): new and changed items; columns that it lacks become null.
+        returning (mapping of item id → version, *optional*): of `reserved_versions`: items that keep the version
+            they first came with.
 
     Raises:
         ValueError: an item both given and removed, or a value of another type than its column had.
@@ -151,7 +211,8 @@ def next_catalogue(
         if name in items.column_names and given.schema.field(name).type != items.schema.field(name).type:
             kind = items.schema.field(name).type
             given = given.set_column(number, name, cast_column(given[name], kind, "items", name))
-    versions = pa.array([known.get(item, version) for item in ids], pa.int32())
+    came = {**(returning or {}), **known}
+    versions = pa.array([came.get(item, version) for item in ids], pa.int32())
     left = set(ids) | gone
     rest = items.filter(pa.array([item not in left for item in known]))
     table = pa.concat_tables([given.append_column(VERSION_COLUMN, versions), rest], promote_options="default")

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from llmrec.item_tokenizers.preprocess import Preprocess, check_features, unique_rows
+from llmrec.item_tokenizers.preprocess import Preprocess, blocks, check_features, unique_rows
 from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, part_of, require
 from llmrec.item_tokenizers.remembered import Remembered
 from llmrec.item_tokenizers.residual import nearest
@@ -176,9 +176,12 @@ class MBGen(Saved):
         """float32 `[N, latent_dim]`; computed in float64, so that it does not depend on the rows beside it."""
         import torch
 
+        z = np.empty((len(features), self._layers["latent_dim"]), np.float32)
         with torch.no_grad():
-            rows = torch.from_numpy(self.preprocess(features))
-            return torch.cat([self._encoder(block.double()).float() for block in rows.split(65_536)]).numpy()
+            for block in blocks(len(features)):
+                rows = torch.from_numpy(self.preprocess(features[block]))
+                z[block] = self._encoder(rows.double()).numpy()
+        return z
 
     def _new_module(self, dim: int):
         from llmrec.item_tokenizers.mbgen_training import VQVAEModule

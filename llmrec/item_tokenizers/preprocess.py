@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 MODES = ("none", "l2", "standardize", "pca_whiten")
+_RESOLUTION = 2e-7  # of float32: what two neighbouring numbers differ by, as a share of them, and a little more
 
 
 def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
@@ -81,32 +82,58 @@ class Preprocess:
     def fit(self, features: np.ndarray) -> Self:
         """Learns from float32 `[N, D]`; raises `ValueError` where the features have fewer directions than `dim`."""
         if self.mode == "standardize":
-            scale = features.std(0, dtype=np.float64)
-            mean = features.mean(0, dtype=np.float64)
-            # A column of equal numbers has a tiny deviation from rounding: dividing by it would make noise a feature.
-            constant = scale <= 1e-6 * np.abs(features).max(0)
-            self.state = {"mean": mean, "scale": np.where(constant, np.inf, scale)}
+            # Some columns at a time: numpy takes a float64 copy of what it computes a deviation of.
+            parts = [features[:, some] for some in blocks(features.shape[1], 64)]
+            scale = np.concatenate([part.std(0, dtype=np.float64) for part in parts])
+            # A column of numbers that float32 can hardly tell apart: dividing by it would make noise a feature.
+            constant = scale <= _RESOLUTION * np.maximum(features.max(0), -features.min(0))
+            self.state = {
+                "mean": features.mean(0, dtype=np.float64),
+                "scale": np.where(constant, np.inf, scale),
+            }
         elif self.mode == "pca_whiten":
-            from sklearn.decomposition import PCA
-
             if self.dim > min(features.shape):
                 raise ValueError(f"preprocess_dim={self.dim} exceeds the features' {features.shape}: lower it")
-            pca = PCA(self.dim, svd_solver="full").fit(features.astype(np.float64))
-            variance = pca.explained_variance_
+            mean, components, variance = _principal(features, self.dim)
             held = int((variance > 1e-10 * variance[0]).sum()) if variance[0] > 0 else 0
             if held < self.dim:
                 raise ValueError(f"the features vary in {held} directions only: lower preprocess_dim={self.dim}")
-            self.state = {"mean": pca.mean_, "components": pca.components_ / np.sqrt(variance)[:, None]}
+            self.state = {"mean": mean, "components": components / np.sqrt(variance)[:, None]}
         return self
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """float32 `[N, D]` to float32 `[N, D or dim]`; computed in float64, so that a row's result does not depend on
-        the rows beside it."""
+        the rows beside it, and block by block, so that no float64 copy of all rows is held."""
         if self.mode == "none":
             return features
+        width = len(self.state["components"]) if self.mode == "pca_whiten" else features.shape[1]
+        result = np.empty((len(features), width), np.float32)
+        for block in blocks(len(features)):
+            result[block] = self._rows(features[block].astype(np.float64))
+        return result
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
         if self.mode == "l2":
-            return l2_normalize(features.astype(np.float64)).astype(np.float32)
-        centred = features.astype(np.float64) - self.state["mean"]
-        if self.mode == "standardize":
-            return (centred / self.state["scale"]).astype(np.float32)
-        return (centred @ self.state["components"].T).astype(np.float32)
+            return l2_normalize(rows)
+        rows -= self.state["mean"]
+        return rows / self.state["scale"] if self.mode == "standardize" else rows @ self.state["components"].T
+
+
+def _principal(features: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean `[D]`, the first components `[dim, D]` and their variances `[dim]`, float64.
+
+    From the covariance, summed up block by block: sklearn's PCA holds several float64 copies of all rows. The largest
+    number of every component is positive, as there.
+    """
+    from scipy.linalg import eigh
+
+    mean = features.mean(0, dtype=np.float64)
+    width = len(mean)
+    covariance = np.zeros((width, width))
+    for block in blocks(len(features)):
+        centred = features[block] - mean
+        covariance += centred.T @ centred
+    variance, vectors = eigh(covariance / max(1, len(features) - 1), subset_by_index=[width - dim, width - 1])
+    components = vectors.T[::-1]
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
+    return mean, components * np.sign(largest), variance[::-1]

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from llmrec.item_tokenizers.preprocess import Preprocess, check_features, unique_rows
+from llmrec.item_tokenizers.preprocess import Preprocess, blocks, check_features, unique_rows
 from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, part_of
 from llmrec.item_tokenizers.residual import last_level_costs, nearest
 
@@ -134,16 +134,25 @@ class PQ(Saved):
         return [np.ascontiguousarray(piece) for piece in np.split(rows, self.digits, axis=1)]
 
     def encode(self, features: np.ndarray, items=None) -> np.ndarray:
-        pieces = self._transform(features)
-        return np.stack([nearest(piece, book) for piece, book in zip(pieces, self.codebooks)], axis=1)
+        features = self._checked(features)
+        codes = np.empty((len(features), self.digits), np.int32)
+        for block in blocks(len(features)):
+            pieces = self._transform(features[block])
+            codes[block] = np.stack([nearest(piece, book) for piece, book in zip(pieces, self.codebooks)], axis=1)
+        return codes
 
     def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        return last_level_costs(self._transform(features)[-1], codes[:, -1:], self.codebooks[-1:], normalize=False)
+        features = self._checked(features)
+        last = np.concatenate([self._transform(features[block])[-1] for block in blocks(len(features))])
+        return last_level_costs(last, codes[:, -1:], self.codebooks[-1:], normalize=False)
 
-    def _transform(self, features: np.ndarray) -> list[np.ndarray]:
+    def _checked(self, features: np.ndarray) -> np.ndarray:
         if not self.codebooks:
             raise not_fitted()
-        return self._pieces(self._rotated(self.preprocess(check_features(features, self.dim))))
+        return check_features(features, self.dim)
+
+    def _transform(self, features: np.ndarray) -> list[np.ndarray]:
+        return self._pieces(self._rotated(self.preprocess(features)))
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         if not self.codebooks:

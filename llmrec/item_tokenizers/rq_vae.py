@@ -1,11 +1,15 @@
 """RQ-VAE: an autoencoder whose latent is quantised residually (TIGER, NeurIPS 2023, 2305.05065), and its variants with
 further losses: LETTER (CIKM 2024, 2405.07314) and CoST (RecSys 2024, 2404.14774).
 
+Both losses are means over dimensions, as in public code, where the paper sums squares: reconstruction of D dimensions
+weighs D / d times less against quantisation of d than there.
+
 The paper's recipe (Adagrad, learning rate 0.4, raw unit-norm inputs) collapsed to one code in an independent
 reproduction; it is the preset `"tiger"`. The defaults are a stable recipe: standardised inputs, AdamW, k-means
 initialisation of every level, reset of dead codes, and codebooks fitted once more on the final latents.
 
-LETTER's collaborative embeddings come from SASRec in the paper, from co-occurrence in the training sequences here.
+LETTER's collaborative embeddings come from SASRec in the paper, from co-occurrence in the training sequences here; its
+start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
 
 import copy
@@ -15,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from llmrec.item_tokenizers.cooccurrence import cooccurrence_embeddings
-from llmrec.item_tokenizers.preprocess import Preprocess, check_features, unique_rows
+from llmrec.item_tokenizers.preprocess import Preprocess, blocks, check_features, unique_rows
 from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, part_of, require
 from llmrec.item_tokenizers.residual import encode_residuals, last_level_costs
 
@@ -180,10 +184,13 @@ class RQVAE(Saved):
 
         if self._module is None:
             raise not_fitted()
-        rows = self.preprocess(check_features(features, self.dim))
+        features = check_features(features, self.dim)
+        z = np.empty((len(features), self.codebooks[0].shape[1]), np.float32)
         with torch.no_grad():
-            blocks = [self._encoder(block.double()).float() for block in torch.from_numpy(rows).split(65_536)]
-        return torch.cat(blocks).numpy()
+            for block in blocks(len(features)):
+                rows = torch.from_numpy(self.preprocess(features[block]))
+                z[block] = self._encoder(rows.double()).numpy()
+        return z
 
     def _new_module(self, dim: int):
         from llmrec.item_tokenizers.rq_vae_training import RQVAEModule

@@ -75,10 +75,12 @@ class Tags(TextIDs):
             "tags_column": tags_column,
             "prompt": prompt,
             "max_new_tokens": max_new_tokens,
+            "backend": backend,
+            "batch_size": batch_size,
         }
         if model_name_or_path is not None and "{item}" not in load_prompt(prompt).templates[0].prompt:
             raise ValueError(f"prompt {prompt!r} has no {{item}}, the place of the item's text")
-        self.backend, self.batch_size, self.device, self.cache_dir = backend, batch_size, device, cache_dir
+        self.device, self.cache_dir = device, cache_dir
 
     @property
     def config(self) -> dict:
@@ -109,7 +111,8 @@ class Tags(TextIDs):
         new = [text for text in dict.fromkeys(texts) if fingerprint(text) not in answers]
         if new:
             logger.info("%s writes tags for %d items (%d are known)", model, len(new), len(answers))
-            write = _writer(self.backend, model, prompt, length, self.batch_size, self.device)
+            backend, batch_size = self._settings["backend"], self._settings["batch_size"]
+            write = _writer(backend, model, prompt, length, batch_size, self.device)
             new.sort(key=len)  # neighbours in length share a batch
             for start in range(0, len(new), _SHARD):
                 block = new[start : start + _SHARD]

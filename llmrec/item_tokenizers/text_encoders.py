@@ -25,6 +25,9 @@ from llmrec.item_tokenizers.preprocess import l2_normalize
 
 logger = logging.getLogger(__name__)
 
+# Thai and Lao, Burmese, Khmer, kana, Chinese characters: scripts without spaces between words.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 AUTO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -63,7 +66,8 @@ class TextEncoder(Protocol):
 
 
 class TfidfEncoder:
-    """TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis).
+    """TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis). In scripts that put no
+    spaces between words every character counts as one.
 
     Args:
         dim (`int`): components; fewer where the texts have fewer (logged).
@@ -114,7 +118,11 @@ class TfidfEncoder:
     def _vectorizer(**kwargs):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), strip_accents="unicode", **kwargs)
+        # sklearn's own pattern, words of two characters or more, would take a Japanese title for one word.
+        pattern = rf"(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])\w)+|[{_UNSPACED}]"
+        return TfidfVectorizer(
+            sublinear_tf=True, ngram_range=(1, 2), strip_accents="unicode", token_pattern=pattern, **kwargs
+        )
 
 
 class SentenceTransformerEncoder:

@@ -4,15 +4,15 @@ IDGenRec (2403.19021) lets a T5 write tags until every item has a different ID, 
 recommender; GRAM (2506.01673) takes TF-IDF keywords of hierarchical clusters. Here both ways of proposing words
 (`keywords.py`, `tags.py`) share one uniqueness loop and nothing is trained in turn.
 
-A word begins with a space, holds letters and digits only and is no bare number (those tell colliding items apart), so
-byte-level BPE (GPT-2, Qwen, Llama 3) cuts an ID into the same tokens wherever it stands.
+A word begins with a space, holds letters, digits and the marks on them only and is no bare number (those tell
+colliding items apart), so byte-level BPE (GPT-2, Qwen, Llama 3) cuts an ID into the same tokens wherever it stands.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
 from hashlib import blake2b
+from itertools import groupby
 from typing import Self
 
 import numpy as np
@@ -27,9 +27,28 @@ TEXT_TRAITS = Traits(fixed_length=False, adds_tokens=False, decodes_to_vector=Fa
 
 
 def words_of(text: str) -> list[str]:
-    """The distinct words of a text in their order: lower-case letters and digits, two or more, no bare numbers."""
-    found = re.findall(r"[^\W_]{2,}", unicodedata.normalize("NFKC", text).lower())
-    return [word for word in dict.fromkeys(found) if not word.isnumeric()]
+    """The distinct words of a text in their order: two or more lower-case letters, digits and marks (vowel signs of
+    Hindi and Thai, accents that have no letter of their own), no bare numbers."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+    found = ["".join(characters) for inside, characters in groupby(text, _of_a_word) if inside]
+    return [word for word in dict.fromkeys(map(_without_stray_marks, found)) if len(word) > 1 and not _is_number(word)]
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
+
+
+def _of_a_word(character: str) -> bool:
+    return character.isalnum() or _is_mark(character)
+
+
+def _without_stray_marks(word: str) -> str:
+    """Marks that follow no letter or digit belong to what stood before, such as an emoji."""
+    return word[next((place for place, c in enumerate(word) if not _is_mark(c)), len(word)) :]
+
+
+def _is_number(word: str) -> bool:
+    return "".join(c for c in word if not _is_mark(c)).isnumeric()
 
 
 def text_of(items: pa.Table, columns: Sequence[str]) -> list[str]:
@@ -47,7 +66,10 @@ def id_rows(items: pa.Table) -> np.ndarray:
 
 
 def remember_items(items: pa.Table, codes: np.ndarray) -> Remembered:
-    """Codes `[N, L]` by item id."""
+    """Codes `[N, L]` by item id; raises `ValueError` where an id is there twice."""
+    twice = next((item for item, count in Counter(items["item_id"].to_pylist()).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"item id {twice!r} is in the catalogue more than once: leave one of its rows out")
     return Remembered(row_digests(id_rows(items)), codes)
 
 

@@ -41,9 +41,8 @@ class ValidationSample:
         self.recommender.model = model
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         with torch.no_grad():
-            histories, wishes = requests_of(
-                self.recommender, self.rows.take(pa.array(range(self.rows.num_rows)[mine]))
-            )
+            rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
+            histories, wishes = requests_of(self.recommender, rows)
             lists = self.recommender.recommend(histories, k=self.ks[-1], **wishes)
         sums = torch.zeros(2, len(self.ks), dtype=torch.float64)
         for items, target in zip(lists, self.targets[mine]):

@@ -49,7 +49,9 @@ def test_stitched_windows_give_the_same_rows_back(items, window, random, data):
 @settings(deadline=None, max_examples=30)
 def test_rows_that_fit_nowhere_give_the_same_rows_back(rows):
     table = windows([(user, list(history), target, None) for user, history, target in rows])
-    assert multiset(training_rows(stitch_windows(table), 3)) == multiset(table)
+    longest = max([1, *(len(history) for _, history, _ in rows)])  # the window that is taken if none is given
+    assert multiset(training_rows(stitch_windows(table), longest)) == multiset(table)
+    assert multiset(training_rows(stitch_windows(table, 3), 3)) == multiset(table)
 
 
 def test_one_long_sequence_from_full_windows():
@@ -67,6 +69,15 @@ def test_one_long_sequence_from_full_windows():
 def test_a_history_longer_than_the_window_is_refused():
     with pytest.raises(ValueError, match="a history has 3 items, more than the window of 2"):
         stitch_windows(windows([("u", list("abc"), "d", None)]), 2)
+
+
+def test_windows_with_kinds_are_refused():
+    rows = {"user_id": ["u"] * 3, "history": [["a"], ["a", "b"], ["b", "c"]], "item_id": list("bcd")}
+    rows |= {"split": ["train", "valid", "test"], "behaviour": ["view", "buy", "buy"]}
+    items = pa.table({"item_id": list("abcd"), "title": list("ABCD")})
+    with pytest.raises(ValueError, match="leave out the column 'behaviour'"):
+        prepare(pa.table(rows), items, split="given")
+    assert not prepare(pa.table(rows | {"behaviour": ["buy"] * 3}), items, split="given").behaviours
 
 
 @pytest.mark.slow

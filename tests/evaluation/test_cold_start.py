@@ -11,19 +11,31 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_data, write_tiny_base
+from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
 from trl import SFTConfig, TrlParser
 
 from llmrec.baselines.content_knn import ContentKNN
 from llmrec.baselines.item_knn import ItemKNN
 from llmrec.baselines.popularity import Popularity
 from llmrec.baselines.sasrec import SASRec, SASRecConfig
-from llmrec.data import PreparedData, training_rows
-from llmrec.evaluation.cold_start import COLD, COLD_ONLY, WARM, check_cold, evaluate_cold, hold_out_items
+from llmrec.data import PreparedData, prepare, training_rows
+from llmrec.evaluation.cold_start import (
+    COLD,
+    COLD_ONLY,
+    WARM,
+    Restricted,
+    check_cold,
+    cold_lines,
+    evaluate_cold,
+    hold_out_items,
+)
+from llmrec.filters import Filter
+from llmrec.instructions import load_prompt
 from llmrec.instructions.tasks import TASKS
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
-from llmrec.recommender import LLMRecommender
+from llmrec.model_folder import RecommenderConfig
+from llmrec.recommender import LLMRecommender, requests_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs" / "office14_cold"
@@ -206,6 +218,28 @@ def test_three_views(cold):
     assert views[COLD][0].predictions.num_rows + views[WARM][0].predictions.num_rows == cold.test.num_rows
     few = evaluate_cold({"oracle": Oracle()}, cold, max_warm=7, bootstrap=0, ks=[1])
     assert few[WARM][0].predictions.num_rows == 7
+    assert "1.0000" in cold_lines(few, cold.info["cold_items"], 24)[-1]  # recall@10, which nobody asked for
+
+
+def test_cold_targets_among_cold_items_are_asked_for_as_everywhere():
+    """Kinds of interaction reach the recommender in this view, too; it differs from the others in its filter alone."""
+    kinds = ["view", "cart", "buy"]
+    rows = [(f"u{u}", f"item-{(u + i) % 24:02d}", 3 * i + j, kind)
+            for u in range(24) for i in range(3) for j, kind in enumerate(kinds)]  # fmt: skip
+    log = pa.table(dict(zip(("user_id", "item_id", "timestamp", "behaviour"), zip(*rows))))
+    data = prepare(log, tiny_data().items, behaviours=kinds)
+    index = tiny_index(data).with_behaviours(data.behaviours)
+    model, tokenizer = tiny_model(data, index)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict(), num_beams=24)
+    whole = LLMRecommender(model.eval(), tokenizer, index, data.items, config)
+    restricted = Restricted(whole, index.items[:9])
+    asked = data.test.slice(0, 4)
+    histories, wishes = requests_of(whole, asked)
+    assert histories[0][-1][1] == "cart" and requests_of(restricted, asked) == (histories, wishes)
+    wishes = {"behaviour": ["view"] * 4}  # not the one that is asked for by default
+    lists = restricted.recommend(histories, 5, **wishes)
+    assert lists == whole.recommend(histories, 5, Filter(allow=index.items[:9]), **wishes)
+    assert lists != whole.recommend(histories, 5, Filter(allow=index.items[:9]))
 
 
 def test_the_recipe_from_holding_out_to_the_report(tmp_path, data, capsys):
@@ -244,11 +278,34 @@ def test_the_recipe_from_holding_out_to_the_report(tmp_path, data, capsys):
     assert (tmp_path / "report" / "cold_targets_cold_items_only" / "report.html").exists()
     assert set(LLMRecommender.from_pretrained(tmp_path / "ours").item_ids) >= set(held.info["cold_items"])
     Popularity.fit(data).save_pretrained(tmp_path / "leaky", {"data_fingerprint": data.fingerprint})
-    config.write_text(yaml.safe_dump({**settings, "recommenders": {"leaky": str(tmp_path / "leaky")}}))
+    leaky = {"recommenders": {"leaky": str(tmp_path / "leaky")}, "reference": None}
+    config.write_text(yaml.safe_dump({**settings, **leaky}))
     with pytest.raises(ValueError, match="trained on other data"):
         run("--config", config, "--step", "evaluate")
     with pytest.raises(ValueError, match="'fit' is not one of hold_out, evaluate"):
         run("--config", config, "--step", "fit")
+    # Before anything is loaded: the folder of this recommender does not exist.
+    config.write_text(yaml.safe_dump({**settings, "recommenders": {"gone": "nowhere"}, "reference": "typo"}))
+    with pytest.raises(ValueError, match="reference 'typo' is not one of the recommenders .'gone'."):
+        run("--config", config, "--step", "evaluate")
+
+
+def test_holding_out_replaces_prepared_data_only(tmp_path, data):
+    data.save(tmp_path / "shop" / "data")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    flags = ["--data_dir", tmp_path / "shop" / "data", "--fraction", "0.2", "--overwrite", "true", "--cold_dir"]
+    with pytest.raises(ValueError, match="no prepared data"):
+        run(*flags, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    for folder in (tmp_path / "shop" / "data", tmp_path / "shop"):
+        with pytest.raises(ValueError, match="would replace data_dir"):
+            run(*flags, folder)
+    assert "cold_items" not in PreparedData.load(tmp_path / "shop" / "data").info
+    (tmp_path / "empty").mkdir()
+    for seed in (0, 1):
+        run(*flags, tmp_path / "empty", "--seed", seed)
+    assert PreparedData.load(tmp_path / "empty").info["rules"]["hold_out"]["seed"] == 1
 
 
 def test_the_configs_of_office14_fit_together():

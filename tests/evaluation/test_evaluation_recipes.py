@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny import tiny_data, tiny_index, write_tiny_base
@@ -82,6 +83,30 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
 
     with pytest.raises(ValueError, match="nobody"):
         run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--controls", "nobody")
+    with pytest.raises(ValueError, match="reference 'typo'.*sasrec, shuffled order"):  # before the data is read
+        run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--reference", "typo", "--data_dir", "gone")
     with pytest.raises(ValueError, match="wrong_key"):
         bad = write_yaml(tmp_path / "bad.yaml", **yaml.safe_load(evaluation.read_text()), wrong_key=1)
         run(monkeypatch, "recipes/evaluate.py", "--config", bad)
+
+
+def test_content_knn_follows_its_files_and_no_cache(monkeypatch, tmp_path, capsys):
+    tiny_data().save(tmp_path / "data")
+    vectors = np.random.default_rng(0).normal(size=(2, 24, 4)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors[0])
+    baselines = write_yaml(
+        tmp_path / "baselines.yaml",
+        data_dir=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "baselines"),
+        content_features=[{"kind": "precomputed", "path": str(tmp_path / "vectors.npy")}],
+        max_length=8,
+        hidden_size=8,
+        max_epochs=1,
+    )
+    run(monkeypatch, "recipes/train_baselines.py", "--config", baselines)
+    capsys.readouterr()
+    run(monkeypatch, "recipes/train_baselines.py", "--config", baselines, "--content_cache", tmp_path / "elsewhere")
+    assert "Reusing the baselines" in capsys.readouterr().out
+    np.save(tmp_path / "vectors.npy", vectors[1])
+    with pytest.raises(ValueError, match="other settings .content_inputs."):
+        run(monkeypatch, "recipes/train_baselines.py", "--config", baselines)

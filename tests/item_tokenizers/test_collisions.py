@@ -1,9 +1,17 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.item_tokenizers.collisions import COLLISION_POLICIES, collision_stats, reassign_last, sinkhorn
+from llmrec.item_tokenizers.collisions import (
+    COLLISION_POLICIES,
+    _colliding_prefixes,
+    collision_stats,
+    reassign_last,
+    sinkhorn,
+)
 
 K = 5
 
@@ -56,6 +64,15 @@ def test_a_newcomer_that_meets_a_bare_semid_gets_the_further_token():
     codes = np.array([[2, 2], [0, 1], [0, 1], [3, 3]], np.int32)
     expected = [[2, 2, 0], [0, 1, 2], [0, 1, 3], [3, 3, -1]]
     assert resolve("append", codes, np.zeros((4, K), np.float32), taken).tolist() == expected
+
+
+def test_prefixes_are_found_without_a_look_at_all_codes_for_each():
+    codes = np.stack([np.arange(100_000), np.full(100_000, 3)], axis=1).astype(np.int32)
+    taken = np.concatenate([codes, np.full((100_000, 1), -1, np.int32)], axis=1)
+    start = time.process_time()
+    found = [(rows.tolist(), used.tolist()) for rows, used in _colliding_prefixes(codes, taken)]
+    assert time.process_time() - start < 4  # one; seven with such looks
+    assert found == [([row], [3]) for row in range(100_000)]
 
 
 def test_reassign_finds_the_least_total_cost_and_leaves_other_prefixes_alone():

@@ -81,7 +81,8 @@ def test_a_code_stands_for_what_is_left_of_its_items():
 
 def test_fresh_codes_full_prefixes_and_spare_numbers():
     codes = [[0, 0, -1], [0, 1, -1], [1, 0, -1], [1, 0, 0], [2, 1, -1], [0, 0, 1]]
-    index = SemIDIndex(list("abcdef"), codes, [3, 2, 4], info={"collision": "append", "reserved": {"x": [[1, 0, 2]]}})
+    reserved = {"reserved": {"x": [[1, 0, 2]]}, "reserved_versions": {"x": 2}}
+    index = SemIDIndex(list("abcdef"), codes, [3, 2, 4], info={"collision": "append", **reserved})
     newcomers = np.array([0, 0, 0, 0, 1, 1], bool)
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     report = drift_report(index, features, newcomers)
@@ -94,6 +95,10 @@ def test_fresh_codes_full_prefixes_and_spare_numbers():
     level = report["collision_level"]
     assert (level["numbers_before"], level["numbers_now"], level["spare_used"]) == (1, 3, 2 / 3)
     assert report["verdict"] == "watch" and "too few to judge" in report["reasons"][0]
+    # The number of an item that was there from the beginning was taken then.
+    index.info["reserved_versions"] = {}
+    level = drift_report(index, features, newcomers)["collision_level"]
+    assert (level["numbers_before"], level["numbers_now"], level["spare_used"]) == (3, 3, 0)
 
 
 def test_without_newcomers_and_without_old_items(tmp_path):

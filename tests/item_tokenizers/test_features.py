@@ -96,6 +96,9 @@ def test_precomputed_embeddings(data, tmp_path):
     pq.write_table(pa.table({"item_id": ids[:3], "embedding": matrix[:3].tolist()}), path)
     with pytest.raises(ValueError, match="no embedding of item 'item-03'"):
         features.encode(data.items)
+    pq.write_table(pa.table({"item_id": [*ids, ids[4]], "embedding": [*matrix.tolist(), [0.0] * 5]}), path)
+    with pytest.raises(ValueError, match="more than one embedding of item 'item-04'"):
+        features.encode(data.items)
     pq.write_table(pa.table({"item_id": ids[:2], "embedding": [[1.0], [1.0, 2.0]]}), path)
     with pytest.raises(ValueError, match="different lengths"):
         features.encode(data.items)
@@ -123,6 +126,20 @@ def test_bad_specs(data):
         ItemFeatures([{"kind": "text", "encoder": "tfidf"}]).fit(empty)
     with pytest.raises(ValueError, match="(?s)cannot be loaded .* or encoder: tfidf"):
         SentenceTransformerEncoder("no/such-model-here").encode(["text"])
+
+
+def test_scripts_without_spaces_are_read_by_character():
+    """One Japanese title is no single term: ramen is near to ramen, and new titles have terms that are known."""
+    places, dishes = ["東京", "大阪", "京都", "札幌", "福岡"], ["ラーメン屋台", "抹茶ケーキ", "味噌汁セット"]
+    titles = [place + dish for dish in dishes for place in places]
+    encoder = choose_text_encoder("tfidf", dim=8).fit(titles)
+    vectors = encoder.encode(titles)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -1)
+    assert (similarity.argmax(1) // 5 == np.arange(15) // 5).all()
+    assert (encoder.encode(["名古屋ラーメン"]) @ vectors.T).argmax() < 5
+    words = choose_text_encoder("tfidf").fit(["Red hat x", "blue hat_2, 42"]).vocabulary
+    assert words == ["42", "blue", "blue hat_2", "hat", "hat_2", "hat_2 42", "red", "red hat"]
 
 
 def test_an_item_without_text_gets_a_zero_vector():

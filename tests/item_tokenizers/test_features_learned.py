@@ -75,7 +75,7 @@ def test_categories_have_levels_bins_and_a_vocabulary():
         {
             "item_id": list("12345"),
             "path": ["Shop > Nails > Polish", "Shop > Nails", "Shop > Hair | Gifts", "Shop > Gifts | Hair", ""],
-            "tags": [["red", "matt"], ["red"], ["matt"], [], None],
+            "tags": [["red", None, "matt"], ["red"], ["matt", None], [], None],
             "year": [1999, 1999, 2005, None, 2005],
             "new": [True, False, True, False, None],
         }

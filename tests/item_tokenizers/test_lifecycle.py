@@ -18,7 +18,7 @@ from llmrec.item_tokenizers import (
     diff,
     remove_items,
 )
-from llmrec.item_tokenizers.lifecycle import next_catalogue, next_version
+from llmrec.item_tokenizers.lifecycle import bring_back, next_catalogue, next_version, reserved_versions
 from llmrec.semids import SemIDIndex
 
 
@@ -138,6 +138,21 @@ def test_an_item_with_several_semids_goes_and_comes_back_whole():
     gone = remove_items(index, ["a"])
     assert gone.item_ids == ["b"] and gone.info["reserved"] == {"a": [[0, 1], [1, 1]]}
     assert diff(index, gone).removed == {"a": "<a_0><b_1> <a_1><b_1>"}
+
+
+def test_an_item_that_returns_has_the_version_it_came_with():
+    index = SemIDIndex(list("abc"), [[0, 1], [1, 0], [1, 1]], [2, 3], info={"collision": "append"})
+    versions = pa.array([1, 2, 1], pa.int32())
+    items = pa.table({"item_id": list("abc"), "title": list("ABC"), "semid_version": versions})
+    gone = remove_items(index, ["a", "b"], items=items)
+    assert reserved_versions(gone) == {"a": 1, "b": 2}
+    left = next_catalogue(items, removed=["a", "b"], version=3)
+    given = pa.table({"item_id": list("abd"), "title": list("ABD")})
+    back = next_catalogue(left, given, version=4, returning=reserved_versions(gone))
+    assert back["item_id"].to_pylist() == list("abdc") and back["semid_version"].to_pylist() == [1, 2, 4, 1]
+    later = bring_back(gone, ["b"])
+    assert reserved_versions(later) == {"a": 1} and later.info["reserved_versions"] == {}
+    assert reserved_versions(remove_items(index, ["a"], reuse=True, items=items)) == {}
 
 
 def test_the_next_catalogue():

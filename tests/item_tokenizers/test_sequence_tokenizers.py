@@ -54,6 +54,7 @@ def test_the_contract(tmp_path_factory, name, seed):
         chosen = tokenizer.encode_target(histories, targets, variant)
         assert [index.decode("".join(tokens)) for tokens in chosen] == [[target] for target in targets]
         assert tokenizer.encode_target(histories[5:6], targets[5:6], variant) == chosen[5:6]
+        assert tokenizer.encode_history([], variant) == tokenizer.encode_target([], [], variant) == []
     assert tokenizer.encode_history(histories, 0) != tokenizer.encode_history(histories, 1)
 
     again, _, _ = fitted(name, seed)

@@ -97,6 +97,9 @@ def test_a_mixture_writes_each_stream_and_teaches_what_is_asked(setting):
         parse_mixture([*MIXTURE, {"prompt": "stream", "semids": "visual"}], prompt, index)
     with pytest.raises(ValueError, match="no stream 'collaborative'.*join_semids"):
         parse_mixture(MIXTURE, prompt, tiny_index(data))
+    with pytest.raises(ValueError, match="'semantic', 'semantic'.: name each of them once"):
+        parse_mixture(MIXTURE, prompt, index, ["semantic", "semantic"])
+    assert parse_mixture([{"prompt": "stream", "semids": None}], prompt, index)[0].prompt == prompt
 
 
 def recommender(setting, *fuse: str, num_beams: int = 24) -> LLMRecommender:
@@ -112,6 +115,12 @@ def test_each_stream_is_searched_in_its_own_semids_and_the_lists_are_fused(setti
     lists = {name: recommender(setting, name).recommend(histories, k=24) for name in ("semantic", "collaborative")}
     fused = recommender(setting, "semantic", "collaborative").recommend(histories, k=24)
     assert recommender(setting).recommend(histories, k=24) == lists["semantic"]  # the primary stream
+    for name, start in (("semantic", "<a_1>"), ("collaborative", "<d_5>")):  # what is shown is what is searched
+        ours = recommender(setting, name)
+        assert (
+            ours.prompts([["item-01"]]) == ours.prompts([["item-01"]], name)
+            and start in ours.prompts([["item-01"]])[0]
+        )
     for of_streams, together in zip(zip(*lists.values()), fused):
         scores = [{item.item_id: item.score for item in items} for items in of_streams]
         assert all(len(each) == 24 for each in scores) and scores[0] != scores[1]

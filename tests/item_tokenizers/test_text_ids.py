@@ -40,8 +40,12 @@ def index_of(tokenizer, items, train=None, **naming):
 # Words and their tokens
 
 
-@given(st.text())
-@settings(max_examples=50)
+# Rich in marks, which st.text() hardly ever draws.
+TEXT = st.one_of(st.text(), st.text(st.characters(categories=("Ll", "Lu", "Lo", "Mn", "Mc", "Me", "Nd", "Zs"))))
+
+
+@given(TEXT)
+@settings(max_examples=200)
 def test_words_are_whole_and_unambiguous(text):
     words = words_of(text)
     assert len(set(words)) == len(words)
@@ -50,7 +54,21 @@ def test_words_are_whole_and_unambiguous(text):
         assert words_of(word) == [word]
 
 
-WORD = st.text(min_size=1, max_size=12).map(words_of).filter(bool).map(lambda words: " " + words[0])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("दाल मखनी, हिन्दी", ["दाल", "मखनी", "हिन्दी"]),
+        ("İstanbul Straße", ["i̇stanbul", "straße"]),
+        ("Cafe\u0301 café", ["café"]),
+        ("ข้าวผัด 東京ラーメン", ["ข้าวผัด", "東京ラーメン"]),
+        ("1️⃣ 12 ❤️red red❤️ a", ["red"]),
+    ],
+)
+def test_marks_stay_on_their_letters(text, words):
+    assert words_of(text) == words
+
+
+WORD = TEXT.map(lambda text: words_of(text[:12])).filter(bool).map(lambda words: " " + words[0])
 SEMID = st.one_of(
     st.lists(WORD, min_size=1, max_size=5).map("".join),
     st.builds(lambda words, n: "".join(words) + f" {n}", st.lists(WORD, min_size=1, max_size=3), st.integers(0, 150)),
@@ -167,6 +185,13 @@ def test_a_new_item_leaves_fitted_ids_alone():
     assert tokenizer.encode(no_features(unknown), unknown).tolist() == [[0] + [-1] * 7]
 
 
+def test_an_item_id_occurs_once():
+    items = pa.table({"item_id": ["a", "b", "a"], "title": ["red lamp", "blue lamp", "green lamp"]})
+    for tokenizer in (Keywords(), ItemNumbers()):
+        with pytest.raises(ValueError, match="item id 'a' is in the catalogue more than once"):
+            tokenizer.fit(no_features(items), items=items)
+
+
 # Numbers
 
 
@@ -238,6 +263,14 @@ def test_the_answer_begins_the_id(writer, tmp_path):
     written = {word for answer in answers.values() for word in words_of(answer)}
     firsts = [index.tokens_of_row(row)[0].strip() for row in range(24)]
     assert sum(first in written for first in firsts) == sum(bool(words_of(answer)) for answer in answers.values()) > 12
+
+
+def test_a_loaded_tokenizer_asks_as_the_fitted_one_did(tmp_path):
+    items = pa.table({"item_id": ["a", "b"], "title": ["Luxo", "Bulb"], "tags": ["lamp desk", "bulb"]})
+    tokenizer = Tags(tags_column="tags", backend="vllm", batch_size=3).fit(no_features(items), items=items)
+    tokenizer.save_pretrained(tmp_path / "t")
+    assert load_item_tokenizer(tmp_path / "t").config == tokenizer.config
+    assert (tokenizer.config["backend"], tokenizer.config["batch_size"]) == ("vllm", 3)
 
 
 def test_an_own_prompt_is_used_and_cached_apart(writer, tmp_path):

@@ -9,6 +9,7 @@ import yaml
 from tiny import tiny_data
 from trl import TrlParser
 
+from llmrec.data import PreparedData
 from llmrec.item_tokenizers import ItemFeatures, add_items, load_item_tokenizer
 from llmrec.semids import SemIDIndex
 
@@ -76,8 +77,28 @@ def test_ready_made_and_unknown_tokenizer(config, tmp_path, data, capsys):
     run("--config", config, "--ready_made", tmp_path / "shop.index.json")
     assert "<a_1><b_0>  blue gadget number 2" in capsys.readouterr().out
     assert not (tmp_path / "semids" / "item_tokenizer").exists()
+    semids["item-00"], semids["item-02"] = semids["item-02"], semids["item-00"]
+    (tmp_path / "shop.index.json").write_text(json.dumps(semids))
+    with pytest.raises(ValueError, match="other settings .files."):
+        run("--config", config, "--ready_made", tmp_path / "shop.index.json")
     with pytest.raises(ValueError, match="'kmeans' is not one of rq_kmeans, "):
         run("--config", config, "--tokenizer", "kmeans", "--overwrite", "true")
+
+
+def test_a_changed_prompt_of_tags_is_other_settings(config, tmp_path, data):
+    tags = ["red lamp", "green chair", "blue table"]
+    PreparedData(data.items.append_column("tags", [tags * 8]), data.train, data.valid, data.test).save(
+        tmp_path / "data"
+    )
+    (tmp_path / "tags.yaml").write_text("task: item_tags\ntemplates: [{prompt: 'Tags of {item}', completion: ''}]\n")
+    arguments = {"tags_column": "tags", "prompt": str(tmp_path / "tags.yaml")}
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**settings, "tokenizer": "tags", "tokenizer_args": arguments}))
+    run("--config", config)
+    run("--config", config)
+    (tmp_path / "tags.yaml").write_text("task: item_tags\ntemplates: [{prompt: 'Words for {item}', completion: ''}]\n")
+    with pytest.raises(ValueError, match="other settings .files."):
+        run("--config", config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)

@@ -1,5 +1,6 @@
 """Trees: balance, communities, categories; and where items go that were not there."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,14 @@ from item_tokenizers.small import blobs, small_items, small_train
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from llmrec.item_tokenizers import BalancedTree, CategoryTree, CooccurrenceTree, add_items, build_semids
+from llmrec.item_tokenizers import (
+    BalancedTree,
+    CategoryTree,
+    CooccurrenceTree,
+    add_items,
+    build_semids,
+    load_item_tokenizer,
+)
 from llmrec.item_tokenizers.balance import greedy
 from llmrec.item_tokenizers.balanced_tree import assign_balanced
 from llmrec.item_tokenizers.cooccurrence_tree import shared_users, spectral_clusters
@@ -84,6 +92,22 @@ def test_node_tokens_number_nodes_and_items():
         assert (here == (numbers[:, level] >= 0)).all()
         prefixes = {(number, *path) for number, path in zip(numbers[here, level], codes[here, : level + 1])}
         assert len(prefixes) == len({number for number, *_ in prefixes}) == nodes.codebook_sizes[level]
+
+
+def test_a_large_tree_is_loaded_in_no_time():
+    count = 300_000
+    leaf_of = np.random.default_rng(0).permutation(np.arange(count) // 3)
+    arrays = {
+        "remembered.digests": np.arange(2 * count).view(np.uint8).reshape(count, 16),
+        "remembered.codes": np.zeros((count, 2), np.int32),
+        "parents": np.concatenate([[-1], np.zeros(count // 3 - 1, int)]),
+        "leaf_of": leaf_of,
+    }
+    tokenizer = BalancedTree(4)
+    start = time.process_time()
+    tokenizer.restore({}, arrays)
+    assert time.process_time() - start < 2
+    assert all(tokenizer._members[leaf].tolist() == np.flatnonzero(leaf_of == leaf).tolist() for leaf in range(9))
 
 
 # Co-occurrence tree
@@ -202,22 +226,38 @@ def test_category_paths_then_places():
         [1, -1, -1, 2],
         [2, 1, 1, 1],  # a name that comes back at a deeper level is another token
     ]
-    assert tokenizer.codebook_sizes == (4, 3, 3, 3)
+    assert tokenizer.codebook_sizes == (4, 3, 3, 1 + 2 + 32)
 
 
 def test_new_items_stay_on_the_known_path():
     tokenizer = CategoryTree().fit(None, items=catalogue(["A > B > C", "A > D", "E > F"]))
     new = catalogue(["A > D", "A > X > C", "A > F", "Y > B", "A > B > C > Z", "A > B", "A > D > Z", ""], "n")
-    assert tokenizer.encode(None, new).tolist() == [
-        [1, 2, -1, 0],
-        [1, 0, -1, 0],
-        [1, 0, -1, 0],  # F is known, under E
-        [0, -1, -1, 0],
-        [1, 1, 1, 0],
-        [1, 1, -1, 0],
-        [1, 2, 0, 0],
-        [0, -1, -1, 0],
+    codes = tokenizer.encode(None, new)
+    assert codes[:, :-1].tolist() == [
+        [1, 2, -1],
+        [1, 0, -1],
+        [1, 0, -1],  # F is known, under E
+        [0, -1, -1],
+        [1, 1, 1],
+        [1, 1, -1],
+        [1, 2, 0],
+        [0, -1, -1],
     ]
+    assert ((codes[:, -1] > 1) & (codes[:, -1] < tokenizer.codebook_sizes[-1])).all()
+
+
+def test_a_category_has_room_for_newcomers(tmp_path):
+    items = catalogue(["A > B"] * 100 + ["A > C"])
+    tokenizer = CategoryTree().fit(None, items=items)
+    features = np.zeros((301, 1), np.float32)
+    index = build_semids(items["item_id"].to_pylist(), features[:101], tokenizer, items=items)
+    new = catalogue(["A > B"] * 200, "n")
+    tokenizer.save_pretrained(tmp_path / "t")
+    tokenizer = load_item_tokenizer(tmp_path / "t")
+    assert tokenizer.codebook_sizes[-1] == 1 + 100 + 100
+    grown = add_items(index, tokenizer, features[101:], new["item_id"].to_pylist(), items=new)
+    assert len({grown.encode(item) for item in grown.items}) == 301
+    assert len(np.unique(tokenizer.encode(None, new), axis=0)) > 70
 
 
 def test_newcomers_leave_fitted_categories_alone():
@@ -236,6 +276,8 @@ def test_newcomers_leave_fitted_categories_alone():
 def test_category_errors():
     with pytest.raises(ValueError, match="no column 'categories'"):
         CategoryTree().fit(None, items=small_items().drop(["categories"]))
+    with pytest.raises(ValueError, match="column 'categories' holds list<item: string>, not text: join the names"):
+        CategoryTree().fit(None, items=catalogue([["A", "B"], ["A"]]))
     with pytest.raises(ValueError, match="needs items"):
         CategoryTree().fit(None, train=small_train(small_items()))
     with pytest.raises(ValueError, match="at least one item"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from tiny import tiny_data, write_tiny_base
 from trl import TrlParser
 
 from llmrec.filters import Filter
-from llmrec.item_tokenizers import ItemFeatures, RQKMeans, build_semids, diff, fit_semids, remove_items
+from llmrec.item_tokenizers import ItemFeatures, Pctx, RQKMeans, build_semids, diff, fit_semids, remove_items
+from llmrec.item_tokenizers.streams import join_streams
 from llmrec.model_folder import semids_table
 from llmrec.model_update import update_model_folder
 from llmrec.recommender import LLMRecommender
@@ -119,6 +121,63 @@ def test_the_next_version_and_its_model(folder, data, tmp_path, capsys):
     third = SemIDIndex.load(tmp_path / "three" / "semids.parquet")
     assert third.encode("item-03") == old.encode("item-03") and third.info["version"] == 3
     assert "item-03" in LLMRecommender.from_pretrained(tmp_path / "three" / "model").item_ids
+    came = dict(zip(*(semids_table(tmp_path / "three")[name].to_pylist() for name in ("item_id", "semid_version"))))
+    assert came["item-03"] == 1 and came["new-1"] == 2  # the item tokenizer was fitted on item-03: no newcomer
+    assert json.loads((tmp_path / "three" / "drift" / "report.json").read_text())["items"]["new"] == 2
+
+
+def test_a_model_that_was_trained_again_is_no_finished_update(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    flags = {"semids": folder / "semids", "model": tmp_path / "model", "output_dir": tmp_path / "two"}
+    run(**flags, remove=["item-03"])
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(ValueError, match="other settings .model_fingerprint."):
+        run(**flags, remove=["item-03"])
+
+
+def test_semids_that_were_given_free_make_another_update(folder, tmp_path):
+    run(semids=folder / "semids", remove=["item-03"], output_dir=tmp_path / "base")
+    run(semids=tmp_path / "base", remove=["item-04"], output_dir=tmp_path / "next")
+    run(semids=folder / "semids", remove=["item-03"], reuse=True, output_dir=tmp_path / "base", overwrite=True)
+    with pytest.raises(ValueError, match="other settings .reserved_fingerprint."):
+        run(semids=tmp_path / "base", remove=["item-04"], output_dir=tmp_path / "next")
+
+
+def test_a_typo_can_be_corrected_and_yaml_may_read_ids_as_numbers(folder, tmp_path):
+    with pytest.raises(ValueError, match="'item-99' has no Semantic ID"):
+        run(semids=folder / "semids", remove=["item-99"], output_dir=tmp_path / "two")
+    run(semids=folder / "semids", remove=["item-03"], output_dir=tmp_path / "two")
+    table = semids_table(folder / "semids")
+    numbered = table.set_column(0, "item_id", [list(map(str, range(24)))]).drop_columns(["semid", "codes"])
+    index = SemIDIndex.load(folder / "semids" / "semids.parquet")
+    index.replaced(numbered["item_id"].to_pylist(), index.codes).save(tmp_path / "n" / "semids.parquet", numbered)
+    shutil.copy(folder / "semids" / "features.npy", tmp_path / "n")
+    config = tmp_path / "update.yaml"
+    config.write_text(f"semids: {tmp_path}/n\noutput_dir: {tmp_path}/three\nremove: [3, 4]\n")
+    run(config=config)
+    assert not {"3", "4"} & set(SemIDIndex.load(tmp_path / "three" / "semids.parquet").items)
+
+
+def test_semids_without_a_next_version_are_named_before_anything_is_written(folder, data, tmp_path):
+    index = SemIDIndex.load(folder / "semids" / "semids.parquet")
+    join_streams({"one": index, "two": index}).save(tmp_path / "joined" / "semids.parquet", data.items)
+    matrix = np.load(folder / "semids" / "features.npy")
+    tokenizer = Pctx(codebook_sizes=[4, 4], context_dim=4, feature_dim=4)
+    contextual = fit_semids(tokenizer, matrix, data.items, data.train)
+    contextual.save(tmp_path / "contextual" / "semids.parquet", data.items)
+    tokenizer.save_pretrained(tmp_path / "contextual" / "item_tokenizer")
+    bare = SemIDIndex(index.item_ids, index.codes, index.codebook_sizes, info={"collision": "keep"})
+    bare.save(tmp_path / "ready_made" / "semids.parquet", data.items)
+    for name, flags, message in (
+        ("joined", {"items": folder / "new.parquet"}, "update one, two, and join the streams again"),
+        ("joined", {"remove": ["item-03"]}, "update one, two, and join the streams again"),
+        ("contextual", {"items": folder / "new.parquet"}, "'pctx' knows the items it was fitted with only"),
+        ("ready_made", {"items": folder / "new.parquet"}, "ready_made has no item_tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(semids=tmp_path / name, output_dir=tmp_path / "out", **flags)
+        assert not (tmp_path / "out").exists()
 
 
 def test_refusals(folder, data, tmp_path):

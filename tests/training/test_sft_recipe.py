@@ -146,3 +146,14 @@ def test_another_catalogue_is_refused(base):
     result = run(base, "refused", "--data_dir", str(base / "other_data"))
     assert result.returncode != 0 and "made for another catalogue" in result.stderr
     assert not (base / "refused").exists()
+
+
+def test_an_unknown_behaviour_is_refused_before_training(base, tmp_path):
+    result = run(base, "refused", "--behaviour", "byu")
+    assert result.returncode != 0 and "behaviour 'byu' has no token; the model knows none at all" in result.stderr
+    data = tiny_data(num_users=USERS)
+    data.save(tmp_path / "data")
+    write_tiny_base(tmp_path / "base", data, tiny_index(data).with_behaviours(["view", "buy"]))
+    result = run(tmp_path, "refused", "--behaviour", "byu")
+    assert result.returncode != 0 and "behaviour 'byu' has no token; the model knows view, buy" in result.stderr
+    assert not (base / "refused").exists() and not (tmp_path / "refused").exists()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from llmrec.item_tokenizers.feature_parts.part import need_column, rows_in_training
+from llmrec.item_tokenizers.feature_parts.part import is_text, need_column, rows_in_training
 from llmrec.item_tokenizers.protocol import part_of
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,16 @@ class Categories:
             return [[f"{column}={b}"] if ok else [] for b, ok in zip(bins.tolist(), np.isfinite(numbers))]
         if types.is_list(values.type) or types.is_large_list(values.type):
             lists = values.to_pylist()
-        elif _is_text(values.type) or types.is_boolean(values.type) or _is_number(values.type):
+        elif is_text(values.type) or types.is_boolean(values.type) or _is_number(values.type):
             lists = [[] if value is None else [value] for value in values.to_pylist()]
         else:
             raise ValueError(f"column {column!r} holds {values.type}, not text, numbers, booleans or lists of text")
         return [
-            list(dict.fromkeys(f"{column}={level}" for value in row or () for level in _levels(value)))
+            list(
+                dict.fromkeys(
+                    f"{column}={level}" for value in row or () if value is not None for level in _levels(value)
+                )
+            )
             for row in lists
         ]
 
@@ -191,7 +195,3 @@ def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def _is_number(kind: pa.DataType) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as types
 
 from llmrec.files import fingerprint
 
@@ -62,6 +63,10 @@ def need_column(items: pa.Table, column: str) -> pa.ChunkedArray:
     if column not in items.column_names:
         raise ValueError(f"the catalogue has no column {column!r}; it has {items.column_names}")
     return items[column]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
 
 
 def files_fingerprint(paths: Sequence[Path]) -> str:

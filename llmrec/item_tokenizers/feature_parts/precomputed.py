@@ -1,5 +1,6 @@
 """Features of kind `precomputed`: any array the user has made, of audio, images, another model."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
@@ -90,7 +91,11 @@ def _read_parquet(path: Path, tensor: str | None) -> tuple[list[str], np.ndarray
     if len(widths) != 1 or widths[0] is None:
         raise ValueError(f"{path}: embeddings have different lengths {widths}")
     matrix = pc.list_flatten(table["embedding"]).to_numpy().reshape(-1, widths[0])
-    return table["item_id"].cast(pa.string()).to_pylist(), matrix
+    ids = table["item_id"].cast(pa.string()).to_pylist()
+    twice = next((item for item, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} holds more than one embedding of item {twice!r}: leave all but one out")
+    return ids, matrix
 
 
 _READERS = {".npy": _read_npy, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
