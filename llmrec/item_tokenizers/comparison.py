@@ -60,7 +60,7 @@ def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in rows.items():
-        entropy = " ".join(f"{value:.2f}" for value in row["entropy"][:4]) + (
+        entropy = " ".join(f"{abs(value):.2f}" for value in row["entropy"][:4]) + (
             " ..." if len(row["entropy"]) > 4 else ""
         )
         lines.append(
