@@ -171,14 +171,26 @@ class SemIDIndex:
 
     def tokens_of_row(self, row: int) -> list[str]:
         """The tokens of a row's SemID."""
-        return [self._level_tokens[level][code] for level, code in enumerate(self.codes[row].tolist()) if code >= 0]
+        return self._tokens_of(self.codes[row].tolist())
 
     def semid_of_row(self, row: int) -> str:
-        return "".join(self.tokens_of_row(row)) + ("" if self.adds_tokens else ";")
+        return self._joined(self.tokens_of_row(row))
 
     def encode(self, item_id: str) -> str:
-        """The primary SemID of an item as one string, e.g. `<a_12><b_7><c_201>`."""
+        """The primary SemID of an item as one string, e.g. `<a_12><b_7><c_201>`.
+
+        An item that was removed still has the one that is reserved for it, so that histories with it can be read.
+        """
+        reserved = self.info.get("reserved", {})
+        if item_id in reserved and item_id not in self._rows_of_item:
+            return self._joined(self._tokens_of(reserved[item_id][0]))
         return self.semid_of_row(self.row(item_id))
+
+    def _tokens_of(self, codes: Sequence[int]) -> list[str]:
+        return [self._level_tokens[level][code] for level, code in enumerate(codes) if code >= 0]
+
+    def _joined(self, tokens: Sequence[str]) -> str:
+        return "".join(tokens) + ("" if self.adds_tokens else ";")
 
     def decode(self, semid: str) -> list[str]:
         """The items that have this SemID (several under policy "keep"); an unknown SemID gives an empty list."""
@@ -194,7 +206,14 @@ class SemIDIndex:
 
     def aligned(self, items: pa.Table) -> "SemIDIndex":
         """The same SemIDs for exactly the items of a catalogue, in its order; raises `ValueError` if one has none."""
-        return self.rows_at([row for item in items["item_id"].to_pylist() for row in self._rows(item)])
+        wanted = items["item_id"].to_pylist()
+        without = [item for item in wanted if item not in self._rows_of_item]
+        if without:
+            raise ValueError(
+                f"item {without[0]!r} of the catalogue has no Semantic ID here ({len(without)} such items): "
+                "these Semantic IDs were made for other items"
+            )
+        return self.rows_at([row for item in wanted for row in self._rows(item)])
 
     def rows_at(self, rows: Sequence[int]) -> "SemIDIndex":
         """The same index with these rows, in this order."""

@@ -17,7 +17,8 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
 
     Args:
         settings: everything that decides the result: flags and fingerprints of the inputs.
-        overwrite: remove what another run left.
+        overwrite: replace what another run left. A finished result is moved aside, to `<folder>.old`, until the new
+            one is finished.
 
     Returns:
         `"done"`: the folder holds the finished result of these settings. `"resume"`: a run with these settings was
@@ -32,8 +33,13 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.exists():
         raise ValueError(f"{folder} holds files that no stage wrote: choose another output_dir")
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if overwrite and record.exists():
+        aside = _aside(folder)
+        if read_json(record)["complete"] and not aside.exists():
+            folder.rename(aside)
+            logger.warning("%s is replaced; until that is done, what it held lies in %s", folder, aside)
+        else:
+            shutil.rmtree(folder)
     if record.exists():
         before = read_json(record)
         if before["settings"] == settings:
@@ -55,6 +61,11 @@ def finish_stage(folder: str | Path, **results) -> None:
     """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
     record = Path(folder) / RECORD
     write_json(record, {**read_json(record), "complete": True, "results": results})
+    shutil.rmtree(_aside(record.parent), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
 
 
 def content_of(*names: str | None) -> str | None:

@@ -92,5 +92,6 @@ def files_of(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
     main(*TrlParser((EvaluateArguments,)).parse_args_and_config())

@@ -43,7 +43,8 @@ def main(args: RecommendArguments) -> None:
     for user, row, history, items in zip(users, rows, histories, lists):
         print(f"\nUser {user} chose, oldest first:")
         for entry in history[-8:]:
-            print(f"    {titles[item_of(entry)][:90]}")
+            kind = "" if isinstance(entry, str) else f"{entry[1]}: "
+            print(f"    {kind}{titles[item_of(entry)][:90]}")
         print("Recommended (log-probability, Semantic ID, title; * is what came next):")
         for item in items:
             mark = "*" if item.item_id == data.test["target"][row].as_py() else " "

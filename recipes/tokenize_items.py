@@ -17,12 +17,18 @@ from trl import TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.files import atomic_path, fingerprint
-from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, ItemFeatures, fit_semids, ready_made_semids
+from llmrec.item_tokenizers import (
+    COLLISION_POLICIES,
+    SEQUENCE_TOKENIZERS,
+    TOKENIZERS,
+    ItemFeatures,
+    fit_semids,
+    make_item_tokenizer,
+    ready_made_semids,
+)
 from llmrec.item_tokenizers.report import report_lines, semid_report, write_report
 from llmrec.semids import SemIDIndex
 from llmrec.stages import begin_stage, content_of, finish_stage, settings_of
-
-KINDS = TOKENIZERS | SEQUENCE_TOKENIZERS
 
 
 @dataclass
@@ -31,35 +37,28 @@ class TokenizeArguments:
     output_dir: str = field(metadata={"help": "Folder to write."})
     features: list[dict] = field(
         default_factory=lambda: [{"kind": "text"}],
-        metadata={"help": "YAML: parts side by side: kind (text, cooccurrence, precomputed), weight, arguments."},
+        metadata={"help": "In the YAML only: parts side by side, each with kind, weight and arguments."},
     )
-    tokenizer: str = field(default="rq_kmeans", metadata={"help": f"One of {', '.join(KINDS)}."})
-    tokenizer_args: dict = field(default_factory=dict, metadata={"help": "YAML: its arguments, e.g. codebook_sizes."})
-    collision: str = field(
-        default="auto", metadata={"help": "auto, keep, append, append_all, reassign_last or sinkhorn_last."}
-    )
+    tokenizer: str = field(default="rq_kmeans", metadata={"help": ", ".join(TOKENIZERS | SEQUENCE_TOKENIZERS)})
+    tokenizer_args: dict = field(default_factory=dict, metadata={"help": "In the YAML only: its arguments."})
+    collision: str = field(default="auto", metadata={"help": ", ".join(["auto", *COLLISION_POLICIES])})
     collision_reserve: int = field(default=32, metadata={"help": "Spare tokens for items that are added later."})
     pattern: str = field(default="default", metadata={"help": "Of the tokens: default, openonerec, eugeneyan, own."})
-    ready_made: str | None = field(
-        default=None, metadata={"help": "SemIDs that exist: a column of the catalogue, or index.json. No tokenizer."}
-    )
+    ready_made: str | None = field(default=None, metadata={"help": "Column, .json or .parquet of SemIDs that exist."})
     cache_dir: str = field(default="out/feature_cache", metadata={"help": "Text embeddings by content."})
     seed: int = field(default=0, metadata={"help": "Of every random number here."})
     overwrite: bool = field(default=False, metadata={"help": "Make it again even if nothing has changed."})
 
 
-def make_semids(args: TokenizeArguments, data: PreparedData, folder: Path) -> tuple[SemIDIndex, np.ndarray, float]:
+def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> tuple[SemIDIndex, np.ndarray, float]:
     """The index, the features and the seconds that fitting and encoding took."""
-    features = ItemFeatures(args.features, args.cache_dir).fit(data.items, data.train, args.seed)
-    matrix = features.encode(data.items)
+    folder = Path(args.output_dir)
+    matrix = features.fit(data.items, data.train, args.seed).encode(data.items)
     print(f"Features: {features.describe()}, {matrix.shape[0]} items x {matrix.shape[1]}")
     if args.ready_made is not None:
         return ready_made_semids(data.items, args.ready_made), matrix, 0.0
-    if args.tokenizer not in KINDS:
-        raise ValueError(f"tokenizer {args.tokenizer!r} is not one of {', '.join(KINDS)}")
-    tokenizer = KINDS[args.tokenizer](**args.tokenizer_args)
-    start = time.perf_counter()
     info = {"features": features.config, "data": data.info.get("name", ""), "seed": args.seed}
+    start = time.perf_counter()
     naming = {"collision": args.collision, "collision_reserve": args.collision_reserve, "pattern": args.pattern}
     index = fit_semids(tokenizer, matrix, data.items, data.train, args.seed, info=info, **naming)
     seconds = time.perf_counter() - start
@@ -70,14 +69,16 @@ def make_semids(args: TokenizeArguments, data: PreparedData, folder: Path) -> tu
 
 def main(args: TokenizeArguments) -> None:
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
-    inputs = ItemFeatures(args.features, args.cache_dir).inputs_fingerprint()
+    features = ItemFeatures(args.features, args.cache_dir)
+    tokenizer = make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision)
     files = content_of(args.ready_made, args.tokenizer_args.get("prompt"))
-    made_from = {"data": fingerprint(data.items, data.train), "inputs": inputs, "files": files}
+    inputs = {"inputs": features.inputs_fingerprint(), "files": files}
+    made_from = {"data": fingerprint(data.items, data.train), **inputs}
     settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir", "data_dir")) | made_from
     if begin_stage(folder, settings, args.overwrite) == "done":
         print(f"Reusing the Semantic IDs in {folder} (same settings, same data).")
     else:
-        index, matrix, seconds = make_semids(args, data, folder)
+        index, matrix, seconds = make_semids(args, data, features, tokenizer)
         index.save(folder / "semids.parquet", data.items)
         with atomic_path(folder / "features.npy") as path:
             np.save(path, matrix)
@@ -94,7 +95,6 @@ def main(args: TokenizeArguments) -> None:
 
 
 if __name__ == "__main__":
-    (arguments,) = TrlParser((TokenizeArguments,)).parse_args_and_config()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("faiss").setLevel(logging.WARNING)
-    main(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
+    main(TrlParser((TokenizeArguments,)).parse_args_and_config()[0])

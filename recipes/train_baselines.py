@@ -58,5 +58,6 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
     main(*TrlParser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())

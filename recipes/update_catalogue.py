@@ -65,9 +65,8 @@ def main(args: UpdateArguments) -> None:
     items = next_catalogue(columns, given, args.remove, index.info.get("version", 1) + 1, reserved_versions(index))
     new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
     check_updatable(index, source, adding=new.num_rows > 0)
-    made_from = update_inputs(index, given, args.model)
-    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir")) | made_from
-    if begin_stage(folder, settings, args.overwrite) == "done":
+    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir"))
+    if begin_stage(folder, settings | update_inputs(index, given, args.model), args.overwrite) == "done":
         print(f"Reusing {folder} (same settings, same items).")
         return
     latest = remove_items(index, args.remove, args.reuse, columns) if args.remove else index
@@ -96,5 +95,6 @@ def main(args: UpdateArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
     main(TrlParser((UpdateArguments,)).parse_args_and_config()[0])

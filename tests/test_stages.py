@@ -17,6 +17,21 @@ def test_a_stage_is_new_then_resumed_then_done_and_refuses_other_settings(tmp_pa
     assert begin_stage(folder, {"a": 2}, overwrite=True) == "new"
 
 
+def test_what_is_overwritten_lies_aside_until_its_successor_is_finished(tmp_path):
+    folder, aside = tmp_path / "stage", tmp_path / "stage.old"
+    begin_stage(folder, {"a": 1})
+    (folder / "part.txt").write_text("unfinished")
+    assert begin_stage(folder, {"a": 2}, overwrite=True) == "new" and not aside.exists()
+    (folder / "result.txt").write_text("hours of work")
+    finish_stage(folder)
+    for attempt in (3, 4):  # both fail, the second also replaces what the first left
+        assert begin_stage(folder, {"a": attempt}, overwrite=True) == "new"
+        (folder / "part.txt").write_text("unfinished")
+        assert (aside / "result.txt").read_text() == "hours of work"
+    finish_stage(folder)
+    assert not aside.exists() and (folder / "part.txt").exists()
+
+
 def test_a_run_that_wrote_nothing_is_in_nobodys_way(tmp_path):
     folder = tmp_path / "stage"
     assert begin_stage(folder, {"a": "typo"}) == "new"

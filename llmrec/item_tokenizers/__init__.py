@@ -1,11 +1,12 @@
 """Item tokenizers: features of items to codes, codes to unique Semantic IDs, and a report on how good they are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmrec.files import read_json
 from llmrec.item_tokenizers.actionpiece import ActionPiece
 from llmrec.item_tokenizers.balanced_tree import BalancedTree
-from llmrec.item_tokenizers.build import add_items, build_semids, fit_semids
+from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
 from llmrec.item_tokenizers.category_tree import CategoryTree
 from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
 from llmrec.item_tokenizers.cooccurrence_tree import CooccurrenceTree
@@ -19,7 +20,7 @@ from llmrec.item_tokenizers.merged import Merged
 from llmrec.item_tokenizers.no_features import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.pctx import Pctx
 from llmrec.item_tokenizers.product import OPQ, PQ
-from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.protocol import ItemTokenizer, construct
 from llmrec.item_tokenizers.ready_made import ready_made_semids
 from llmrec.item_tokenizers.rq_kmeans import RQKMeans
 from llmrec.item_tokenizers.rq_kmeans_plus import RQKMeansPlus
@@ -86,6 +87,7 @@ __all__ = [
     "fit_semids",
     "is_contextual",
     "load_item_tokenizer",
+    "make_item_tokenizer",
     "ready_made_semids",
     "remove_items",
     "rows_in_training",
@@ -95,6 +97,22 @@ __all__ = [
 def is_contextual(index: SemIDIndex) -> bool:
     """Whether the tokens of an item depend on the history: the index was made by a `SequenceTokenizer`."""
     return index.info.get("item_tokenizer", {}).get("name") in SEQUENCE_TOKENIZERS
+
+
+def make_item_tokenizer(
+    name: str, arguments: Mapping | None = None, collision: str = "auto"
+) -> ItemTokenizer | SequenceTokenizer:
+    """An item tokenizer by its name, not fitted.
+
+    Raises:
+        ValueError: an unknown name, arguments that it does not take, or a collision policy that does not fit it.
+    """
+    known = TOKENIZERS | SEQUENCE_TOKENIZERS
+    if name not in known:
+        raise ValueError(f"tokenizer {name!r} is not one of {', '.join(known)}")
+    tokenizer = construct(known[name], arguments or {}, f"tokenizer_args of {name!r}")
+    check_collision(collision, tokenizer)
+    return tokenizer
 
 
 def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:

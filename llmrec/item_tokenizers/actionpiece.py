@@ -87,7 +87,10 @@ class ActionPiece(Saved):
         num_tokens = codes.shape[1] * size + self.config["num_buckets"]
         num_merges = self.config["vocabulary_size"] - num_tokens
         if num_merges < 0:
-            raise ValueError(f"vocabulary_size={self.config['vocabulary_size']} is less than {num_tokens} features")
+            raise ValueError(
+                f"vocabulary_size={self.config['vocabulary_size']} is less than the {num_tokens} features "
+                f"({codes.shape[1]} x {size} codes, num_buckets={self.config['num_buckets']}): raise it or lower those"
+            )
         sets = np.concatenate([codes, buckets[:, None]], axis=1) + size * np.arange(codes.shape[1] + 1)
         values, offsets = lists_to_rows(train["item_ids"], item_ids)
         chains = (sets[values[start:end]].tolist() for start, end in zip(offsets[:-1], offsets[1:]))
@@ -99,6 +102,12 @@ class ActionPiece(Saved):
         import faiss
 
         parts, size, dim = (self.config[name] for name in ("num_features", "codes_per_feature", "pca_dim"))
+        most = min(len(rows), features.shape[1])
+        if dim is not None and dim > most:
+            raise ValueError(
+                f"pca_dim={dim} is more than {len(rows)} training items of {features.shape[1]} dimensions have: "
+                f"set it to {most - most % parts} or less, a multiple of num_features={parts}"
+            )
         preprocess = Preprocess("none" if dim is None else "pca_whiten", dim).fit(features[rows])
         vectors = preprocess(features)
         if vectors.shape[1] % parts:

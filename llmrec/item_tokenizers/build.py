@@ -51,10 +51,8 @@ def build_semids(
     """
     features = check_features(features)
     item_ids = _distinct_ids(item_ids, features)
-    if collision == "auto":
-        has_costs = tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length
-        collision = "reassign_last" if has_costs else "append"
-    policy = _policy(collision, tokenizer)
+    collision = check_collision(collision, tokenizer)
+    policy = COLLISION_POLICIES[collision]
     codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]
     resolved = np.empty((len(codes), num_levels + 1), np.int32)
@@ -109,6 +107,7 @@ def fit_semids(
         naming: `collision`, `collision_reserve`, `pattern` and `info` of `build_semids`. A `SequenceTokenizer` names
             and tells apart its items itself.
     """
+    check_collision(naming.get("collision", "auto"), tokenizer)
     if tokenizer.traits.contextual:
         index = tokenizer.fit(features, items, train, seed).index()
         index.info = {**(naming.get("info") or {}), **index.info}
@@ -165,7 +164,7 @@ def add_items(
 
 def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_ids, items) -> SemIDIndex:
     collision = index.info["collision"]
-    policy = _policy(collision, tokenizer)
+    policy = COLLISION_POLICIES[collision]
     codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]
     taken = taken_codes(index)
@@ -190,15 +189,24 @@ def _resolved(policy, tokenizer: ItemTokenizer, features, codes: np.ndarray, tak
     return policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
 
 
-def _policy(collision: str, tokenizer: ItemTokenizer):
+def check_collision(collision: str, tokenizer: ItemTokenizer | SequenceTokenizer) -> str:
+    """The collision policy that a tokenizer's SemIDs get: `"auto"` is `reassign_last` where the tokenizer knows
+    distances at its last level, else `append`. Raises `ValueError`: unknown, or none for this tokenizer."""
+    has_costs = tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length
+    if collision == "auto":
+        return "reassign_last" if has_costs else "append"
     if collision not in COLLISION_POLICIES:
         raise ValueError(f"collision policy {collision!r} is not one of auto, {', '.join(COLLISION_POLICIES)}")
-    if collision.endswith("_last") and not (tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length):
+    if tokenizer.traits.contextual:
+        raise ValueError(
+            f"collision policy {collision!r}: item tokenizer {tokenizer.name!r} tells items apart itself: use 'auto'"
+        )
+    if collision.endswith("_last") and not has_costs:
         raise ValueError(
             f"collision policy {collision!r} needs distances at a last level, which item tokenizer "
             f"{tokenizer.name!r} does not have: use 'append', 'append_all' or 'keep'"
         )
-    return COLLISION_POLICIES[collision]
+    return collision
 
 
 def _distinct_ids(item_ids: Sequence[str], features: np.ndarray) -> list[str]:

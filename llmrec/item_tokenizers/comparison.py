@@ -124,10 +124,10 @@ def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:
     ]
     for row in rows:
         recall, ndcg = row["recall@10"], row["ndcg@10"]
+        spread = "-" if row["seeds"] == 1 else f"{ndcg['spread']:.4f}"
         against = "-" if row["name"] == reference else "[{:+.4f}, {:+.4f}]".format(*ndcg["against_ci"])
         lines.append(
-            f"| {row['name']} | {row['seeds']} | {_interval(recall)} | {_interval(ndcg)} "
-            f"| {ndcg['spread']:.4f} | {against} |"
+            f"| {row['name']} | {row['seeds']} | {_interval(recall)} | {_interval(ndcg)} | {spread} | {against} |"
         )
     return lines
 

@@ -24,7 +24,7 @@ from llmrec.item_tokenizers.feature_parts.precomputed import PrecomputedFeatures
 from llmrec.item_tokenizers.feature_parts.reduction import Reduction
 from llmrec.item_tokenizers.feature_parts.text import TextFeatures
 from llmrec.item_tokenizers.preprocess import check_features, l2_normalize
-from llmrec.item_tokenizers.protocol import load_state, part_of, save_state
+from llmrec.item_tokenizers.protocol import construct, load_state, part_of, save_state
 
 __all__ = ["PARTS", "ItemFeatures", "rows_in_training"]
 
@@ -52,8 +52,8 @@ class ItemFeatures:
     """
 
     def __init__(self, spec: Sequence[Mapping] = ({"kind": "text"},), cache_dir: str | Path | None = None):
-        if not spec:
-            raise ValueError("features must name at least one part, e.g. [{'kind': 'text'}]")
+        if not spec or isinstance(spec, Mapping) or not all(isinstance(entry, Mapping) for entry in spec):
+            raise ValueError(f"features must be a list of parts, e.g. [{{'kind': 'text'}}], not {spec!r}")
         self.kinds: list[str] = []
         self.weights: list[float] = []
         self.parts: list[FeaturePart] = []
@@ -71,7 +71,9 @@ class ItemFeatures:
                 if kind == "graph" and "of" in arguments:
                     of = arguments["of"]
                     arguments["of"] = ItemFeatures([of] if isinstance(of, Mapping) else of, cache_dir)
-                self.parts.append(PARTS[kind](**arguments, cache_dir=cache_dir))
+            self.parts.append(
+                construct(PARTS[kind], arguments | {"cache_dir": cache_dir}, f"features of kind {kind!r}")
+            )
 
     @property
     def config(self) -> list[dict]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, part_of
+from llmrec.item_tokenizers.protocol import Saved, Traits, construct, not_fitted, part_of
 from llmrec.item_tokenizers.unigram import learn_unigram
 
 # Every code of every level is one character of the two private planes of Unicode.
@@ -57,7 +57,7 @@ class Merged(Saved):
         if inner not in TOKENIZERS or inner == self.name:
             known = ", ".join(name for name in TOKENIZERS if name != self.name)
             raise ValueError(f"inner item tokenizer {inner!r} is not one of {known}")
-        self.inner = TOKENIZERS[inner](**(inner_args or {}))
+        self.inner = construct(TOKENIZERS[inner], inner_args or {}, f"inner_args of {inner!r}")
         if not self.inner.traits.adds_tokens:
             raise ValueError(f"inner item tokenizer {inner!r} writes words, which the LLM's own tokenizer merges")
         self.traits = Merged.traits._replace(ordered=self.inner.traits.ordered, needs=self.inner.traits.needs)

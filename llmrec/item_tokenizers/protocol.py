@@ -3,8 +3,9 @@
 `Traits` say what a tokenizer can do, so that decoders and policies refuse the impossible instead of failing late.
 """
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -127,8 +128,29 @@ def not_fitted() -> ValueError:
     return ValueError("this item tokenizer is not fitted: call fit(features) first")
 
 
+def construct(kind: Callable, arguments: Mapping, what: str):
+    """`kind(**arguments)` for arguments that a user wrote, in YAML for instance.
+
+    Raises:
+        ValueError: beginning with `what`: an argument that `kind` does not take (and those that it takes), or one
+            that it refuses.
+    """
+    known = inspect.signature(kind).parameters
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    unknown = next((name for name in arguments if name not in known), None)
+    if unknown is not None and not open_ended:
+        names = ", ".join(name for name in known if name != "cache_dir")
+        raise ValueError(f"{what}: there is no argument {unknown!r}; it takes {names or 'none'}")
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def check_sizes(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
     """Codebook sizes as a tuple; raises `ValueError` unless they are one or more positive numbers."""
+    if not isinstance(codebook_sizes, Sequence | np.ndarray) or isinstance(codebook_sizes, str):
+        raise ValueError(f"codebook_sizes={codebook_sizes!r} must be a list with a number for every level: [256, 256]")
     sizes = tuple(int(size) for size in codebook_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"codebook_sizes={list(codebook_sizes)} must be one or more positive numbers")

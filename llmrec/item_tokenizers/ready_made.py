@@ -180,13 +180,13 @@ def _codes(item: str, row: list, template: str, codebook_sizes: Sequence[int] | 
         names = (_LETTERS[level : level + 1], f"s{level}") if by_level else ()
         if match is None or (by_level and match["level"] not in names):
             expected = template.format(level=names[0] or names[1], code="N") if by_level else template
-            raise ValueError(f"item {item!r}: token {token!r} at level {level} should read {expected}")
+            raise ValueError(f"item {item!r}: token {token!r} at level {level + 1} should read {expected}")
         code = int(match["code"])
         if not by_level:
             first = sum(codebook_sizes[:level])
             if level >= len(codebook_sizes) or not 0 <= code - first < codebook_sizes[level]:
                 raise ValueError(
-                    f"item {item!r}: token {token!r} is none of level {level} with codebook_sizes "
+                    f"item {item!r}: token {token!r} is none of level {level + 1} with codebook_sizes "
                     f"{list(codebook_sizes)}, whose numbers begin at {first}"
                 )
             code -= first

@@ -32,7 +32,8 @@ def semid_report(
 
     Returns:
         `collisions` before and after the policy (see `collision_stats`), `levels` (see `level_figures`), `prefixes`
-        by depth (`unique`; `purity` of categories and its `purity_control`), `neighbours` (see `neighbours_kept`),
+        by depth (`unique`; `purity` of categories and its `purity_control`), `adds_tokens`, `shared_tokens` (levels
+        draw on the same words, so none can use them all), `neighbours` (see `neighbours_kept`),
         `reconstruction` (see `additive_error`) and its `control`, `tokens` (mean per item) and `bits` (mean, of the
         full codebooks), `features` (distinct rows), `warnings` (list of `str`, also logged). Where an item has
         several SemIDs, of its primary one.
@@ -52,6 +53,8 @@ def semid_report(
         "features": {"dimensions": features.shape[1], "distinct": len(unique_rows(features))},
         "collisions": {"before": index.info.get("collisions_before", after), "after": after},
         "levels": [level_figures(codes[:, level], size) for level, size in enumerate(index.codebook_sizes)],
+        "adds_tokens": index.adds_tokens,
+        "shared_tokens": index.num_levels > 1 and not set(index.level_tokens[0]).isdisjoint(index.level_tokens[1]),
         "prefixes": [],
         "neighbours": {
             "k": k,
@@ -84,7 +87,7 @@ def level_figures(column: np.ndarray, size: int) -> dict:
     counts = np.bincount(column[column >= 0], minlength=size)
     total = int(counts.sum())
     p = counts[counts > 0] / max(total, 1)
-    entropy = float(-(p * np.log(p)).sum())
+    entropy = max(0.0, float(-(p * np.log(p)).sum()))
     return {
         "size": size,
         "held": total / len(column),
@@ -176,12 +179,12 @@ def _warnings(report: dict) -> list[str]:
     warnings = []
     before, after = report["collisions"]["before"], report["collisions"]["after"]
     first = report["levels"][0]
-    if first["usage"] < 0.5:
+    if first["usage"] < 0.5 and not report["shared_tokens"]:
         warnings.append(
             f"level 1 uses {first['used']} of {first['size']} codes: the codebook has collapsed or is too large"
         )
     for level, figures in enumerate(report["levels"], 1):
-        if figures["held"] == 1 and figures["largest_share"] > 0.2 and figures["size"] > 10:
+        if report["adds_tokens"] and figures["held"] == 1 and figures["largest_share"] > 0.2 and figures["size"] > 10:
             warnings.append(f"one code of level {level} holds {figures['largest_share']:.0%} of the items")
     if before["collision_rate"] > 0.2:
         warnings.append(

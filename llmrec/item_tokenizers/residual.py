@@ -164,7 +164,7 @@ class ResidualCodebooks(Saved):
                 if self.normalize_residuals:
                     what += " (counted by direction, as normalize_residuals=True leaves no length)"
                 raise ValueError(
-                    f"level {level} has {size} codes for {len(residual)} {what}: lower codebook_sizes[{level}]"
+                    f"level {level + 1} has {size} codes for {len(residual)} {what}: lower codebook_sizes[{level}]"
                 )
             codebook, code = self.learn_codebook(residual, size, seed + level)
             self.codebooks.append(codebook)

@@ -22,6 +22,7 @@ from llmrec.item_tokenizers.embedding_cache import (
     packaged_model,
 )
 from llmrec.item_tokenizers.preprocess import l2_normalize
+from llmrec.item_tokenizers.protocol import construct
 
 logger = logging.getLogger(__name__)
 
@@ -212,8 +213,9 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
             encoder, kwargs = "tfidf", {}
         logger.info("text encoder: auto chose %s %s", encoder, kwargs or "")
     if encoder == "tfidf":
-        return TfidfEncoder(**kwargs)
-    return SentenceTransformerEncoder(encoder, cache_dir=cache_dir, **kwargs)
+        return construct(TfidfEncoder, kwargs, "encoder 'tfidf'")
+    arguments = {"model_name_or_path": encoder, "cache_dir": cache_dir, **kwargs}
+    return construct(SentenceTransformerEncoder, arguments, f"encoder {encoder!r}")
 
 
 def _can_be_loaded(name: str) -> bool:

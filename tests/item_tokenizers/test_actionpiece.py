@@ -200,7 +200,9 @@ def test_bad_arguments():
             ActionPiece(**arguments)
     items = small_items()
     given = blobs(), items, small_train(items)
-    with pytest.raises(ValueError, match="vocabulary_size=40 is less than 52 features"):
+    with pytest.raises(
+        ValueError, match="vocabulary_size=40 is less than the 52 features .4 x 8 codes, num_buckets=20"
+    ):
         ActionPiece(4, 8, pca_dim=8, num_buckets=20, vocabulary_size=40).fit(*given)
     with pytest.raises(ValueError, match="lower codes_per_feature"):
         ActionPiece(4, 256, pca_dim=8).fit(*given)

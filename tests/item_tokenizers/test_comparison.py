@@ -55,6 +55,8 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     assert 0.01 < ndcg["against_ci"][0] <= ndcg["against_ci"][1] < 0.02
     table = downstream_lines(rows, "worse")
     assert len(table) == 4 and "| better | 2 |" in table[2] and table[3].endswith("| - |")
+    one = downstream_lines(downstream_rows({"worse": [run(worse)]}, "worse"), "worse")
+    assert one[2].endswith("| - | - |")  # one seed says nothing about seeds
 
 
 def test_a_reference_that_trains_no_model_is_refused_at_once(tmp_path):

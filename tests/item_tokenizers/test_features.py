@@ -110,7 +110,7 @@ def test_precomputed_embeddings(data, tmp_path):
         ItemFeatures([{"kind": "precomputed", "path": str(tmp_path / "e.npy")}]).fit(data.items).encode(data.items)
     matrix[3] = np.nan
     np.save(tmp_path / "e.npy", matrix)
-    with pytest.raises(ValueError, match="row 3 hold NaN"):
+    with pytest.raises(ValueError, match="e.npy: the embedding of item 'item-03' holds NaN"):
         ItemFeatures([{"kind": "precomputed", "path": str(tmp_path / "e.npy")}]).fit(data.items).encode(data.items)
 
 

@@ -82,8 +82,8 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("semids", "message"),
     [
-        ([["<a_1>"], ["<b_1>"], ["<a_2>"]], "item 'y': token '<b_1>' at level 0 should read <a_N>"),
-        ([["<a_1>"], ["<a_1>", "<a_2>"], ["<a_2>"]], "item 'y': token '<a_2>' at level 1 should read <b_N>"),
+        ([["<a_1>"], ["<b_1>"], ["<a_2>"]], "item 'y': token '<b_1>' at level 1 should read <a_N>"),
+        ([["<a_1>"], ["<a_1>", "<a_2>"], ["<a_2>"]], "item 'y': token '<a_2>' at level 2 should read <b_N>"),
         ([["<a_1>"], [], ["<a_1>"]], "item 'y' has no Semantic ID in column 'sid'"),
         ([["<a_1>"], None, ["<a_1>"]], "item 'y' has no Semantic ID in column 'sid'"),
         (["<a_1>", "<a_1> red", "<a_1>"], "item 'y': Semantic ID '<a_1> red' is no row of tokens"),
@@ -102,7 +102,7 @@ def test_clear_errors(semids, message):
 
 
 def test_clear_errors_of_files(tmp_path):
-    with pytest.raises(ValueError, match="token '<|sid_700|>' is none of level 1".replace("|", r"\|")):
+    with pytest.raises(ValueError, match="token '<|sid_700|>' is none of level 2".replace("|", r"\|")):
         ready_made_semids(catalogue(sid=["<|sid_1|><|sid_700|>"] * 3), "sid", codebook_sizes=[256, 256])
     with pytest.raises(ValueError, match="neither a column"):
         ready_made_semids(catalogue(), "semid")

@@ -160,11 +160,11 @@ def test_fitting_leaves_the_features_alone():
 def test_rows_that_differ_in_length_alone_are_one_direction():
     rng = np.random.default_rng(0)
     collinear = (rng.normal(size=16) * rng.uniform(1, 9, size=(300, 1))).astype(np.float32)
-    with pytest.raises(ValueError, match="level 0 has 8 codes for 1 distinct items .counted by direction"):
+    with pytest.raises(ValueError, match="level 1 has 8 codes for 1 distinct items .counted by direction"):
         RQKMeans([8, 4]).fit(collinear)
     RQKMeans([8, 4], normalize_residuals=False).fit(collinear)
     pairs = np.concatenate([collinear, -collinear])
-    with pytest.raises(ValueError, match=r"level 0 has 3 codes for 2 distinct .*lower codebook_sizes\[0\]"):
+    with pytest.raises(ValueError, match=r"level 1 has 3 codes for 2 distinct .*lower codebook_sizes\[0\]"):
         RQKMeans([3, 2]).fit(pairs)
 
 

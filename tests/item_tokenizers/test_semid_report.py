@@ -79,6 +79,21 @@ def test_report_of_sound_semids(clustered, tmp_path):
     assert all(line in text for line in report_lines(report))
 
 
+def test_words_that_levels_share_are_no_collapsed_codebook(clustered):
+    _, features, items = clustered
+    words = [[f" word{number}" for number in range(400)]] * 2
+    codes = np.stack([np.arange(400) % 9, np.arange(400)], axis=1)
+    for adds_tokens in (True, False):
+        index = SemIDIndex(
+            items["item_id"].to_pylist(), codes, [400, 400], level_tokens=words, adds_tokens=adds_tokens
+        )
+        assert not any(
+            "collapsed" in warning for warning in semid_report(index, features, items, sample=50)["warnings"]
+        )
+    split = SemIDIndex(items["item_id"].to_pylist(), codes, [400, 400])
+    assert any("9 of 400 codes" in warning for warning in semid_report(split, features, items, sample=50)["warnings"])
+
+
 def test_alarms(clustered, caplog):
     _, features, items = clustered
     ids = items["item_id"].to_pylist()
@@ -88,4 +103,5 @@ def test_alarms(clustered, caplog):
         assert alarm in text
     assert "hardly more neighbours" in text and "the codebook has collapsed" in caplog.text
     same = np.repeat(features[:100], 4, axis=0)
+    assert "-0.0" not in "".join(report_lines(semid_report(collapsed, features, items, sample=50)))
     assert any("only 100 of 400" in warning for warning in semid_report(collapsed, same, items)["warnings"])

@@ -83,6 +83,42 @@ def test_ready_made_and_unknown_tokenizer(config, tmp_path, data, capsys):
         run("--config", config, "--ready_made", tmp_path / "shop.index.json")
     with pytest.raises(ValueError, match="'kmeans' is not one of rq_kmeans, "):
         run("--config", config, "--tokenizer", "kmeans", "--overwrite", "true")
+    assert SemIDIndex.load(tmp_path / "semids" / "semids.parquet").encode("item-02")  # a typo removes nothing
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields", "message"),
+    [
+        (
+            [],
+            {"tokenizer_args": {"codebook_size": 4}},
+            "tokenizer_args of 'rq_kmeans': there is no argument 'codebook_size'",
+        ),
+        (
+            [],
+            {"tokenizer_args": {"codebook_sizes": 4}},
+            "codebook_sizes=4 must be a list with a number for every level",
+        ),
+        (
+            [],
+            {"features": [{"kind": "text", "encoder": "tfidf", "wieght": 2}]},
+            "encoder 'tfidf': .* 'wieght'; it takes",
+        ),
+        (
+            [],
+            {"features": [{"kind": "cooccurrence", "dims": 2}]},
+            "'cooccurrence': there is no argument 'dims'; it takes",
+        ),
+        (["--collision", "last"], {}, "collision policy 'last' is not one of auto"),
+        (["--tokenizer", "pctx", "--collision", "keep"], {"tokenizer_args": {}}, "'pctx' tells items apart itself"),
+    ],
+)
+def test_misspelt_settings_are_refused_before_anything_is_read_or_written(config, tmp_path, flags, fields, message):
+    settings = yaml.safe_load(config.read_text()) | fields
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=message):
+        run("--config", config, *flags)
+    assert not (tmp_path / "semids").exists()
 
 
 def test_a_changed_prompt_of_tags_is_other_settings(config, tmp_path, data):

@@ -99,6 +99,11 @@ def test_the_next_version_and_its_model(folder, data, tmp_path, capsys):
     ours = LLMRecommender.from_pretrained(tmp_path / "two" / "model")
     histories = [["item-01", "item-02"], ["item-10"]]
     assert ours.prompts(histories) == theirs.prompts(histories)
+    gone = [["item-03", "item-02"]]  # a removed item stays in histories, as the word that the model has learned
+    assert ours.prompts(gone) == theirs.prompts(gone)
+    assert ours.recommend(gone, 1, Filter(exclude_seen=True))[0][0].item_id not in ("item-02", "item-03")
+    with pytest.raises(ValueError, match="'nobody' has no Semantic ID"):
+        ours.recommend([["nobody"]])
     everything = [item.item_id for item in ours.recommend(histories[:1], k=25)[0]]
     assert sorted(everything) == sorted(new.items) and "item-03" not in everything
     only_new = ours.recommend([["new-1", "item-02"]], k=5, filters=Filter(allow=["new-1", "new-2"]))[0]

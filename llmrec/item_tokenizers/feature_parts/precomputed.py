@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from llmrec.files import read_parquet
 from llmrec.item_tokenizers.feature_parts.part import rows_in_training
+from llmrec.item_tokenizers.preprocess import blocks
 
 
 class PrecomputedFeatures:
@@ -45,13 +46,22 @@ class PrecomputedFeatures:
         if matrix.ndim < 2:
             raise ValueError(f"{path} has shape {matrix.shape}: one row of numbers per item is needed")
         if len(matrix) != len(ids):
-            raise ValueError(f"{path} holds {len(matrix)} rows for a catalogue of {len(ids)} items")
+            raise ValueError(
+                f"{path} holds {len(matrix)} rows for a catalogue of {len(ids)} items: it needs a row for every item "
+                "of items.parquet, in its order (a .parquet with item_id and embedding may hold more, in any order)"
+            )
         row = {item: i for i, item in enumerate(ids)}
         wanted = items["item_id"].to_pylist()
         missing = next((item for item in wanted if item not in row), None)
         if missing is not None:
             raise ValueError(f"{path} holds no embedding of item {missing!r}")
-        return np.asarray(matrix[[row[item] for item in wanted]]).reshape(len(wanted), -1)
+        rows = np.asarray(matrix[[row[item] for item in wanted]], np.float32).reshape(len(wanted), -1)
+        for block in blocks(len(rows)):
+            finite = np.isfinite(rows[block]).all(1)
+            if not finite.all():
+                item = wanted[block.start + int(finite.argmin())]
+                raise ValueError(f"{path}: the embedding of item {item!r} holds NaN or inf: mend it or drop the item")
+        return rows
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         return {"item_ids": self.item_ids}, {}
