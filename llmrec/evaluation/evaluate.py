@@ -88,12 +88,12 @@ def evaluate(
     trained, _ = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     counts = np.bincount(trained, minlength=data.items.num_rows)
 
+    own_index = getattr(recommender, "index", None)
+    groups = np.arange(data.items.num_rows) if own_index is None else semid_groups(own_index, data.items["item_id"])
     length = max(*ks, _SLICE_K)
     item_ids, scores, list_offsets, seconds = _recommend(recommender, rows, length, batch_size, name)
     lists = _matrix(item_ids, list_offsets, data.items["item_id"], length)
 
-    own_index = getattr(recommender, "index", None)
-    groups = np.arange(data.items.num_rows) if own_index is None else semid_groups(own_index, data.items["item_id"])
     sizes = np.bincount(groups)[groups[targets]]
     ranks = first_positions(_grouped(lists, groups), groups[targets])
     per_row = row_metrics(ranks, sizes, ks)
@@ -158,6 +158,12 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
     Raises:
         ValueError: the index holds an item that is not in `item_ids`.
     """
+    foreign = sorted(set(index.items) - set(item_ids.to_pylist()))
+    if foreign:
+        raise ValueError(
+            f"the Semantic IDs hold item {foreign[0]!r}, which the data lacks ({len(foreign)} such items): "
+            "evaluate a model on data that has all of its items"
+        )
     rows = ids_to_rows(pa.array(index.item_ids, pa.string()), item_ids)
     keys = np.full(len(item_ids), -1, np.int64)
     row_groups = index.groups()

@@ -170,6 +170,10 @@ def test_bad_input(data, tmp_path):
     foreign = PreparedData(data.items.slice(0, 5), data.train.slice(0, 0), data.valid, data.test, {})
     with pytest.raises(ValueError, match="not in the catalogue"):
         evaluate(NextInWalk(), data.test, foreign, "x")
+    with pytest.raises(
+        ValueError, match="hold item 'new', which the data lacks .1 such items.: evaluate a model on data"
+    ):
+        semid_groups(SemIDIndex(["item-00", "new"], np.zeros((2, 1), np.int32), [8]), data.items["item_id"])
     with pytest.raises(ValueError, match="config.json"):
         load_recommender(tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "magic"}')
