@@ -25,23 +25,27 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
         interrupted. `"new"`: nothing is there yet.
 
     Raises:
-        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else. A
-            run that failed before it wrote anything is in nobody's way.
+        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else, or
+            there is a `<folder>.old` of somebody else. A run that failed before it wrote anything is in nobody's way.
     """
     folder = Path(folder)
     settings = json.loads(json.dumps(settings, default=str))
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.exists():
         raise ValueError(f"{folder} holds files that no stage wrote: choose another output_dir")
-    if overwrite and record.exists():
-        aside = _aside(folder)
-        if read_json(record)["complete"] and not aside.exists():
+    before = read_json(record) if record.exists() else None
+    replaces = before is not None and before.get("replaces", False)
+    if overwrite and before is not None:
+        if before["complete"]:
+            aside, replaces = _aside(folder), True
+            if aside.exists():
+                raise ValueError(f"{folder} would be moved to {aside}, which exists: move that elsewhere or remove it")
             folder.rename(aside)
             logger.warning("%s is replaced; until that is done, what it held lies in %s", folder, aside)
         else:
             shutil.rmtree(folder)
-    if record.exists():
-        before = read_json(record)
+        before = None
+    if before is not None:
         if before["settings"] == settings:
             return "done" if before["complete"] else "resume"
         if before["complete"] or list(folder.iterdir()) != [record]:
@@ -53,15 +57,17 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
                 "pass --overwrite true to replace it, or choose another output_dir"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(record, {"settings": settings, "complete": False})
+    write_json(record, {"settings": settings, "complete": False, "replaces": replaces})
     return "new"
 
 
 def finish_stage(folder: str | Path, **results) -> None:
     """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
     record = Path(folder) / RECORD
-    write_json(record, {**read_json(record), "complete": True, "results": results})
-    shutil.rmtree(_aside(record.parent), ignore_errors=True)
+    begun = read_json(record)
+    write_json(record, {**begun, "complete": True, "replaces": False, "results": results})
+    if begun.get("replaces"):
+        shutil.rmtree(_aside(record.parent), ignore_errors=True)  # its owner may have removed it already
 
 
 def _aside(folder: Path) -> Path:

@@ -32,6 +32,17 @@ def test_what_is_overwritten_lies_aside_until_its_successor_is_finished(tmp_path
     assert not aside.exists() and (folder / "part.txt").exists()
 
 
+def test_a_backup_of_the_same_name_is_never_removed(tmp_path):
+    folder, mine = tmp_path / "stage", tmp_path / "stage.old"
+    mine.mkdir()
+    (mine / "backup.txt").write_text("precious")
+    begin_stage(folder, {"a": 1})
+    finish_stage(folder)
+    with pytest.raises(ValueError, match="stage.old, which exists: move that elsewhere"):
+        begin_stage(folder, {"a": 2}, overwrite=True)
+    assert (mine / "backup.txt").read_text() == "precious" and begin_stage(folder, {"a": 1}) == "done"
+
+
 def test_a_run_that_wrote_nothing_is_in_nobodys_way(tmp_path):
     folder = tmp_path / "stage"
     assert begin_stage(folder, {"a": "typo"}) == "new"
