@@ -146,6 +146,8 @@ def add_items(
     old = next((item for item in item_ids if item in known), None)
     if old is not None:
         raise ValueError(f"item {old!r} has a Semantic ID already: SemIDs of existing items never change")
+    if domains := ", ".join(index.info.get("domains", ())):
+        raise ValueError(f"these are Semantic IDs of several domains: add the items to {domains}, and join them again")
     if streams := ", ".join(index.info.get("streams", ())):
         raise ValueError(f"these are joined Semantic IDs: add the items to {streams}, and join the streams again")
     if tokenizer.traits.contextual:

@@ -84,6 +84,8 @@ def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
     """Raises `ValueError` where the Semantic IDs of a folder can have no next version, or (`adding`) no new items."""
     from llmrec.item_tokenizers import is_contextual
 
+    if domains := ", ".join(index.info.get("domains", ())):
+        raise ValueError(f"{folder} holds Semantic IDs of several domains: update {domains}, and join them again")
     if streams := ", ".join(index.info.get("streams", ())):
         raise ValueError(f"{folder} holds joined Semantic IDs: update {streams}, and join the streams again")
     if adding and is_contextual(index):

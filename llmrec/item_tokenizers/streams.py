@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmrec.item_tokenizers.domains import domain_names, load_domain_codebooks
 from llmrec.semids import SemIDIndex
 
 
@@ -87,7 +88,8 @@ def stream_rows(index: SemIDIndex, name: str) -> np.ndarray:
 
 
 def load_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | None] | None:
-    """The codebooks behind the levels of an index, from its `item_tokenizer/` (one folder per stream, if joined).
+    """The codebooks behind the levels of an index, from its `item_tokenizer/` (one folder per stream or
+    domain, if joined).
 
     Returns:
         float32 [K_l, d] per level, `None` for levels without; `None` where there is no item tokenizer.
@@ -97,6 +99,8 @@ def load_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | N
     folder = Path(folder)
     if not folder.is_dir():
         return None
+    if domain_names(index):
+        return load_domain_codebooks(folder, index)
     if not stream_names(index):
         return getattr(load_item_tokenizer(folder), "codebooks", None)  # contextual ones have none
     codebooks: list[np.ndarray | None] = [None] * index.num_levels
