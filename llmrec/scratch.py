@@ -36,7 +36,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
         show_progress=False,
     )
     # Every training row holds a prompt, so its words should be whole tokens.
-    wordings = [t.prompt for path in sorted(prompts_folder().glob("*.yaml")) for t in load_prompt(path).templates]
+    prompts = [load_prompt(path) for path in sorted(prompts_folder().glob("*.yaml"))]
+    wordings = [turn for prompt in prompts for template in prompt.templates for turn in template.turns]
     tokenizer.train_from_iterator([*texts, *wordings * 1000], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
     fast.chat_template = _CHAT_TEMPLATE

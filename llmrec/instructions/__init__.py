@@ -1,21 +1,27 @@
 """Instructions: tasks (functions) × templates (`prompts/*.yaml`) → rows for TRL."""
 
-from llmrec.instructions.build import TaskMix, build_dataset, encode_rows, parse_mixture, target_rows
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.dataset import InstructionDataset, build_dataset, encode_rows, target_rows
+from llmrec.instructions.mixture import TaskMix, parse_mixture
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.render import Renderer
-from llmrec.instructions.tasks import TASKS, Catalogue, Task
+from llmrec.instructions.tasks import TASKS, Task, task_rows
+from llmrec.instructions.texts import Texts
 
 __all__ = [
     "TASKS",
     "Catalogue",
+    "InstructionDataset",
     "Prompt",
     "Renderer",
     "Task",
     "TaskMix",
     "Template",
+    "Texts",
     "build_dataset",
     "encode_rows",
     "load_prompt",
     "parse_mixture",
     "target_rows",
+    "task_rows",
 ]

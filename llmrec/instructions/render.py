@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from llmrec.instructions.prompts import Prompt
-from llmrec.instructions.tasks import TASKS, Catalogue
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.prompts import Prompt, Template
+from llmrec.instructions.tasks import TASKS
 
-_MARK = "[[llmrec]]"  # no white space at its ends: templates trim messages
+_MARK = "[[llmrec{}]]"  # no white space at its ends: templates trim messages
 
 
 def item_of(entry: str | tuple[str, str]) -> str:
@@ -18,8 +19,9 @@ def item_of(entry: str | tuple[str, str]) -> str:
 class Renderer:
     """Rows → text.
 
-    With a chat template the prompt is a conversation up to the assistant's turn (thinking switched off where the
-    template knows the switch); without one it is the system text and the prompt, on lines of their own.
+    With a chat template the prompt is a conversation up to the assistant's turn (thinking switched off, where the
+    template knows the switch, unless the prompt is for it); without one it is the system text and the messages, on
+    lines of their own.
 
     Args:
         tokenizer: has the SemID tokens.
@@ -29,27 +31,38 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue):
         self.tokenizer = tokenizer
         self.catalogue = catalogue
-        self._frames: dict[str, str] = {}
+        self._frames: dict[tuple, str] = {}
 
-    def prompt(self, prompt: Prompt, row: dict, template: int = 0) -> str:
-        """The text before the answer. Only the columns that the task's templates name can change it.
+    def prompt(self, prompt: Prompt, row: dict, template: int | Template = 0) -> str:
+        """The text before the answer. Only the history and the columns that the task declares can change it.
 
         Args:
-            row (`dict`): `history` (item ids) and `targets` (item ids; may be empty at inference), and, where
-                interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
-            template (`int`): which wording; evaluation and serving use the first.
+            row (`dict`): `history` (item ids) and `targets` (item ids; may be empty at inference), what else the task
+                speaks of, and, where interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
+            template (`int` or `Template`): which wording; evaluation and serving use the first.
         """
-        slots = self._slots(prompt, row)
-        text = self._frame(prompt.system).replace(_MARK, prompt.templates[template].prompt.format(**slots).strip())
+        return self.render(prompt, row, template)[0]
+
+    def completion(self, prompt: Prompt, row: dict, template: int | Template = 0) -> str:
+        """The answer. Words end with EOS; after a complete Semantic ID EOS is forced, so it is left out."""
+        return self.render(prompt, row, template)[1]
+
+    def render(self, prompt: Prompt, row: dict, template: int | Template = 0) -> tuple[str, str]:
+        """`(prompt, answer)`."""
+        wording = prompt.templates[template] if isinstance(template, int) else template
+        task = TASKS[prompt.task]
+        slots = task.slots(self.catalogue.stream(prompt.semids), row, prompt.separator)
+        text = self._frame(prompt.system, len(wording.turns), prompt.thinking)
+        for number, turn in enumerate(wording.turns):
+            text = text.replace(_MARK.format(number), turn.format_map(slots).strip())
         if prompt.format == "stream" and row["history"]:
             text += slots["history"] + prompt.separator
-        return text
+        answer = wording.completion.format_map(slots)
+        return text, answer if task.ends_with_item else answer + self.tokenizer.eos_token
 
-    def completion(self, prompt: Prompt, row: dict, template: int = 0) -> str:
-        """The answer. Words end with EOS; after a complete Semantic ID EOS is forced, so it is left out."""
-        slots = self._slots(prompt, row)
-        text = prompt.templates[template].completion.format(**slots)
-        return text if TASKS[prompt.task].ends_with_item else text + self.tokenizer.eos_token
+    def chat(self, messages: list[dict[str, str]]) -> tuple[str, str]:
+        """`(prompt, answer)` of a conversation that ends with the assistant's turn."""
+        return self._apply(messages[:-1]), messages[-1]["content"] + self.tokenizer.eos_token
 
     def next_item_prompts(
         self,
@@ -78,20 +91,23 @@ class Renderer:
             texts.append(self.prompt(prompt, row) + index.behaviour_token(wanted))
         return texts
 
-    def _slots(self, prompt: Prompt, row: dict) -> dict[str, str]:
-        return TASKS[prompt.task].slots(self.catalogue.stream(prompt.semids), row, prompt.separator)
-
-    def _frame(self, system: str) -> str:
-        if system not in self._frames:
+    def _frame(self, system: str, turns: int, thinking: bool) -> str:
+        """The conversation with a mark for every turn."""
+        key = system, turns, thinking
+        if key not in self._frames:
             messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": _MARK})
-            if self.tokenizer.chat_template:
-                frame = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                )
-            else:
-                frame = "\n".join(message["content"] for message in messages) + "\n"
-            if frame.count(_MARK) != 1:
+            for number in range(turns):
+                role = "assistant" if number % 2 else "user"
+                messages.append({"role": role, "content": _MARK.format(number)})
+            frame = self._apply(messages, thinking)
+            if any(frame.count(_MARK.format(number)) != 1 for number in range(turns)):
                 raise ValueError("the tokenizer's chat template does not keep the user's message as it is")
-            self._frames[system] = frame
-        return self._frames[system]
+            self._frames[key] = frame
+        return self._frames[key]
+
+    def _apply(self, messages: list[dict[str, str]], thinking: bool = False) -> str:
+        if self.tokenizer.chat_template:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+        return "\n".join(message["content"] for message in messages) + "\n"

@@ -1,37 +1,87 @@
-"""TRL's `SFTTrainer` with three small additions: ranking metrics, folders that recommend, and a loss for the CPU.
+"""TRL's `SFTTrainer` with small additions: ranking metrics, folders that recommend, weighted losses, a loss for CPUs.
 
-It overrides public methods only (`compute_loss`, `evaluate`, `save_model`); checked against trl 1.16 and
-transformers 5.19.
+It overrides public methods only (`compute_loss`, `get_batch_samples`, `evaluate`, `save_model`); checked against trl
+1.16 and transformers 5.19.
 """
 
+import dataclasses
+import logging
 from collections.abc import Callable
 
+import torch
 from torch import nn
-from trl import SFTTrainer
+from transformers import PreTrainedModel, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
+from llmrec.instructions import InstructionDataset
+from llmrec.training.batches import SemIDCollator
 from llmrec.training.evaluator import ValidationSample
+from llmrec.training.lora import is_quantised, rows_in_float32
+from llmrec.training.stage import sharded
+
+logger = logging.getLogger(__name__)
+TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
+
+
+class FreshRows(TrainerCallback):
+    """Tells the rows which epoch it is, and at the end how many lost a part of their history."""
+
+    def __init__(self, dataset: InstructionDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        logger.info(
+            "%d of %d rows lost the oldest items of their history to max_length %d",
+            self.dataset.truncated,
+            self.dataset.read,
+            self.dataset.max_length,
+        )
 
 
 class SemIDSFTTrainer(SFTTrainer):
-    """`SFTTrainer` for rows that `llmrec.instructions.build_dataset` wrote.
+    """`SFTTrainer` for rows that `llmrec.instructions.build_dataset` wrote; they come tokenised.
+
+    Rows with `weights` (float, one per label) are trained on the weighted mean sum(w · nll) / sum(w), over all
+    micro-batches and processes of a step. Without them nothing differs from TRL.
 
     Args:
+        model, args: see `SFTTrainer`; of `args`, `remove_unused_columns` and `dataset_kwargs` are set here, and
+            `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
         sample (`ValidationSample`, *optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so
-            that `metric_for_best_model="eval_ndcg@10"` selects by what counts.
+            that `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of
+            the weights only (FSDP, ZeRO-3).
         write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
             checkpoint is a recommender.
     """
 
     def __init__(
         self,
-        *args,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        *,
         sample: ValidationSample | None = None,
         write_sidecars: Callable[[str], None] | None = None,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        args.remove_unused_columns = False
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if args.padding_free and not args.packing:
+            args.max_length = None
+        super().__init__(model, args, **kwargs)
+        if isinstance(self.train_dataset, InstructionDataset):
+            self.add_callback(FreshRows(self.train_dataset))
+        if sample is not None and sharded():
+            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
+            sample = None
         self.sample = sample
         self.write_sidecars = write_sidecars
+        fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
+        self.data_collator = SemIDCollator(**{field.name: getattr(self.data_collator, field.name) for field in fields})
+        if is_quantised(self.model):
+            rows_in_float32(self.model)
         # TRL reads `.bias` of the output head, which PEFT's wrapper of new token rows does not have.
         head = self.model.get_output_embeddings()
         if head is not None and not isinstance(head, nn.Linear) and not hasattr(head, "bias"):
@@ -42,39 +92,76 @@ class SemIDSFTTrainer(SFTTrainer):
 
         TRL's fused head needs Triton; without it every position is projected, twice. The losses are equal.
         """
-        if inputs["input_ids"].device.type != "cpu" or return_outputs:
+        inputs = dict(inputs)
+        weights = inputs.pop("weights", None)
+        fast = inputs["input_ids"].device.type == "cpu" and self.args.loss_type == "nll" and not self.aux_loss_enabled
+        if return_outputs or (weights is None and not fast):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
-        # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
-        columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs.get("attention_mask"),
-            logits_to_keep=columns,
-            use_cache=False,
-        )
-        targets = labels[:, columns + 1]
-        loss = nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(),
-            targets.flatten(),
-            ignore_index=-100,
-            reduction="sum",
-            label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
-        )
+        if fast:
+            losses, weights = self._labelled_losses(model, inputs, weights)
+        else:
+            losses, weights = self._fused_losses(model, inputs), weights[:, 1:]
+        loss = losses if weights is None else (losses * weights).sum()
         if num_items_in_batch is None:
-            return loss / (targets != -100).sum().clamp(min=1)
+            if weights is None:
+                return loss / (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
+            return loss / weights.sum().clamp(min=TINY)
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return loss / num_items_in_batch
+
+    def _labelled_losses(self, model, inputs, weights):
+        """The summed loss; with weights those of the columns that any row labels, and their losses: float [B, C]."""
+        labels = inputs["labels"]
+        # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
+        columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
+        # Padding-free rows follow each other in one: positions without a mask keep them apart.
+        known = {name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs}
+        outputs = model(input_ids=inputs["input_ids"], logits_to_keep=columns, use_cache=False, **known)
+        targets = labels[:, columns + 1]
+        losses = nn.functional.cross_entropy(
+            outputs.logits.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=-100,
+            reduction="sum" if weights is None else "none",
+            label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
+        )
+        return (losses, None) if weights is None else (losses.view(targets.shape), weights[:, columns + 1])
+
+    def _fused_losses(self, model, inputs) -> torch.Tensor:
+        """Losses by TRL's fused head, float [B, T - 1], 0 where there is no label."""
+        if self.args.label_smoothing_factor or self.aux_loss_enabled:
+            raise ValueError(
+                "weighted losses go with neither label_smoothing_factor nor router_aux_loss_coef: set both to 0"
+            )
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        losses = -outputs.log_probs
+        return losses * outputs.log_probs.exp().detach() if self.args.loss_type == "dft" else losses
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """With weights a step is divided by the sum of its weights instead of the number of its labels."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if count is not None and "weights" in batches[0]:
+            count = sum(
+                (batch["weights"] * (batch["labels"] != -100))[:, 1:].sum(dtype=torch.float32) for batch in batches
+            ).to(device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                count = self.accelerator.gather(count).sum()
+            count = count.clamp(min=TINY)
+        return batches, count
+
+    def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Recall@k and ndcg@k of the model as it is on the validation sample, logged."""
+        ranking = self.sample.evaluate(self.model, self.accelerator)
+        ranking = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
+        self.log(ranking)
+        return ranking
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The loss, and recall@k and ndcg@k on the validation sample."""
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.sample is not None:
-            ranking = self.sample.evaluate(self.model, self.accelerator)
-            ranking = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
-            self.log(ranking)
-            metrics.update(ranking)
+            metrics.update(self.rank(metric_key_prefix))
         return metrics
 
     def create_model_card(self, *args, **kwargs) -> None:

@@ -31,7 +31,7 @@ from llmrec.evaluation.cold_start import (
 )
 from llmrec.filters import Filter
 from llmrec.instructions import load_prompt
-from llmrec.instructions.tasks import TASKS
+from llmrec.instructions import task_rows
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 from llmrec.model_folder import RecommenderConfig
@@ -131,7 +131,7 @@ def fitted_state(data):
         "item_knn": ItemKNN.fit(data).similarity.toarray(),
         "content": ContentKNN.fit(data).vectors,
         "sasrec": sasrec.model.state_dict(),
-        "rows": [TASKS[task].rows(data, 20).to_pylist() for task in ("stream", "next_item")],
+        "rows": [task_rows(task, data, 20) for task in ("stream", "next_item")],
     }
 
 

@@ -15,8 +15,16 @@ from llmrec.data import PreparedData, prepare
 from llmrec.evaluation import evaluate
 from llmrec.evaluation.controls import shuffle_histories, shuffle_order
 from llmrec.filters import Filter
-from llmrec.instructions import TASKS, Catalogue, Renderer, TaskMix, build_dataset, encode_rows, load_prompt
-from llmrec.instructions.build import target_rows
+from llmrec.instructions import (
+    Catalogue,
+    Renderer,
+    TaskMix,
+    build_dataset,
+    encode_rows,
+    load_prompt,
+    target_rows,
+    task_rows,
+)
 from llmrec.item_tokenizers.streams import join_streams
 from llmrec.model_folder import RecommenderConfig
 from llmrec.recommender import LLMRecommender, requests_of
@@ -85,9 +93,9 @@ def test_the_evaluation_prompt_is_the_training_prompt(setting, name):
     """SFT's tokens cut before a target's Semantic ID are those that the recommender reads for the same history."""
     data, index, _, tokenizer, renderer = setting
     prompt = load_prompt(name)
-    table = TASKS[prompt.task].rows(data, 11).slice(0, 10)
-    encoded = encode_rows(table, prompt, renderer, 256)
-    for row, ids in zip(table.to_pylist(), encoded["input_ids"]):
+    rows = task_rows(prompt.task, data, 11, limit=10)
+    encoded = encode_rows(rows, prompt, renderer, 256)
+    for row, ids in zip(rows, encoded["input_ids"]):
         steps = list(zip(row["history"], row["behaviours"], strict=True))
         for target, kind in zip(row["targets"], row["target_behaviours"], strict=True):
             (asked,) = renderer.next_item_prompts(prompt, [steps], 11, [kind])
@@ -101,7 +109,7 @@ def test_the_evaluation_prompt_is_the_training_prompt(setting, name):
 def test_another_target_or_kind_leaves_the_prompt_byte_identical(setting, name):
     data, index, _, _, renderer = setting
     prompt = load_prompt(name)
-    for row in TASKS[prompt.task].rows(data, 5).slice(0, 20).to_pylist():
+    for row in task_rows(prompt.task, data, 5, limit=20):
         count = len(row["targets"])
         other = row | {"targets": [index.items[-1]] * count, "target_behaviours": ["view"] * count}
         assert renderer.prompt(prompt, row) == renderer.prompt(prompt, other)
@@ -112,11 +120,11 @@ def test_behaviours_are_labelled_and_items_alone_have_none(setting):
     mixture = [TaskMix.parse(name) for name in ("stream", "next_item", "title_to_item")]
     for row in build_dataset(data, mixture, renderer, max_history=4, max_length=256):
         answer = tokenizer.decode([label for label in row["labels"] if label != -100])
-        kinds = row["target_behaviours"] or [""]
+        kinds = row.get("target_behaviours") or [""]
         tokens = [f"<|{kind}|>" if kind else "" for kind in kinds]
         assert answer == "".join(token + index.encode(item) for token, item in zip(tokens, row["targets"]))
-        assert bool(row["target_behaviours"]) == (row["task"] != "title_to_item")
-    row = target_rows(data.test, 3).to_pylist()[0]
+        assert bool(row.get("target_behaviours")) == (row["task"] != "title_to_item")
+    row = target_rows(data.test, 3)[0]
     assert len(row["history"]) == len(row["behaviours"]) == 3 and row["target_behaviours"] == ["buy"]
     without = Renderer(tokenizer, Catalogue(tiny_index(data), data.items))  # an index that knows no behaviours
     assert "<|" not in without.completion(load_prompt("stream"), row)

@@ -12,7 +12,7 @@ from tiny import MODEL, tiny_data
 
 from llmrec import LLMRecommender
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, load_prompt
-from llmrec.instructions.tasks import stream_slots
+from llmrec.instructions.tasks.sequential import stream_slots
 from llmrec.item_tokenizers import ActionPiece, Pctx, add_items, fit_semids
 from llmrec.item_tokenizers.streams import join_streams
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
@@ -121,7 +121,7 @@ def test_training_rows_and_streams(folder):
     renderer = Renderer(tokenizer, Catalogue(index, data.items, contextual))
     rows = build_dataset(data, [TaskMix.parse("next_item")], renderer, 5, 200)
     semids = {id for tokens in index.level_tokens for id in tokenizer.convert_tokens_to_ids(tokens)}
-    for row in rows.select(range(20)):
+    for row in map(rows.__getitem__, range(20)):
         answer = [token for token in row["labels"] if token >= 0]
         assert set(answer) <= semids and row["targets"][0] in index.decode(tokenizer.decode(answer))
     if contextual.name == "pctx":  # an item keeps tokens of its own, so histories are lists of targets

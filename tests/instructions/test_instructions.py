@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model
 
 from llmrec.data.prepared import SEQUENCES
-from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, TaskMix, build_dataset, load_prompt
+from llmrec.instructions import Catalogue, Prompt, Renderer, TaskMix, build_dataset, load_prompt, task_rows
 from llmrec.instructions.prompts import prompts_folder
-from llmrec.instructions.tasks import stream_rows
+from llmrec.instructions.spans import Sequences
+from llmrec.instructions.tasks.sequential import stream_rows
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ SHIPPED = sorted(path.stem for path in prompts_folder().glob("*.yaml"))
 def test_shipped_prompts_load_and_fill_every_slot(setting, name):
     data, index, tokenizer, renderer = setting
     prompt = load_prompt(name)
-    rows = TASKS[prompt.task].rows(data, 5).slice(0, 3).to_pylist()
+    rows = task_rows(prompt.task, data, 5, limit=3)
     assert len(rows) == 3
     for row in rows:
         for wording in range(len(prompt.templates)):
@@ -41,7 +43,7 @@ def test_shipped_prompts_load_and_fill_every_slot(setting, name):
 def test_another_target_leaves_the_prompt_byte_identical(setting, name):
     data, index, tokenizer, renderer = setting
     prompt = load_prompt(name)
-    for row in TASKS[prompt.task].rows(data, 5).slice(0, 20).to_pylist():
+    for row in task_rows(prompt.task, data, 5, limit=20):
         other = row | {"targets": [index.items[-1]] * len(row["targets"])}
         for wording in range(len(prompt.templates)):
             assert renderer.prompt(prompt, row, wording) == renderer.prompt(prompt, other, wording)
@@ -52,7 +54,7 @@ def test_the_evaluation_prompt_is_the_training_prompt(setting, name):
     """SFT's text cut before a target equals what the recommender reads for the same history."""
     data, index, tokenizer, renderer = setting
     prompt = load_prompt(name)
-    for row in TASKS[prompt.task].rows(data, 9).slice(0, 10).to_pylist():
+    for row in task_rows(prompt.task, data, 9, limit=10):
         text = renderer.prompt(prompt, row) + renderer.completion(prompt, row)
         for cut, target in enumerate(row["targets"]):
             history = row["history"] + row["targets"][:cut]
@@ -70,7 +72,7 @@ def test_only_answer_tokens_carry_labels_and_nothing_follows_a_semid(setting):
         assert labelled == [label for label in row["labels"] if label != -100]
         answer = tokenizer.decode(labelled)
         if row["task"] == "item_to_title":
-            title = renderer.catalogue.titles[row["targets"][0]]
+            title = renderer.catalogue.titles[row["about"]]
             assert answer == title + tokenizer.eos_token
         else:
             assert answer == "".join(index.encode(item) for item in row["targets"])
@@ -81,8 +83,7 @@ def test_only_answer_tokens_carry_labels_and_nothing_follows_a_semid(setting):
 
 def test_no_evaluation_target_is_a_training_target(setting):
     data, index, tokenizer, renderer = setting
-    rows = TASKS["next_item"].rows(data, 50)
-    pairs = {(tuple(h), t[0]) for h, t in zip(rows["history"].to_pylist(), rows["targets"].to_pylist())}
+    pairs = {(tuple(row["history"]), row["targets"][0]) for row in task_rows("next_item", data, 50)}
     for split in (data.valid, data.test):
         for history, target in zip(split["history"].to_pylist(), split["target"].to_pylist()):
             assert (tuple(history), target) not in pairs
@@ -102,7 +103,7 @@ def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_
     ).cast(SEQUENCES)
     data = tiny_data(num_users=2)
     data.train = train
-    rows = stream_rows(data, max_history).to_pylist()
+    rows = Sequences(train).rows(stream_rows(data, max_history, np.random.default_rng(0)))
     labelled = [item for row in rows for item in row["targets"]]
     expected = [item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]]
     assert sorted(labelled) == sorted(expected)
@@ -138,7 +139,8 @@ def test_since_keeps_what_is_recent_and_dated(setting):
     ).cast(SEQUENCES)
     recent = dataclasses.replace(data, train=train)
     mix = TaskMix.parse({"prompt": "stream", "since": "1970-01-11", "weight": 2})
-    assert mix.rows(recent, 5)["targets"].to_pylist() == [["item-02"], ["item-03"]]
+    rows, sequences = mix.rows(recent, 5, np.random.default_rng(0))
+    assert [row["targets"] for row in Sequences(sequences).rows(rows)] == [["item-02"], ["item-03"]]
     assert len(build_dataset(recent, [mix], renderer, 5, 256)) == 4
     with pytest.raises(ValueError, match="since a date YYYY-MM-DD"):
         TaskMix.parse({"prompt": "stream", "since": "yesterday"})
@@ -149,7 +151,7 @@ def test_chat_frame_is_what_the_chat_template_gives(setting):
     prompt = Prompt.from_dict(
         {"task": "item_to_title", "system": "Be brief.", "templates": [{"prompt": "{item}?", "completion": "{title}"}]}
     )
-    row = {"history": [], "targets": ["item-03"]}
+    row = {"history": [], "targets": [], "about": "item-03"}
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": index.encode("item-03") + "?"}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert renderer.prompt(prompt, row) == expected
@@ -178,5 +180,5 @@ def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
     bad.write_text("task: fly\ntemplates: [{prompt: a, completion: b}]\n")
     with pytest.raises(ValueError, match="'fly' is not one of"):
         TaskMix.parse(str(bad))
-    with pytest.raises(ValueError, match="more than max_length 5: lower max_history"):
+    with pytest.raises(ValueError, match="without a history, more than max_length 5: raise max_length"):
         build_dataset(data, [TaskMix.parse("stream")], renderer, max_history=4, max_length=5)

@@ -87,8 +87,8 @@ def test_a_mixture_writes_each_stream_and_teaches_what_is_asked(setting):
     mixture = parse_mixture(MIXTURE, prompt, index, ["semantic", "collaborative"])
     rows = build_dataset(data, mixture, renderer, max_history=4, max_length=128)
     half = len(rows) // 2
-    for letters, part in (("abc", rows.select(range(half))), ("de", rows.select(range(half, len(rows))))):
-        for ids, row in zip(part["input_ids"], part):
+    for letters, part in (("abc", rows[:half]), ("de", rows[half:])):
+        for ids, row in zip(part["input_ids"], part["history"]):
             letters_seen = {token[1] for token in tokenizer.convert_ids_to_tokens(ids) if token in set(index.tokens)}
             assert letters_seen and letters_seen <= set(letters), row
     with pytest.raises(ValueError, match="semids 'collaborative' is none of the tasks"):

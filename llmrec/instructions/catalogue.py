@@ -1,0 +1,119 @@
+"""What tasks may say about items: Semantic IDs, columns of the items table, and texts that were made of them."""
+
+import copy
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import pyarrow as pa
+
+from llmrec.instructions.texts import Texts
+from llmrec.instructions.wishes import Wishes
+from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
+from llmrec.item_tokenizers.streams import stream_rows as rows_of_stream
+from llmrec.semids import SemIDIndex
+
+T = TypeVar("T")
+
+
+def choose(options: Sequence[T], row: dict, salt: str = "") -> T:
+    """One of several ways to say something: by the row's `variation`, the first where it has none (evaluation)."""
+    if row.get("variation") is None:
+        return options[0]
+    return options[zlib.crc32(f"{salt}{row['variation']}".encode()) % len(options)]
+
+
+class Catalogue:
+    """Ids → Semantic IDs, titles and other columns.
+
+    Args:
+        index (`SemIDIndex`), items (`pa.Table`).
+        sequence_tokenizer (`SequenceTokenizer`, *optional*): where an item's tokens depend on what stands before it.
+        texts (`Texts`, *optional*): queries, preferences and rationales that were made before; without them tasks
+            compose some from the columns.
+    """
+
+    def __init__(
+        self,
+        index: SemIDIndex,
+        items: pa.Table,
+        sequence_tokenizer: SequenceTokenizer | None = None,
+        texts: Texts | None = None,
+    ):
+        if sequence_tokenizer is not None and index.behaviours:
+            raise ValueError(f"item tokenizer {sequence_tokenizer.name!r} cannot write behaviours between items")
+        self.index = index
+        self.items = items
+        self.sequence_tokenizer = sequence_tokenizer
+        self.texts = texts
+        self._columns: dict[str, dict] = {}
+        self.titles = self.column("title")
+        self._semids: dict[str, str] = {}
+        self._streams: dict[str, Catalogue] = {}
+
+    def column(self, name: str) -> dict[str, object]:
+        """Item id → value of a column of the items table; empty where the table has no such column."""
+        if name not in self._columns:
+            values = self.items[name].to_pylist() if name in self.items.column_names else ()
+            self._columns[name] = dict(zip(self.items["item_id"].to_pylist(), values))
+        return self._columns[name]
+
+    @cached_property
+    def wishes(self) -> Wishes:
+        """What users may ask for, and which items satisfy it."""
+        return Wishes(self.items)
+
+    def text(self, kind: str, user_id: str, item_id: str, row: dict) -> str | None:
+        """A text that was made before; one of several by the row's variation, `None` where there is none."""
+        found = self.texts.get(kind, user_id, item_id) if self.texts is not None else []
+        return choose(found, row, kind) if found else None
+
+    def stream(self, name: str) -> "Catalogue":
+        """The same items in the Semantic IDs of one stream; `""` is the primary one. Unknown: `ValueError`."""
+        if not name:
+            return self
+        if name not in self._streams:
+            other = self._streams[name] = copy.copy(self)
+            other.index, other._semids = self.index.rows_at(rows_of_stream(self.index, name)), {}
+        return self._streams[name]
+
+    def semid(self, item_id: str) -> str:
+        if item_id not in self._semids:
+            self._semids[item_id] = self.index.encode(item_id)
+        return self._semids[item_id]
+
+    def semids(
+        self,
+        item_ids: Sequence[str],
+        separator: str,
+        behaviours: Sequence[str] | None = None,
+        variation: int | None = None,
+    ) -> str:
+        """Items in order, each after the token of its behaviour where the index has tokens for them.
+
+        `variation` is the seed of a `SequenceTokenizer`, which may write a history in several ways.
+        """
+        if self.sequence_tokenizer is not None:
+            return "".join(self.sequence_tokenizer.encode_history([item_ids], variation)[0])
+        if behaviours is None or not self.index.behaviours:
+            return separator.join(map(self.semid, item_ids))
+        pairs = zip(behaviours, item_ids, strict=True)
+        return separator.join(self.index.behaviour_token(kind) + self.semid(item) for kind, item in pairs)
+
+    def history(self, row: dict, separator: str) -> str:
+        """A row's history in Semantic IDs."""
+        return self.semids(row["history"], separator, row.get("behaviours"), row.get("variation"))
+
+    def following(self, history: Sequence[str], row: dict, separator: str) -> str:
+        """The targets of a row, as they read after a history."""
+        targets = row["targets"]
+        if self.sequence_tokenizer is None:
+            return self.semids(targets, separator, row.get("target_behaviours"))
+        before = [[*history, *targets[:place]] for place in range(len(targets))]
+        tokens = self.sequence_tokenizer.encode_target(before, targets, row.get("variation")) if targets else []
+        return "".join(token for target in tokens for token in target)
+
+    def target(self, row: dict, separator: str) -> str:
+        """The first target of a row, as it reads after its history."""
+        return self.following(row["history"], {**row, "targets": row["targets"][:1]}, separator)

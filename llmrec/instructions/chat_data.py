@@ -1,0 +1,51 @@
+"""General conversations beside the tasks, against forgetting: any chat data set of the Hub or a local file."""
+
+from functools import cached_property
+from pathlib import Path
+
+from llmrec.instructions.prompts import Prompt, Template
+
+ROLES = ("system", "user", "assistant")
+
+
+class ChatData:
+    """Conversations that end with the assistant's turn, which alone is learned.
+
+    Args:
+        path (`str`): a data set of the Hub, or a local parquet, json or jsonl file, with a column `messages` (list of
+            `{"role", "content"}`).
+        split (`str`): of the data set.
+
+    Raises:
+        ValueError: no such data set or column, or a conversation that does not end with the assistant's turn.
+    """
+
+    def __init__(self, path: str, split: str = "train"):
+        self.path, self.split = path, split
+        # Stands where a task's prompt stands; its texts come from the data.
+        self.prompt = Prompt("chat", (Template(path, split),))
+
+    @cached_property
+    def rows(self):
+        from datasets import load_dataset
+
+        kind = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(Path(self.path).suffix)
+        try:
+            if kind:
+                rows = load_dataset(kind, data_files=self.path, split=self.split)
+            else:
+                rows = load_dataset(self.path, split=self.split)
+        except Exception as error:
+            raise ValueError(f"chat data {self.path!r}, split {self.split!r}: {error}") from error
+        if "messages" not in rows.column_names:
+            raise ValueError(f"chat data {self.path!r} has no column 'messages', only {', '.join(rows.column_names)}")
+        return rows.select_columns(["messages"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def messages(self, row: int) -> list[dict[str, str]]:
+        messages = self.rows[row]["messages"]
+        if not messages or messages[-1]["role"] != "assistant" or any(m["role"] not in ROLES for m in messages):
+            raise ValueError(f"chat data {self.path!r}, row {row + 1}: it should end with the assistant's turn")
+        return messages

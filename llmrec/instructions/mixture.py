@@ -1,0 +1,155 @@
+"""A mixture of tasks: which rows of which task an epoch holds."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data import PreparedData
+from llmrec.data.rows import flatten_lists
+from llmrec.instructions.chat_data import ChatData
+from llmrec.instructions.prompts import Prompt, load_prompt
+from llmrec.instructions.tasks import TASKS
+from llmrec.item_tokenizers.streams import stream_names, stream_rows
+from llmrec.semids import SemIDIndex
+
+_CHOICES = ("weight", "cap", "max_per_item", "since", "semids")
+_CHAT = ("chat", "split", "weight", "cap")
+
+
+@dataclass
+class TaskMix:
+    """One entry of the mixture.
+
+    Args:
+        prompt (`Prompt`): the task and its wordings.
+        weight (`float`): how many of the task's rows an epoch holds; 1.0 is each once. Which rows a fraction holds is
+            drawn anew for every epoch.
+        cap (`int`, *optional*): at most so many rows in an epoch.
+        max_per_item (`int`, *optional*): at most so many rows in an epoch whose answer begins with one item, so that
+            popular items do not drown the others.
+        since (`str`, *optional*): a date (`2016-01-31`); only training sequences that reach it take part, undated
+            ones do not. A second entry with `since` makes what is recent count more.
+        chat (`ChatData`, *optional*): conversations of a general data set, instead of a task.
+    """
+
+    prompt: Prompt
+    weight: float = 1.0
+    cap: int | None = None
+    max_per_item: int | None = None
+    since: str | None = None
+    chat: ChatData | None = None
+
+    @classmethod
+    def parse(cls, entry: str | dict) -> "TaskMix":
+        """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 2, since: 2016-01-31}`.
+
+        `{prompt: stream, semids: collaborative}` writes the Semantic IDs of that stream (`Prompt.semids`);
+        `{chat: HuggingFaceH4/no_robots, split: train, cap: 5000}` mixes general conversations in.
+        """
+        if isinstance(entry, str):
+            name, _, weight = entry.rpartition(":") if entry.rpartition(":")[0] else (entry, "", None)
+            entry = {"prompt": name} | ({} if weight is None else {"weight": weight})
+        known = _CHAT if "chat" in entry else ("prompt", *_CHOICES)
+        if set(entry) - set(known) or not {"prompt", "chat"} & set(entry):
+            raise ValueError(
+                f"task mixture entry {entry!r}: write prompt and, if you like, {', '.join(_CHOICES)}; or chat and, if "
+                f"you like, {', '.join(_CHAT[1:])}"
+            )
+        since = None if entry.get("since") is None else str(entry["since"])
+        whole = {name: None if entry.get(name) is None else int(entry[name]) for name in ("cap", "max_per_item")}
+        try:
+            if since is not None:
+                datetime.date.fromisoformat(since)
+            chat = ChatData(entry["chat"], entry.get("split", "train")) if "chat" in entry else None
+            prompt = chat.prompt if chat else load_prompt(entry["prompt"])
+            weight = float(prompt.weight if entry.get("weight") is None else entry["weight"])
+            if not 0 <= weight < float("inf") or any(n is not None and n < 1 for n in whole.values()):
+                raise ValueError(f"weight {weight}, {whole}")
+        except ValueError as error:
+            raise ValueError(
+                f"task mixture entry {entry!r}: {error}; weight should be a number, cap and max_per_item positive "
+                "integers, since a date YYYY-MM-DD"
+            ) from error
+        if chat is None and prompt.task not in TASKS:
+            raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
+        semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
+        return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, since=since, chat=chat)
+
+    def rows(self, data: PreparedData, max_history: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+        """The task's rows, each once, and the training sequences that they are spans of."""
+        train = data.train if self.since is None else _since(data.train, self.since)
+        rows = TASKS[self.prompt.task].rows(dataclasses.replace(data, train=train), max_history, rng)
+        return rows, train
+
+    def size(self, count: int) -> int:
+        """Rows of an epoch, of `count` that there are, before `max_per_item`."""
+        size = int(self.weight) * count + round((self.weight - int(self.weight)) * count)
+        return size if self.cap is None else min(size, self.cap)
+
+    def draw(self, count: int, items: np.ndarray | None, seed: Sequence[int]) -> np.ndarray:
+        """int64: the rows of an epoch, in order; every one floor(weight) times and a random share for the rest.
+
+        Args:
+            count: rows that there are.
+            items (`np.ndarray`, integer, [count], *optional*): the item of each, for `max_per_item`.
+            seed: of this task and epoch.
+        """
+        rng = np.random.default_rng(seed)
+        size = self.size(count)
+        if self.max_per_item is not None and items is not None:
+            order = rng.permutation(np.repeat(np.arange(count), int(np.ceil(self.weight))))
+            kept = order[_number_in_group(items[order]) < self.max_per_item]
+            return np.sort(kept[:size])
+        whole = np.tile(np.arange(count), size // count if count else 0)
+        return np.concatenate([whole, np.sort(rng.permutation(count)[: size - len(whole)])]).astype(np.int64)
+
+
+def parse_mixture(
+    entries: list[str | dict], prompt: Prompt, index: SemIDIndex, streams: Sequence[str] = ()
+) -> list[TaskMix]:
+    """A mixture that teaches what will be asked.
+
+    Args:
+        entries: see `TaskMix.parse`.
+        prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `streams` (if any).
+
+    Raises:
+        ValueError: a bad entry, a stream that the index does not have or that is asked for twice, or no entry that
+            teaches the prompt.
+    """
+    if len(set(streams)) < len(streams):
+        raise ValueError(f"the streams to fuse are {list(streams)}: name each of them once")
+    mixture = [TaskMix.parse(entry) for entry in entries]
+    primary = next(iter(stream_names(index)), "")
+    taught = [dataclasses.replace(mix.prompt, semids=mix.prompt.semids or primary) for mix in mixture]
+    for name in [*streams, *(mix.prompt.semids for mix in mixture)]:
+        if name:
+            stream_rows(index, name)
+    for name in streams or [prompt.semids or primary]:
+        if dataclasses.replace(prompt, semids=name) not in taught:
+            where = f" with semids {name!r}" if name else ""
+            raise ValueError(f"the prompt that asks for the next item{where} is none of the tasks {entries}")
+    return mixture
+
+
+def _number_in_group(groups: np.ndarray) -> np.ndarray:
+    """int64 [n]: how many equal values stand before each."""
+    order = np.argsort(groups, kind="stable")
+    first = np.flatnonzero(np.concatenate([[True], groups[order][1:] != groups[order][:-1]])) if len(groups) else order
+    number = np.empty(len(groups), np.int64)
+    number[order] = np.arange(len(groups)) - np.repeat(first, np.diff(np.append(first, len(groups))))
+    return number
+
+
+def _since(train: pa.Table, date: str) -> pa.Table:
+    """The sequences whose last timestamp is not before a date (UTC)."""
+    first = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC).timestamp()
+    values, offsets = flatten_lists(train["timestamps"])
+    filled = np.flatnonzero(np.diff(offsets))
+    reached = pc.fill_null(pc.greater_equal(values.take(pa.array(offsets[1:][filled] - 1)), int(first)), False)
+    return train.take(pa.array(filled)).filter(reached)

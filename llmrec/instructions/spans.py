@@ -1,0 +1,79 @@
+"""Rows as spans of the training sequences: four numbers each, whatever the length of a history.
+
+`start`, `middle`, `stop` are places in all sequences laid end to end: the history is `[start, middle)`, the targets
+are `[middle, stop)`. A log of 20 million interactions is 600 MB of spans; as lists of ids it would be many times that.
+Items come back where a row is read (`Sequences.rows`).
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data.rows import flatten_lists, offsets_of
+
+SPAN = ("sequence", "start", "middle", "stop")
+
+
+def span_table(sequence: np.ndarray, start: np.ndarray, middle: np.ndarray, stop: np.ndarray) -> pa.Table:
+    """int64 columns `SPAN`, one row per task row."""
+    return pa.table(dict(zip(SPAN, (np.asarray(c, np.int64) for c in (sequence, start, middle, stop)))))
+
+
+def targets_of(train: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(sequence, place of its first item, place of the target)`, int64 [targets]: every target of the sequences."""
+    length = pc.list_value_length(train["item_ids"]).to_numpy().astype(np.int64)
+    offsets = offsets_of(length)
+    context = np.minimum(train["num_context"].to_numpy(), length)
+    counts = length - context
+    sequence = np.repeat(np.arange(len(length)), counts)
+    number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return sequence, offsets[:-1][sequence], (offsets[:-1] + context)[sequence] + number
+
+
+def target_spans(train: pa.Table, max_history: int) -> pa.Table:
+    """One row per target, after at most `max_history` items, in the order of the sequences."""
+    sequence, first, target = targets_of(train)
+    return span_table(sequence, np.maximum(first, target - max_history), target, target + 1)
+
+
+def last_target_spans(train: pa.Table, max_history: int) -> pa.Table:
+    """One row per sequence that has a target after a history: its last one."""
+    spans = target_spans(train, max_history)
+    sequence, start, middle = (spans[name].to_numpy() for name in ("sequence", "start", "middle"))
+    last = np.ones(len(sequence), bool)
+    last[:-1] = sequence[1:] != sequence[:-1]
+    return spans.filter(pa.array(last & (middle > start)))
+
+
+class Sequences:
+    """The training sequences laid end to end, and the rows that spans of them stand for."""
+
+    def __init__(self, train: pa.Table):
+        self.items, _ = flatten_lists(train["item_ids"])
+        self.kinds = flatten_lists(train["behaviours"])[0] if "behaviours" in train.column_names else None
+        self.users = train["user_id"].combine_chunks()
+
+    def at(self, places: np.ndarray) -> pa.Array:
+        """The items at places of the flat sequences, without copies of their ids: a dictionary array."""
+        return self._codes.take(pa.array(places))
+
+    @property
+    def _codes(self) -> pa.DictionaryArray:
+        if not hasattr(self, "_encoded"):
+            self._encoded = self.items.dictionary_encode()
+        return self._encoded
+
+    def rows(self, table: pa.Table) -> list[dict]:
+        """Rows of a task with `history` and `targets`; columns other than `SPAN` stay as they are."""
+        rest = [name for name in table.column_names if name not in SPAN]
+        rows = table.select(rest).to_pylist() if rest else [{} for _ in range(table.num_rows)]
+        if "start" not in table.column_names:
+            return rows
+        for row, sequence, start, middle, stop in zip(rows, *(table[name].to_pylist() for name in SPAN)):
+            items = self.items.slice(start, stop - start).to_pylist()
+            row |= {"user_id": self.users[sequence].as_py()}
+            row |= {"history": items[: middle - start], "targets": row.get("targets", items[middle - start :])}
+            if self.kinds is not None:
+                kinds = self.kinds.slice(start, stop - start).to_pylist()
+                row |= {"behaviours": kinds[: middle - start], "target_behaviours": kinds[middle - start :]}
+        return rows

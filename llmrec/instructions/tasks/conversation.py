@@ -1,0 +1,171 @@
+"""Wishes, conversations and explanations: answers that can be checked against the columns of the items.
+
+The demo of eugeneyan's semantic-ids-llm made people want this; here a wish is a predicate (`llmrec.instructions.
+wishes`), so whether an answer satisfies it is a fact and not an opinion.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data import PreparedData
+from llmrec.instructions import compose
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.spans import Sequences, target_spans
+from llmrec.instructions.tasks.search import with_about
+from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.wishes import Wishes, say
+from llmrec.instructions.words import listing
+
+ANSWERS = 3  # different answers to one wish about one item, in an epoch
+SEVERAL = 3  # items of an answer that lists some
+
+
+def _wanted(wish: str, row: dict) -> str:
+    return say(wish, row.get("variation") or 0, bool(row.get("unseen")))
+
+
+def like_rows(data: PreparedData, max_history: int, rng: np.random.Generator, held_out: bool = False) -> pa.Table:
+    """For every item and wish that compares with it, up to `ANSWERS` of the items that satisfy it.
+
+    `held_out` gives the combinations that training leaves out, for evaluation.
+    """
+    return _like_table(Wishes(data.items), rng, held_out, lambda rows: [[row] for row in rows[:ANSWERS]])
+
+
+def like_several_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """For every item and wish that at least `SEVERAL` items satisfy, a list of so many."""
+    return _like_table(Wishes(data.items), rng, False, lambda rows: [rows[:SEVERAL]] if len(rows) >= SEVERAL else [])
+
+
+def _like_table(wishes: Wishes, rng: np.random.Generator, held_out: bool, answers) -> pa.Table:
+    about, said, targets = [], [], []
+    for item in wishes.ids:
+        for wish, rows in wishes.relative_to(item):
+            if wishes.held_out(wish, item) == held_out:
+                for answer in answers(rng.permutation(rows)):
+                    about.append(item)
+                    said.append(wish)
+                    targets.append([wishes.ids[row] for row in answer])
+    _check(about, "an item with a category and a brand or a price that others in its category differ in")
+    ids = pa.list_(pa.string())
+    return pa.table(
+        {
+            "about": pa.array(about, pa.string()),
+            "wish": pa.array(said, pa.string()),
+            "history": pa.array([[]] * len(about), ids),
+            "targets": pa.array(targets, ids),
+        }
+    )
+
+
+def _check(rows: list | pa.Table, needed: str) -> None:
+    if not len(rows):
+        raise ValueError(f"no row for this task: the items table has not {needed}")
+
+
+def wish_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target whose columns say something; `wish` is one of the things that they say."""
+    return _described(data, max_history, rng, lambda wishes, item: wishes.describing(item))
+
+
+def domain_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target; `wish` is its domain (recipes/join_domains.py)."""
+    if "domain" not in data.items.column_names:
+        raise ValueError("the items have no column 'domain', which this task speaks of: see recipes/join_domains.py")
+    return _described(data, max_history, rng, lambda w, item: [f"domain={w.domain[w.place[item]]}"])
+
+
+def _described(data: PreparedData, max_history: int, rng: np.random.Generator, describe) -> pa.Table:
+    wishes, spans = Wishes(data.items), target_spans(data.train, max_history)
+    targets = Sequences(data.train).at(spans["middle"].to_numpy())
+    options = [
+        [wish for wish in describe(wishes, item) if not wishes.held_out(wish)]
+        for item in targets.dictionary.to_pylist()
+    ]
+    codes, draws = targets.indices.to_numpy(), rng.random(len(targets))
+    said = [o[int(draw * len(o))] if (o := options[code]) else None for code, draw in zip(codes, draws)]
+    spans = spans.append_column("wish", pa.array(said, pa.string()).dictionary_encode())
+    spans = spans.filter(spans["wish"].is_valid())
+    _check(spans, "a column categories or brand with values")
+    return spans
+
+
+def conversation_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target: the assistant names it (`about`), the user asks for something like it but ...."""
+    spans, wishes = with_about(data, target_spans(data.train, max_history)), Wishes(data.items)
+    options = {
+        item: [(wish, rows) for wish, rows in wishes.relative_to(item) if not wishes.held_out(wish, item)]
+        for item in spans["about"].unique().to_pylist()
+    }
+    said, targets = [], []
+    for item in spans["about"].to_pylist():
+        wish, rows = options[item][rng.integers(len(options[item]))] if options[item] else (None, ())
+        said.append(wish)
+        targets.append([wishes.ids[rng.choice(rows)]] if len(rows) else [])
+    spans = spans.append_column("wish", pa.array(said, pa.string()))
+    spans = spans.append_column("targets", pa.array(targets, pa.list_(pa.string())))
+    spans = spans.filter(spans["wish"].is_valid())
+    _check(spans, "a category and a brand or a price that others in the category differ in")
+    return spans
+
+
+def wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{item}` and `{title}` are those of the item that the wish compares with; `{targets}` is a list."""
+    about = row.get("about")
+    return {
+        "history": catalogue.history(row, separator) if row["history"] else "",
+        "wish": _wanted(row["wish"], row),
+        "item": catalogue.semid(about) if about else "",
+        "title": (catalogue.titles.get(about) or "") if about else "",
+        "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
+        "targets": ", ".join(map(catalogue.semid, row["targets"])),
+    }
+
+
+def history_wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return {
+        "history": catalogue.history(row, separator),
+        "wish": _wanted(row["wish"], row),
+        "target": catalogue.target(row, separator),
+    }
+
+
+def explained_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target after a history: why it (`about`) was recommended."""
+    spans = with_about(data, target_spans(data.train, max_history))
+    return spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
+
+
+def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
+    """Why an item fits a history, in attributes that it really has."""
+    category, brand, price = compose.facts(catalogue, item)
+    before = [compose.facts(catalogue, other) for other in history]
+    text = f"It is {category}" if category else "It goes with what you chose"
+    text += f" by {brand}" if brand else ""
+    text += f" for {price}" if price else ""
+    shared = []
+    if category and any(other == category for other, _, _ in before):
+        shared.append(f"you looked at {category} before")
+    if brand and any(other == brand for _, other, _ in before):
+        shared.append(f"you chose {brand} before")
+    return f"{text}, and {listing(shared)}." if shared else f"{text}."
+
+
+def explain_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return {
+        "history": catalogue.history(row, separator),
+        "item": catalogue.semid(row["about"]),
+        "title": catalogue.titles.get(row["about"]) or "",
+        "explanation": explanation(catalogue, row["history"], row["about"]),
+    }
+
+
+COMPARED = ("about", "wish")
+TASKS = {
+    "like_but": Task(like_rows, wish_slots, True, COMPARED),
+    "like_but_several": Task(like_several_rows, wish_slots, True, COMPARED),
+    "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",)),
+    "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",)),
+    "conversation": Task(conversation_rows, wish_slots, True, COMPARED),
+    "explain": Task(explained_rows, explain_slots, False, ("about",)),
+}

@@ -1,0 +1,81 @@
+"""OneRec-Think (arXiv 2510.11639): itemic alignment, captions, user personas, and a rationale before the item."""
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data import PreparedData
+from llmrec.instructions import compose
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.spans import last_target_spans
+from llmrec.instructions.tasks.items import item_rows, parts_of
+from llmrec.instructions.tasks.search import next_preferring_rows
+from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.words import leaf_category, listing, most_common, short_text
+
+PERSONA_ITEMS = 2  # examples behind every category of a persona
+
+
+def caption(catalogue: Catalogue, item: str) -> str:
+    """A dense caption: title, what else is known, and the beginning of the description."""
+    known = [catalogue.titles.get(item) or "", *parts_of(catalogue, item)]
+    text = ", ".join(part for part in known if part)
+    description = short_text(catalogue.column("description").get(item), 24)
+    return f"{text}. {description}" if description else f"{text}."
+
+
+def caption_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return {"item": catalogue.semid(row["about"]), "caption": caption(catalogue, row["about"])}
+
+
+def interleaved(catalogue: Catalogue, items: list[str]) -> str:
+    """Semantic IDs and words side by side: every item, its title and its category."""
+    texts = []
+    for item in items:
+        category = leaf_category(catalogue.column("categories").get(item))
+        words = ", ".join(word for word in (catalogue.titles.get(item) or "", category) if word)
+        texts.append(f"{catalogue.semid(item)} ({words})" if words else catalogue.semid(item))
+    return "; ".join(texts)
+
+
+def persona(catalogue: Catalogue, items: list[str]) -> str:
+    """Who the user is, in words that are interleaved with the Semantic IDs that show it."""
+    categories = catalogue.column("categories")
+    parts = []
+    for category in most_common((leaf_category(categories.get(item)) for item in items), 3):
+        shown = [item for item in items if leaf_category(categories.get(item)) == category][-PERSONA_ITEMS:]
+        parts.append(f"{category} ({', '.join(map(catalogue.semid, shown))})")
+    text = f"Interested in {listing(parts)}" if parts else f"Chose {', '.join(map(catalogue.semid, items[-3:]))}"
+    brands = most_common((str(catalogue.column("brand").get(item) or "") for item in items), 2)
+    return f"{text}; likes {listing(brands)}." if brands else f"{text}."
+
+
+def user_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per user: the history before the last training target."""
+    spans = last_target_spans(data.train, max_history)
+    return spans.set_column(spans.column_names.index("stop"), "stop", spans["middle"])
+
+
+def user_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    history = row["history"]
+    return {
+        "history": catalogue.history(row, separator),
+        "interleaved": interleaved(catalogue, history),
+        "persona": persona(catalogue, history),
+    }
+
+
+def thinking_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{rationale}` is part of the answer, so it may speak of the target."""
+    return {
+        "history": catalogue.history(row, separator),
+        "rationale": compose.rationale(catalogue, row) if row["targets"] else "",
+        "target": catalogue.target(row, separator),
+    }
+
+
+TASKS = {
+    "item_to_caption": Task(item_rows("title", answers_item=False), caption_slots, False, ("about",)),
+    "interleaved_history": Task(user_rows, user_slots, ends_with_item=False),
+    "persona": Task(user_rows, user_slots, ends_with_item=False),
+    "think_next_item": Task(next_preferring_rows, thinking_slots, ends_with_item=True),
+}

@@ -1,0 +1,62 @@
+"""Query, intention and preference: what a user says besides what they did (LC-Rec's item search and preference)."""
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data import PreparedData
+from llmrec.instructions import compose
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.spans import Sequences, last_target_spans, target_spans
+from llmrec.instructions.tasks.items import item_rows
+from llmrec.instructions.tasks.task import Task
+
+
+def with_about(data: PreparedData, spans: pa.Table) -> pa.Table:
+    """Spans whose prompt speaks of the target: what they ask for is `about` it."""
+    about = Sequences(data.train).at(spans["middle"].to_numpy())
+    return spans.append_column("about", about)
+
+
+def asked_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per user, for the last training target (as LC-Rec), with what the user asked for."""
+    return with_about(data, last_target_spans(data.train, max_history))
+
+
+def preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per user, for the last training target."""
+    return last_target_spans(data.train, max_history)
+
+
+def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return {
+        "history": catalogue.history(row, separator),
+        "query": compose.query(catalogue, row["about"], row),
+        "intention": compose.intention(catalogue, row["about"], row),
+        "preference": compose.preference(catalogue, row["history"], row),
+        "target": catalogue.target(row, separator),
+    }
+
+
+def preference_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return {
+        "history": catalogue.history(row, separator),
+        "preference": compose.preference(catalogue, row["history"], row),
+        "target": catalogue.target(row, separator),
+    }
+
+
+def next_preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target that has a history."""
+    spans = target_spans(data.train, max_history)
+    return spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
+
+
+ABOUT = ("about",)
+TASKS = {
+    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ABOUT),
+    "history_query_to_item": Task(asked_rows, asked_slots, True, ABOUT),
+    "history_intention_to_item": Task(asked_rows, asked_slots, True, ABOUT),
+    "preference_query_to_item": Task(asked_rows, asked_slots, True, ABOUT),
+    "history_to_preference": Task(preferring_rows, preference_slots, False),
+    "preference_to_item": Task(next_preferring_rows, preference_slots, True),
+}

@@ -1,0 +1,76 @@
+"""Queries, intentions, preferences and rationales: texts that tasks quote, made before and cached, or composed here.
+
+`Texts` holds what a teacher model or a user's own pipeline wrote (recipes/generate_rationales.py, or any parquet file
+with these columns); `compose_*` write one from the columns of the items, the same for the same row.
+
+| kind | said of | user_id | item_id |
+|---|---|---|---|
+| query | an item, as somebody would search it | empty | the item |
+| intention | what a user was looking for, first person | the user, or empty | the item they then chose |
+| preference | what a user likes, before an item | the user, or empty | the last item of the history |
+| rationale | why an item follows a history | the user, or empty | that item |
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+
+from llmrec.files import read_parquet, write_parquet
+from llmrec.instructions.words import says
+
+KINDS = ("query", "intention", "preference", "rationale")
+SCHEMA = pa.schema([("kind", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()), ("text", pa.string())])
+FILE = "texts.parquet"
+# These stand in a prompt whose answer is the item: they must not name it.
+ASKS_FOR_ITEM = ("query", "intention")
+
+
+class Texts:
+    """Texts by kind, user and item.
+
+    Args:
+        table (`pa.Table`): columns `kind`, `user_id`, `item_id`, `text`, all strings; several texts for one key are
+            several ways to say it.
+
+    Raises:
+        ValueError: a missing column, an unknown kind or an empty text.
+    """
+
+    def __init__(self, table: pa.Table):
+        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"texts: column {missing[0]!r} is missing; they need {', '.join(SCHEMA.names)}")
+        self.table = table.select(SCHEMA.names).cast(SCHEMA)
+        self._texts: dict[tuple, list[str]] = defaultdict(list)
+        for number, (kind, user, item, text) in enumerate(zip(*self.table.to_pydict().values())):
+            if kind not in KINDS:
+                raise ValueError(f"texts, row {number + 1}: kind {kind!r} is not one of {', '.join(KINDS)}")
+            if not text or not text.strip():
+                raise ValueError(f"texts, row {number + 1}: an empty text for item {item!r}")
+            self._texts[kind, user or "", item].append(" ".join(text.split()))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def get(self, kind: str, user_id: str, item_id: str) -> list[str]:
+        """What was written for this user, else what was written for the item alone."""
+        return self._texts.get((kind, user_id, item_id)) or self._texts.get((kind, "", item_id), [])
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Texts":
+        """From a parquet file, or a folder that recipes/generate_rationales.py wrote."""
+        path = Path(path)
+        return cls(read_parquet(path / FILE if path.is_dir() else path))
+
+    def save(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_parquet(Path(folder) / FILE, self.table)
+
+
+def leaks(kind: str, text: str, semid: str, title: str) -> bool:
+    """Whether a text gives away the item that its prompt asks for: its Semantic ID, or its whole title.
+
+    A preference is made of the history before the item, a rationale is part of the answer: neither is checked for it.
+    """
+    return kind in ASKS_FOR_ITEM and (semid in text or says(text, title))

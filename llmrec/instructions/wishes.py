@@ -1,0 +1,145 @@
+"""Wishes that can be checked: what a user asks for, the items that satisfy it, and how it is said.
+
+A wish is a string of conditions joined by ` & `. Some compare with an item X: `cheaper`, `pricier` and `other_brand`
+stay in X's narrowest category, `same_brand` leaves it, `with=word` stays in it and wants a word in the title. Others
+stand alone: `category=`, `brand=`, `below=` (a price), `domain=`. The phrases stand in `prompts/phrases/wishes.yaml`.
+
+One in five combinations of X's category and the wish's kinds is held out of training (`Wishes.held_out`), so that
+steering is measured on combinations that no row has shown.
+"""
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.words import leaf_category
+
+RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
+MOST_WORDS = 3  # of a title that `with=` wishes are made of
+HELD_OUT = 5  # one combination in so many
+
+
+@lru_cache
+def phrases() -> dict[str, dict[str, list[str]]]:
+    return yaml.safe_load((prompts_folder() / "phrases" / "wishes.yaml").read_text(encoding="utf-8"))
+
+
+def say(wish: str, number: int = 0, unseen: bool = False) -> str:
+    """A wish in words; `number` picks the phrases, `unseen` those that no training row uses."""
+    said = []
+    for condition in wish.split(" & "):
+        kind, _, value = condition.partition("=")
+        options = phrases()[kind]["unseen" if unseen else "templates"]
+        said.append(options[number % len(options)].format(value=value))
+    return " and ".join(said)
+
+
+def kinds_of(wish: str) -> str:
+    """The wish without its values: `with=red & cheaper` → `with & cheaper`."""
+    return " & ".join(condition.partition("=")[0] for condition in wish.split(" & "))
+
+
+class Wishes:
+    """The attributes of a catalogue as arrays, and what satisfies a wish.
+
+    Args:
+        items (`pa.Table`): with `item_id`, `title`, and any of `brand`, `categories`, `price`, `domain`; a wish about
+            a column that is missing or empty is satisfied by nothing.
+    """
+
+    def __init__(self, items: pa.Table):
+        def strings(name: str) -> list[str]:
+            return [str(v or "") for v in items[name].to_pylist()] if name in items.column_names else [""] * len(items)
+
+        self.ids = items["item_id"].to_pylist()
+        self.place = {item: number for number, item in enumerate(self.ids)}
+        self.category = np.array([leaf_category(text) for text in strings("categories")], object)
+        self.brand, self.domain = (np.array(strings(name), object) for name in ("brand", "domain"))
+        self.price = np.full(len(items), np.nan)
+        if "price" in items.column_names:
+            self.price = np.array([np.nan if p is None else p for p in items["price"].to_pylist()], float)
+        self.words = [[w for w in title.replace(",", " ").split() if len(w) > 2] for title in strings("title")]
+        self._of_category: dict[str, np.ndarray] = {}
+        self._of_brand: dict[str, np.ndarray] = {}
+        for groups, values in ((self._of_category, self.category), (self._of_brand, self.brand)):
+            found: dict[str, list[int]] = {}
+            for number, value in enumerate(values):
+                found.setdefault(value, []).append(number)
+            groups |= {value: np.array(members) for value, members in found.items() if value}
+
+    def satisfying(self, wish: str, about: str | None = None) -> np.ndarray:
+        """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one.
+
+        Raises:
+            ValueError: an unknown condition, or one that compares without an item.
+        """
+        found: np.ndarray | None = None
+        for condition in wish.split(" & "):
+            rows = self._condition(condition, about)
+            found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
+        return found if about is None else found[found != self.place[about]]
+
+    def _condition(self, condition: str, about: str | None) -> np.ndarray:
+        kind, _, value = condition.partition("=")
+        nothing = np.zeros(0, np.int64)
+        if kind in ("cheaper", "pricier", "other_brand", "same_brand", "with"):
+            if about is None:
+                raise ValueError(f"wish {condition!r} compares with an item: say which")
+            x = self.place[about]
+            if kind == "same_brand":
+                rows = self._of_brand.get(self.brand[x], nothing)
+                return rows[self.category[rows] != self.category[x]]
+            rows = self._of_category.get(self.category[x], nothing)
+            if kind == "with":
+                return rows[[value.lower() in map(str.lower, self.words[row]) for row in rows]] if len(rows) else rows
+            if kind == "other_brand":
+                return rows[(self.brand[rows] != self.brand[x]) & (self.brand[rows] != "") & (self.brand[x] != "")]
+            return rows[self.price[rows] < self.price[x] if kind == "cheaper" else self.price[rows] > self.price[x]]
+        if kind == "category":
+            return self._of_category.get(value, nothing)
+        if kind == "brand":
+            return self._of_brand.get(value, nothing)
+        if kind == "below":
+            return np.flatnonzero(self.price < float(value))
+        if kind == "domain":
+            return np.flatnonzero(self.domain == value)
+        raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}")
+
+    def relative_to(self, item: str) -> Iterator[tuple[str, np.ndarray]]:
+        """The wishes that compare with an item and that something satisfies, with what does."""
+        own = set(self.words[self.place[item]])
+        members = self._of_category.get(self.category[self.place[item]], ())
+        words = sorted({word for row in members for word in self.words[row]} - own, key=zlib_key(item))[:MOST_WORDS]
+        for wish in (*RELATIVE, *(f"with={word}" for word in words if "&" not in word and "=" not in word)):
+            rows = self.satisfying(wish, item)
+            if len(rows):
+                yield wish, rows
+
+    def describing(self, item: str) -> list[str]:
+        """The wishes that stand alone and that an item satisfies."""
+        x, wishes = self.place[item], []
+        if self.category[x]:
+            wishes.append(f"category={self.category[x]}")
+        if self.brand[x]:
+            wishes.append(f"brand={self.brand[x]}")
+        if self.category[x] and self.brand[x]:
+            wishes.append(f"category={self.category[x]} & brand={self.brand[x]}")
+        if self.category[x] and self.price[x] == self.price[x]:
+            ceiling = float(f"{self.price[x] * 1.25:.1g}")
+            wishes.append(f"category={self.category[x]} & below={max(ceiling, np.ceil(self.price[x])):g}")
+        return [wish for wish in wishes if wish.count("=") == wish.count(" & ") + 1]
+
+    def held_out(self, wish: str, about: str | None = None) -> bool:
+        """Whether a combination of category and kinds (of values, where the wish stands alone) is kept from training."""
+        what = wish if about is None else f"{self.category[self.place[about]]}|{kinds_of(wish)}"
+        return (about is not None or " & " in wish) and zlib.crc32(what.encode()) % HELD_OUT == 0
+
+
+def zlib_key(salt: str):
+    """A sort key that shuffles strings, the same for the same salt."""
+    return lambda text: zlib.crc32(f"{salt}|{text}".encode())
