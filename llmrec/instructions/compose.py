@@ -105,9 +105,9 @@ def rationale(catalogue: Catalogue, row: dict) -> str:
     if made is not None:
         return made
     category, brand, _ = facts(catalogue, target)
-    recent = [
-        name for item in relevant_history(catalogue, row["history"], target) if (name := facts(catalogue, item)[0])
-    ]
-    text = f"The user lately looked at {listing(most_common(recent, RELEVANT))}. " if recent else ""
+    recent = most_common(
+        (facts(catalogue, i)[0] for i in relevant_history(catalogue, row["history"], target)), RELEVANT
+    )
+    text = f"The user lately looked at {listing(recent)}. " if recent else ""
     text += f"They are likely to want {category or 'something else'} next"
     return text + (f", perhaps from {brand}." if brand else ".")

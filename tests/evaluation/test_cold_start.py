@@ -30,8 +30,7 @@ from llmrec.evaluation.cold_start import (
     hold_out_items,
 )
 from llmrec.filters import Filter
-from llmrec.instructions import load_prompt
-from llmrec.instructions import task_rows
+from llmrec.instructions import load_prompt, task_rows
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 from llmrec.model_folder import RecommenderConfig

@@ -1,4 +1,4 @@
-"""The next item of a history, in Semantic IDs and in words (LC-Rec's sequential and asymmetric prediction, MiniOneRec).
+"""The next item of a history, in Semantic IDs and in words: LC-Rec's sequential and asymmetric prediction.
 
 A history may be written in Semantic IDs, in titles, or mixed; so may the answer.
 """
@@ -86,7 +86,7 @@ def _title(catalogue: Catalogue, item: str) -> str:
 
 
 def worded_history_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    """`{titles}`: the history in quoted titles; `{mixed}`: each item in one of the two ways, by the row's variation."""
+    """`{titles}`: the history in quoted titles; `{mixed}`: either way, by the row's variation."""
     titles = [_title(catalogue, item) for item in row["history"]]
     bits = zlib.crc32(str(row.get("variation") or 0).encode())
     pairs = zip(titles, map(catalogue.semid, row["history"]))
