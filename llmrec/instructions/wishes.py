@@ -135,7 +135,7 @@ class Wishes:
         return [wish for wish in wishes if wish.count("=") == wish.count(" & ") + 1]
 
     def held_out(self, wish: str, about: str | None = None) -> bool:
-        """Whether training leaves out this combination of category and kinds, or of values for a wish that stands alone."""
+        """Whether training leaves out a combination: category and kinds, or the values of a wish that stands alone."""
         what = wish if about is None else f"{self.category[self.place[about]]}|{kinds_of(wish)}"
         return (about is not None or " & " in wish) and zlib.crc32(what.encode()) % HELD_OUT == 0
 
