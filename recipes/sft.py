@@ -3,25 +3,26 @@
     accelerate launch recipes/sft.py --config recipes/configs/quickstart/sft.yaml
     accelerate launch --config_file recipes/accelerate/cpu2.yaml recipes/sft.py --config ... --learning_rate 1e-3
 
-Every field of TRL's `SFTConfig` works in the YAML and on the command line, as do dtype, attention and LoRA of its
-`ModelConfig`. The output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same
-command goes on where it was.
+Every field of TRL's `SFTConfig` works in the YAML and on the command line, as do dtype, attention, LoRA and QLoRA of
+its `ModelConfig`; stages and weighted losses are fields of `llmrec.training.StageArguments` (docs/training.md). The
+output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
+import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
 from llmrec.stages import finish_stage
-from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout, begin_run, lora_config, merged, run_inputs
+from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
 
 
 @dataclass
@@ -38,11 +39,11 @@ class DataArguments:
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
     normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
-    hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout for small models trained from scratch."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
-def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    training.check_stage(stage, training_args, model_args)
     base, output_dir, state = model_args.model_name_or_path, training_args.output_dir, PartialState()
     data, base_config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     base_config.check_catalogue(data.items, base)
@@ -53,8 +54,9 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
     shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture, limit = parse_mixture(args.tasks, prompt, index, args.fuse), training_args.max_length
-    inputs = run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)])
-    found, checkpoint = begin_run(output_dir, args, training_args, model_args, inputs=inputs, overwrite=args.overwrite)
+    inputs = training.run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)])
+    arguments = (args, stage, training_args, model_args)
+    found, checkpoint = training.begin_run(output_dir, *arguments, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
         state.print(f"Reusing the model in {output_dir} (same settings, same data).")
         return
@@ -63,13 +65,11 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
 
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
-    if args.hidden_dropout:
-        add_dropout(model, args.hidden_dropout)
+    model = training.load_model(base, model_args, training_args, stage.hidden_dropout)
     recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
-    train = build_dataset(data, mixture, recommender.renderer, args.max_history, limit, training_args.seed)
+    weigh = training.loss_weights(stage, tokenizer, index, data.items)
+    train = build_dataset(data, mixture, recommender.renderer, args.max_history, limit, training_args.seed, weigh)
+    train = training.packed(train, limit) if training_args.packing else train
     sample = ValidationSample(recommender, data.valid, args.validation_rows)
     trainer = SemIDSFTTrainer(
         model,
@@ -77,16 +77,16 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
         train_dataset=train,
         eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, recommender.renderer, limit),
         processing_class=tokenizer,
-        peft_config=lora_config(model_args, model, tokenizer, index),
+        peft_config=training.lora_config(model_args, model, tokenizer, index, stage.train),
+        callbacks=training.callbacks(stage),
         sample=sample,
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
     state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
-    trainer.model = merged(trainer.model)
-    trainer.save_model(output_dir)
+    metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
     if state.is_main_process:
+        training.plot_training(trainer.state.log_history, Path(output_dir) / "training.png")
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
     if training_args.push_to_hub:
@@ -97,4 +97,4 @@ def main(args: DataArguments, training_args: SFTConfig, model_args: ModelConfig)
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((DataArguments, StageArguments, SFTConfig, ModelConfig)).parse_args_and_config())

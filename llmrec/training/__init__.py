@@ -1,19 +1,36 @@
 """Training with TRL: what SFT on Semantic IDs needs beside the stock trainer."""
 
+from llmrec.training.batches import SemIDCollator, packed
 from llmrec.training.evaluator import ValidationSample
-from llmrec.training.lora import lora_config, merged
+from llmrec.training.loading import load_model, reload_model
+from llmrec.training.lora import lora_config, merged, merged_onto, save_final_model
+from llmrec.training.loss_weights import LossWeights, loss_weights
+from llmrec.training.plots import plot_training
 from llmrec.training.regularise import add_dropout
 from llmrec.training.resume import last_complete_checkpoint
 from llmrec.training.settings import begin_run, run_inputs
 from llmrec.training.sft import SemIDSFTTrainer
+from llmrec.training.stage import StageArguments, callbacks, check_stage
 
 __all__ = [
+    "LossWeights",
+    "SemIDCollator",
     "SemIDSFTTrainer",
+    "StageArguments",
     "ValidationSample",
     "add_dropout",
     "begin_run",
+    "callbacks",
+    "check_stage",
     "last_complete_checkpoint",
+    "load_model",
     "lora_config",
+    "loss_weights",
     "merged",
+    "merged_onto",
+    "packed",
+    "plot_training",
+    "reload_model",
     "run_inputs",
+    "save_final_model",
 ]

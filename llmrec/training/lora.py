@@ -1,29 +1,54 @@
-"""LoRA whose new token rows learn too, and its merge into one plain folder."""
+"""Adapters: LoRA whose new token rows learn too, those rows alone, and the merge into one plain model."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config
 
 from llmrec.semids import SemIDIndex
+from llmrec.training.stage import sharded
 from llmrec.vocabulary import behaviour_token_ids, semid_token_ids
 
 
 def lora_config(
-    model_args: ModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex
+    model_args: ModelConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    index: SemIDIndex,
+    train: str = "all",
 ) -> LoraConfig | None:
     """TRL's LoRA configuration, extended so that exactly the rows of the new tokens are trained besides.
 
     Both matrices are named, so that an untied output head learns them as well (PEFT keeps tied ones tied).
 
+    Args:
+        train: `"new_tokens"` gives an adapter of these rows alone, the vocabulary warm-up. PEFT holds them as a
+            parameter of their own, so neither the optimizer nor weight decay reaches any other row, and no gradient
+            hook is needed, which sharding (FSDP2, ZeRO) would lose.
+
     Returns:
-        `None` without `use_peft`.
+        `None` without an adapter.
+
+    Raises:
+        ValueError: `"new_tokens"` for Semantic IDs in words that the model knows.
     """
-    config = get_peft_config(model_args)
-    if config is None:
-        return None
     levels = [*semid_token_ids(tokenizer, index), behaviour_token_ids(tokenizer, index)]
     ids = sorted({int(token) for level in levels for token in level})
-    if not ids:  # Semantic IDs in words that the model knows
+    if train == "new_tokens":
+        if not ids:
+            raise ValueError(
+                "train: new_tokens, but these Semantic IDs are words that the model knows and add no token: "
+                "leave this stage out"
+            )
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=DUMMY_TARGET_MODULES)
+    else:
+        config = get_peft_config(model_args)
+    if config is None or not ids:
         return config
     names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
     embeddings = [names[model.get_input_embeddings()], names[model.get_output_embeddings()]]
@@ -31,6 +56,62 @@ def lora_config(
     return config
 
 
+def rows_in_float32(model: PreTrainedModel | PeftModel) -> None:
+    """Keeps the rows of new tokens in float32, in place: TRL casts all that is trained on a quantised model to
+    bfloat16, where small updates of whole embedding rows are rounded away."""
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data = parameter.data.float()
+
+
+def is_quantised(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether bitsandbytes holds the weights in 4 or 8 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapter folded in; a model without one as it is."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def merged_onto(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    """A saved adapter folded into a model in full precision; tied embeddings stay tied."""
+    return merged(PeftModel.from_pretrained(base, adapter))
+
+
+def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) -> dict[str, float]:
+    """Evaluates what was trained and writes one plain model to the run's output folder, without an adapter.
+
+    A quantised or sharded model cannot be merged where it is: its adapter is saved, and merged onto the base as it is
+    on disk. What is measured then is the merged model.
+
+    Args:
+        trainer (`SemIDSFTTrainer`): after `train()`.
+        reload: loads the base model in full precision.
+
+    Returns:
+        The metrics of `trainer.evaluate()`, or those of the ranking alone.
+    """
+    output_dir, model = Path(trainer.args.output_dir), trainer.model
+    if not isinstance(model, PeftModel) or not (is_quantised(model) or sharded()):
+        metrics = trainer.evaluate()
+        trainer.model = merged(model)
+        trainer.save_model(str(output_dir))
+        return metrics
+    adapter = output_dir / "adapter"
+    trainer.save_model(str(adapter))
+    trainer.accelerator.wait_for_everyone()
+    metrics = {}
+    if trainer.is_world_process_zero() or trainer.sample is not None:
+        device = torch.device("cpu") if trainer.sample is None else trainer.args.device
+        trainer.model = merged_onto(reload(), adapter).to(device)
+    if trainer.sample is not None:
+        metrics = trainer.rank()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(output_dir)
+        trainer.processing_class.save_pretrained(output_dir)
+        if trainer.write_sidecars is not None:
+            trainer.write_sidecars(str(output_dir))
+        shutil.rmtree(adapter)
+    return metrics

@@ -1,0 +1,47 @@
+"""Rows → batches: weights beside the labels, and rows packed into longer ones."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from trl import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import pad
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SemIDCollator(DataCollatorForLanguageModeling):
+    """TRL's collator, which also carries `weights` (float, the shape of `labels`) where rows have them."""
+
+    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = super().torch_call(examples)
+        if "weights" in examples[0]:
+            weights = [torch.tensor(example["weights"], dtype=torch.float32) for example in examples]
+            weights = [torch.cat(weights)] if self.padding_free else weights
+            batch["weights"] = pad(
+                weights, padding_value=0.0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
+            )
+        return batch
+
+
+def packed(rows: Dataset, max_length: int) -> Dataset:
+    """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
+
+    Packing needs all lengths, so every row is read once: templates and whatever else varies by epoch stay those of
+    the first.
+
+    Returns:
+        `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
+    """
+    if max_length is None:
+        raise ValueError("packing needs max_length, the length to pack to")
+    names = [name for name in ("input_ids", "labels", "weights") if name in rows[0]]
+    whole = Dataset.from_list([{name: list(row[name]) for name in names} for row in rows])
+    dense = pack_dataset(whole, max_length, "bfd")
+    logger.info(
+        "packing: %d rows became %d; the templates of the first epoch are those of all", len(whole), len(dense)
+    )
+    return dense

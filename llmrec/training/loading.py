@@ -1,0 +1,34 @@
+"""Loads the model that a run trains, quantised if asked for."""
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import ModelConfig, SFTConfig, get_quantization_config
+
+from llmrec.training.regularise import add_dropout
+
+
+def load_model(
+    base: str, model_args: ModelConfig, training_args: SFTConfig, hidden_dropout: float = 0.0
+) -> PreTrainedModel:
+    """The base with TRL's settings: dtype, attention, `model_init_kwargs`, and 4 or 8 bits of bitsandbytes.
+
+    A quantised model lies on the device of its process (it cannot be moved later); one that is not is moved by the
+    trainer.
+    """
+    settings = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **(training_args.model_init_kwargs or {}),
+    }
+    if (quantisation := get_quantization_config(model_args)) is not None:
+        settings |= {"quantization_config": quantisation, "device_map": {"": PartialState().device}}
+    model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    training_args.model_init_kwargs = None  # used; TRL would say that it ignores them
+    if hidden_dropout:
+        add_dropout(model, hidden_dropout)
+    return model
+
+
+def reload_model(base: str, model_args: ModelConfig) -> PreTrainedModel:
+    """The base as it is to be merged into: in full precision (`dtype`), never quantised."""
+    return AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)

@@ -1,0 +1,163 @@
+"""What each answer token counts in the loss: by its place in the Semantic ID, and by what its item is worth.
+
+The second is the value-aware fine-tuning (VAFT) of GPR (Generative Pre-trained One-Model Paradigm for Large-Scale
+Advertising Recommendation): interactions that bring more weigh more.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.item_tokenizers import is_contextual
+from llmrec.semids import SemIDIndex
+from llmrec.training.stage import StageArguments
+from llmrec.vocabulary import behaviour_token_ids, semid_token_ids
+
+IGNORED = -100
+
+
+class LossWeights:
+    """Called with a row and its labels, gives one weight per label: place × value.
+
+    A labelled run of tokens that is some item's Semantic ID counts as that item. Where the target interactions of a
+    row have kinds, the n-th Semantic ID of the answer (and the token of its kind before it) has the n-th kind. All
+    other answer tokens are text, worth the mean value of the row's targets.
+
+    Args:
+        semids (mapping): token ids of a SemID → the items that have it; empty where SemIDs are no fixed tokens.
+        level_weights (sequence of `float`): of a SemID's tokens in their order; the last one goes on. Empty: 1.
+        text_weight (`float`): of text tokens.
+        item_values (mapping, *optional*): item id → value, mean 1 over the catalogue; an item without one has 1.
+        behaviour_values (mapping, *optional*): kind of interaction → value.
+        behaviour_tokens (sequence of `int`): token ids of the kinds.
+    """
+
+    def __init__(
+        self,
+        semids: Mapping[tuple[int, ...], Sequence[str]],
+        level_weights: Sequence[float] = (),
+        text_weight: float = 1.0,
+        item_values: Mapping[str, float] | None = None,
+        behaviour_values: Mapping[str, float] | None = None,
+        behaviour_tokens: Sequence[int] = (),
+    ):
+        self.semids = semids
+        self.lengths = sorted({len(tokens) for tokens in semids}, reverse=True)
+        self.level_weights = list(level_weights) or [1.0]
+        self.text_weight = text_weight
+        self.item_values = item_values or {}
+        self.behaviour_values = behaviour_values
+        self.behaviour_tokens = frozenset(behaviour_tokens)
+
+    def __call__(self, row: dict, label_ids: Sequence[int]) -> list[float]:
+        """Weights, one per label; 0 where the label is -100.
+
+        Args:
+            row: `targets` (item ids) and, where interactions have kinds, `target_behaviours`.
+            label_ids: token ids, -100 outside the answer.
+
+        Raises:
+            ValueError: a kind of interaction without a value.
+        """
+        targets, kinds = row.get("targets") or [], self._kinds(row)
+        by_kind = [1.0] * len(targets) if kinds is None else kinds
+        text = self.text_weight * _mean([self._value([t]) * k for t, k in zip(targets, by_kind)])
+        weights, place, number = [0.0] * len(label_ids), 0, 0
+        while place < len(label_ids):
+            token = label_ids[place]
+            kind = 1.0 if kinds is None else kinds[min(number, len(kinds) - 1)] if kinds else 1.0
+            found = None if token == IGNORED else self._semid_at(label_ids, place)
+            if found is not None:
+                items = [item for item in self.semids[found] if item in targets] or self.semids[found]
+                for level in range(len(found)):
+                    by_level = self.level_weights[min(level, len(self.level_weights) - 1)]
+                    weights[place + level] = by_level * self._value(items) * kind
+                place, number = place + len(found), number + 1
+                continue
+            if token != IGNORED:
+                weights[place] = kind if token in self.behaviour_tokens else text
+            place += 1
+        return weights
+
+    def _semid_at(self, label_ids: Sequence[int], place: int) -> tuple[int, ...] | None:
+        candidates = (tuple(label_ids[place : place + length]) for length in self.lengths)
+        return next((tokens for tokens in candidates if tokens in self.semids), None)
+
+    def _value(self, items: Sequence[str]) -> float:
+        return _mean([self.item_values.get(item, 1.0) for item in items])
+
+    def _kinds(self, row: dict) -> list[float] | None:
+        if self.behaviour_values is None:
+            return None
+        kinds = row.get("target_behaviours") or []
+        unknown = next((kind for kind in kinds if kind not in self.behaviour_values), None)
+        if unknown is not None:
+            raise ValueError(f"behaviour_values has no value for {unknown!r}; it has {sorted(self.behaviour_values)}")
+        return [self.behaviour_values[kind] for kind in kinds]
+
+
+def loss_weights(
+    stage: StageArguments, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex, items: pa.Table
+) -> LossWeights | None:
+    """The weights that a stage's settings ask for; `None` where they ask for none.
+
+    Raises:
+        ValueError: weights that are negative, no numbers or all zero; a column that the items do not have; kinds of
+            interaction that the data does not have; level weights for Semantic IDs that are no fixed tokens.
+    """
+    behaviours = stage.behaviour_values
+    if not (stage.level_weights or stage.value_column or behaviours) and stage.text_weight == 1:
+        return None
+    _check("level_weights", stage.level_weights)
+    _check("text_weight", [stage.text_weight])
+    _check("behaviour_values", list((behaviours or {}).values()))
+    if behaviours and not index.behaviours:
+        raise ValueError("behaviour_values needs interactions with kinds that have tokens (behaviour_tokens: true)")
+    if behaviours and set(behaviours) != set(index.behaviours):
+        raise ValueError(f"behaviour_values names {sorted(behaviours)}, the data has {sorted(index.behaviours)}")
+    fixed = index.adds_tokens and not is_contextual(index)
+    if stage.level_weights and not fixed:
+        raise ValueError("level_weights needs Semantic IDs of fixed new tokens; leave it out for these")
+    semids: dict[tuple[int, ...], list[str]] = {}
+    if fixed:
+        levels = semid_token_ids(tokenizer, index)
+        for item, codes in zip(index.item_ids, index.codes.tolist()):
+            tokens = tuple(int(levels[level][code]) for level, code in enumerate(codes) if code >= 0)
+            semids.setdefault(tokens, []).append(item)
+    values = log_values(items, stage.value_column) if stage.value_column else None
+    kinds = behaviour_token_ids(tokenizer, index)
+    return LossWeights(semids, stage.level_weights, stage.text_weight, values, behaviours, kinds)
+
+
+def log_values(items: pa.Table, column: str) -> dict[str, float]:
+    """log(1 + value) of a column of the items, divided by its mean; items without a value are left out.
+
+    Raises:
+        ValueError: no such column, or it holds something other than numbers from 0 on.
+    """
+    if column not in items.column_names:
+        raise ValueError(f"value_column: the items have no column {column!r}; they have {items.column_names}")
+    values = {}
+    for item, value in zip(items["item_id"].to_pylist(), items[column].to_pylist()):
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"value_column {column!r}: item {item!r} has {value!r}, not a number from 0 on")
+        values[item] = math.log1p(value)
+    mean = _mean(list(values.values())) if values else 0.0
+    if not mean:
+        raise ValueError(f"value_column {column!r} holds no value above 0")
+    return {item: value / mean for item, value in values.items()}
+
+
+def _check(name: str, weights: Sequence[float]) -> None:
+    if any(not 0 <= weight < math.inf for weight in weights) or (
+        weights and name != "text_weight" and not any(weights)
+    ):
+        raise ValueError(f"{name}: {list(weights)} should be numbers from 0 on, and not all 0")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 1.0

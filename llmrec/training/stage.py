@@ -1,0 +1,95 @@
+"""What a stage of supervised fine-tuning adds to TRL's own settings, and what is refused before it starts."""
+
+import importlib.util
+import os
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import ModelConfig, SFTConfig
+
+TRAINABLE = ("all", "new_tokens")
+
+
+@dataclass
+class StageArguments:
+    """Fields of recipes/sft.py beside TRL's `SFTConfig` and `ModelConfig`."""
+
+    train: str = field(
+        default="all", metadata={"help": "all, or new_tokens: only the rows of new tokens learn (vocabulary warm-up)."}
+    )
+    hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout for small models trained from scratch."})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Evaluations without a better metric_for_best_model before a run ends; 0: never."}
+    )
+    level_weights: list[float] = field(
+        default_factory=list, metadata={"help": "Loss weight of a SemID's first, second, ... token; the last goes on."}
+    )
+    text_weight: float = field(default=1.0, metadata={"help": "Loss weight of answer tokens that are no SemID's."})
+    value_column: str = field(default="", metadata={"help": "Column of the items that weighs their tokens: price."})
+    behaviour_values: dict[str, float] | None = field(
+        default=None, metadata={"help": "Loss weight of each kind of interaction: {view: 0.1, buy: 1.0}."}
+    )
+
+
+def sharded() -> str:
+    """`"FSDP"` or `"DeepSpeed ZeRO-3"` where accelerate launched a run whose processes hold parts of the weights."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        return "FSDP"
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    return "DeepSpeed ZeRO-3" if zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else ""
+
+
+def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Refuses settings that contradict each other, before anything is loaded.
+
+    Raises:
+        ValueError: names the field and what to set instead.
+    """
+    metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
+    if stage.train not in TRAINABLE:
+        raise ValueError(f"train: {stage.train!r} is not one of {', '.join(TRAINABLE)}")
+    if stage.train == "new_tokens" and model_args.use_peft:
+        raise ValueError(
+            "train: new_tokens trains the rows of new tokens alone: leave use_peft out, or set train: all"
+        )
+    if stage.early_stopping_patience and not (training_args.load_best_model_at_end and metric):
+        raise ValueError(
+            "early_stopping_patience needs load_best_model_at_end: true, metric_for_best_model: eval_ndcg@10 and "
+            "eval_strategy equal to save_strategy (epoch or steps)"
+        )
+    if sharded() and metric and "@" in metric:
+        raise ValueError(
+            f"metric_for_best_model: {metric} cannot be measured while training under {sharded()}, where no process "
+            "holds the whole model: use eval_loss, or launch with ddp.yaml or deepspeed_zero2.yaml"
+        )
+    if training_args.packing and training_args.packing_strategy != "bfd":
+        raise ValueError("packing_strategy: only bfd keeps every row whole; the others cut Semantic IDs in two")
+    init = training_args.model_init_kwargs or {}
+    if training_args.use_liger_kernel or (isinstance(init, dict) and init.get("use_kernels")):
+        if on_cpu:
+            raise ValueError("use_liger_kernel and use_kernels do nothing on a CPU: leave them out, or run on a GPU")
+        if training_args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+            raise ValueError("use_liger_kernel needs the package liger-kernel: pip install 'llmrec[gpu]'")
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        _check_quantised(stage, training_args, model_args, on_cpu)
+
+
+def _check_quantised(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig, on_cpu: bool) -> None:
+    flag = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"{flag} needs the package bitsandbytes: pip install 'llmrec[gpu]'")
+    if not model_args.use_peft:
+        raise ValueError(f"{flag} trains an adapter on a quantised model: set use_peft: true (train: {stage.train})")
+    if sharded():
+        raise ValueError(f"{flag} under {sharded()} is not supported: launch with ddp.yaml or deepspeed_zero2.yaml")
+    if on_cpu and model_args.load_in_4bit and training_args.eval_strategy != "no":
+        raise ValueError(
+            "load_in_4bit on a CPU loses gradients once the model was evaluated (bitsandbytes repacks its weights): "
+            'set eval_strategy: "no"; the merged model is evaluated at the end'
+        )
+
+
+def callbacks(stage: StageArguments) -> list[TrainerCallback]:
+    """Early stopping, if asked for."""
+    return [EarlyStoppingCallback(stage.early_stopping_patience)] if stage.early_stopping_patience else []

@@ -1,0 +1,99 @@
+"""Adapters through the real trainer: warm-up to the bit, checkpoints, the merge, quantised bases."""
+
+import pytest
+import torch
+from peft import PeftModel
+from small_runs import INDEX, base_folder, make_trainer, settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from llmrec.semids import SemIDIndex
+from llmrec.training import lora_config, merged, reload_model, save_final_model
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
+
+
+def is_tied(model) -> bool:
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_warm_up_changes_the_new_rows_and_nothing_else_to_the_bit(tmp_path, tied):
+    base = base_folder(tmp_path / "base", tied)
+    # A strong weight decay would move every row that the optimizer holds.
+    trainer = make_trainer(base, settings(tmp_path / "out", weight_decay=0.5), train="new_tokens")
+    trainer.train()
+    save_final_model(trainer, lambda: None)
+    before = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    assert is_tied(after) == tied and not (tmp_path / "out" / "adapter_config.json").exists()
+    new = torch.zeros(before.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    new[AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(INDEX.tokens)] = True
+    old, learned = dict(before.named_parameters()), dict(after.named_parameters())
+    assert old.keys() == learned.keys()
+    for name in old:
+        if "embed_tokens" in name or "lm_head" in name:
+            changed = (old[name] != learned[name]).any(1)
+            assert not changed[~new].any() and changed[new].sum() > 10, name
+        else:
+            assert torch.equal(old[name], learned[name]), name
+
+
+def test_warm_up_without_new_tokens_is_refused(tmp_path):
+    base = base_folder(tmp_path / "base")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    words = [[" red", " green"], [" blue", " gadget"]]
+    index = SemIDIndex(["x", "y"], [[0, 0], [1, 1]], [2, 2], level_tokens=words, adds_tokens=False)
+    with pytest.raises(ValueError, match="words that the model knows"):
+        lora_config(ModelConfig(), model, tokenizer, index, "new_tokens")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoint_reload_and_merge_give_equal_logits(tmp_path, tied):
+    base = base_folder(tmp_path / "base", tied)
+    arguments = settings(tmp_path / "out", save_strategy="steps", save_steps=1)
+    trainer = make_trainer(base, arguments, ModelConfig(model_name_or_path=str(base), **LORA))
+    trainer.train()
+    for step in (1, 2, 3):
+        assert (tmp_path / "out" / f"checkpoint-{step}" / "adapter_model.safetensors").exists()
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    with torch.no_grad():
+        trained = trainer.model.eval()(ids).logits
+        loaded = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+        reloaded = PeftModel.from_pretrained(loaded, tmp_path / "out" / "checkpoint-3").eval()
+        torch.testing.assert_close(reloaded(ids).logits, trained, atol=1e-5, rtol=1e-5)
+        plain = merged(reloaded)
+        torch.testing.assert_close(plain(ids).logits, trained, atol=1e-5, rtol=1e-5)
+        assert is_tied(plain) == tied
+        save_final_model(trainer, lambda: None)
+        final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+        torch.testing.assert_close(final(ids).logits, trained, atol=1e-5, rtol=1e-5)
+        assert is_tied(final) == tied
+        assert (final(ids).logits - AutoModelForCausalLM.from_pretrained(base)(ids).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [("load_in_8bit", 0.02), ("load_in_4bit", 0.15)])
+def test_qlora_merges_onto_the_unquantised_base(tmp_path, bits, tolerance):
+    """What is left is the rounding of the quantised base: measured 0.4 % (8 bits) and 5 % (4 bits) of the spread."""
+    pytest.importorskip("bitsandbytes")
+    base = base_folder(tmp_path / "base")
+    model_args = ModelConfig(model_name_or_path=str(base), **LORA, **{bits: True})
+    trainer = make_trainer(base, settings(tmp_path / "out"), model_args)
+    deltas = [p for name, p in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
+    assert deltas and all(p.dtype == torch.float32 for p in deltas)
+    trainer.train()
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    with torch.no_grad():
+        trained = trainer.model.train()(ids).logits.float()  # lora_dropout is 0
+    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    assert not getattr(final, "quantization_method", None) and is_tied(final)
+    assert not (tmp_path / "out" / "adapter").exists()
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    with torch.no_grad():
+        apart = (final(ids).logits - trained).std() / trained.std()
+        learned = (final(ids).logits - plain(ids).logits).std() / trained.std()
+    assert apart < tolerance < learned
+    # No rounding of the quantised base reached the folder: untrained weights are the base's.
+    norm = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(final.state_dict()[norm], plain.state_dict()[norm])
