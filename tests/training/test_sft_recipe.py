@@ -128,16 +128,30 @@ def test_lora_trains_the_new_rows_and_is_merged(base):
     assert not (base / "lora" / "adapter_config.json").exists()
 
 
-def test_two_processes_train_and_agree(base):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
-    short = ["--hidden_dropout", "0", "--num_train_epochs", "2"]
-    flags = ["--ddp_backend", "gloo", "--per_device_train_batch_size", "4", *short]
-    two = subprocess.run(launch + command(base, "two", *flags)[1:], capture_output=True, text=True, timeout=600)
-    assert two.returncode == 0, two.stderr[-3000:]
-    one = run(base, "one", *short)
+def curve(folder: Path) -> dict[int, float]:
+    state = json.loads(Path(last_complete_checkpoint(folder), "trainer_state.json").read_text())
+    return {log["step"]: log["loss"] for log in state["log_history"] if "loss" in log}
+
+
+@pytest.mark.parametrize("weights", [[], ["--level_weights", "1.0", "0.25", "--value_column", "price"]])
+def test_two_processes_give_the_loss_curve_of_one(base, weights):
+    """Launched as a user would; equal global batches, so that every logged step must agree."""
+    short = ["--hidden_dropout", "0", "--num_train_epochs", "1", "--eval_strategy", "no", *weights]
+    short += ["--load_best_model_at_end", "false", "--gradient_accumulation_steps", "2"]
+    names = [f"{count}-{len(weights)}" for count in ("one", "two")]
+    one = run(base, names[0], *short)
     assert one.returncode == 0, one.stderr[-3000:]
-    losses = [stage(base / name)["results"]["train_loss"] for name in ("one", "two")]
-    assert math.isclose(*losses, rel_tol=1e-3)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml")]
+    program = command(base, names[1], "--per_device_train_batch_size", "4", *short)[1:]
+    two = subprocess.run(launch + program, capture_output=True, text=True, timeout=600)
+    assert two.returncode == 0, two.stderr[-3000:]
+    curves = [curve(base / name) for name in names]
+    assert curves[0].keys() == curves[1].keys() and len(curves[0]) == 10
+    for step, loss in curves[0].items():
+        assert math.isclose(loss, curves[1][step], rel_tol=1e-3), step
+    assert curves[0][1] > 1.2 * curves[0][10]
+    assert (base / names[1] / "training.png").stat().st_size > 5000
 
 
 def test_another_catalogue_is_refused(base):
