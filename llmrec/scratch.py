@@ -35,10 +35,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Every training row holds a prompt, so its words should be whole tokens.
+    # Every training row holds a prompt, so its words should be whole tokens. Only the first wordings count often: all
+    # of them would take the vocabulary away from the titles.
     prompts = [load_prompt(path) for path in sorted(prompts_folder().glob("*.yaml"))]
-    wordings = [turn for prompt in prompts for template in prompt.templates for turn in template.turns]
-    tokenizer.train_from_iterator([*texts, *wordings * 1000], trainer)
+    first = [turn for prompt in prompts for turn in prompt.templates[0].turns]
+    rest = [turn for prompt in prompts for template in prompt.templates[1:] for turn in template.turns]
+    tokenizer.train_from_iterator([*texts, *first * 100, *rest], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
     fast.chat_template = _CHAT_TEMPLATE
     return fast
