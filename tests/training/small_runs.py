@@ -21,8 +21,8 @@ DATA = tiny_data()
 INDEX = tiny_index(DATA)
 
 
-def base_folder(folder: Path, tied: bool = True) -> Path:
-    return write_tiny_base(folder, DATA, INDEX, tie_word_embeddings=tied)
+def base_folder(folder: Path, tied: bool = True, **config) -> Path:
+    return write_tiny_base(folder, DATA, INDEX, tie_word_embeddings=tied, **config)
 
 
 def settings(folder: Path, **changes) -> SFTConfig:

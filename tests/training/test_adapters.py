@@ -97,3 +97,19 @@ def test_qlora_merges_onto_the_unquantised_base(tmp_path, bits, tolerance):
     # No rounding of the quantised base reached the folder: untrained weights are the base's.
     norm = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(final.state_dict()[norm], plain.state_dict()[norm])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fused_head_of_gpus_teaches_the_new_rows_alike(tmp_path, tied):
+    """TRL multiplies by the head's weight itself; an adapter around it must not be passed by."""
+    trainer = make_trainer(base_folder(tmp_path / "base", tied), settings(tmp_path / "out"), train="new_tokens")
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    gradients = []
+    for loss in (trainer._labelled_losses(trainer.model, batch, None)[0], trainer._fused_losses(trainer.model, batch)):
+        trainer.model.zero_grad()
+        loss.sum().backward()
+        gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.requires_grad])
+    assert len(gradients[0]) == (1 if tied else 2)
+    for one, other in zip(*gradients):
+        assert one.abs().max() > 1e-2
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
