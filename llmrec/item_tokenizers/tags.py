@@ -6,19 +6,14 @@ column instead.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from llmrec.files import fingerprint, read_json, write_json
 from llmrec.item_tokenizers.text_encoders import TEXT_COLUMNS, item_text
 from llmrec.item_tokenizers.text_ids import TextIDs, text_of, words_of
-
-if TYPE_CHECKING:
-    from llmrec.instructions.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +93,7 @@ class Tags(TextIDs):
     def _answers(self, texts: list[str]) -> list[str]:
         """The model's answer for every text; no two calls for one text, and none for those in the cache."""
         from llmrec.instructions.prompts import load_prompt
+        from llmrec.text_generation import load_writer
 
         model, length = self._settings["model_name_or_path"], self._settings["max_new_tokens"]
         prompt = load_prompt(self._settings["prompt"])
@@ -112,87 +108,13 @@ class Tags(TextIDs):
         if new:
             logger.info("%s writes tags for %d items (%d are known)", model, len(new), len(answers))
             backend, batch_size = self._settings["backend"], self._settings["batch_size"]
-            write = _writer(backend, model, prompt, length, batch_size, self.device)
+            write = load_writer(model, length, 0.0, backend, batch_size, self.device)
             new.sort(key=len)  # neighbours in length share a batch
             for start in range(0, len(new), _SHARD):
                 block = new[start : start + _SHARD]
-                shard = dict(zip(map(fingerprint, block), write(block)))
+                questions = [prompt.templates[0].prompt.replace("{item}", text) for text in block]
+                shard = dict(zip(map(fingerprint, block), write(questions, prompt.system)))
                 if folder:
                     write_json(folder / f"{fingerprint(*block)}.json", shard)
                 answers |= shard
         return [answers[fingerprint(text)] for text in texts]
-
-
-def _writer(backend: str, model: str, prompt: "Prompt", length: int, batch_size: int, device: str) -> Callable:
-    """A function that answers the prompt for a list of item texts."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-        generate = (_vllm if backend == "vllm" else _transformers)(model, tokenizer, length, batch_size, device)
-    except OSError as error:
-        raise ValueError(f"model {model!r} cannot be loaded to write tags: {error}") from error
-
-    def ask(text: str) -> str:
-        question = prompt.templates[0].prompt.replace("{item}", text)
-        if tokenizer.chat_template is None:
-            return f"{prompt.system}\n\n{question}\n"
-        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        messages = [*system, {"role": "user", "content": question}]
-        # Models that think aloud would fill the answer with it.
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-
-    def write(texts: list[str]) -> Iterator[str]:
-        for answer in generate([ask(text) for text in texts]):
-            yield re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL)
-
-    return write
-
-
-def _transformers(name: str, tokenizer, length: int, batch_size: int, device: str) -> Callable:
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # A checkpoint's own sampling settings would make the tags random.
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=length,
-        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-    def generate(prompts: list[str]) -> Iterator[str]:
-        for start in range(0, len(prompts), batch_size):
-            batch = tokenizer(
-                prompts[start : start + batch_size], return_tensors="pt", padding=True, add_special_tokens=False
-            ).to(device)
-            batch.pop("token_type_ids", None)
-            with torch.no_grad():
-                output = model.generate(**batch)
-            yield from tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    return generate
-
-
-def _vllm(name: str, tokenizer, length: int, batch_size: int, device: str) -> Callable:
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError as error:
-        raise ValueError("backend 'vllm' needs the package vllm: install it, or use transformers") from error
-    model = LLM(model=name)
-    greedy = SamplingParams(temperature=0, max_tokens=length)
-
-    def generate(prompts: list[str]) -> Iterator[str]:
-        # Chat templates bring their own special tokens: give token ids, or vLLM adds a second beginning.
-        ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        for request in model.generate([{"prompt_token_ids": row} for row in ids], greedy):
-            yield request.outputs[0].text
-
-    return generate

@@ -251,7 +251,7 @@ def test_a_model_writes_tags_once(writer, tmp_path):
     more = pa.concat_tables(
         [items, items.slice(0, 1).set_column(0, "item_id", [["x"]]).set_column(1, "title", [["new"]])]
     )
-    with pytest.raises(ValueError, match="cannot be loaded to write tags"):
+    with pytest.raises(ValueError, match="cannot be loaded to write texts"):
         index_of(Tags(**arguments), more)
 
 

@@ -1,0 +1,182 @@
+"""Free text from causal language models: a teacher's answers, tags, thoughts.
+
+A checkpoint's own sampling defaults never apply. Sampled text follows from the seed of its row alone, so a row is
+written the same beside any neighbours, and in a run that was killed and resumed.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+from llmrec.decoding.head import unwrap
+
+BACKENDS = ("transformers", "vllm")
+
+
+class SeededSampling(LogitsProcessor):
+    """Turns greedy search into sampling: the largest of the scores plus Gumbel noise is a sample of their softmax.
+
+    Unlike torch's sampling, every row draws from a generator of its own.
+
+    Args:
+        seeds (sequence of `int`, length N): one for every row of the scores.
+        temperature (`float`): above 0; higher is more varied.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float):
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: sampling needs one above 0")
+        self.seeds, self.temperature = seeds, temperature
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (float [N, V]) with noise."""
+        if not self._generators:
+            self._generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators):
+            row.exponential_(generator=generator)
+        return scores.float() / self.temperature - noise.log()
+
+
+@torch.no_grad()
+def continue_text(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+    stop: str | None = None,
+    batch_size: int = 16,
+) -> Iterator[str]:
+    """What a model writes after every prompt, up to EOS, `stop` (not included) or `max_new_tokens`.
+
+    Args:
+        model: a causal language model in evaluation mode, wrapped in DDP or PEFT or not.
+        prompts (N sequences of `int`): token ids, none of them empty.
+        temperature (`float`): 0 is greedy; above it tokens are sampled from the whole vocabulary.
+        seeds (N of `int`): of the rows; needed for sampling only.
+        batch_size (`int`): prompts that are continued together, in the order given.
+    """
+    inner, own = unwrap(model), unwrap(model).generation_config
+    eos = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        stop_strings=None if stop is None else [stop],
+    )
+    device = next(model.parameters()).device
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch], device=device)
+        lengths = torch.tensor(list(map(len, batch)), device=device)
+        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        noise = [SeededSampling(seeds[start : start + batch_size], temperature)] if temperature else []
+        # `generate` fills what a config leaves at None from the model's own, so that is put aside
+        inner.generation_config = GenerationConfig()
+        try:
+            output = getattr(model, "module", model).generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(noise),
+                tokenizer=tokenizer if stop is not None else None,
+            )
+        finally:
+            inner.generation_config = own
+        for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True):
+            yield text if stop is None else text.partition(stop)[0]
+
+
+def load_writer(
+    name: str,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    backend: str = "transformers",
+    batch_size: int = 16,
+    device: str = "auto",
+) -> Callable[..., Iterator[str]]:
+    """A chat model as a function `write(questions, system="", seeds=())` → its answers, without thoughts.
+
+    Args:
+        name (`str`): of a model on the Hub, or a folder.
+        max_new_tokens (`int`): length of an answer.
+        temperature (`float`): 0 is greedy.
+        backend (`str`): `"transformers"` or `"vllm"`.
+        batch_size (`int`), device (`str`): of transformers; `"auto"` takes a GPU where there is one.
+
+    Raises:
+        ValueError: an unknown backend, one that is not installed, or a model that cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if backend == "vllm":
+            generate = _vllm(name, max_new_tokens, temperature)
+        else:
+            generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
+    except OSError as error:
+        raise ValueError(f"model {name!r} cannot be loaded to write texts: {error}") from error
+
+    def ask(question: str, system: str) -> str:
+        if tokenizer.chat_template is None:
+            return f"{system}\n\n{question}\n"
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": question})
+        # Models that think aloud would fill the answer with it.
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+    def write(questions: Sequence[str], system: str = "", seeds: Sequence[int] = ()) -> Iterator[str]:
+        # Chat templates bring their own special tokens, so none are added.
+        ids = tokenizer([ask(question, system) for question in questions], add_special_tokens=False)["input_ids"]
+        for answer in generate(ids, seeds):
+            yield re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL)
+
+    return write
+
+
+def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
+    from transformers import AutoModelForCausalLM
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
+
+    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
+        return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)
+
+    return generate
+
+
+def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise ValueError("backend 'vllm' needs the package vllm: install it, or use transformers") from error
+    model = LLM(model=name)
+
+    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
+        settings = [
+            SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed)
+            for seed in (seeds or [None] * len(ids))
+        ]
+        for request in model.generate([{"prompt_token_ids": row} for row in ids], settings):
+            yield request.outputs[0].text
+
+    return generate
