@@ -15,6 +15,8 @@ import torch
 from datasets import Dataset
 
 from llmrec.data import PreparedData
+from llmrec.data.rows import ids_to_rows
+from llmrec.filters import CatalogueFilter, Filter
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.prompts import Prompt
 from llmrec.instructions.render import Renderer
@@ -36,17 +38,23 @@ class _Part:
         self.count = len(mix.chat) if mix.chat is not None else 0
         if mix.chat is None:
             self.table, train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
-            self.sequences, self.count = Sequences(train), self.table.num_rows
+            self.sequences = Sequences(train)
+            if mix.where is not None:
+                allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
+                self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
             if mix.max_per_item is not None:
-                self.items = self._answers()
+                self.items = self._answers(data.items)
+            self.count = self.table.num_rows
         self.size = len(self.draw(0))
 
-    def _answers(self) -> np.ndarray:
-        """The number of the first item of every row's answer."""
-        if "targets" in self.table.column_names:
-            targets = pa.array([t[0] if t else a for t, a in zip(*(self.table[c].to_pylist() for c in ("targets", "about")))])  # fmt: skip  # noqa: E501
-            return targets.dictionary_encode().indices.to_numpy()
-        return self.sequences.at(self.table["middle"].to_numpy()).indices.to_numpy()
+    def _answers(self, items: pa.Table) -> np.ndarray:
+        """int [rows]: the catalogue row of the first item of each answer, or of the item that the row is about."""
+        if "targets" not in self.table.column_names:
+            first = self.sequences.at(self.table["middle"].to_numpy())
+            return ids_to_rows(first.dictionary, items["item_id"])[first.indices.to_numpy()]
+        pairs = zip(self.table["targets"].to_pylist(), self.table["about"].to_pylist())
+        first = [targets[0] if targets else about for targets, about in pairs]
+        return ids_to_rows(pa.array(first, pa.string()), items["item_id"])
 
     def draw(self, epoch: int) -> np.ndarray:
         return self.mix.draw(self.count, self.items, [*self.seed, 1, epoch])

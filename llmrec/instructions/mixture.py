@@ -17,7 +17,7 @@ from llmrec.instructions.tasks import TASKS
 from llmrec.item_tokenizers.streams import stream_names, stream_rows
 from llmrec.semids import SemIDIndex
 
-_CHOICES = ("weight", "cap", "max_per_item", "since", "semids")
+_CHOICES = ("weight", "cap", "max_per_item", "where", "since", "semids")
 _CHAT = ("chat", "split", "weight", "cap")
 
 
@@ -32,6 +32,9 @@ class TaskMix:
         cap (`int`, *optional*): at most so many rows in an epoch.
         max_per_item (`int`, *optional*): at most so many rows in an epoch whose answer begins with one item, so that
             popular items do not drown the others.
+        where (sequence of `(column, operator, value)`, *optional*): only rows whose answer begins with an item for
+            which all hold (`llmrec.filters.Filter`), or, where the answer is in words, that are about one: the
+            domains of joined data get weights of their own this way.
         since (`str`, *optional*): a date (`2016-01-31`); only training sequences that reach it take part, undated
             ones do not. A second entry with `since` makes what is recent count more.
         chat (`ChatData`, *optional*): conversations of a general data set, instead of a task.
@@ -41,6 +44,7 @@ class TaskMix:
     weight: float = 1.0
     cap: int | None = None
     max_per_item: int | None = None
+    where: Sequence[tuple] | None = None
     since: str | None = None
     chat: ChatData | None = None
 
@@ -61,6 +65,7 @@ class TaskMix:
                 f"you like, {', '.join(_CHAT[1:])}"
             )
         since = None if entry.get("since") is None else str(entry["since"])
+        where = [tuple(condition) for condition in entry["where"]] if entry.get("where") else None
         whole = {name: None if entry.get(name) is None else int(entry[name]) for name in ("cap", "max_per_item")}
         try:
             if since is not None:
@@ -78,7 +83,7 @@ class TaskMix:
         if chat is None and prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
         semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
-        return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, since=since, chat=chat)
+        return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, where=where, since=since, chat=chat)
 
     def rows(self, data: PreparedData, max_history: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
         """The task's rows, each once, and the training sequences that they are spans of."""
