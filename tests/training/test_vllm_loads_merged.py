@@ -14,10 +14,10 @@ from llmrec.training import save_final_model
 def test_vllm_gives_the_greedy_answer_of_transformers(tmp_path, tied):
     from vllm import LLM, SamplingParams
 
-    # vLLM's attention on a CPU knows heads of 32 and more.
+    # Heads of a width that vLLM's attention has on a CPU.
     base = base_folder(tmp_path / "base", tied, head_dim=32)
-    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
-    arguments = settings(tmp_path / "out", max_steps=30)
+    lora = {"use_peft": True, "lora_r": 8, "lora_target_modules": ["all-linear"]}
+    arguments = settings(tmp_path / "out", max_steps=150)
     trainer = make_trainer(base, arguments, ModelConfig(model_name_or_path=str(base), **lora))
     trainer.train()
     save_final_model(trainer, lambda: None)
