@@ -3,7 +3,8 @@
     python recipes/evaluate.py --config recipes/configs/quickstart/evaluate.yaml
 
 `recommenders` maps a name to a folder: a model folder, or a baseline that recipes/train_baselines.py wrote. Writes
-metrics.json, predictions/<name>.parquet, report.md and report.html (with plots) into `output_dir`.
+metrics.json, predictions/<name>.parquet, report.md and report.html (with plots) into `output_dir`, and alignment.json
+for the models that `alignment` names (docs/alignment.md).
 """
 
 import logging
@@ -14,12 +15,11 @@ import numpy as np
 from trl import TrlParser
 
 from llmrec.data import PreparedData
-from llmrec.evaluation import KS, check_trained_on, evaluate, load_recommender, shuffle_histories, shuffle_order
-from llmrec.evaluation.report import headline, write_report
+from llmrec.evaluation import CONTROLS, KS, check_trained_on, evaluate, files_of, load_recommender
+from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
+from llmrec.evaluation.report import alignment_text, headline, write_report
 from llmrec.files import fingerprint, read_json
 from llmrec.semids import SemIDIndex
-
-CONTROLS = {"shuffled histories": shuffle_histories, "shuffled order": shuffle_order}
 
 
 @dataclass
@@ -39,20 +39,22 @@ class EvaluateArguments:
     ks: list[int] = field(default_factory=lambda: list(KS), metadata={"help": "List lengths of the metrics."})
     batch_size: int = field(default=256, metadata={"help": "Rows per call of recommend."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for the intervals; 0 = none."})
-    seed: int = field(default=0, metadata={"help": "Of the sample of rows, the controls and the bootstrap."})
+    seed: int = field(default=0, metadata={"help": "Of the samples of rows, the controls and the bootstrap."})
 
 
-def main(args: EvaluateArguments) -> None:
+def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     if args.split not in ("test", "valid"):
         raise ValueError(f"split is {args.split!r}, it should be test or valid")
-    unknown = next((name for name in args.controls if name not in args.recommenders), None)
+    unknown = next((name for name in (*args.controls, *more.alignment) if name not in args.recommenders), None)
     if unknown is not None:
-        raise ValueError(f"controls names {unknown!r}, which is not one of the recommenders")
+        raise ValueError(f"controls or alignment names {unknown!r}, which is not one of the recommenders")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
     if args.reference is not None and args.reference not in names:
         raise ValueError(f"reference {args.reference!r} is not one of the recommenders {names}")
+    aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
-    inputs = fingerprint(str(asdict(args)), data.fingerprint, *map(files_of, args.recommenders.values()))
+    settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
+    inputs = fingerprint(settings, data.fingerprint, *map(files_of, args.recommenders.values()))
     written = Path(args.output_dir) / "metrics.json"
     if written.exists() and read_json(written)["facts"].get("inputs fingerprint") == inputs:
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
@@ -62,10 +64,13 @@ def main(args: EvaluateArguments) -> None:
             rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
         index = SemIDIndex.load(args.semids) if args.semids else None
         shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
-        results = []
+        sample = Sample(data, getattr(data, args.split), more.alignment_rows, args.seed, args.bootstrap)
+        results, alignment = [], {}
         for name, folder in args.recommenders.items():
             check_trained_on(folder, data)
             recommender = load_recommender(folder)
+            if name in more.alignment:
+                alignment[name] = aligner(recommender, sample)
             results.append(evaluate(recommender, rows, data, name, index=index, **shared))
             for control, shuffle in CONTROLS.items() if name in args.controls else ():
                 shuffled = shuffle(rows, args.seed)
@@ -79,19 +84,14 @@ def main(args: EvaluateArguments) -> None:
             "inputs fingerprint": inputs,
         }
         title = f"{facts['data']}: {len(results)} recommenders"
-        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed)
+        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
     summary = read_json(written)
     print(f"\n{summary['facts']['data']}, {summary['facts']['split']}, item level [95 % interval]\n")
-    print(f"{headline(summary)}\n\nReport: {args.output_dir}/report.html (figures: metrics.json, lists: predictions/)")
-
-
-def files_of(folder: str) -> str:
-    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+    print(f"{headline(summary)}\n{alignment_text(args.output_dir)}")
+    print(f"Report: {args.output_dir}/report.html (figures: metrics.json, lists: predictions/)")
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*TrlParser((EvaluateArguments,)).parse_args_and_config())
+    main(*TrlParser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())

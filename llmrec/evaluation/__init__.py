@@ -1,16 +1,18 @@
 """Item-level metrics with confidence intervals, slices, controls and a report over any number of recommenders."""
 
-from llmrec.evaluation.controls import shuffle_histories, shuffle_order
+from llmrec.evaluation.controls import CONTROLS, shuffle_histories, shuffle_order
 from llmrec.evaluation.evaluate import EvaluationResult, compare, evaluate
-from llmrec.evaluation.loading import check_trained_on, load_recommender
+from llmrec.evaluation.loading import check_trained_on, files_of, load_recommender
 from llmrec.evaluation.metrics import KS, row_metrics
 
 __all__ = [
+    "CONTROLS",
     "KS",
     "EvaluationResult",
     "compare",
     "evaluate",
     "check_trained_on",
+    "files_of",
     "load_recommender",
     "row_metrics",
     "shuffle_histories",

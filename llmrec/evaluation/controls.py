@@ -40,3 +40,6 @@ def _replaced(rows: pa.Table, columns: dict) -> pa.Table:
     for name, column in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
     return rows
+
+
+CONTROLS = {"shuffled histories": shuffle_histories, "shuffled order": shuffle_order}

@@ -50,3 +50,9 @@ def check_trained_on(folder: str | Path, data: PreparedData) -> None:
             f"{folder} was trained on other data ({trained_on}) than it is to be evaluated on ({data.fingerprint}), "
             "so test rows may be among its training rows: train it again on this data"
         )
+
+
+def files_of(folder: str | Path) -> str:
+    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)

@@ -2,14 +2,15 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 
+from llmrec.evaluation.alignment_tables import alignment_tables, plain_table
 from llmrec.evaluation.evaluate import EvaluationResult, compare
 from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
-from llmrec.files import atomic_path, write_json, write_parquet
+from llmrec.files import atomic_path, read_json, write_json, write_parquet
 
 _COLUMNS = ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10")
 _SEMID_COLUMNS = ("semid/recall@5", "semid/recall@10", "semid/ndcg@10")
@@ -25,6 +26,7 @@ def write_report(
     facts: dict | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    alignment: Mapping[str, dict] | None = None,
 ) -> dict:
     """Writes metrics.json, predictions/<name>.parquet, plots/*.png, report.md and report.html into `folder`.
 
@@ -32,6 +34,7 @@ def write_report(
         results: evaluated on the same rows.
         reference (*optional*): name of the recommender that all others are compared with, row by row.
         facts (*optional*): what the reader should know (data set, split, seed); stands at the top and in metrics.json.
+        alignment (*optional*): name → what `llmrec.evaluation.alignment.align` returned; written to alignment.json.
 
     Returns:
         What metrics.json holds: `{"facts", "recommenders": {name: ...}, "differences": {name: ...}, "reference"}`.
@@ -69,7 +72,7 @@ def write_report(
     context = {
         "title": title,
         "facts": summary["facts"],
-        "tables": _tables(results, differences, reference),
+        "tables": _tables(results, differences, reference) + (alignment_tables(alignment) if alignment else []),
         "plots": plots,
         "images": {name: base64.b64encode(png).decode() for name, png in plots.items()},
     }
@@ -84,17 +87,27 @@ def write_report(
         with atomic_path(folder / f"report.{ending}") as temporary:
             text = environment.get_template(f"report.{ending}.jinja").render(context)
             temporary.write_text(text, encoding="utf-8")
+    (folder / "alignment.json").unlink(missing_ok=True)
+    if alignment:
+        write_json(folder / "alignment.json", {"facts": summary["facts"], "models": dict(alignment)})
     write_json(folder / "metrics.json", summary)  # last: it marks a finished report
     return summary
 
 
 def headline(summary: dict, columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
     """A plain-text table of the main figures with their intervals, from what metrics.json holds."""
-    rows = [["recommender", *columns]]
-    for name, result in summary["recommenders"].items():
-        rows.append([name, *(_cell(result["metrics"], result["ci"], column) for column in columns)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    rows = [
+        [name, *(_cell(result["metrics"], result["ci"], column) for column in columns)]
+        for name, result in summary["recommenders"].items()
+    ]
+    return plain_table(["recommender", *columns], rows)
+
+
+def alignment_text(folder: str | Path) -> str:
+    """The tables of the alignment report in plain text, if there is one in the folder of a report."""
+    path = Path(folder) / "alignment.json"
+    tables = alignment_tables(read_json(path)["models"]) if path.exists() else []
+    return "".join(f"\n{one['title']}\n\n{plain_table(one['header'], one['rows'])}\n" for one in tables)
 
 
 def _tables(results, differences, reference) -> list[dict]:

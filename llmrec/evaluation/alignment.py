@@ -1,0 +1,146 @@
+"""The alignment report: how well a model's words and Semantic IDs mean the same, and whether it does what it is told.
+
+Recall of the next item does not show whether a language model understood its new words. LC-Rec (arXiv 2311.09049)
+looks at index ⇔ text and at recall over paraphrases; here a wish or an explanation is a statement about the columns of
+the items, so what an answer is worth is a fact, too. docs/alignment.md says what each figure means.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from llmrec.evaluation import alignment_sections as of
+from llmrec.evaluation.alignment_answers import perplexity
+from llmrec.evaluation.alignment_sections import LeftOut, Sample
+from llmrec.evaluation.loading import files_of
+from llmrec.files import fingerprint
+from llmrec.instructions import TASKS, Prompt, load_prompt
+from llmrec.recommender import LLMRecommender
+
+logger = logging.getLogger(__name__)
+
+
+class Section(NamedTuple):
+    """A task and what is measured of it; without a task the folder's own prompt is asked."""
+
+    task: str | None
+    score: Callable[[LLMRecommender, Prompt, Sample], dict]
+
+
+SECTIONS = {
+    "title_to_item": Section("title_to_item", of.title_to_item),
+    "item_to_title": Section("item_to_title", of.item_to_title),
+    "description_to_item": Section("description_to_item", of.asked_to_item),
+    "search": Section("query_to_item", of.asked_to_item),
+    "steering": Section("like_but", of.steering),
+    "explanation": Section("explain", of.explanation),
+    "robustness": Section(None, of.robustness),
+}
+GENERAL_TEXT = "general_text"
+
+
+def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
+    """The prompt of every section that asks a task: the shipped one, or another file of that task.
+
+    Raises:
+        ValueError: an unknown section, or a prompt of another task (for `robustness`: that needs more than a history).
+    """
+    unknown = sorted(set(paths) - set(SECTIONS))
+    if unknown:
+        raise ValueError(f"alignment_prompts names section {unknown[0]!r}, which is not one of {', '.join(SECTIONS)}")
+    prompts = {}
+    for name, section in SECTIONS.items():
+        if name in paths or section.task is not None:
+            prompts[name] = prompt = load_prompt(paths.get(name, section.task))
+            fits = prompt.task == section.task if section.task else _asks_next_item(prompt)
+            if not fits:
+                asked = f"task {section.task!r}" if section.task else "for an item after a history"
+                raise ValueError(f"alignment_prompts: section {name!r} asks {asked}, not task {prompt.task!r}")
+    return prompts
+
+
+def _asks_next_item(prompt: Prompt) -> bool:
+    task = TASKS.get(prompt.task)
+    return task is not None and task.ends_with_item and not task.given
+
+
+@dataclass
+class AlignmentArguments:
+    """The part of recipes/evaluate.py's YAML that is about alignment."""
+
+    alignment: list[str] = field(default_factory=list, metadata={"help": "Names of the language models to report on."})
+    alignment_rows: int = field(default=200, metadata={"help": "Rows of every section, and of every kind of wish."})
+    alignment_prompts: dict = field(
+        default_factory=dict, metadata={"help": "Section -> prompt (a YAML file), where it is not the shipped one."}
+    )
+    general_text: str | None = field(default=None, metadata={"help": "A text file, for the perplexity."})
+    general_text_base: str | None = field(
+        default=None, metadata={"help": "The model that training started from, to see what was forgotten."}
+    )
+
+
+class Aligner:
+    """Writes the report of one model after the other; prompts and text are read once.
+
+    Args:
+        prompts: section → YAML file, where it is not the shipped prompt.
+        general_text (*optional*): a text file, for the perplexity.
+        general_text_base (*optional*): the model that training started from, to see what was forgotten.
+
+    Raises:
+        ValueError: see `alignment_prompts`; or a text file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, str] | None = None,
+        general_text: str | Path | None = None,
+        general_text_base: str | Path | None = None,
+    ):
+        self.prompts = alignment_prompts(prompts or {})
+        self.text, self.base = "", general_text_base
+        if general_text is not None:
+            try:
+                self.text = Path(general_text).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"general_text {general_text} is not a readable UTF-8 text file: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what was read."""
+        return fingerprint(str(self.prompts), self.text, files_of(self.base) if self.base else "")
+
+    def __call__(self, recommender: LLMRecommender, sample: Sample) -> dict:
+        """All sections of one model: `{"sections": {name: {"rows", "figures", "ci", ...}}, "left_out": {name: why}}`.
+
+        Raises:
+            ValueError: no language model.
+        """
+        if not isinstance(recommender, LLMRecommender):
+            raise ValueError(f"alignment names a {type(recommender).__name__}: only a language model can be asked")
+        sections, left_out = {}, {}
+        for name, section in SECTIONS.items():
+            try:
+                sections[name] = section.score(recommender, self.prompts.get(name, recommender.prompt), sample)
+                logger.info("alignment: %s: %d rows", name, sections[name]["rows"])
+            except LeftOut as reason:
+                left_out[name] = str(reason)
+        if not self.text:
+            return {"sections": sections, "left_out": left_out | {GENERAL_TEXT: "no text was given"}}
+        own = perplexity(recommender.model, recommender.tokenizer, self.text, sample.rows)
+        figures = {"perplexity": own["perplexity"]}
+        if self.base is not None:
+            figures["perplexity before"] = _base_perplexity(str(self.base), self.text, sample.rows)["perplexity"]
+        sections[GENERAL_TEXT] = {"rows": own["tokens"], "figures": figures, "ci": {}}
+        return {"sections": sections, "left_out": left_out}
+
+
+@lru_cache(maxsize=1)
+def _base_perplexity(folder: str, text: str, blocks: int) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)

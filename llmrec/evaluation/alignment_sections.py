@@ -1,0 +1,255 @@
+"""The sections of the alignment report: functions `(recommender, prompt, sample) → {"rows", "figures", "ci", ...}`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data import PreparedData, ids_to_rows
+from llmrec.decoding import ScoredItem
+from llmrec.evaluation.alignment_answers import answered_items, answered_words, prompt_texts
+from llmrec.evaluation.alignment_scores import (
+    Attributes,
+    common_prefixes,
+    precision,
+    same_words,
+    token_f1,
+    with_interval,
+)
+from llmrec.evaluation.evaluate import semid_groups
+from llmrec.evaluation.metrics import first_positions, row_metrics
+from llmrec.instructions import TASKS, Prompt, target_rows
+from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
+from llmrec.recommender import LLMRecommender, requests_of
+
+K = 10
+ROOM = 16  # tokens that a written answer may have beyond the longest right one
+WISHES = (*RELATIVE, "with")
+_LOOKED_AT = 50  # items per wanted row that are looked at for a wish
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the sections draw their rows from.
+
+    Args:
+        data: gives the catalogue.
+        targets (`pa.Table`): rows of valid or test, for what needs histories that nothing was trained on.
+        rows (`int`): at most so many in a section, of each kind of wish, and blocks of general text.
+        seed (`int`): of the draw and the bootstrap.
+        bootstrap (`int`): resamples of the intervals; 0 = none.
+    """
+
+    data: PreparedData
+    targets: pa.Table
+    rows: int = 200
+    seed: int = 0
+    bootstrap: int = 1000
+
+    def of_task(self, task: str, recommender: LLMRecommender) -> list[dict]:
+        """Rows of a task that is about single items."""
+        try:
+            table = TASKS[task].rows(self.data, recommender.config.max_history, np.random.default_rng(self.seed))
+        except ValueError as error:  # it lacks a column
+            raise LeftOut(str(error)) from error
+        return self.drawn(table.filter(pc.is_in(table["about"], pa.array(recommender.index.items)))).to_pylist()
+
+    def of_targets(self, recommender: LLMRecommender) -> pa.Table:
+        """Evaluation rows with a history, whose target the model may recommend."""
+        known = pc.is_in(self.targets["target"], pa.array(recommender.index.items))
+        filled = pc.greater(pc.list_value_length(self.targets["history"]), 0)
+        return self.drawn(self.targets.filter(pc.and_(known, filled)))
+
+    def drawn(self, table: pa.Table) -> pa.Table:
+        if not table.num_rows:
+            raise LeftOut("there is no row for it: the columns that it speaks of are empty")
+        chosen = np.random.default_rng(self.seed).permutation(table.num_rows)[: self.rows]
+        return table.take(pa.array(np.sort(chosen)))
+
+    def means(self, values: Mapping[str, Sequence[float]]) -> dict:
+        return with_interval(values, self.bootstrap, self.seed)
+
+
+class LeftOut(Exception):
+    """The data has nothing that a section could ask; the message says what is missing."""
+
+
+def retrieval(
+    recommender: LLMRecommender, answers: Sequence[Sequence[int]], targets: Sequence[str], ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """recall@k of every row at item level (see `llmrec.evaluation.metrics`): `{"recall@1": float64 [n], ...}`.
+
+    Args:
+        answers: numbers in `recommender.index.items`, best first; targets: item ids.
+    """
+    items = pa.array(recommender.index.items)
+    groups = semid_groups(recommender.index, items)
+    lists = np.full((len(answers), max(ks)), -1, np.int64)
+    for row, hits in enumerate(answers):
+        lists[row, : len(hits)] = groups[hits]
+    wanted = groups[ids_to_rows(pa.array(targets), items)]
+    per_row = row_metrics(first_positions(lists, wanted), np.bincount(groups)[wanted], ks)
+    return {f"recall@{k}": per_row[f"recall@{k}"] for k in ks}
+
+
+def prefixes(
+    recommender: LLMRecommender, answers: Sequence[Sequence[ScoredItem]], targets: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Whether the first answer's Semantic ID is the target's (`exact`), and agrees with it up to each level."""
+    index, within = recommender.index, next(iter(recommender.streams.values()))
+    rows = np.arange(len(index)) if within is None else np.flatnonzero(within)
+    codes = index.codes[:, (index.codes[rows] >= 0).any(0)]
+    of_item: dict[str, list[int]] = {}
+    for row in rows.tolist():
+        of_item.setdefault(index.item_ids[row], []).append(row)
+    agree = np.stack([common_prefixes(codes[hits[0].row], codes[of_item[t]]) for hits, t in zip(answers, targets)])
+    levels = {f"prefix@{level + 1}": agree[:, level] for level in range(agree.shape[1] - 1)}
+    return {"exact": agree[:, -1], **levels}
+
+
+def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    rows = sample.of_task(prompt.task, recommender)
+    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    targets = [row["about"] for row in rows]
+    found = retrieval(recommender, _items(answers), targets, (K,))
+    return sample.means({**prefixes(recommender, answers, targets), **found})
+
+
+def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    """Descriptions and queries: does the constrained beam hold the item?"""
+    rows = sample.of_task(prompt.task, recommender)
+    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    return sample.means(retrieval(recommender, _items(answers), [row["about"] for row in rows], (1, K)))
+
+
+def item_to_title(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    rows = sample.of_task(prompt.task, recommender)
+    titles = [recommender.renderer.catalogue.titles[row["about"]] for row in rows]
+    texts = _words(recommender, prompt, rows)
+    pairs = list(zip(texts, titles))
+    return sample.means({"token F1": [token_f1(*p) for p in pairs], "exact": [same_words(*p) for p in pairs]})
+
+
+def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    """Wishes of held-out combinations, in wordings and phrases that no training row used.
+
+    `precision@10` is over rows that at least 10 items satisfy; `all` is over all rows, with what a list that knows
+    everything would have (`possible`). Beside it `sequential@10`, the same model asked for the next item after the
+    item in question without a wish, and `chance`, the share of the catalogue that satisfies.
+    """
+    wishes = Wishes(sample.data.items)
+    rows = wish_rows(wishes, set(recommender.index.items), sample)
+    place = [wishes.place[item] for item in recommender.index.items]
+    texts = prompt_texts(recommender, prompt, rows, prompt.unseen or prompt.templates)
+    wished = [[place[hit.item] for hit in hits] for hits in answered_items(recommender, texts, K)]
+    following = recommender.recommend([[row["about"]] for row in rows], K)
+    following = [[wishes.place[one.item_id] for one in hits] for hits in following]
+    satisfying = [row["satisfying"] for row in rows]
+    values = {
+        "precision@10": [precision(*pair, K) for pair in zip(wished, satisfying)],
+        "sequential@10": [precision(*pair, K) for pair in zip(following, satisfying)],
+        "chance": [len(found) / len(wishes.ids) for found in satisfying],
+        "possible": [min(K, len(found)) / K for found in satisfying],
+    }
+    values = {name: np.array(column, np.float64) for name, column in values.items()}
+    enough, kinds = values["possible"] == 1, np.array([kinds_of(row["wish"]) for row in rows])
+
+    def of(mask: np.ndarray) -> dict:
+        some = {name: column[mask & enough] for name, column in values.items() if name != "possible"}
+        held = sample.means(some) if (mask & enough).any() else {"rows": 0, "figures": {}, "ci": {}}
+        return {**held, "all": sample.means({name: column[mask] for name, column in values.items()})}
+
+    return {
+        **of(np.ones(len(rows), bool)),
+        "kinds": {kind: of(kinds == kind) for kind in WISHES if (kinds == kind).any()},
+        "wordings": "unseen" if prompt.unseen else "trained, because the prompt has no unseen ones",
+    }
+
+
+def wish_rows(wishes: Wishes, known: set[str], sample: Sample) -> list[dict]:
+    """Held-out rows of task like_but, `sample.rows` of each kind if there are, with the items that satisfy them."""
+    rng = np.random.default_rng(sample.seed)
+    found: dict[str, list[dict]] = {kind: [] for kind in WISHES}
+    for number in rng.permutation(len(wishes.ids))[: _LOOKED_AT * sample.rows]:
+        item = wishes.ids[number]
+        if all(len(rows) >= sample.rows for rows in found.values()):
+            break
+        for wish, satisfying in wishes.relative_to(item) if item in known else ():
+            of_kind = found[kinds_of(wish)]
+            if wishes.held_out(wish, item) and len(of_kind) < sample.rows:
+                asked = {"about": item, "wish": wish, "history": [], "targets": [], "unseen": True}
+                of_kind.append(asked | {"variation": int(rng.integers(2**31)), "satisfying": satisfying.tolist()})
+    rows = [row for of_kind in found.values() for row in of_kind]
+    if not rows:
+        raise LeftOut("no wish is held out of training: the items have no categories, brands or prices that differ")
+    return rows
+
+
+def explanation(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    """Why the target of an evaluation row was recommended: what of the named attributes is the target's own?
+
+    `of another item` is the faithfulness of the same texts to the target of another row: what general talk is worth.
+    """
+    attributes = Attributes(sample.data.items)
+    if not any(attributes.own.values()):
+        raise LeftOut("the items have no brand, category or price")
+    rows = target_rows(sample.of_targets(recommender), recommender.config.max_history)
+    rows = [{**row, "about": row["targets"][0], "targets": [], "target_behaviours": []} for row in rows]
+    texts = _words(recommender, prompt, rows)
+    faithful = np.array([attributes.faithfulness(text, row["about"]) for text, row in zip(texts, rows)])
+    others = rows[1:] + rows[:1]
+    other = np.array([attributes.faithfulness(text, row["about"]) for text, row in zip(texts, others)])
+    result = sample.means({"coverage": np.nan_to_num(faithful) > 0})
+    named = ~np.isnan(faithful)
+    if named.any():
+        of_named = sample.means({"faithfulness": faithful[named], "of another item": other[named]})
+        result = {name: {**of_named[name], **result[name]} for name in ("figures", "ci")} | {"rows": len(rows)}
+    return {**result, "examples": [{"item": row["about"], "text": text} for text, row in zip(texts[:3], rows)]}
+
+
+def robustness(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
+    """recall@10 of the next item under every wording of the prompt (LC-Rec), as `recommend` answers it."""
+    rows = sample.of_targets(recommender)
+    targets, place = rows["target"].to_pylist(), {item: i for i, item in enumerate(recommender.index.items)}
+    recalls: dict[str, list[float]] = {"trained": [], "unseen": []}
+    for name, templates in (("trained", prompt.templates), ("unseen", prompt.unseen)):
+        for template in templates:
+            asking = _asking(recommender, dataclasses.replace(prompt, templates=(template,)))
+            histories, wanted = requests_of(asking, rows)
+            lists = [[place[one.item_id] for one in hits] for hits in asking.recommend(histories, K, **wanted)]
+            recalls[name].append(float(retrieval(asking, lists, targets, (K,))[f"recall@{K}"].mean()))
+    figures = {
+        f"recall@{K} {name} {what}": float(of(values))
+        for name, values in recalls.items()
+        for what, of in (("mean", np.mean), ("min", np.min), ("max", np.max))
+        if values
+    }
+    return {"rows": rows.num_rows, "figures": figures, "ci": {}, "templates": recalls}
+
+
+def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
+    """The same model with another prompt for the next item."""
+    prompt = dataclasses.replace(prompt, semids=prompt.semids or recommender.prompt.semids)
+    catalogue = recommender.renderer.catalogue
+    return LLMRecommender(
+        recommender.model,
+        recommender.tokenizer,
+        recommender.index,
+        catalogue.items,
+        dataclasses.replace(recommender.config, prompt=prompt.to_dict()),
+        recommender.batch_size,
+        catalogue.sequence_tokenizer,
+    )
+
+
+def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:
+    return [[hit.item for hit in hits] for hits in answers]
+
+
+def _words(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> list[str]:
+    """Greedy answers to rows, as long as the longest right one and some."""
+    right = [recommender.renderer.completion(prompt, row) for row in rows]
+    longest = max(map(len, recommender.tokenizer(right, add_special_tokens=False)["input_ids"]))
+    return answered_words(recommender, prompt_texts(recommender, prompt, rows), longest + ROOM)
