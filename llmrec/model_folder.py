@@ -35,6 +35,10 @@ class RecommenderConfig:
         fuse (list of `str`): streams of Semantic IDs that are searched, each with the prompt in its own, and fused;
             empty: the stream of the prompt alone.
         behaviour (`str`): the kind of interaction that is recommended where the index has behaviours; empty: its last.
+        thoughts (`int`): of a thinking prompt: rationales that are written before the search. One is greedy, several
+            are sampled, 0 is the empty thought.
+        max_thought_tokens (`int`): the longest rationale; it is closed there.
+        thought_temperature (`float`): of sampled rationales.
         semid_fingerprint, catalogue_fingerprint (`str`): what the model was trained with; others are refused.
         trained_on (`dict`): name and fingerprint of the data.
     """
@@ -45,6 +49,9 @@ class RecommenderConfig:
     normalize: str = "vocabulary"
     fuse: list[str] = field(default_factory=list)
     behaviour: str = ""
+    thoughts: int = 1
+    max_thought_tokens: int = 128
+    thought_temperature: float = 1.0
     semid_fingerprint: str = ""
     catalogue_fingerprint: str = ""
     trained_on: dict = field(default_factory=dict)

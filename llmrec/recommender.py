@@ -76,7 +76,9 @@ class LLMRecommender:
 
     Where an item has several streams of Semantic IDs, the stream of the prompt is searched, or all streams in
     `config.fuse`, each with its own prompt; `llmrec.decoding.fusion` makes one list of theirs. Where the index has
-    behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt.
+    behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt. Where the
+    prompt is thinking, `config.thoughts` rationales are written first, and items are searched after each of them
+    (`llmrec.decoding.thoughts`).
 
     Example:
         >>> recommender = LLMRecommender.from_pretrained("out/industrial/model")
@@ -90,6 +92,10 @@ class LLMRecommender:
         config (`RecommenderConfig`): prompt, lengths, beams.
         batch_size (`int`): histories that are searched together.
         sequence_tokenizer (`SequenceTokenizer`, *optional*): the one that made `index`, if it is contextual.
+        seed (`int`): of several thoughts, which are sampled; the same request gets the same ones.
+
+    Raises:
+        ValueError: a thinking prompt whose completion is not a rationale in a block and then the target.
     """
 
     def __init__(
@@ -101,16 +107,19 @@ class LLMRecommender:
         config: "RecommenderConfig",
         batch_size: int = 32,
         sequence_tokenizer: "SequenceTokenizer | None" = None,
+        seed: int = 0,
     ):
         import torch
 
         from llmrec.decoding import SemIDTrie
+        from llmrec.decoding.thoughts import ThoughtBlock
         from llmrec.instructions import Catalogue, Prompt, Renderer
         from llmrec.item_tokenizers.streams import stream_names
 
         self.model, self.tokenizer, self.index, self.config = model, tokenizer, index, config
-        self.batch_size = batch_size
+        self.batch_size, self.seed = batch_size, seed
         self.prompt = Prompt.from_dict(config.prompt)
+        self.block = ThoughtBlock.of(self.prompt) if self.prompt.thinking else None
         self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer))
         self.trie = SemIDTrie.from_index(index, tokenizer)
         self.filter = CatalogueFilter(items)
@@ -164,7 +173,10 @@ class LLMRecommender:
     def prompts(
         self, histories: Sequence[Sequence], stream: str = "", behaviour: str | Sequence[str] | None = None
     ) -> list[str]:
-        """The exact text that the model reads for each history; of several streams `stream`, or the first searched."""
+        """The exact text that the model reads for each history; of several streams `stream`, or the first searched.
+
+        A thought follows after it, or stands before the behaviour that ends it.
+        """
         stream = stream or next(iter(self.streams))
         prompt = dataclasses.replace(self.prompt, semids=stream) if stream else self.prompt
         wanted = behaviour or self.config.behaviour or None
@@ -179,10 +191,13 @@ class LLMRecommender:
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
         behaviour: str | Sequence[str] | None = None,
+        think: bool = True,
     ) -> list[list[Recommendation]]:
         """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID.
 
-        `behaviour` is the wanted one, for all or one per history; by default `config.behaviour`.
+        Args:
+            behaviour: the wanted one, for all or one per history; by default `config.behaviour`.
+            think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
         """
         from llmrec.decoding.fusion import fuse
 
@@ -194,10 +209,10 @@ class LLMRecommender:
             return []
         if len(self.streams) == 1:
             ((stream, _),) = self.streams.items()
-            found = self._search(stream, histories, ks, requests, behaviour)
+            found = self._search(stream, histories, ks, requests, behaviour, think)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, self.config.num_beams) for number in ks]
-            lists = [self._search(stream, histories, wanted, requests, behaviour) for stream in self.streams]
+            lists = [self._search(stream, histories, wanted, requests, behaviour, think) for stream in self.streams]
             found = [fuse(of_streams)[:number] for number, *of_streams in zip(ks, *lists)]
         titles, items = self.renderer.catalogue.titles, self.index.items
         return [[Recommendation(items[i], score, titles[items[i]]) for i, score in hits] for hits in found]
@@ -209,14 +224,70 @@ class LLMRecommender:
         ks: list[int],
         requests: list[Filter | None],
         behaviour: str | Sequence[str] | None,
+        think: bool,
     ) -> list[list[tuple[int, float]]]:
         """(number of the item, score) pairs for every history, from the Semantic IDs of one stream."""
+        from llmrec.decoding.thoughts import after_thoughts
+
+        prompts = self._ids(self.prompts(histories, stream, behaviour))
+        if self.block is None:
+            return self._beams(stream, prompts, histories, ks, requests)
+        thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
+        number = len(thoughts[0])
+        blocks = self._ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
+        # Lists as long as the beams are, so that few items are missing from the list of a thought.
+        wanted = [k if number == 1 else max(k, self.config.num_beams) for k in ks]
+        asked, histories, wanted, requests = (
+            [value for value in values for _ in range(number)] for values in (prompts, histories, wanted, requests)
+        )
+        end = -1 if self.behaviours else None  # a behaviour's token stands after the thought
+        asked = [[*ids[:end], *block, *(ids[end:] if end else ())] for ids, block in zip(asked, blocks)]
+        found = self._beams(stream, asked, histories, wanted, requests)
+        return [after_thoughts(found[i * number : (i + 1) * number])[:k] for i, k in enumerate(ks)]
+
+    def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
+        """The rationales that `recommend` writes for each history, `config.thoughts` of them.
+
+        Raises:
+            ValueError: the prompt of this model is not a thinking one.
+        """
+        if self.block is None:
+            raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
+        return self._thoughts(self._ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
+        from llmrec.decoding.thoughts import write_thoughts
+
+        config = self.config
+        return write_thoughts(
+            self.model,
+            self.tokenizer,
+            [ids[:-1] for ids in prompts] if self.behaviours else prompts,
+            self.block,
+            config.thoughts,
+            config.max_thought_tokens,
+            config.thought_temperature,
+            self.seed,
+            self.batch_size,
+        )
+
+    def _beams(
+        self,
+        stream: str,
+        prompts: list[list[int]],
+        histories: Sequence[Sequence],
+        ks: list[int],
+        requests: list[Filter | None],
+    ) -> list[list[tuple[int, float]]]:
+        """(number of the item, score) pairs after every prompt."""
         import torch
 
         from llmrec.decoding import search_items
         from llmrec.instructions.render import item_of
 
-        prompts = self.tokenizer(self.prompts(histories, stream, behaviour), add_special_tokens=False)["input_ids"]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         device = next(self.model.parameters()).device
         self.trie.to(device)

@@ -1,0 +1,113 @@
+"""Thinking ahead (OneRec-Think, arXiv 2510.11639): the model writes a rationale in words, then the items are searched.
+
+The rationale is free text: nothing constrains it, and it may hold Semantic IDs or not. What the search reads is not
+the generated tokens but the block that the prompt's template makes of the rationale's text, tokenised as a training
+row is. So a thought that ran out of tokens is closed like any other, and `<think>` needs no token of its own.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmrec.instructions.prompts import Prompt
+from llmrec.text_generation import continue_text
+
+RATIONALE, TARGET = "{rationale}", "{target}"
+
+
+class ThoughtBlock(NamedTuple):
+    """What stands before and after a rationale in the answers of a prompt: `"<think>\\n"`, `"\\n</think>\\n\\n"`."""
+
+    opening: str
+    closing: str
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> "ThoughtBlock":
+        """From the template that serving uses, the first.
+
+        Raises:
+            ValueError: an answer that is not a rationale in a block, and then the target.
+        """
+        completion = prompt.templates[0].completion
+        opening, _, rest = completion.partition(RATIONALE)
+        closing, _, after = rest.partition(TARGET)
+        if RATIONALE not in completion or not rest.endswith(TARGET) or not closing.strip() or "{" in opening + closing:
+            raise ValueError(
+                f"prompt of task {prompt.task!r} is thinking, so its completion should read like "
+                f"'<think>\\n{RATIONALE}\\n</think>\\n\\n{TARGET}', not {completion!r}"
+            )
+        return cls(opening, closing)
+
+    def text(self, rationale: str) -> str:
+        """The answer before the target; `""` gives the empty block, which skips thinking."""
+        return f"{self.opening}{rationale}{self.closing}"
+
+
+def write_thoughts(
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    block: ThoughtBlock,
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[list[str]]:
+    """`count` rationales for every prompt, without the block around them.
+
+    Args:
+        model: in evaluation mode; its own sampling defaults do not apply.
+        prompts (N sequences of `int`): token ids up to the answer.
+        count (`int`): 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
+        seed (`int`): samples follow from it, the prompt's tokens and their number, and from nothing else.
+
+    Raises:
+        ValueError: a count or length below 1, or a temperature that is not above 0.
+    """
+    if count < 1 or max_new_tokens < 1:
+        raise ValueError(f"thoughts ({count}) and max_thought_tokens ({max_new_tokens}) should be at least 1")
+    if count > 1 and temperature <= 0:
+        raise ValueError(f"thought_temperature is {temperature}: {count} thoughts are sampled, with one above 0")
+    opening = tokenizer(block.opening, add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
+    rows = [[*prompts[i], *opening] for i in order for _ in range(count)]
+    seeds = [zlib.crc32(np.array([seed, n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
+    written = continue_text(
+        model,
+        tokenizer,
+        rows,
+        max_new_tokens,
+        temperature=0.0 if count == 1 else temperature,
+        seeds=seeds,
+        stop=block.closing.strip(),
+        batch_size=batch_size,
+    )
+    thoughts: list[list[str]] = [[] for _ in prompts]
+    for place, text in enumerate(written):
+        thoughts[order[place // count]].append(text.strip())
+    return thoughts
+
+
+def after_thoughts(lists: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """One list of the lists that were found after each of T thoughts.
+
+    The score is logsumexp over thoughts - log T: an estimate of the item's log-probability with the thought averaged
+    out, from below, since an item counts only after the thoughts whose beams hold it. OneRec-Think takes the maximum,
+    which lets one odd thought outvote the others.
+
+    Args:
+        lists: per thought (item, log-probability) pairs.
+
+    Returns:
+        (item, score) of every item of any list, by falling score, equal scores by item.
+    """
+    if len(lists) == 1:
+        return list(lists[0])
+    totals: dict[int, float] = {}
+    for pairs in lists:
+        for item, score in pairs:
+            totals[item] = float(np.logaddexp(totals.get(item, -np.inf), score))
+    return sorted(((item, total - np.log(len(lists))) for item, total in totals.items()), key=lambda p: (-p[1], p[0]))

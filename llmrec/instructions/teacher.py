@@ -1,0 +1,177 @@
+"""Queries, intentions, preferences and rationales for training rows, written by a teacher model or from the columns.
+
+What a teacher reads of a history are the items that have most in common with the target (OneRec-Think, arXiv
+2510.11639, prunes so). Rows come from the training split alone. Texts are written in shards that appear whole, so a
+killed run goes on where it stopped; what was dropped, and why, stays in them.
+"""
+
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec.data import PreparedData
+from llmrec.files import read_parquet, write_parquet
+from llmrec.instructions import compose
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.prompts import Prompt
+from llmrec.instructions.spans import Sequences
+from llmrec.instructions.tasks.items import item_rows, parts_of
+from llmrec.instructions.tasks.reasoning import caption
+from llmrec.instructions.tasks.search import asked_rows, next_preferring_rows, preferring_rows
+from llmrec.instructions.texts import SCHEMA, Texts, leaks
+from llmrec.semids import SemIDIndex
+
+logger = logging.getLogger(__name__)
+ROWS = {
+    "query": item_rows("title", answers_item=True),
+    "intention": asked_rows,
+    "preference": preferring_rows,
+    "rationale": next_preferring_rows,
+}
+SHARDS = "shards"
+RELEVANT = 10  # items of a history that a teacher reads (OneRec-Think's number)
+SHARD = 256
+
+Write = Callable[[list[dict], list[int]], Iterable[str]]
+
+
+def rows_to_write(
+    data: PreparedData, kind: str, max_history: int = 20, max_rows: int | None = None, seed: int = 0
+) -> pa.Table:
+    """The training rows that get a text: items for queries, users for intentions and preferences, else targets.
+
+    Args:
+        max_rows (`int`, *optional*): a random sample of so many.
+
+    Raises:
+        ValueError: an unknown kind, or items without titles for queries.
+    """
+    if kind not in ROWS:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(ROWS)}")
+    rng = np.random.default_rng(seed)
+    rows = ROWS[kind](data, max_history, rng)
+    if max_rows is not None and max_rows < rows.num_rows:
+        rows = rows.take(pa.array(np.sort(rng.permutation(rows.num_rows)[:max_rows])))
+    return rows
+
+
+def unnamed_index(items: pa.Table) -> SemIDIndex:
+    """Stands for Semantic IDs where there are none yet: one level, a token for every item."""
+    count = items.num_rows
+    return SemIDIndex(items["item_id"].to_pylist(), np.arange(count)[:, None], [max(count, 1)])
+
+
+def key_of(kind: str, row: dict) -> tuple[str, str]:
+    """`(user_id, item_id)` of a row's text, as `Texts` keeps it."""
+    if kind == "query":
+        return "", row["about"]
+    if kind == "intention":
+        return row["user_id"], row["about"]
+    return row["user_id"], row["history"][-1] if kind == "preference" else row["targets"][0]
+
+
+def question(prompt: Prompt, kind: str, catalogue: Catalogue, row: dict) -> str:
+    """What the teacher is asked about a row; a preference never shows the item that came next."""
+    shown = row["history"]
+    item = "" if kind == "preference" else key_of(kind, row)[1]
+    if kind == "rationale":
+        shown = compose.relevant_history(catalogue, shown, item, RELEVANT)
+    lines = []
+    for other in shown:
+        title = catalogue.titles.get(other) or "an item without a name"
+        lines.append(f"- {', '.join([title, *parts_of(catalogue, other)])}")
+    slots = {"history": "\n".join(lines), "item": caption(catalogue, item) if item else ""}
+    return prompt.templates[0].prompt.format_map(slots)
+
+
+def columns_writer(kind: str, catalogue: Catalogue) -> Write:
+    """Texts from the columns of the items: no model."""
+
+    def write(rows: list[dict], numbers: list[int]) -> list[str]:
+        if kind == "rationale":
+            return [compose.rationale(catalogue, row) for row in rows]
+        if kind == "preference":
+            return [compose.preference(catalogue, row["history"], row) for row in rows]
+        return [getattr(compose, kind)(catalogue, row["about"], row) for row in rows]
+
+    return write
+
+
+def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Callable, seed: int = 0) -> Write:
+    """Texts of a teacher model.
+
+    Args:
+        prompt (`Prompt`): `prompts/teacher/<kind>.yaml` or one like it.
+        answer (callable): of `llmrec.text_generation.load_writer`.
+        seed (`int`): an answer follows from it and the number of its row, whatever stands beside it.
+    """
+
+    def write(rows: list[dict], numbers: list[int]) -> list[str]:
+        questions = [question(prompt, kind, catalogue, row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda place: len(questions[place]))  # neighbours in length share a batch
+        seeds = [zlib.crc32(f"{seed}/{numbers[place]}".encode()) for place in order]
+        answers = answer([questions[place] for place in order], prompt.system, seeds)
+        texts = [""] * len(rows)
+        for place, text in zip(order, answers, strict=True):
+            texts[place] = " ".join(text.replace("<think>", " ").replace("</think>", " ").split()).strip('"')
+        return texts
+
+    return write
+
+
+def write_texts(
+    folder: str | Path, data: PreparedData, rows: pa.Table, kind: str, catalogue: Catalogue, write: Write
+) -> Counter:
+    """Writes `folder/texts.parquet` for the rows, going on where an earlier call with the same rows stopped.
+
+    Texts that are empty, or that give away the item that their prompt asks for (`llmrec.instructions.texts.leaks`),
+    are left out of it.
+
+    Args:
+        write (callable): (rows, their numbers) → a text for each.
+
+    Returns:
+        how many texts were `kept`, dropped as a `leak`, and dropped as `empty`.
+
+    Raises:
+        ValueError: not one usable text.
+    """
+    from tqdm.auto import tqdm
+
+    shards, sequences = Path(folder) / SHARDS, Sequences(data.train)
+    with tqdm(total=rows.num_rows, desc=f"{kind} texts") as progress:
+        for start in range(0, rows.num_rows, SHARD):
+            size = min(SHARD, rows.num_rows - start)
+            path = shards / f"{start:010d}.parquet"
+            if not path.exists():
+                write_parquet(path, _shard(sequences.rows(rows.slice(start, size)), start, kind, catalogue, write))
+            progress.update(size)
+    every = [read_parquet(path) for path in sorted(shards.glob("*.parquet"))]
+    table = pa.concat_tables(every) if every else _table([], [])
+    counts = Counter(table["dropped"].to_pylist())
+    found = Counter(kept=counts[""], leak=counts["leak"], empty=counts["empty"])
+    logger.info("%d texts; dropped %d that leak and %d that are empty", found["kept"], found["leak"], found["empty"])
+    if not found["kept"]:
+        raise ValueError(f"no text can be used ({found['leak']} leak, {found['empty']} are empty): see {shards}")
+    Texts(table.filter(pc.equal(table["dropped"], ""))).save(folder)
+    return found
+
+
+def _shard(rows: list[dict], start: int, kind: str, catalogue: Catalogue, write: Write) -> pa.Table:
+    records, dropped = [], []
+    for row, text in zip(rows, write(rows, list(range(start, start + len(rows)))), strict=True):
+        user, item = key_of(kind, row)
+        records.append({"kind": kind, "user_id": user, "item_id": item, "text": text})
+        leak = leaks(kind, text, catalogue.semid(item), catalogue.titles.get(item) or "")
+        dropped.append("empty" if not text else "leak" if leak else "")
+    return _table(records, dropped)
+
+
+def _table(records: list[dict], dropped: Sequence[str]) -> pa.Table:
+    return pa.Table.from_pylist(records, SCHEMA).append_column("dropped", pa.array(dropped, pa.string()))

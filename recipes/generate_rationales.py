@@ -1,0 +1,77 @@
+"""Writes rationales, queries, intentions or preferences for training rows: by a teacher model, or from item columns.
+
+    python recipes/generate_rationales.py --config recipes/configs/quickstart/rationales.yaml
+    python recipes/generate_rationales.py --config ... --source teacher --model_name_or_path Qwen/Qwen3-4B
+
+`texts: <output_dir>` in the YAML of recipes/sft.py makes the tasks quote them (docs/reasoning.md). Only the training
+split is read. The teacher's prompts are prompts/teacher/<kind>.yaml. Killed? The same command goes on.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from llmrec.data import PreparedData
+from llmrec.files import fingerprint
+from llmrec.instructions import Catalogue, load_prompt
+from llmrec.instructions.teacher import columns_writer, rows_to_write, teacher_writer, unnamed_index, write_texts
+from llmrec.model_folder import SEMIDS
+from llmrec.semids import SemIDIndex
+from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.text_generation import load_writer
+
+SOURCES = ("teacher", "columns")
+
+
+@dataclass
+class RationaleArguments:
+    data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
+    output_dir: str = field(metadata={"help": "Folder to write: texts.parquet."})
+    kind: str = field(default="rationale", metadata={"help": "rationale, query, intention or preference."})
+    source: str = field(default="teacher", metadata={"help": "teacher: a model writes; columns: no model."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The teacher: a Hub model or a folder."})
+    prompt: str | None = field(default=None, metadata={"help": "Prompt file; prompts/teacher/<kind>.yaml by default."})
+    semids: str | None = field(default=None, metadata={"help": "Folder of Semantic IDs that no text may hold."})
+    backend: str = field(default="transformers", metadata={"help": "transformers or vllm."})
+    max_new_tokens: int = field(default=96, metadata={"help": "Length of an answer."})
+    temperature: float = field(default=0.0, metadata={"help": "0: greedy."})
+    max_history: int = field(default=20, metadata={"help": "Newest items of a history among which are the relevant."})
+    max_rows: int | None = field(default=None, metadata={"help": "A random sample of so many rows."})
+    batch_size: int = field(default=16, metadata={"help": "Questions answered together (transformers)."})
+    seed: int = field(default=0, metadata={"help": "Of the sample and of sampled answers."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
+
+
+def main(args: RationaleArguments) -> None:
+    if args.source not in SOURCES:
+        raise ValueError(f"source {args.source!r} is not one of {', '.join(SOURCES)}")
+    if (args.source == "teacher") != (args.model_name_or_path is not None):
+        raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with columns")
+    data = PreparedData.load(args.data_dir)
+    rows = rows_to_write(data, args.kind, args.max_history, args.max_rows, args.seed)
+    prompt = load_prompt(args.prompt or f"teacher/{args.kind}")
+    index = unnamed_index(data.items)
+    if args.semids is not None:
+        index = SemIDIndex.load(Path(args.semids) / SEMIDS).aligned(data.items)
+    catalogue = Catalogue(index, data.items)
+    inputs = {"data": fingerprint(data.items, data.train), "prompt": prompt.to_dict(), "index": index.fingerprint}
+    if begin_stage(args.output_dir, settings_of(args) | inputs, args.overwrite) == "done":
+        print(f"Reusing the texts in {args.output_dir} (same settings, same data).")
+        return
+    write = columns_writer(args.kind, catalogue)
+    if args.source == "teacher":
+        answer = load_writer(
+            args.model_name_or_path, args.max_new_tokens, args.temperature, args.backend, args.batch_size
+        )
+        write = teacher_writer(args.kind, catalogue, prompt, answer, args.seed)
+    found = write_texts(args.output_dir, data, rows, args.kind, catalogue, write)
+    finish_stage(args.output_dir, **found)
+    print(f"{found['kept']:,} texts; dropped {found['leak']} that leak their item and {found['empty']} empty ones.")
+    print(f"Wrote {args.output_dir}. Next: texts: {args.output_dir} in the YAML of recipes/sft.py")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    main(TrlParser((RationaleArguments,)).parse_args_and_config()[0])
