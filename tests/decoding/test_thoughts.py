@@ -96,9 +96,7 @@ def assert_same(lists, expected):
 
 def test_the_model_thinks_in_the_form_it_was_taught_and_recommends_valid_items(recommender):
     colours = "(red|green|blue)"
-    form = (
-        rf"The user lately looked at {colours}(, {colours})?( and {colours})?\. They are likely to want {colours} next"
-    )
+    seen = rf"The user lately looked at {colours}(, {colours})?( and {colours})?\."
     for (text,) in recommender.think(HISTORIES):
         assert re.fullmatch(rf"{seen} They are likely to want {colours} next, perhaps from brand [0-3]\.", text)
     for items in recommender.recommend(HISTORIES, k=10):
