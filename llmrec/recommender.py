@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmrec.instructions import Texts
     from llmrec.item_tokenizers import SequenceTokenizer
     from llmrec.model_folder import RecommenderConfig
     from llmrec.semids import SemIDIndex
@@ -93,6 +94,7 @@ class LLMRecommender:
         batch_size (`int`): histories that are searched together.
         sequence_tokenizer (`SequenceTokenizer`, *optional*): the one that made `index`, if it is contextual.
         seed (`int`): of several thoughts, which are sampled; the same request gets the same ones.
+        texts (`Texts`, *optional*): what training rows quote that are rendered with this recommender's `renderer`.
 
     Raises:
         ValueError: a thinking prompt whose completion is not a rationale in a block and then the target.
@@ -108,6 +110,7 @@ class LLMRecommender:
         batch_size: int = 32,
         sequence_tokenizer: "SequenceTokenizer | None" = None,
         seed: int = 0,
+        texts: "Texts | None" = None,
     ):
         import torch
 
@@ -120,7 +123,7 @@ class LLMRecommender:
         self.batch_size, self.seed = batch_size, seed
         self.prompt = Prompt.from_dict(config.prompt)
         self.block = ThoughtBlock.of(self.prompt) if self.prompt.thinking else None
-        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer))
+        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
         self.trie = SemIDTrie.from_index(index, tokenizer)
         self.filter = CatalogueFilter(items)
         position = {item: number for number, item in enumerate(index.items)}

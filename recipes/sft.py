@@ -17,7 +17,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 import llmrec.training as training
 from llmrec.data import PreparedData
-from llmrec.instructions import build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
+from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
@@ -29,9 +29,9 @@ from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
 class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     tasks: list[str] = field(
-        default_factory=lambda: ["stream"],
-        metadata={"help": "Mixture: prompt names or files with :weight, or YAML {prompt, weight, since, semids}."},
+        default_factory=lambda: ["stream"], metadata={"help": "Prompt names or files with :weight, or {prompt, ...}."}
     )
+    texts: str | None = field(default=None, metadata={"help": "Texts to quote (recipes/generate_rationales.py)."})
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
     fuse: list[str] = field(default_factory=list, metadata={"help": "Streams of Semantic IDs to search and fuse."})
     behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
@@ -50,11 +50,11 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     index, items, contextual = load_parts(base, base_config)
     if args.behaviour:
         index.behaviour_token(args.behaviour)
-    prompt = load_prompt(args.recommend_prompt)
+    prompt, texts = load_prompt(args.recommend_prompt), Texts.load(args.texts) if args.texts else None
     shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture, limit = parse_mixture(args.tasks, prompt, index, args.fuse), training_args.max_length
-    inputs = training.run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)])
+    inputs = training.run_inputs(base, data, index, [prompt, *(mix.prompt for mix in mixture)], texts)
     arguments = (args, stage, training_args, model_args)
     found, checkpoint = training.begin_run(output_dir, *arguments, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
@@ -66,7 +66,7 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = training.load_model(base, model_args, training_args, stage.hidden_dropout)
-    recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+    recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual, texts=texts)
     weigh = training.loss_weights(stage, tokenizer, index, data.items)
     train = build_dataset(data, mixture, recommender.renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train

@@ -13,6 +13,8 @@ from llmrec.recommender import LLMRecommender, requests_of
 class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
+    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between.
+
     Args:
         recommender (`LLMRecommender`): tokenizer, catalogue and settings; its model is replaced at each evaluation.
         valid (`pa.Table`): `history`, `target`.
@@ -43,7 +45,7 @@ class ValidationSample:
         with torch.no_grad():
             rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
             histories, wishes = requests_of(self.recommender, rows)
-            lists = self.recommender.recommend(histories, k=self.ks[-1], **wishes)
+            lists = self.recommender.recommend(histories, k=self.ks[-1], think=False, **wishes)
         sums = torch.zeros(2, len(self.ks), dtype=torch.float64)
         for items, target in zip(lists, self.targets[mine]):
             rank = next((rank for rank, item in enumerate(items) if item.item_id == target), None)

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
-from llmrec.instructions import Prompt
+from llmrec.instructions import Prompt, Texts
 from llmrec.semids import SemIDIndex
 from llmrec.stages import RECORD, begin_stage, settings_of
 from llmrec.training.resume import last_complete_checkpoint
@@ -23,14 +23,17 @@ _VOLATILE = (
 ).split()
 
 
-def run_inputs(base: str, data: PreparedData, index: SemIDIndex, prompts: list[Prompt]) -> dict[str, str]:
-    """Fingerprints of what a run starts from: data, Semantic IDs, how the base model was made, and the prompts."""
+def run_inputs(
+    base: str, data: PreparedData, index: SemIDIndex, prompts: list[Prompt], texts: Texts | None = None
+) -> dict[str, str]:
+    """Fingerprints of what a run starts from: data, Semantic IDs, how the base was made, the prompts, the texts."""
     made = Path(base) / RECORD
     return {
         "data": data.fingerprint,
         "semids": index.fingerprint,
         "base": fingerprint(made.read_bytes()) if made.exists() else base,
         "prompts": fingerprint(json.dumps([prompt.to_dict() for prompt in prompts])),
+        **({} if texts is None else {"texts": fingerprint(texts.table)}),
     }
 
 
