@@ -125,7 +125,7 @@ class Aligner:
         for name, section in SECTIONS.items():
             try:
                 sections[name] = section.score(recommender, self.prompts.get(name, recommender.prompt), sample)
-                logger.info("alignment: %s: %d rows", name, sections[name]["rows"])
+                logger.info("alignment: %s: %d rows", name, sections[name].get("all", sections[name])["rows"])
             except LeftOut as reason:
                 left_out[name] = str(reason)
         if not self.text:

@@ -1,0 +1,323 @@
+"""The alignment report says what is true: of a model that was trained, of one that was not, and figure by figure."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
+
+from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
+from llmrec.evaluation.alignment_answers import answered_items, answered_words, perplexity, prompt_texts
+from llmrec.evaluation.alignment_scores import Attributes, common_prefixes, precision, same_words, token_f1
+from llmrec.evaluation.alignment_sections import LeftOut, Sample, retrieval, steering, wish_rows
+from llmrec.evaluation.alignment_tables import alignment_tables
+from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
+from llmrec.instructions.mixture import TaskMix
+from llmrec.instructions.tasks.conversation import explanation
+from llmrec.instructions.wishes import Wishes, kinds_of, say
+from llmrec.model_folder import RecommenderConfig
+from llmrec.recommender import LLMRecommender
+from llmrec.scratch import model_from_config, train_tokenizer
+from llmrec.semids import SemIDIndex
+from llmrec.vocabulary import extend_vocabulary
+
+# Short wordings, so that a tiny model learns them in seconds
+PROMPTS = {
+    "title_to_item": Prompt("title_to_item", (Template("{title}", "{item}"),)),
+    "item_to_title": Prompt("item_to_title", (Template("title {item}", "{title}"),)),
+    "steering": Prompt(
+        "like_but", (Template("{item} {wish}", "{target}"),), (Template("{wish} than {item}", "{target}"),)
+    ),
+    "explanation": Prompt("explain", (Template("why {item}", "{explanation}"),)),
+    "robustness": Prompt(
+        "next_item",
+        (Template("after {history}", "{target}"), Template("{history} then", "{target}")),
+        (Template("so far {history}", "{target}"),),
+    ),
+}
+
+
+def recommender_of(data, index, model, tokenizer, prompt, **config) -> LLMRecommender:
+    settings = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), num_beams=12, **config)
+    return LLMRecommender(model.eval(), tokenizer, index, data.items, settings)
+
+
+@pytest.fixture(scope="module")
+def prompt_files(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, prompt in PROMPTS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(prompt.to_dict()))
+    return {name: str(folder / f"{name}.yaml") for name in PROMPTS}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model of one layer that has learned five tasks about 12 items, and its data."""
+    data = tiny_data(12, 20)
+    index = tiny_index(data, ragged=False)
+    catalogue = Catalogue(index, data.items)
+    titles = dict(zip(index.items, data.items["title"].to_pylist()))
+    words = [*titles.values(), *(explanation(catalogue, [], item) for item in index.items)]
+    tokenizer = train_tokenizer(words * 3000, 600)
+    model = model_from_config({**MODEL, "num_hidden_layers": 1}, tokenizer)
+    extend_vocabulary(model, tokenizer, index, "mean", texts=titles)
+    weights = {"title_to_item": 4, "item_to_title": 8, "explanation": 1}
+    mixture = [TaskMix(prompt, weights.get(name, 1)) for name, prompt in PROMPTS.items()]
+    rows = build_dataset(data, mixture, Renderer(tokenizer, catalogue), 3, 256)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 10) * (1 - step / 200))
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        batch = rows.__getitems__(draw.choice(len(rows), 32, replace=False))
+        ids, labels = (
+            torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in batch], True, value)
+            for name, value in (("input_ids", tokenizer.pad_token_id), ("labels", -100))
+        )
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return data, recommender_of(data, index, model, tokenizer, PROMPTS["robustness"], max_history=3)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """72 items, 24 to a category, so that wishes have many answers; a random model."""
+    data = tiny_data(72)
+    number = np.arange(72)
+    codes = np.stack([number % 6, number // 6 % 6, number // 36], 1)
+    index = SemIDIndex(data.items["item_id"].to_pylist(), codes, [6, 6, 4])
+    model, tokenizer = tiny_model(data, index, num_hidden_layers=1)
+    return data, recommender_of(data, index, model, tokenizer, PROMPTS["robustness"])
+
+
+def test_a_trained_model_shows_what_it_learned(trained, prompt_files):
+    data, recommender = trained
+    report = Aligner(prompt_files)(recommender, Sample(data, data.test, 50))
+    figures = {name: section["figures"] for name, section in report["sections"].items()}
+    assert figures["title_to_item"]["exact"] > 0.9 and figures["title_to_item"]["recall@10"] > 0.9
+    assert figures["title_to_item"]["prefix@1"] >= figures["title_to_item"]["prefix@2"] > 0.9
+    assert figures["item_to_title"]["token F1"] > 0.8
+    assert figures["robustness"]["recall@10 trained min"] > 0.9
+    told = figures["explanation"]
+    assert told["coverage"] > 0.9 and told["faithfulness"] > told["of another item"] + 0.2
+    assert "description" in report["left_out"]["description_to_item"] and "general_text" in report["left_out"]
+    again = Aligner(prompt_files)(recommender, Sample(data, data.test, 50))
+    assert again == report  # seeded
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_a_random_model_is_near_chance(untrained, prompt_files):
+    data, recommender = untrained
+    sections = Aligner(prompt_files)(recommender, Sample(data, data.test, 72))["sections"]
+    assert sections["title_to_item"]["figures"]["exact"] < 0.1
+    assert abs(sections["title_to_item"]["figures"]["recall@10"] - 10 / 72) < 0.1
+    assert sections["item_to_title"]["figures"]["exact"] == 0
+    steered = sections["steering"]["all"]["figures"]
+    assert abs(steered["precision@10"] - steered["chance"]) < 0.15
+
+
+def exhaustive(recommender, text: str) -> list[str]:
+    """All items by the log-probability of their Semantic ID after a text."""
+    scores = {}
+    tokenizer = recommender.tokenizer
+    start = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for item in recommender.index.items:
+        semid = tokenizer(recommender.index.encode(item), add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = recommender.model(torch.tensor([start + semid])).logits[0, len(start) - 1 : -1]
+        scores[item] = logits.log_softmax(-1).gather(1, torch.tensor(semid)[:, None]).sum().item()
+    return sorted(scores, key=scores.get, reverse=True)
+
+
+def test_steering_by_hand(untrained):
+    data, recommender = untrained
+    recommender = recommender_of(
+        data, recommender.index, recommender.model, recommender.tokenizer, PROMPTS["robustness"]
+    )
+    recommender.config.num_beams = 72  # every SemID: the beam search is exhaustive
+    prompt, sample = PROMPTS["steering"], Sample(data, data.test, 3, seed=1, bootstrap=20)
+    rows = wish_rows(Wishes(data.items), set(recommender.index.items), sample)
+    column = {name: dict(zip(data.items["item_id"].to_pylist(), data.items[name].to_pylist()))
+              for name in ("categories", "brand", "price", "title")}  # fmt: skip
+
+    def satisfies(wish: str, item: str, about: str) -> bool:
+        checks = {
+            "cheaper": column["price"][item] < column["price"][about],
+            "pricier": column["price"][item] > column["price"][about],
+            "other_brand": column["brand"][item] != column["brand"][about],
+            "with": wish.partition("=")[2] in column["title"][item].split(),
+        }
+        same = column["categories"][item] == column["categories"][about]
+        return item != about and same and all(checks[part.partition("=")[0]] for part in wish.split(" & "))
+
+    wished, following, enough = [], [], []
+    for row in rows:
+        assert Wishes(data.items).held_out(row["wish"], row["about"])
+        right = [item for item in recommender.index.items if satisfies(row["wish"], item, row["about"])]
+        phrase = say(row["wish"], row["variation"], unseen=True)
+        asked = exhaustive(recommender, f"<|user|>{phrase} than {recommender.index.encode(row['about'])}<|assistant|>")
+        after = exhaustive(recommender, f"<|user|>after {recommender.index.encode(row['about'])}<|assistant|>")
+        wished.append(len(set(asked[:10]) & set(right)) / 10)
+        following.append(len(set(after[:10]) & set(right)) / 10)
+        enough.append(len(right) >= 10)
+    found = steering(recommender, prompt, sample)
+    assert 0 < sum(enough) < len(rows) == found["all"]["rows"] and found["rows"] == sum(enough)
+    assert found["all"]["figures"]["precision@10"] == pytest.approx(np.mean(wished))
+    assert found["all"]["figures"]["sequential@10"] == pytest.approx(np.mean(following))
+    assert found["figures"]["precision@10"] == pytest.approx(np.mean(np.array(wished)[enough]))
+    assert found["figures"]["sequential@10"] == pytest.approx(np.mean(np.array(following)[enough]))
+    assert found["wordings"] == "unseen" and set(found["kinds"]) == {kinds_of(row["wish"]) for row in rows}
+
+
+def test_recall_counts_items_that_share_a_semantic_id(untrained):
+    data, recommender = untrained
+    recommender = recommender_of(
+        data,
+        recommender.index.replaced(recommender.index.item_ids, np.minimum(recommender.index.codes, [5, 5, 0])),
+        recommender.model,
+        recommender.tokenizer,
+        PROMPTS["robustness"],
+    )
+    # Items 0 and 36 share one: whichever stands first, the target is expected at place 1 half of the time.
+    found = retrieval(recommender, [[36, 0, 1], [5, 6, 36, 0]], ["item-00", "item-00"], (1, 10))
+    assert found["recall@1"].tolist() == [0.5, 0] and found["recall@10"].tolist() == [1, 1]
+
+
+def test_scores_by_hand():
+    assert token_f1("red gadget number 3", "Red gadget, number 4") == pytest.approx(0.75)
+    assert token_f1("", "a") == token_f1("b", "a") == 0 and token_f1("a a", "a") == pytest.approx(2 / 3)
+    assert same_words(" Red  gadget", "red gadget") and not same_words("red", "red gadget")
+    wanted = np.array([[1, 2, 3], [1, 5, -1]])
+    assert common_prefixes(np.array([1, 2, 4]), wanted).tolist() == [True, True, False]
+    assert common_prefixes(np.array([1, 5, -1]), wanted).tolist() == [True, True, True]
+    assert common_prefixes(np.array([0, 2, 3]), wanted).tolist() == [False, False, False]  # later levels do not count
+    assert precision([4, 5, 6], [6, 7], k=2) == 0 and precision([4, 6], [6, 7], k=10) == 0.1
+
+
+def test_faithful_and_unfaithful_explanations():
+    items = pa.table(
+        {
+            "item_id": ["tent", "bike", "pen"],
+            "brand": ["Acme Kids", "Acme", None],
+            "categories": ["Outdoor > Tents", "Sports > Bikes | Toys > Kids Bikes", None],
+            "price": [10.0, 1250.5, None],
+        }
+    )
+    attributes = Attributes(items)
+    assert attributes.named("It is Tents by Acme Kids for $10.00.") == {"Tents", "Acme Kids", "$10.00"}
+    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "tent") == 1
+    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "bike") == 0
+    assert attributes.faithfulness("Kids Bikes by Acme for $1,250.50", "bike") == 1  # not Bikes, not Acme Kids
+    assert attributes.faithfulness("Toys by Acme for $9.99", "bike") == pytest.approx(2 / 3)
+    assert attributes.named("Acmes tents, outdoors") == set()
+    assert np.isnan(attributes.faithfulness("It goes with what you chose.", "tent"))
+    assert attributes.faithfulness("Tents", "pen") == 0
+
+
+def test_answers_in_words_do_not_depend_on_the_batch(trained):
+    _, recommender = trained
+    rows = [{"about": item, "history": [], "targets": []} for item in recommender.index.items]
+    texts = prompt_texts(recommender, PROMPTS["item_to_title"], rows)
+    texts[3] = texts[3].replace("title", "title number gadget")  # of another length: padded
+    together = answered_words(recommender, texts, 12)
+    assert together == [answered_words(recommender, [text], 12)[0] for text in texts]
+    assert len(answered_items(recommender, texts[:2], 4)[0]) == 4
+
+
+def test_perplexity_is_that_of_the_tokens(untrained):
+    _, recommender = untrained
+    model, tokenizer = recommender.model, recommender.tokenizer
+    text = "The museum opens at nine and closes at five. " * 4
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        whole = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.exp().item()
+        halves = [torch.tensor([ids[:40]]), torch.tensor([ids[40:80]])]
+        losses = [model(half, labels=half).loss.item() for half in halves]
+    assert perplexity(model, tokenizer, text, length=len(ids)) == {
+        "perplexity": pytest.approx(whole, rel=1e-4),
+        "tokens": len(ids) - 1,
+    }
+    assert perplexity(model, tokenizer, text, blocks=2, length=40)["perplexity"] == pytest.approx(
+        np.exp(np.mean(losses))
+    )
+    with pytest.raises(ValueError, match="at least two"):
+        perplexity(model, tokenizer, "")
+
+
+def test_what_cannot_be_asked_is_left_out_or_refused(untrained, tmp_path):
+    data, recommender = untrained
+    bare = dataclasses.replace(data, items=data.items.select(["item_id", "title"]))
+    sample = Sample(bare, data.test, 4, bootstrap=0)
+    for name in ("steering", "explanation", "description_to_item"):
+        with pytest.raises(LeftOut, match="no|column"):
+            SECTIONS[name].score(recommender, load_prompt(SECTIONS[name].task), sample)
+    with pytest.raises(ValueError, match="typo.*steering"):
+        alignment_prompts({"typo": "next_item"})
+    with pytest.raises(ValueError, match="'steering' asks task 'like_but', not task 'next_item'"):
+        alignment_prompts({"steering": "next_item"})
+    with pytest.raises(ValueError, match="'robustness'.*after a history, not task 'like_but'"):
+        alignment_prompts({"robustness": "like_but"})
+    with pytest.raises(ValueError, match="gone.txt"):
+        Aligner(general_text=tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="str: only a language model"):
+        Aligner()("sasrec", sample)
+
+
+def test_the_recipe_writes_and_prints_it(monkeypatch, tmp_path, capsys):
+    data = tiny_data()
+    data.save(tmp_path / "data")
+    base = write_tiny_base(tmp_path / "model", data, tiny_index(data), "next_item", num_hidden_layers=1)
+    (tmp_path / "general.txt").write_text("Rain is expected in the north. " * 9)
+    settings = {
+        "data_dir": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "evaluation"),
+        "recommenders": {"ours": str(base)},
+        "max_rows": 4,
+        "bootstrap": 10,
+        "alignment": ["ours"],
+        "alignment_rows": 2,
+        "general_text": str(tmp_path / "general.txt"),
+        "general_text_base": str(base),
+    }
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(tmp_path / "evaluate.yaml"), *more])
+        runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "evaluate.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    printed = run()
+    written = json.loads((tmp_path / "evaluation" / "alignment.json").read_text())["models"]["ours"]
+    assert set(written["sections"]) == {*SECTIONS, "general_text"} - {"description_to_item"}
+    text = written["sections"]["general_text"]["figures"]
+    assert text["perplexity"] == pytest.approx(text["perplexity before"])  # the same model
+    shown = f"{text['perplexity']:.4f}"
+    assert shown in printed and "Steering: ours" in printed
+    for name in ("report.md", "report.html"):
+        report = (tmp_path / "evaluation" / name).read_text()
+        assert shown in report and "Steering: ours" in report and "description_to_item (the items have no" in report
+    again = run()
+    assert "Reusing" in again and shown in again
+    (tmp_path / "general.txt").write_text("Something else is expected.")
+    assert "Reusing" not in run()
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings | {"alignment": []}))
+    assert "Steering" not in run() and not (tmp_path / "evaluation" / "alignment.json").exists()
+    with pytest.raises(ValueError, match="alignment names 'nobody'"):
+        run("--alignment", "nobody")
+
+
+def test_tables_mark_what_one_model_lacks():
+    part = {"rows": 3, "figures": {"exact": 0.5}, "ci": {"exact": [0.25, 0.75]}}
+    tables = alignment_tables(
+        {"a": {"sections": {"x": part}, "left_out": {}}, "b": {"sections": {}, "left_out": {"x": "no column"}}}
+    )
+    assert tables[0]["rows"] == [["x: exact", "3", "0.5000 [0.2500, 0.7500]", "–"]]
+    assert "x (no column)" in tables[0]["note"]
