@@ -27,6 +27,24 @@ class SemIDCollator(DataCollatorForLanguageModeling):
         return batch
 
 
+def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same batch with its padding on the left: answers end in one column, so few columns hold any label.
+
+    Args:
+        inputs: `input_ids`, `labels`, `attention_mask` and, if there are any, `weights`: [B, T], padded on the right.
+
+    Returns:
+        These, and `position_ids` that count a row's own tokens.
+    """
+    mask = inputs["attention_mask"]
+    width = mask.size(1)
+    source = (torch.arange(width, device=mask.device) - (width - mask.sum(1, keepdim=True))) % width
+    names = [name for name in ("input_ids", "labels", "attention_mask", "weights") if name in inputs]
+    moved = {name: inputs[name].gather(1, source) for name in names}
+    moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return moved
+
+
 def packed(rows: Dataset, max_length: int) -> Dataset:
     """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from llmrec.instructions import InstructionDataset
-from llmrec.training.batches import SemIDCollator
+from llmrec.training.batches import SemIDCollator, right_aligned
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.lora import is_quantised, rows_in_float32
 from llmrec.training.stage import sharded
@@ -112,6 +112,9 @@ class SemIDSFTTrainer(SFTTrainer):
 
     def _labelled_losses(self, model, inputs, weights):
         """The summed loss; with weights those of the columns that any row labels, and their losses: float [B, C]."""
+        if "position_ids" not in inputs:
+            inputs = right_aligned(inputs if weights is None else {**inputs, "weights": weights})
+            weights = inputs.get("weights")
         labels = inputs["labels"]
         # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
         columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
