@@ -1,12 +1,14 @@
 """Texts of a teacher model and from columns: which rows, what is dropped, and runs that were killed."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import yaml
-from tiny import MODEL, tiny_data, tiny_index
+from tiny import MODEL, tiny_data, tiny_index, write_tiny_base
 from transformers import AutoTokenizer
 from trl import TrlParser
 
@@ -22,6 +24,7 @@ from llmrec.instructions.teacher import (
     unnamed_index,
     write_texts,
 )
+from llmrec.recommender import LLMRecommender
 from llmrec.scratch import model_from_config, train_tokenizer
 from llmrec.text_generation import load_writer
 
@@ -206,3 +209,46 @@ def test_semids_that_are_there_are_looked_for(recipe, tmp_path):
 def test_bad_settings_are_named(recipe, tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         run(recipe, tmp_path, **fields)
+
+
+def test_sft_quotes_the_texts_and_writes_a_folder_that_thinks(recipe, tmp_path):
+    run(recipe, tmp_path, kind="rationale", source="columns")
+    base = write_tiny_base(tmp_path / "base", DATA, tiny_index(DATA))
+    config = tmp_path / "sft.yaml"
+    fields = {
+        "model_name_or_path": str(base),
+        "data_dir": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "model"),
+        "tasks": ["think_next_item"],
+        "recommend_prompt": "think_next_item",
+        "texts": str(tmp_path / "texts"),
+        "max_steps": 2,
+        "max_length": 300,
+        "validation_rows": 4,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    config.write_text(yaml.safe_dump(fields))
+    command = [sys.executable, str(ROOT / "recipes/sft.py"), "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "recall@10" in done.stdout
+    recommender = LLMRecommender.from_pretrained(tmp_path / "model")
+    recommender.config.max_thought_tokens = 5
+    assert recommender.config.thoughts == 1 and len(recommender.think([["item-01"]])[0]) == 1
+    assert len({item.item_id for item in recommender.recommend([["item-01"]], k=24)[0]}) == 24
+    texts = Texts.load(tmp_path / "texts")
+    row = {"user_id": "user-0", "history": ["item-01"], "targets": [texts.table["item_id"][0].as_py()]}
+    quoting = LLMRecommender(
+        recommender.model, recommender.tokenizer, recommender.index, DATA.items, recommender.config, texts=Texts(
+            pa.table({"kind": ["rationale"], "user_id": [""], "item_id": row["targets"], "text": ["because it is so"]})
+        )
+    )  # fmt: skip
+    assert quoting.renderer.completion(quoting.prompt, row).startswith("<think>\nbecause it is so\n</think>\n\n<")
+    changed = texts.table.to_pylist()
+    changed[0]["text"] = "another reason"
+    Texts(pa.Table.from_pylist(changed)).save(tmp_path / "texts")
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode and "other settings (texts)" in refused.stderr
