@@ -32,6 +32,10 @@ class Catalogue:
         sequence_tokenizer (`SequenceTokenizer`, *optional*): where an item's tokens depend on what stands before it.
         texts (`Texts`, *optional*): queries, preferences and rationales that were made before; without them tasks
             compose some from the columns.
+
+    Raises:
+        ValueError: a query or an intention among the texts that gives its item away, or behaviours that an item
+            tokenizer cannot write.
     """
 
     def __init__(
@@ -51,6 +55,9 @@ class Catalogue:
         self.titles = self.column("title")
         self._semids: dict[str, str] = {}
         self._streams: dict[str, Catalogue] = {}
+        self.composed: dict[tuple[str, str], list[str]] = {}  # what tasks made up about an item, by kind and item
+        if texts is not None:
+            texts.check_leaks(self.titles, {item: self.semid(item) for item in index.items})
 
     def column(self, name: str) -> dict[str, object]:
         """Item id → value of a column of the items table; empty where the table has no such column."""

@@ -26,9 +26,12 @@ def _written(kind: str, compose: Callable[[Catalogue, str], list[str]], catalogu
     made = catalogue.text(kind, row.get("user_id") or "", item, row)
     if made is not None:
         return made
-    title, semid = catalogue.titles.get(item) or "", catalogue.semid(item)
-    options = [text for text in compose(catalogue, item) if text and not leaks(kind, text, semid, title)]
-    return choose(options, row, kind) if options else "something new"
+    options = catalogue.composed.get((kind, item))
+    if options is None:
+        title, semid = catalogue.titles.get(item) or "", catalogue.semid(item)
+        options = [text for text in compose(catalogue, item) if text and not leaks(kind, text, semid, title)]
+        options = catalogue.composed[kind, item] = options or ["something new"]
+    return choose(options, row, kind)
 
 
 def query(catalogue: Catalogue, item: str, row: dict) -> str:
@@ -51,15 +54,16 @@ def _queries(catalogue: Catalogue, item: str) -> list[str]:
 
 def _intentions(catalogue: Catalogue, item: str) -> list[str]:
     category, brand, price = facts(catalogue, item)
-    words = [word for word in (catalogue.titles.get(item) or "").replace(",", " ").split() if word.lower() != brand]
-    thing = category.lower() or "product"
+    own = brand.lower().split()
+    words = [w for w in (catalogue.titles.get(item) or "").lower().replace(",", " ").split() if w not in own]
+    thing = category.lower() or "products"
     texts = [f"I am looking for something among {thing}"]
     if brand:
         texts.append(f"I would like something from {brand}, of the kind {thing}")
     if price:
         texts.append(f"I want to spend about {price} on {thing}")
     if len(words) > 3:
-        texts.append(f"I need {thing} that can be called {words[len(words) // 2].lower()}")
+        texts.append(f"I need {thing} that can be called {words[len(words) // 2]}")
     return texts
 
 

@@ -12,6 +12,7 @@ with these columns); `compose_*` write one from the columns of the items, the sa
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,6 +57,16 @@ class Texts:
     def get(self, kind: str, user_id: str, item_id: str) -> list[str]:
         """What was written for this user, else what was written for the item alone."""
         return self._texts.get((kind, user_id, item_id)) or self._texts.get((kind, "", item_id), [])
+
+    def check_leaks(self, titles: Mapping[str, str], semids: Mapping[str, str]) -> None:
+        """Raises `ValueError` naming a query or an intention that holds its item's whole title or Semantic ID."""
+        for (kind, _, item), said in self._texts.items():
+            for text in said if kind in ASKS_FOR_ITEM and item in semids else ():
+                if leaks(kind, text, semids[item], titles.get(item) or ""):
+                    raise ValueError(
+                        f"texts: the {kind} {text!r} gives item {item!r} away, which its prompt asks for: leave it "
+                        "out or write another one"
+                    )
 
     @classmethod
     def load(cls, path: str | Path) -> "Texts":

@@ -8,6 +8,8 @@ One in five combinations of X's category and the wish's kinds is held out of tra
 steering is measured on combinations that no row has shown.
 """
 
+import random
+import re
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -22,6 +24,7 @@ from llmrec.instructions.words import leaf_category
 RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
 MOST_WORDS = 3  # of a title that `with=` wishes are made of
 HELD_OUT = 5  # one combination in so many
+_AND = re.compile(r" & (?=(?:cheaper|pricier|other_brand|same_brand)(?: & |$)|(?:with|category|brand|below|domain)=)")
 
 
 @lru_cache
@@ -32,7 +35,7 @@ def phrases() -> dict[str, dict[str, list[str]]]:
 def say(wish: str, number: int = 0, unseen: bool = False) -> str:
     """A wish in words; `number` picks the phrases, `unseen` those that no training row uses."""
     said = []
-    for condition in wish.split(" & "):
+    for condition in conditions_of(wish):
         kind, _, value = condition.partition("=")
         options = phrases()[kind]["unseen" if unseen else "templates"]
         said.append(options[number % len(options)].format(value=value))
@@ -41,7 +44,12 @@ def say(wish: str, number: int = 0, unseen: bool = False) -> str:
 
 def kinds_of(wish: str) -> str:
     """The wish without its values: `with=red & cheaper` → `with & cheaper`."""
-    return " & ".join(condition.partition("=")[0] for condition in wish.split(" & "))
+    return " & ".join(condition.partition("=")[0] for condition in conditions_of(wish))
+
+
+def conditions_of(wish: str) -> list[str]:
+    """`"category=Health & Care & cheaper"` → `["category=Health & Care", "cheaper"]`: values may hold an ` & `."""
+    return _AND.split(wish)
 
 
 class Wishes:
@@ -64,6 +72,7 @@ class Wishes:
         if "price" in items.column_names:
             self.price = np.array([np.nan if p is None else p for p in items["price"].to_pylist()], float)
         self.words = [[w for w in title.replace(",", " ").split() if len(w) > 2] for title in strings("title")]
+        self._spoken: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
         self._of_category: dict[str, np.ndarray] = {}
         self._of_brand: dict[str, np.ndarray] = {}
         for groups, values in ((self._of_category, self.category), (self._of_brand, self.brand)):
@@ -79,7 +88,7 @@ class Wishes:
             ValueError: an unknown condition, or one that compares without an item.
         """
         found: np.ndarray | None = None
-        for condition in wish.split(" & "):
+        for condition in conditions_of(wish):
             rows = self._condition(condition, about)
             found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
         return found if about is None else found[found != self.place[about]]
@@ -96,7 +105,7 @@ class Wishes:
                 return rows[self.category[rows] != self.category[x]]
             rows = self._of_category.get(self.category[x], nothing)
             if kind == "with":
-                return rows[[value.lower() in map(str.lower, self.words[row]) for row in rows]] if len(rows) else rows
+                return self._words_of(self.category[x]).get(value.lower(), ("", nothing))[1]
             if kind == "other_brand":
                 return rows[(self.brand[rows] != self.brand[x]) & (self.brand[rows] != "") & (self.brand[x] != "")]
             return rows[self.price[rows] < self.price[x] if kind == "cheaper" else self.price[rows] > self.price[x]]
@@ -110,12 +119,24 @@ class Wishes:
             return np.flatnonzero(self.domain == value)
         raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}")
 
+    def _words_of(self, category: str) -> dict[str, tuple[str, np.ndarray]]:
+        """Lower-case words of the titles in a category → as they are written, and the rows of their items (int64)."""
+        if category not in self._spoken:
+            rows: dict[str, tuple[str, list[int]]] = {}
+            for row in self._of_category.get(category, ()):
+                for lower, word in {word.lower(): word for word in self.words[row]}.items():
+                    if "&" not in word and "=" not in word:
+                        rows.setdefault(lower, (word, []))[1].append(row)
+            self._spoken[category] = {lower: (word, np.array(members)) for lower, (word, members) in rows.items()}
+        return self._spoken[category]
+
     def relative_to(self, item: str) -> Iterator[tuple[str, np.ndarray]]:
         """The wishes that compare with an item and that something satisfies, with what does."""
-        own = set(self.words[self.place[item]])
-        members = self._of_category.get(self.category[self.place[item]], ())
-        words = sorted({word for row in members for word in self.words[row]} - own, key=zlib_key(item))[:MOST_WORDS]
-        for wish in (*RELATIVE, *(f"with={word}" for word in words if "&" not in word and "=" not in word)):
+        own = {word.lower() for word in self.words[self.place[item]]}
+        words = self._words_of(self.category[self.place[item]])
+        some = random.Random(item).sample(list(words), min(len(words), MOST_WORDS + len(own)))
+        some = [words[word][0] for word in some if word not in own][:MOST_WORDS]
+        for wish in (*RELATIVE, *(f"with={word}" for word in some)):
             rows = self.satisfying(wish, item)
             if len(rows):
                 yield wish, rows
@@ -131,15 +152,10 @@ class Wishes:
             wishes.append(f"category={self.category[x]} & brand={self.brand[x]}")
         if self.category[x] and self.price[x] == self.price[x]:
             ceiling = float(f"{self.price[x] * 1.25:.1g}")
-            wishes.append(f"category={self.category[x]} & below={max(ceiling, np.ceil(self.price[x])):g}")
-        return [wish for wish in wishes if wish.count("=") == wish.count(" & ") + 1]
+            wishes.append(f"category={self.category[x]} & below={max(ceiling, np.floor(self.price[x]) + 1):g}")
+        return wishes
 
     def held_out(self, wish: str, about: str | None = None) -> bool:
         """Whether training leaves out a combination: category and kinds, or the values of a wish that stands alone."""
         what = wish if about is None else f"{self.category[self.place[about]]}|{kinds_of(wish)}"
-        return (about is not None or " & " in wish) and zlib.crc32(what.encode()) % HELD_OUT == 0
-
-
-def zlib_key(salt: str):
-    """A sort key that shuffles strings, the same for the same salt."""
-    return lambda text: zlib.crc32(f"{salt}|{text}".encode())
+        return (about is not None or len(conditions_of(wish)) > 1) and zlib.crc32(what.encode()) % HELD_OUT == 0

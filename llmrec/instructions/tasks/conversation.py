@@ -18,6 +18,7 @@ from llmrec.instructions.words import listing
 
 ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some
+PAIR = ("user_id", "target")  # columns of an evaluation row
 
 
 def _wanted(wish: str, row: dict) -> str:
@@ -97,11 +98,16 @@ def conversation_rows(data: PreparedData, max_history: int, rng: np.random.Gener
         item: [(wish, rows) for wish, rows in wishes.relative_to(item) if not wishes.held_out(wish, item)]
         for item in spans["about"].unique().to_pylist()
     }
+    evaluated = {pair for split in (data.valid, data.test) for pair in zip(*(split[c].to_pylist() for c in PAIR))}
+    users = data.train["user_id"].take(spans["sequence"]).to_pylist()
     said, targets = [], []
-    for item in spans["about"].to_pylist():
+    for user, item in zip(users, spans["about"].to_pylist()):
         wish, rows = options[item][rng.integers(len(options[item]))] if options[item] else (None, ())
-        said.append(wish)
-        targets.append([wishes.ids[rng.choice(rows)]] if len(rows) else [])
+        answer = wishes.ids[rng.choice(rows)] if len(rows) else None
+        # Drawn from the whole catalogue, it may by chance be what the user is evaluated on.
+        known = answer is not None and (user, answer) not in evaluated
+        said.append(wish if known else None)
+        targets.append([answer] if known else [])
     spans = spans.append_column("wish", pa.array(said, pa.string()))
     spans = spans.append_column("targets", pa.array(targets, pa.list_(pa.string())))
     spans = spans.filter(spans["wish"].is_valid())
@@ -140,15 +146,14 @@ def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
     """Why an item fits a history, in attributes that it really has."""
     category, brand, price = compose.facts(catalogue, item)
     before = [compose.facts(catalogue, other) for other in history]
-    text = f"It is {category}" if category else "It goes with what you chose"
-    text += f" by {brand}" if brand else ""
-    text += f" for {price}" if price else ""
+    own = [("belongs to", category), ("is made by", brand), ("costs", price)]
+    text = f"It {listing([f'{verb} {value}' for verb, value in own if value] or ['goes with what you chose'])}."
     shared = []
     if category and any(other == category for other, _, _ in before):
-        shared.append(f"you looked at {category} before")
+        shared.append(f"you looked at {category}")
     if brand and any(other == brand for _, other, _ in before):
-        shared.append(f"you chose {brand} before")
-    return f"{text}, and {listing(shared)}." if shared else f"{text}."
+        shared.append(f"you chose {brand}")
+    return f"{text} Before, {listing(shared)}." if shared else text
 
 
 def explain_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
