@@ -286,42 +286,27 @@ class LLMRecommender:
         requests: list[Filter | None],
     ) -> list[list[tuple[int, float]]]:
         """(number of the item, score) pairs after every prompt."""
-        import torch
-
-        from llmrec.decoding import search_items
+        from llmrec.decoding.prompt_search import search_prompts
         from llmrec.instructions.render import item_of
 
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        device = next(self.model.parameters()).device
-        self.trie.to(device)
-        results: list[list[tuple[int, float]]] = [[] for _ in histories]
         within = self.streams[stream]
-        # Neighbours in length share a batch, so little is padded.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            width = max(len(prompts[i]) for i in batch)
-            rows = [prompts[i] + [pad] * (width - len(prompts[i])) for i in batch]
-            lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
-            input_ids = torch.tensor(rows, device=device)
-            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-            filtered = within is not None or any(requests[i] is not None for i in batch)
+
+        def allowed(batch: list[int]) -> tuple[list, list]:
             masks, denied = zip(*(self.filter(requests[i], list(map(item_of, histories[i]))) for i in batch))
             if within is not None:  # equal masks stay one object
                 both = {id(mask): within if mask is None else mask & within for mask in masks}
                 masks = [both[id(mask)] for mask in masks]
-            found = search_items(
-                self.model,
-                input_ids,
-                mask,
-                self.trie,
-                self.item_of_row,
-                [ks[i] for i in batch],
-                self.config.num_beams,
-                masks=list(masks) if filtered else None,
-                denied=list(denied) if filtered else None,
-                normalize=self.config.normalize,
-            )
-            for i, hits in zip(batch, found):
-                results[i] = [(hit.item, hit.score) for hit in hits]
-        return results
+            return list(masks), list(denied)
+
+        found = search_prompts(
+            self.model,
+            prompts,
+            self.trie,
+            self.item_of_row,
+            ks,
+            self.config.num_beams,
+            allowed if within is not None or any(request is not None for request in requests) else None,
+            self.config.normalize,
+            batch_size=self.batch_size,
+        )
+        return [[(hit.item, hit.score) for hit in hits] for hits in found]
