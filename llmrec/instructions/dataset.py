@@ -123,15 +123,24 @@ class InstructionDataset(Dataset):
             raise IndexError(f"row {keys.max()} of {len(self)}")
         keys = keys % max(len(self), 1)
         numbers = np.searchsorted(self.starts, keys, side="right") - 1
-        rows: list[dict] = [{}] * len(keys)
-        for number in np.unique(numbers):
-            places = np.flatnonzero(numbers == number)
-            for place, row in zip(places, self._read(number, keys[places] - self.starts[number])):
-                rows[place] = row
-        return rows
+        return self._read(numbers, keys - self.starts[numbers])
 
-    def _read(self, number: int, places: np.ndarray) -> list[dict]:
-        """Rows of one part, by their places in this epoch."""
+    def _read(self, numbers: np.ndarray, places: np.ndarray) -> list[dict]:
+        """Rows of the parts `numbers`, by their places in this epoch of the part."""
+        rows: list[dict] = [{}] * len(numbers)
+        for number in np.unique(numbers):
+            own = np.flatnonzero(numbers == number)
+            for place, row in zip(own, self._identities(number, places[own])):
+                rows[place] = row
+        # All at once, whatever their tasks: the tokenizer is called once a batch.
+        read = _encode(
+            rows, [self.parts[number].mix for number in numbers], self.renderer, self.max_length, self.weigh
+        )
+        self._counts += torch.tensor([len(read), sum(row.pop("cut") for row in read)])
+        return read
+
+    def _identities(self, number: int, places: np.ndarray) -> list[dict]:
+        """Rows of one part without their text, by their places in this epoch."""
         epoch, part = int(self._epoch[0]), self.parts[number]
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, [one.draw(epoch) for one in self.parts]
@@ -139,9 +148,7 @@ class InstructionDataset(Dataset):
         rows = part.rows(picked.tolist())
         for row, place in zip(rows, places):
             row["variation"] = zlib.crc32(f"{self.seed}/{number}/{epoch}/{place}".encode()) >> 1
-        read = _encode(rows, part.mix, self.renderer, self.max_length, self.weigh)
-        self._counts += torch.tensor([len(read), sum(row.pop("cut") for row in read)])
-        return read
+        return rows
 
     def _estimate(self, number: int) -> np.ndarray:
         """int32: about how many tokens every row has, from a few that are rendered: a + b x its items."""
@@ -149,7 +156,7 @@ class InstructionDataset(Dataset):
         if not part.size:
             return np.zeros(0, np.int32)
         probe = np.unique(np.linspace(0, part.size - 1, min(part.size, PROBED)).astype(np.int64))
-        tokens = np.array([len(row["input_ids"]) for row in self._read(number, probe)], float)
+        tokens = np.array([len(row["input_ids"]) for row in self._read(np.full(len(probe), number), probe)], float)
         picked = self._drawn[1][number]
         if part.table is None or "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
@@ -189,7 +196,7 @@ def build_dataset(
 
 def encode_rows(rows: list[dict], prompt: Prompt, renderer: Renderer, max_length: int) -> Dataset:
     """Renders and tokenises rows of one task at once, with the first template (see `InstructionDataset`)."""
-    read = _encode([dict(row) for row in rows], TaskMix(prompt), renderer, max_length, None, template=0)
+    read = _encode([dict(row) for row in rows], [TaskMix(prompt)] * len(rows), renderer, max_length, None, template=0)
     columns = {name: [row.get(name) for row in read] for name in (read[0] if read else ()) if name != "cut"}
     return Dataset.from_dict(columns)
 
@@ -207,20 +214,22 @@ def target_rows(targets: pa.Table, max_history: int) -> list[dict]:
 
 def _encode(
     rows: list[dict],
-    mix: TaskMix,
+    mixes: list[TaskMix],
     renderer: Renderer,
     max_length: int,
     weigh: Weigh | None,
     template: int | None = None,
 ) -> list[dict]:
-    prompt = mix.prompt
-    wordings = [template if template is not None else row["variation"] % len(prompt.templates) for row in rows]
+    """Rows of tasks (one of `mixes` each) with their tokens, and `cut`: whether their history was."""
+
+    def texts(row: dict, mix: TaskMix) -> tuple[str, str]:
+        if mix.chat:
+            return renderer.chat(row["messages"])
+        wording = row["variation"] % len(mix.prompt.templates) if template is None else template
+        return renderer.render(mix.prompt, row, wording)
 
     def texts_of(numbers: list[int]) -> tuple[list[list[int]], list[list[int]]]:
-        pairs = [
-            renderer.chat(rows[n]["messages"]) if mix.chat else renderer.render(prompt, rows[n], wordings[n])
-            for n in numbers
-        ]
+        pairs = [texts(rows[n], mixes[n]) for n in numbers]
         prompts, answers = zip(*pairs)
         ids = renderer.tokenizer([*prompts, *answers], add_special_tokens=False)["input_ids"]
         return ids[: len(pairs)], ids[len(pairs) :]
@@ -232,8 +241,8 @@ def _encode(
             row, excess = rows[n], len(prompts[n]) + len(answers[n]) - max_length
             if not row.get("history"):
                 raise ValueError(
-                    f"a row of task {prompt.task!r} has {excess + max_length} tokens without a history, more than "
-                    f"max_length {max_length}: raise max_length"
+                    f"a row of task {mixes[n].prompt.task!r} has {excess + max_length} tokens without a history, more "
+                    f"than max_length {max_length}: raise max_length"
                 )
             # At least one item, and about as many as are too many.
             per_item = max(1, len(prompts[n]) // len(row["history"]))
@@ -244,13 +253,13 @@ def _encode(
         for n, ids, answer in zip(over, *texts_of(over)):
             prompts[n], answers[n] = ids, answer
     read = []
-    for row, ids, answer, was_cut in zip(rows, prompts, answers, cut):
+    for row, mix, ids, answer, was_cut in zip(rows, mixes, prompts, answers, cut):
         row.pop("messages", None)
         row |= {
             "input_ids": ids + answer,
             "labels": [IGNORED] * len(ids) + answer,
             "length": len(ids) + len(answer),
-            "task": prompt.task,
+            "task": mix.prompt.task,
             "cut": was_cut,
         }
         if weigh is not None:

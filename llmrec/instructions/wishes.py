@@ -35,10 +35,10 @@ def phrases() -> dict[str, dict[str, list[str]]]:
 def say(wish: str, number: int = 0, unseen: bool = False) -> str:
     """A wish in words; `number` picks the phrases, `unseen` those that no training row uses."""
     said = []
-    for condition in conditions_of(wish):
+    for place, condition in enumerate(conditions_of(wish)):
         kind, _, value = condition.partition("=")
         options = phrases()[kind]["unseen" if unseen else "templates"]
-        said.append(options[number % len(options)].format(value=value))
+        said.append(options[(number >> 4 * place) % len(options)].format(value=value))
     return " and ".join(said)
 
 

@@ -114,3 +114,18 @@ def test_wishes_are_said_in_other_words_when_unseen(setting):
     prompt, row = load_prompt("like_but"), task_rows("like_but", data, 6, limit=1)[0]
     trained = {renderer.prompt(prompt, row | {"variation": v}) for v in range(20)}
     assert renderer.prompt(prompt, row | {"variation": 3, "unseen": True}) not in trained
+
+
+def test_every_wording_meets_every_phrase_of_a_wish(setting):
+    """The template of a row and the phrase of its wish are drawn apart."""
+    prompt = load_prompt("like_but")
+    row = next(row for row in task_rows("like_but", setting[0], 6) if row["wish"] == "cheaper & other_brand")
+    meetings = set()
+    for variation in range(2000):
+        text = setting[3].prompt(prompt, row | {"variation": variation}, variation % len(prompt.templates))
+        said = [
+            tuple(n for n, words in enumerate(phrases()[kind]["templates"]) if words in text)[:1]
+            for kind in ("cheaper", "other_brand")
+        ]
+        meetings.add((variation % len(prompt.templates), *said))
+    assert len(meetings) == len(prompt.templates) * 4 * 4

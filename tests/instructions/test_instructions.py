@@ -10,7 +10,6 @@ from tiny import tiny_data, tiny_index, tiny_model
 
 from llmrec.data.prepared import SEQUENCES
 from llmrec.instructions import Catalogue, Prompt, Renderer, TaskMix, build_dataset, load_prompt, task_rows
-from llmrec.instructions.prompts import prompts_folder
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.sequential import stream_rows
 
@@ -21,32 +20,6 @@ def setting():
     index = tiny_index(data)
     _, tokenizer = tiny_model(data, index)
     return data, index, tokenizer, Renderer(tokenizer, Catalogue(index, data.items))
-
-
-SHIPPED = sorted(path.stem for path in prompts_folder().glob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_prompts_load_and_fill_every_slot(setting, name):
-    data, index, tokenizer, renderer = setting
-    prompt = load_prompt(name)
-    rows = task_rows(prompt.task, data, 5, limit=3)
-    assert len(rows) == 3
-    for row in rows:
-        for wording in range(len(prompt.templates)):
-            text = renderer.prompt(prompt, row, wording) + renderer.completion(prompt, row, wording)
-            assert "{" not in text and "None" not in text
-            assert all(index.encode(item) in text for item in row["history"])
-
-
-@pytest.mark.parametrize("name", ["next_item", "stream"])
-def test_another_target_leaves_the_prompt_byte_identical(setting, name):
-    data, index, tokenizer, renderer = setting
-    prompt = load_prompt(name)
-    for row in task_rows(prompt.task, data, 5, limit=20):
-        other = row | {"targets": [index.items[-1]] * len(row["targets"])}
-        for wording in range(len(prompt.templates)):
-            assert renderer.prompt(prompt, row, wording) == renderer.prompt(prompt, other, wording)
 
 
 @pytest.mark.parametrize("name", ["next_item", "stream"])
@@ -64,8 +37,8 @@ def test_the_evaluation_prompt_is_the_training_prompt(setting, name):
 
 def test_only_answer_tokens_carry_labels_and_nothing_follows_a_semid(setting):
     data, index, tokenizer, renderer = setting
-    mixture = [TaskMix.parse(name) for name in SHIPPED]
-    rows = build_dataset(data, mixture, renderer, max_history=4, max_length=256)
+    names = ["next_item", "stream", "item_to_title", "title_to_item"]
+    rows = build_dataset(data, [TaskMix.parse(name) for name in names], renderer, max_history=4, max_length=256)
     seen = set()
     for row in rows:
         labelled = [token for token, label in zip(row["input_ids"], row["labels"]) if label != -100]
@@ -78,7 +51,18 @@ def test_only_answer_tokens_carry_labels_and_nothing_follows_a_semid(setting):
             assert answer == "".join(index.encode(item) for item in row["targets"])
         assert row["length"] == len(row["input_ids"])
         seen.add(row["task"])
-    assert seen == {load_prompt(name).task for name in SHIPPED}
+    assert seen == set(names)
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch_of_several_tasks(setting):
+    data, index, tokenizer, renderer = setting
+    mixture = [TaskMix.parse(name) for name in ("next_item", "persona:0.5", "title_to_item")]
+    rows = build_dataset(data, mixture, renderer, max_history=4, max_length=180)
+    places = np.random.default_rng(0).permutation(len(rows)).tolist()
+    together = rows.__getitems__(places)
+    assert together == [rows[place] for place in places]
+    assert len({row["task"] for row in together[:20]}) == 3
+    assert rows.read == 2 * len(rows)
 
 
 def test_no_evaluation_target_is_a_training_target(setting):

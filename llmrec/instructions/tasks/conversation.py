@@ -4,6 +4,8 @@ The demo of eugeneyan's semantic-ids-llm made people want this; here a wish is a
 wishes`), so whether an answer satisfies it is a fact and not an opinion.
 """
 
+import zlib
+
 import numpy as np
 import pyarrow as pa
 
@@ -22,7 +24,9 @@ PAIR = ("user_id", "target")  # columns of an evaluation row
 
 
 def _wanted(wish: str, row: dict) -> str:
-    return say(wish, row.get("variation") or 0, bool(row.get("unseen")))
+    # Hashed, for the template is chosen by the variation itself: every wording is to meet every phrase.
+    number = 0 if row.get("variation") is None else zlib.crc32(f"wish{row['variation']}".encode())
+    return say(wish, number, bool(row.get("unseen")))
 
 
 def like_rows(data: PreparedData, max_history: int, rng: np.random.Generator, held_out: bool = False) -> pa.Table:
