@@ -74,7 +74,7 @@ words end with the end token, and after a complete Semantic ID the end is forced
    ```
 
    `given` names the columns that a prompt may depend on beside the history. Targets are never among them.
-2. `prompts/item_to_brand.yaml`:
+2. `item_to_brand.yaml` in `prompts/`, the file named as the task:
 
    ```yaml
    # Semantic ID → brand.
