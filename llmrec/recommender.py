@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmrec.instructions import Texts
+    from llmrec.decoding import ScoredItem
+    from llmrec.instructions import Prompt, Texts
     from llmrec.item_tokenizers import SequenceTokenizer
     from llmrec.model_folder import RecommenderConfig
     from llmrec.semids import SemIDIndex
@@ -217,6 +218,45 @@ class LLMRecommender:
             wanted = [max(number, self.config.num_beams) for number in ks]
             lists = [self._search(stream, histories, wanted, requests, behaviour, think) for stream in self.streams]
             found = [fuse(of_streams)[:number] for number, *of_streams in zip(ks, *lists)]
+        return self._recommendations(found)
+
+    def ask(
+        self,
+        prompt: "str | Prompt",
+        rows: Sequence[dict],
+        k: int | Sequence[int] = 10,
+        filters: Filter | Sequence[Filter] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md).
+
+        Example:
+            >>> recommender.ask("like_but", [{"about": "B0002YTLFE", "wish": "cheaper & other_brand"}], k=5)
+
+        Args:
+            prompt: the name of a shipped prompt, a YAML file, or a `Prompt`, of a task that the model was trained on.
+            rows: what each speaks of: `history` (item ids; none by default), `about`, `wish`, ....
+
+        Raises:
+            ValueError: a row without a column that the task needs, or a task that is answered in words.
+        """
+        from llmrec.answers import prompt_texts
+        from llmrec.instructions import TASKS, Prompt, load_prompt
+
+        prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
+        if not TASKS[prompt.task].ends_with_item:
+            raise ValueError(f"task {prompt.task!r} is answered in words: use tell")
+        histories = [row.get("history", []) for row in rows]
+        ks, requests = per_request(k, len(rows), "k"), per_request(filters, len(rows), "filters")
+        texts = prompt_texts(self, prompt, rows)
+        return self._recommendations(_pairs(self.search(self._ids(texts), ks, histories, requests))) if rows else []
+
+    def tell(self, prompt: "str | Prompt", rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
+        """The greedy answers in words to the prompt of any task, such as `explain`; see `ask`."""
+        from llmrec.answers import answered_words, prompt_texts
+
+        return answered_words(self, prompt_texts(self, prompt, rows), max_new_tokens) if rows else []
+
+    def _recommendations(self, found: list[list[tuple[int, float]]]) -> list[list[Recommendation]]:
         titles, items = self.renderer.catalogue.titles, self.index.items
         return [[Recommendation(items[i], score, titles[items[i]]) for i, score in hits] for hits in found]
 
@@ -234,7 +274,7 @@ class LLMRecommender:
 
         prompts = self._ids(self.prompts(histories, stream, behaviour))
         if self.block is None:
-            return self._beams(stream, prompts, histories, ks, requests)
+            return _pairs(self.search(prompts, ks, histories, requests, stream))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
         blocks = self._ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
@@ -245,7 +285,7 @@ class LLMRecommender:
         )
         end = -1 if self.behaviours else None  # a behaviour's token stands after the thought
         asked = [[*ids[:end], *block, *(ids[end:] if end else ())] for ids, block in zip(asked, blocks)]
-        found = self._beams(stream, asked, histories, wanted, requests)
+        found = _pairs(self.search(asked, wanted, histories, requests, stream))
         return [after_thoughts(found[i * number : (i + 1) * number])[:k] for i, k in enumerate(ks)]
 
     def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
@@ -277,19 +317,27 @@ class LLMRecommender:
             self.batch_size,
         )
 
-    def _beams(
+    def search(
         self,
-        stream: str,
-        prompts: list[list[int]],
-        histories: Sequence[Sequence],
-        ks: list[int],
-        requests: list[Filter | None],
-    ) -> list[list[tuple[int, float]]]:
-        """(number of the item, score) pairs after every prompt."""
+        prompts: Sequence[Sequence[int]],
+        ks: Sequence[int],
+        histories: Sequence[Sequence] | None = None,
+        requests: Sequence[Filter | None] | None = None,
+        stream: str = "",
+    ) -> list[list["ScoredItem"]]:
+        """The best items after any prompts (token ids), by the constrained beam search.
+
+        Args:
+            ks: how many, one number per prompt.
+            histories, requests (*optional*): what filters look at, and the filters, one per prompt.
+            stream: the Semantic IDs that are searched; by default the first of this recommender's.
+        """
         from llmrec.decoding.prompt_search import search_prompts
         from llmrec.instructions.render import item_of
 
-        within = self.streams[stream]
+        within = self.streams[stream or next(iter(self.streams))]
+        histories = histories if histories is not None else [[]] * len(prompts)
+        requests = requests if requests is not None else [None] * len(prompts)
 
         def allowed(batch: list[int]) -> tuple[list, list]:
             masks, denied = zip(*(self.filter(requests[i], list(map(item_of, histories[i]))) for i in batch))
@@ -298,7 +346,7 @@ class LLMRecommender:
                 masks = [both[id(mask)] for mask in masks]
             return list(masks), list(denied)
 
-        found = search_prompts(
+        return search_prompts(
             self.model,
             prompts,
             self.trie,
@@ -309,4 +357,7 @@ class LLMRecommender:
             self.config.normalize,
             batch_size=self.batch_size,
         )
-        return [[(hit.item, hit.score) for hit in hits] for hits in found]
+
+
+def _pairs(found: list[list["ScoredItem"]]) -> list[list[tuple[int, float]]]:
+    return [[(hit.item, hit.score) for hit in hits] for hits in found]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmrec.evaluation import alignment_sections as of
-from llmrec.evaluation.alignment_answers import perplexity
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.evaluation.loading import files_of
+from llmrec.evaluation.perplexity import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.recommender import LLMRecommender

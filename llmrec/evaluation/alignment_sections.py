@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.answers import answered_items, answered_words, prompt_texts
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.decoding import ScoredItem
-from llmrec.evaluation.alignment_answers import answered_items, answered_words, prompt_texts
 from llmrec.evaluation.alignment_scores import (
     Attributes,
     common_prefixes,

@@ -33,10 +33,16 @@ def phrases() -> dict[str, dict[str, list[str]]]:
 
 
 def say(wish: str, number: int = 0, unseen: bool = False) -> str:
-    """A wish in words; `number` picks the phrases, `unseen` those that no training row uses."""
+    """A wish in words; `number` picks the phrases, `unseen` those that no training row uses.
+
+    What is no condition is said as it is: users wish in their own words.
+    """
     said = []
     for place, condition in enumerate(conditions_of(wish)):
         kind, _, value = condition.partition("=")
+        if kind not in phrases():
+            said.append(condition)
+            continue
         options = phrases()[kind]["unseen" if unseen else "templates"]
         said.append(options[(number >> 4 * place) % len(options)].format(value=value))
     return " and ".join(said)

@@ -83,8 +83,8 @@ def beams_after(recommender, histories, thoughts, k):
     found = []
     for history, text, prompt in zip(histories, thoughts, recommender.prompts(histories)):
         ids = recommender._ids([prompt])[0] + recommender._ids([BLOCK.text(text)])[0]
-        (hits,) = recommender._beams("", [ids], [history], [k], [None])
-        found.append([(recommender.index.items[item], score) for item, score in hits])
+        (hits,) = recommender.search([ids], [k], [history])
+        found.append([(recommender.index.items[hit.item], hit.score) for hit in hits])
     return found
 
 
@@ -210,9 +210,9 @@ def test_a_behaviour_is_wanted_after_the_thought():
     before = prompt.removesuffix("<|view|>")
     ((thought,),) = recommender.think([history], behaviour="view")
     ids = [*recommender._ids([before])[0], *recommender._ids([BLOCK.text(thought) + "<|view|>"])[0]]
-    (expected,) = recommender._beams("", [ids], [history], [5], [None])
+    (expected,) = recommender.search([ids], [5], [history])
     found = recommender.recommend([history], k=5, behaviour="view")
-    assert_same(as_pairs(found), [[(index.items[item], score) for item, score in expected]])
+    assert_same(as_pairs(found), [[(index.items[hit.item], hit.score) for hit in expected]])
 
 
 def test_a_completion_that_is_no_thought_is_refused():

@@ -13,11 +13,12 @@ import torch
 import yaml
 from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
+from llmrec.answers import answered_items, answered_words, prompt_texts
 from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
-from llmrec.evaluation.alignment_answers import answered_items, answered_words, perplexity, prompt_texts
 from llmrec.evaluation.alignment_scores import Attributes, common_prefixes, precision, same_words, token_f1
 from llmrec.evaluation.alignment_sections import LeftOut, Sample, retrieval, steering, wish_rows
 from llmrec.evaluation.alignment_tables import alignment_tables
+from llmrec.evaluation.perplexity import perplexity
 from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.tasks.conversation import explanation

@@ -1,0 +1,58 @@
+"""The prompts of any task for a recommender, and what it writes after them in words."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmrec.decoding import ScoredItem
+from llmrec.instructions import TASKS, Prompt, Template, load_prompt
+from llmrec.text_generation import continue_text
+
+if TYPE_CHECKING:
+    from llmrec.recommender import LLMRecommender
+
+
+def prompt_texts(
+    recommender: "LLMRecommender", prompt: str | Prompt, rows: Sequence[dict], templates: Sequence[Template] = ()
+) -> list[str]:
+    """The prompt of every row, in the recommender's stream of Semantic IDs.
+
+    Args:
+        prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
+        rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ....
+        templates (*optional*): row i takes the wording i modulo their number; by default all take the prompt's first.
+
+    Raises:
+        ValueError: a row without a column that the task needs.
+    """
+    prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
+    needed = TASKS[prompt.task].given
+    for row in rows:
+        if missing := [name for name in needed if row.get(name) is None]:
+            raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
+    rows = [{"history": [], "targets": [], **row} for row in rows]
+    stream = next(iter(recommender.streams))
+    prompt = dataclasses.replace(prompt, semids=stream) if stream else prompt
+    wordings = templates or prompt.templates[:1]
+    return [recommender.renderer.prompt(prompt, row, wordings[i % len(wordings)]) for i, row in enumerate(rows)]
+
+
+def answered_items(recommender: "LLMRecommender", texts: Sequence[str], k: int = 10) -> list[list[ScoredItem]]:
+    """The k best items after each prompt, unfiltered; `item` is a number in `recommender.index.items`."""
+    prompts = recommender.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return recommender.search(prompts, [k] * len(texts))
+
+
+def answered_words(recommender: "LLMRecommender", texts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """The greedy answer to each prompt up to EOS, free of the catalogue's constraint."""
+    prompts = recommender.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
+    written = continue_text(
+        recommender.model,
+        recommender.tokenizer,
+        [prompts[i] for i in order],
+        max_new_tokens,
+        batch_size=recommender.batch_size,
+    )
+    answers = dict(zip(order, written))
+    return [answers[number].strip() for number in range(len(prompts))]

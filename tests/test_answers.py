@@ -1,0 +1,52 @@
+"""Any task's prompt asked of a recommender: items by the constrained beam, words greedily."""
+
+import pytest
+from tiny import tiny_data, tiny_index, tiny_model
+
+from llmrec import Filter, LLMRecommender
+from llmrec.instructions import load_prompt
+from llmrec.model_folder import RecommenderConfig
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    data = tiny_data()
+    index = tiny_index(data)
+    model, tokenizer = tiny_model(data, index)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("next_item").to_dict(), num_beams=24)
+    return LLMRecommender(model.eval(), tokenizer, index, data.items, config)
+
+
+def test_ask_gives_the_items_after_the_rendered_prompt(recommender):
+    row = {"about": "item-03", "wish": "cheaper & other_brand"}
+    (found,) = recommender.ask("like_but", [row], k=24)
+    assert len({item.item_id for item in found}) == 24
+    text = recommender.renderer.prompt(load_prompt("like_but"), {"history": [], "targets": [], **row})
+    ids = recommender.tokenizer(text, add_special_tokens=False)["input_ids"]
+    (hits,) = recommender.search([ids], [24])
+    assert [item.item_id for item in found] == [recommender.index.items[hit.item] for hit in hits]
+    (few,) = recommender.ask("like_but", [row], k=5, filters=Filter(where=[("brand", "==", "brand 1")]))
+    assert [item.item_id for item in few] == [i.item_id for i in found if int(i.item_id[-2:]) % 4 == 1][:5]
+
+
+def test_the_next_item_task_is_what_recommend_asks(recommender):
+    history = ["item-01", "item-02"]
+    asked = recommender.ask("next_item", [{"history": history}], k=10, filters=Filter(exclude_seen=True))
+    assert asked == recommender.recommend([history], k=10, filters=Filter(exclude_seen=True))
+
+
+def test_a_wish_in_own_words_is_said_as_it_is(recommender):
+    prompt, row = load_prompt("like_but"), {"about": "item-03", "history": [], "targets": []}
+    assert "I want something like" in recommender.renderer.prompt(prompt, row | {"wish": "for my aunt"})
+    assert recommender.renderer.prompt(prompt, row | {"wish": "for my aunt"}).count("for my aunt") == 1
+    assert len(recommender.ask("like_but", [row | {"wish": "for my aunt"}], k=3)[0]) == 3
+
+
+def test_tell_answers_in_words_and_what_is_missing_is_named(recommender):
+    texts = recommender.tell("item_to_title", [{"about": "item-03"}, {"about": "item-04"}], max_new_tokens=5)
+    assert len(texts) == 2 and texts[:1] == recommender.tell("item_to_title", [{"about": "item-03"}], 5)
+    assert recommender.ask("next_item", []) == [] == recommender.tell("explain", [])
+    with pytest.raises(ValueError, match="'like_but' needs about and wish: 'wish' is missing"):
+        recommender.ask("like_but", [{"about": "item-03"}])
+    with pytest.raises(ValueError, match="'item_to_title' is answered in words: use tell"):
+        recommender.ask("item_to_title", [{"about": "item-03"}])
