@@ -15,14 +15,14 @@ from pathlib import Path
 
 import yaml
 
-ALIGNMENT = ["item_to_title", "title_to_item", "item_to_description", "description_to_item"]
+ALIGNMENT = ["item_to_title", "title_to_item", {"prompt": "description_to_item", "weight": 0.5}]
 ASYMMETRIC = [
     {"prompt": "history_to_title", "cap": 7000},
     {"prompt": "titles_to_item", "cap": 7000},
     {"prompt": "mixed_to_item", "cap": 7000},
 ]
 FULL = ["next_item", *ALIGNMENT, *ASYMMETRIC]
-STEPS = 2000
+STEPS = 1200
 # Chat rows cost many more tokens than streams, so the model is smaller than that of recipes/configs/industrial.
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 # Stages of a run, one after the other: (tasks, steps, further settings). The first starts from the base of `init`.
@@ -41,7 +41,7 @@ SHARED = {
     "max_history": 20,
     "hidden_dropout": 0.4,
     "validation_rows": 1500,
-    "per_device_train_batch_size": 64,
+    "per_device_train_batch_size": 32,
     "learning_rate": 2e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 100,
