@@ -19,7 +19,8 @@ def prompt_texts(
 
     Args:
         prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
-        rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ....
+        rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search may say
+            `query` or `intention` in the user's words instead of the item that it is `about`.
         templates (*optional*): row i takes the wording i modulo their number; by default all take the prompt's first.
 
     Raises:
@@ -28,7 +29,8 @@ def prompt_texts(
     prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     needed = TASKS[prompt.task].given
     for row in rows:
-        if missing := [name for name in needed if row.get(name) is None]:
+        typed = {"about"} if row.get("query") or row.get("intention") else set()
+        if missing := [name for name in needed if row.get(name) is None and name not in typed]:
             raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
     rows = [{"history": [], "targets": [], **row} for row in rows]
     stream = next(iter(recommender.streams))

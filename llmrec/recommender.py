@@ -234,7 +234,8 @@ class LLMRecommender:
 
         Args:
             prompt: the name of a shipped prompt, a YAML file, or a `Prompt`, of a task that the model was trained on.
-            rows: what each speaks of: `history` (item ids; none by default), `about`, `wish`, ....
+            rows: what each speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search says its
+                `query` instead.
 
         Raises:
             ValueError: a row without a column that the task needs, or a task that is answered in words.

@@ -42,6 +42,16 @@ def test_a_wish_in_own_words_is_said_as_it_is(recommender):
     assert len(recommender.ask("like_but", [row | {"wish": "for my aunt"}], k=3)[0]) == 3
 
 
+def test_a_search_says_its_query(recommender):
+    prompt = load_prompt("history_query_to_item")
+    row = {"history": ["item-01"], "query": "a gadget as blue as the sea"}
+    text = recommender.renderer.prompt(prompt, {"targets": [], **row})
+    assert text.count("a gadget as blue as the sea") == 1 and recommender.index.encode("item-01") in text
+    assert len(recommender.ask("history_query_to_item", [row], k=4)[0]) == 4
+    with pytest.raises(ValueError, match="needs about: 'about' is missing"):
+        recommender.ask("query_to_item", [{}])
+
+
 def test_tell_answers_in_words_and_what_is_missing_is_named(recommender):
     texts = recommender.tell("item_to_title", [{"about": "item-03"}, {"about": "item-04"}], max_new_tokens=5)
     assert len(texts) == 2 and texts[:1] == recommender.tell("item_to_title", [{"about": "item-03"}], 5)

@@ -27,11 +27,16 @@ def preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generat
     return last_target_spans(data.train, max_history)
 
 
+def _said(kind: str, compose_text, catalogue: Catalogue, row: dict) -> str:
+    """What a user typed, where the row holds it; else what somebody would ask for to find the item."""
+    return row.get(kind) or (compose_text(catalogue, row["about"], row) if row.get("about") else "")
+
+
 def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     return {
         "history": catalogue.history(row, separator),
-        "query": compose.query(catalogue, row["about"], row),
-        "intention": compose.intention(catalogue, row["about"], row),
+        "query": _said("query", compose.query, catalogue, row),
+        "intention": _said("intention", compose.intention, catalogue, row),
         "preference": compose.preference(catalogue, row["history"], row),
         "target": catalogue.target(row, separator),
     }
