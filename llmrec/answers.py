@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def prompt_texts(
     recommender: "LLMRecommender", prompt: str | Prompt, rows: Sequence[dict], templates: Sequence[Template] = ()
 ) -> list[str]:
-    """The prompt of every row, in the recommender's stream of Semantic IDs.
+    """The prompt of every row, in the recommender's stream of Semantic IDs, with the newest items of its history.
 
     Args:
         prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
@@ -33,6 +33,9 @@ def prompt_texts(
         if missing := [name for name in needed if row.get(name) is None and name not in typed]:
             raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
     rows = [{"history": [], "targets": [], **row} for row in rows]
+    for row in rows:  # no longer than training showed them
+        shown = row.keys() & {"history", "behaviours"}
+        row |= {name: list(row[name])[-recommender.config.max_history :] for name in shown}
     stream = next(iter(recommender.streams))
     prompt = dataclasses.replace(prompt, semids=stream) if stream else prompt
     wordings = templates or prompt.templates[:1]

@@ -238,7 +238,7 @@ class LLMRecommender:
                 `query` instead.
 
         Raises:
-            ValueError: a row without a column that the task needs, or a task that is answered in words.
+            ValueError: a row without a column that its task needs, or one answered in words or after a thought.
         """
         from llmrec.answers import prompt_texts
         from llmrec.instructions import TASKS, Prompt, load_prompt
@@ -246,6 +246,8 @@ class LLMRecommender:
         prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
         if not TASKS[prompt.task].ends_with_item:
             raise ValueError(f"task {prompt.task!r} is answered in words: use tell")
+        if prompt.thinking:
+            raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
         histories = [row.get("history", []) for row in rows]
         ks, requests = per_request(k, len(rows), "k"), per_request(filters, len(rows), "filters")
         texts = prompt_texts(self, prompt, rows)

@@ -8,6 +8,7 @@ its `ModelConfig`; stages and weighted losses are fields of `llmrec.training.Sta
 output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +29,7 @@ from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
 @dataclass
 class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
-    tasks: list[str] = field(
-        default_factory=lambda: ["stream"], metadata={"help": "Prompt names or files with :weight, or {prompt, ...}."}
-    )
+    tasks: list[str] = field(default_factory=lambda: ["stream"], metadata={"help": "The mixture (docs/tasks.md)."})
     texts: str | None = field(default=None, metadata={"help": "Texts to quote (recipes/generate_rationales.py)."})
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
     fuse: list[str] = field(default_factory=list, metadata={"help": "Streams of Semantic IDs to search and fuse."})
@@ -60,9 +59,9 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     if found == "done":
         state.print(f"Reusing the model in {output_dir} (same settings, same data).")
         return
-    if checkpoint:
-        state.print(f"Resuming from {checkpoint}.")
+    state.print(f"Resuming from {checkpoint}." if checkpoint else f"Training {base}.")
 
+    logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = training.load_model(base, model_args, training_args, stage.hidden_dropout)
@@ -97,4 +96,5 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
     main(*TrlParser((DataArguments, StageArguments, SFTConfig, ModelConfig)).parse_args_and_config())

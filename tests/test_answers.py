@@ -33,6 +33,8 @@ def test_the_next_item_task_is_what_recommend_asks(recommender):
     history = ["item-01", "item-02"]
     asked = recommender.ask("next_item", [{"history": history}], k=10, filters=Filter(exclude_seen=True))
     assert asked == recommender.recommend([history], k=10, filters=Filter(exclude_seen=True))
+    long = recommender.item_ids[:24]  # cut to max_history
+    assert recommender.ask("next_item", [{"history": long}]) == recommender.recommend([long])
 
 
 def test_a_wish_in_own_words_is_said_as_it_is(recommender):
@@ -60,3 +62,5 @@ def test_tell_answers_in_words_and_what_is_missing_is_named(recommender):
         recommender.ask("like_but", [{"about": "item-03"}])
     with pytest.raises(ValueError, match="'item_to_title' is answered in words: use tell"):
         recommender.ask("item_to_title", [{"about": "item-03"}])
+    with pytest.raises(ValueError, match="'think_next_item' thinks before it answers"):
+        recommender.ask("think_next_item", [{"history": ["item-03"]}])

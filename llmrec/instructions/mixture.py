@@ -124,9 +124,11 @@ def parse_mixture(
         prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `streams` (if any).
 
     Raises:
-        ValueError: a bad entry, a stream that the index does not have or that is asked for twice, or no entry that
-            teaches the prompt.
+        ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a stream that the index
+            does not have or that is asked for twice, or no entry that teaches the prompt.
     """
+    if prompt.task in TASKS and (TASKS[prompt.task].given or not TASKS[prompt.task].ends_with_item):
+        raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
     if len(set(streams)) < len(streams):
         raise ValueError(f"the streams to fuse are {list(streams)}: name each of them once")
     mixture = [TaskMix.parse(entry) for entry in entries]

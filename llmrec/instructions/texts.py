@@ -1,7 +1,7 @@
-"""Queries, intentions, preferences and rationales: texts that tasks quote, made before and cached, or composed here.
+"""Queries, intentions, preferences and rationales: texts that tasks quote, made before and cached.
 
 `Texts` holds what a teacher model or a user's own pipeline wrote (recipes/generate_rationales.py, or any parquet file
-with these columns); `compose_*` write one from the columns of the items, the same for the same row.
+with these columns); `llmrec.instructions.compose` writes one from the columns of the items where there is none.
 
 | kind | said of | user_id | item_id |
 |---|---|---|---|

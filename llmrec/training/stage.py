@@ -63,6 +63,8 @@ def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: Mod
             f"metric_for_best_model: {metric} cannot be measured while training under {sharded()}, where no process "
             "holds the whole model: use eval_loss, or launch with ddp.yaml or deepspeed_zero2.yaml"
         )
+    if training_args.max_length is None:
+        raise ValueError("max_length is empty: give the most tokens that a row may have, such as 512")
     if training_args.packing and training_args.packing_strategy != "bfd":
         raise ValueError("packing_strategy: only bfd keeps every row whole; the others cut Semantic IDs in two")
     init = training_args.model_init_kwargs or {}

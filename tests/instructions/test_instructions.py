@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model
 
 from llmrec.data.prepared import SEQUENCES
-from llmrec.instructions import Catalogue, Prompt, Renderer, TaskMix, build_dataset, load_prompt, task_rows
+from llmrec.instructions import (
+    Catalogue,
+    Prompt,
+    Renderer,
+    TaskMix,
+    build_dataset,
+    load_prompt,
+    parse_mixture,
+    task_rows,
+)
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.sequential import stream_rows
 
@@ -164,5 +173,8 @@ def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
     bad.write_text("task: fly\ntemplates: [{prompt: a, completion: b}]\n")
     with pytest.raises(ValueError, match="'fly' is not one of"):
         TaskMix.parse(str(bad))
+    for name in ("like_but", "item_to_title"):
+        with pytest.raises(ValueError, match=f"task '{name}' cannot recommend"):
+            parse_mixture([name], load_prompt(name), index)
     with pytest.raises(ValueError, match="without a history, more than max_length 5: raise max_length"):
         build_dataset(data, [TaskMix.parse("stream")], renderer, max_history=4, max_length=5)

@@ -103,6 +103,7 @@ def test_a_killed_run_resumes_to_the_same_loss(trained, base):
     result = run(base, "killed")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Resuming from" in result.stdout
+    assert " rows lost the oldest items of their history to max_length 128" in result.stderr
     states = [
         json.loads(Path(last_complete_checkpoint(base / name), "trainer_state.json").read_text())
         for name in ("whole", "killed")

@@ -20,6 +20,7 @@ BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
         ({"train": "embeddings"}, {}, {}, "train: 'embeddings' is not one of all, new_tokens"),
         ({"train": "new_tokens"}, {}, LORA, "leave use_peft out"),
         ({"early_stopping_patience": 2}, {}, {}, "needs load_best_model_at_end"),
+        ({}, {"max_length": None}, {}, "max_length is empty"),
         ({}, {"packing": True, "packing_strategy": "wrapped"}, {}, "only bfd"),
         ({}, {"use_liger_kernel": True}, {}, "do nothing on a CPU"),
         ({}, {"model_init_kwargs": {"use_kernels": True}}, {}, "do nothing on a CPU"),
