@@ -56,8 +56,9 @@ the published mixtures: `lcrec.yaml`, `minionerec.yaml`, `onerec_think_alignment
 Every row gets a fresh template in every epoch, and what else may vary (a query, the part of a title, the phrase of a
 wish) varies with it. Seed, epoch and the place of a row decide, so a run can be repeated and resumed. A row longer
 than `max_length` loses the oldest items of its history, never a part of its instruction or its answer; the data set
-counts such rows in `truncated`. A row that is too long without any history is an error. Only the answer is learned:
-words end with the end token, and after a complete Semantic ID the end is forced, so it is left out.
+counts such rows in `truncated`. A row that is too long without any history is an error; a general conversation loses
+the end of its answer instead. Only the answer is learned: words and lists of items end with the end token, and after
+the one Semantic ID of an answer the end is forced, so it is left out.
 
 ## A task of your own
 

@@ -92,7 +92,7 @@ class InstructionDataset(Dataset):
 
     @property
     def truncated(self) -> int:
-        """Rows read so far whose history was cut to fit `max_length`; `read` is how many were read."""
+        """Rows read so far that were cut to fit `max_length`; `read` is how many were read."""
         return int(self._counts[1])
 
     @property
@@ -179,7 +179,8 @@ def build_dataset(
     Args:
         max_history (`int`): items of a history that a prompt shows, the newest ones.
         max_length (`int`): tokens of a row; a longer one loses the oldest items of its history, never a part of its
-            instruction or answer. `InstructionDataset.truncated` counts them.
+            instruction or answer; general conversations lose the end of the answer and, where that is not enough,
+            the beginning. `InstructionDataset.truncated` counts them.
         weigh (callable, *optional*): (row, ids of the answer) → a weight for each of its tokens.
 
     Raises:
@@ -236,6 +237,11 @@ def _encode(
 
     prompts, answers = texts_of(list(range(len(rows)))) if rows else ([], [])
     cut = [False] * len(rows)
+    for n in (n for n in range(len(rows)) if mixes[n].chat and len(prompts[n]) + len(answers[n]) > max_length):
+        # The answer keeps its beginning; a question that fills more than the half keeps its end.
+        kept = min(len(prompts[n]), max(max_length - len(answers[n]), max_length // 2))
+        prompts[n], cut[n] = prompts[n][len(prompts[n]) - kept :], True
+        answers[n] = answers[n][: max_length - kept]
     while over := [n for n in range(len(rows)) if len(prompts[n]) + len(answers[n]) > max_length]:
         for n in over:
             row, excess = rows[n], len(prompts[n]) + len(answers[n]) - max_length

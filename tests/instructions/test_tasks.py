@@ -172,7 +172,7 @@ def _some(data_set, count: int = 60) -> list[dict]:
 @every_task
 def test_every_item_of_an_answer_is_a_target(setting, name):
     _, index, _, renderer = setting
-    if TASKS[name].ends_with_item:
+    if TASKS[name].ends_with_item or name == "like_but_several":
         prompt, items = load_prompt(name), {index.encode(item): item for item in index.items}
         for row in _some(built(setting, name)):
             answer = renderer.completion(prompt, row, row["variation"] % len(prompt.templates))
@@ -281,6 +281,26 @@ def test_general_conversations_are_learned_on_their_last_turn(setting, tmp_path)
     file.write_text(json.dumps({"messages": talks[1][:1]}) + "\n")
     with pytest.raises(ValueError, match="row 1: it should end with the assistant's turn"):
         build_dataset(data, mixture[:1] + [TaskMix.parse({"chat": str(file)})], renderer, 6, 400)
+
+
+def test_conversations_that_are_too_long_lose_an_end(setting, tmp_path):
+    data, _, tokenizer, renderer = setting
+    asked, told = "count to " * 40, "one two three " * 40
+    talks = [("Hi.", told), (asked, "Done."), (asked, told)]
+    file = tmp_path / "talks.jsonl"
+    roles = ("user", "assistant")
+    talks = [[{"role": r, "content": c} for r, c in zip(roles, talk)] for talk in talks]
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    data_set = build_dataset(data, [TaskMix.parse({"chat": str(file)})], renderer, 6, 30)
+    answers = []
+    for row, talk in zip(data_set, talks, strict=True):
+        prompt, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in renderer.chat(talk))
+        first = row["labels"].count(-100)
+        assert len(row["input_ids"]) == 30 and row["input_ids"][:first] == prompt[-first:]
+        assert row["labels"][first:] == row["input_ids"][first:] == answer[: 30 - first]
+        answers.append((first == len(prompt), 30 - first == len(answer), first))
+    assert answers[0][0] and answers[1][1] and answers[2][2] == 15
+    assert data_set.truncated == data_set.read == 3
 
 
 # Documentation

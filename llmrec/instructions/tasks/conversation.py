@@ -172,7 +172,7 @@ def explain_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, 
 COMPARED = ("about", "wish")
 TASKS = {
     "like_but": Task(like_rows, wish_slots, True, COMPARED),
-    "like_but_several": Task(like_several_rows, wish_slots, True, COMPARED),
+    "like_but_several": Task(like_several_rows, wish_slots, False, COMPARED),  # the end of a list is learned
     "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",)),
     "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",)),
     "conversation": Task(conversation_rows, wish_slots, True, COMPARED),
