@@ -32,6 +32,8 @@ def prompt_texts(
         typed = {"about"} if row.get("query") or row.get("intention") else set()
         if missing := [name for name in needed if row.get(name) is None and name not in typed]:
             raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
+        if recommender.behaviours and row.get("history"):
+            raise ValueError("this model knows kinds of interaction, which rows of ask and tell do not say: recommend")
     rows = [{"history": [], "targets": [], **row} for row in rows]
     for row in rows:  # no longer than training showed them
         shown = row.keys() & {"history", "behaviours"}

@@ -55,16 +55,15 @@ def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
     for name, section in SECTIONS.items():
         if name in paths or section.task is not None:
             prompts[name] = prompt = load_prompt(paths.get(name, section.task))
-            fits = prompt.task == section.task if section.task else _asks_next_item(prompt)
+            fits = prompt.task == section.task if section.task else _recommends(prompt)
             if not fits:
                 asked = f"task {section.task!r}" if section.task else "for an item after a history"
                 raise ValueError(f"alignment_prompts: section {name!r} asks {asked}, not task {prompt.task!r}")
     return prompts
 
 
-def _asks_next_item(prompt: Prompt) -> bool:
-    task = TASKS.get(prompt.task)
-    return task is not None and task.ends_with_item and not task.given
+def _recommends(prompt: Prompt) -> bool:
+    return prompt.task in TASKS and TASKS[prompt.task].recommends
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
+from llmrec.files import fingerprint
 from llmrec.instructions.prompts import Prompt, Template
 
 ROLES = ("system", "user", "assistant")
@@ -22,8 +23,9 @@ class ChatData:
 
     def __init__(self, path: str, split: str = "train"):
         self.path, self.split = path, split
-        # Stands where a task's prompt stands; its texts come from the data.
-        self.prompt = Prompt("chat", (Template(path, split),))
+        # Stands where a task's prompt stands; its texts come from the data, so a local file's content is part of it.
+        content = fingerprint(Path(path).read_bytes()) if Path(path).is_file() else ""
+        self.prompt = Prompt("chat", (Template(f"{path} {content}", split),))
 
     @cached_property
     def rows(self):

@@ -5,8 +5,8 @@ any size costs no memory, its templates are fresh, and which rows a fraction of 
 follows from the seed, the epoch and the place of a row, so a resumed run reads what it would have read.
 """
 
+import hashlib
 import logging
-import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -103,6 +103,12 @@ class InstructionDataset(Dataset):
         """Fresh templates and draws; the trainer calls it at the beginning of every epoch."""
         self._epoch[0] = epoch
 
+    def select(self, *args, **kwargs):
+        """Refused, like the other methods that would give a data set of lengths alone."""
+        raise ValueError("rows are rendered when they are read: take a list of them, or build another mixture")
+
+    shuffle = map = filter = select
+
     def __getitem__(self, key):
         if isinstance(key, str):
             return super().__getitem__(key) if key in self.column_names else [row.get(key) for row in self]
@@ -147,7 +153,9 @@ class InstructionDataset(Dataset):
         picked = self._drawn[1][number][places]
         rows = part.rows(picked.tolist())
         for row, place in zip(rows, places):
-            row["variation"] = zlib.crc32(f"{self.seed}/{number}/{epoch}/{place}".encode()) >> 1
+            # A real hash: with a checksum the templates of one epoch would follow from those of the other.
+            digest = hashlib.blake2b(f"{self.seed}/{number}/{epoch}/{place}".encode(), digest_size=4).digest()
+            row["variation"] = int.from_bytes(digest) >> 1
         return rows
 
     def _estimate(self, number: int) -> np.ndarray:
@@ -224,7 +232,7 @@ def _encode(
     """Rows of tasks (one of `mixes` each) with their tokens, and `cut`: whether their history was."""
 
     def texts(row: dict, mix: TaskMix) -> tuple[str, str]:
-        if mix.chat:
+        if mix.chat is not None:
             return renderer.chat(row["messages"])
         wording = row["variation"] % len(mix.prompt.templates) if template is None else template
         return renderer.render(mix.prompt, row, wording)
@@ -237,7 +245,9 @@ def _encode(
 
     prompts, answers = texts_of(list(range(len(rows)))) if rows else ([], [])
     cut = [False] * len(rows)
-    for n in (n for n in range(len(rows)) if mixes[n].chat and len(prompts[n]) + len(answers[n]) > max_length):
+    for n in (
+        n for n in range(len(rows)) if mixes[n].chat is not None and len(prompts[n]) + len(answers[n]) > max_length
+    ):
         # The answer keeps its beginning; a question that fills more than the half keeps its end.
         kept = min(len(prompts[n]), max(max_length - len(answers[n]), max_length // 2))
         prompts[n], cut[n] = prompts[n][len(prompts[n]) - kept :], True
@@ -246,8 +256,9 @@ def _encode(
         for n in over:
             row, excess = rows[n], len(prompts[n]) + len(answers[n]) - max_length
             if not row.get("history"):
+                about = f" about item {row['about']!r}" if row.get("about") else ""
                 raise ValueError(
-                    f"a row of task {mixes[n].prompt.task!r} has {excess + max_length} tokens without a history, more "
+                    f"a row of task {mixes[n].prompt.task!r}{about} has {excess + max_length} tokens without a history, more "
                     f"than max_length {max_length}: raise max_length"
                 )
             # At least one item, and about as many as are too many.

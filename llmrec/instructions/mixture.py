@@ -71,7 +71,7 @@ class TaskMix:
             if since is not None:
                 datetime.date.fromisoformat(since)
             chat = ChatData(entry["chat"], entry.get("split", "train")) if "chat" in entry else None
-            prompt = chat.prompt if chat else load_prompt(entry["prompt"])
+            prompt = load_prompt(entry["prompt"]) if chat is None else chat.prompt
             weight = float(prompt.weight if entry.get("weight") is None else entry["weight"])
             if not 0 <= weight < float("inf") or any(n is not None and n < 1 for n in whole.values()):
                 raise ValueError(f"weight {weight}, {whole}")
@@ -127,7 +127,7 @@ def parse_mixture(
         ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a stream that the index
             does not have or that is asked for twice, or no entry that teaches the prompt.
     """
-    if prompt.task in TASKS and (TASKS[prompt.task].given or not TASKS[prompt.task].ends_with_item):
+    if prompt.task in TASKS and not TASKS[prompt.task].recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
     if len(set(streams)) < len(streams):
         raise ValueError(f"the streams to fuse are {list(streams)}: name each of them once")

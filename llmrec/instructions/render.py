@@ -102,6 +102,11 @@ class Renderer:
             frame = self._apply(messages, thinking)
             if any(frame.count(_MARK.format(number)) != 1 for number in range(turns)):
                 raise ValueError("the tokenizer's chat template does not keep the user's message as it is")
+            if frame.rstrip().endswith("<think>"):
+                raise ValueError(
+                    "the tokenizer's chat template opens <think> by itself: give the tokenizer a chat template that "
+                    "leaves the answer to the prompt's templates"
+                )
             self._frames[key] = frame
         return self._frames[key]
 

@@ -5,6 +5,8 @@ are `[middle, stop)`. A log of 20 million interactions is 600 MB of spans; as li
 Items come back where a row is read (`Sequences.rows`).
 """
 
+from functools import cached_property
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,11 +59,9 @@ class Sequences:
         """The items at places of the flat sequences, without copies of their ids: a dictionary array."""
         return self._codes.take(pa.array(places))
 
-    @property
+    @cached_property
     def _codes(self) -> pa.DictionaryArray:
-        if not hasattr(self, "_encoded"):
-            self._encoded = self.items.dictionary_encode()
-        return self._encoded
+        return self.items.dictionary_encode()
 
     def rows(self, table: pa.Table) -> list[dict]:
         """Rows of a task with `history` and `targets`; columns other than `SPAN` stay as they are."""

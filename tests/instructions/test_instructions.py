@@ -178,3 +178,26 @@ def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
             parse_mixture([name], load_prompt(name), index)
     with pytest.raises(ValueError, match="without a history, more than max_length 5: raise max_length"):
         build_dataset(data, [TaskMix.parse("stream")], renderer, max_history=4, max_length=5)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_templates_of_two_epochs_are_drawn_apart(setting, count):
+    """A checksum instead of a hash would let most rows keep their wording from one epoch to the next."""
+    data, index, tokenizer, renderer = setting
+    dataset = build_dataset(data, [TaskMix.parse("item_to_title:40")], renderer, 5, 256)
+    drawn = []
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        drawn.append(np.array([row["variation"] % count for row in dataset]))
+    for one in range(4):
+        for other in range(one):
+            assert abs((drawn[one] == drawn[other]).mean() - 1 / count) < 0.06
+
+
+def test_a_data_set_that_is_rendered_when_read_is_not_silently_cut(setting):
+    data, index, tokenizer, renderer = setting
+    dataset = build_dataset(data, [TaskMix.parse("stream")], renderer, 5, 256)
+    with pytest.raises(ValueError, match="rendered when they are read"):
+        dataset.select(range(2))
+    with pytest.raises(ValueError, match="rendered when they are read"):
+        dataset.shuffle(seed=0)

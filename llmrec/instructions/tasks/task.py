@@ -24,3 +24,8 @@ class Task(NamedTuple):
     slots: Callable[[Catalogue, dict, str], dict[str, str]]
     ends_with_item: bool
     given: tuple[str, ...] = ()
+
+    @property
+    def recommends(self) -> bool:
+        """Whether a history is all that it takes, and an item the answer."""
+        return self.ends_with_item and not self.given
