@@ -245,9 +245,8 @@ def _encode(
 
     prompts, answers = texts_of(list(range(len(rows)))) if rows else ([], [])
     cut = [False] * len(rows)
-    for n in (
-        n for n in range(len(rows)) if mixes[n].chat is not None and len(prompts[n]) + len(answers[n]) > max_length
-    ):
+    chats = [n for n in range(len(rows)) if mixes[n].chat is not None]
+    for n in (n for n in chats if len(prompts[n]) + len(answers[n]) > max_length):
         # The answer keeps its beginning; a question that fills more than the half keeps its end.
         kept = min(len(prompts[n]), max(max_length - len(answers[n]), max_length // 2))
         prompts[n], cut[n] = prompts[n][len(prompts[n]) - kept :], True
@@ -258,8 +257,8 @@ def _encode(
             if not row.get("history"):
                 about = f" about item {row['about']!r}" if row.get("about") else ""
                 raise ValueError(
-                    f"a row of task {mixes[n].prompt.task!r}{about} has {excess + max_length} tokens without a history, more "
-                    f"than max_length {max_length}: raise max_length"
+                    f"a row of task {mixes[n].prompt.task!r}{about} has {excess + max_length} tokens without a "
+                    f"history, more than max_length {max_length}: raise max_length"
                 )
             # At least one item, and about as many as are too many.
             per_item = max(1, len(prompts[n]) // len(row["history"]))

@@ -395,7 +395,6 @@ def test_a_loaded_tokenizer_grows_the_index_alike(tmp_path):
     tokenizer = Keywords().fit(no_features(items), items=items.slice(0, 60))
     tokenizer.save_pretrained(tmp_path / "t")
     loaded = load_item_tokenizer(tmp_path / "t")
-    one, two = (
-        build_semids(items["item_id"].to_pylist(), no_features(items), t, items=items) for t in (tokenizer, loaded)
-    )
+    ids = items["item_id"].to_pylist()
+    one, two = (build_semids(ids, no_features(items), t, items=items) for t in (tokenizer, loaded))
     assert one.fingerprint == two.fingerprint
