@@ -15,6 +15,7 @@ import resource
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 import yaml
@@ -22,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from llmrec.data import PreparedData
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset
-from llmrec.item_tokenizers import TOKENIZERS, fit_semids
 from llmrec.scratch import model_from_config, train_tokenizer
+from llmrec.semids import SemIDIndex
 from llmrec.training.batches import SemIDCollator
 from llmrec.vocabulary import extend_vocabulary
 
@@ -59,7 +60,9 @@ def main() -> None:
     parser.add_argument("--json", help="Write the figures here.")
     args = parser.parse_args()
     data = PreparedData.load(args.data_dir)
-    index = fit_semids(TOKENIZERS["random"](codebook_sizes=[256, 256, 256]), None, data.items, data.train)
+    codes = np.random.default_rng(0).permutation(256**3)[: data.items.num_rows]
+    codes = np.stack(np.unravel_index(codes, (256, 256, 256)), 1)
+    index = SemIDIndex(data.items["item_id"].to_pylist(), codes, [256, 256, 256])
     words = train_tokenizer(data.items["title"].to_pylist(), 2000)
     model = model_from_config(MODEL, words)
     extend_vocabulary(model, words, index)
