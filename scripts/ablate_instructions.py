@@ -33,8 +33,9 @@ RUNS: dict[str, dict] = {
     "stream, then all": {"stages": [(["stream"], STEPS // 2, {}), (FULL, STEPS // 2, {})]},
     "stream, then sequential": {"stages": [(["stream"], STEPS // 2, {}), (["next_item"], STEPS // 2, {})]},
     "warm-up, then all": {"stages": [(FULL, STEPS // 8, {"train": "new_tokens"}), (FULL, STEPS - STEPS // 8, {})]},
-    "all from mean": {"init": "mean", "stages": [(FULL, STEPS, {})]},
-    "all from text": {"init": "text", "stages": [(FULL, STEPS, {})]},
+    "stream": {"stages": [(["stream"], STEPS, {})]},  # codebook, the init of all above
+    "stream from mean": {"init": "mean", "stages": [(["stream"], STEPS, {})]},
+    "stream from text": {"init": "text", "stages": [(["stream"], STEPS, {})]},
 }
 SHARED = {
     "data_dir": "out/industrial/data",
