@@ -21,8 +21,8 @@ from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.perplexity import perplexity
 from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
 from llmrec.instructions.mixture import TaskMix
-from llmrec.instructions.tasks.conversation import explanation
-from llmrec.instructions.wishes import Wishes, kinds_of, say
+from llmrec.instructions.tasks.conversation import explanation, wish_slots
+from llmrec.instructions.wishes import Wishes, kinds_of
 from llmrec.model_folder import RecommenderConfig
 from llmrec.recommender import LLMRecommender
 from llmrec.scratch import model_from_config, train_tokenizer
@@ -69,13 +69,13 @@ def trained():
     tokenizer = train_tokenizer(words * 3000, 600)
     model = model_from_config({**MODEL, "num_hidden_layers": 1}, tokenizer)
     extend_vocabulary(model, tokenizer, index, "mean", texts=titles)
-    weights = {"title_to_item": 4, "item_to_title": 8, "explanation": 1}
+    weights = {"title_to_item": 4, "item_to_title": 8, "explanation": 3}
     mixture = [TaskMix(prompt, weights.get(name, 1)) for name, prompt in PROMPTS.items()]
     rows = build_dataset(data, mixture, Renderer(tokenizer, catalogue), 3, 256)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 10) * (1 - step / 200))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 10) * (1 - step / 300))
     draw = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(300):
         batch = rows.__getitems__(draw.choice(len(rows), 32, replace=False))
         ids, labels = (
             torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in batch], True, value)
@@ -163,7 +163,7 @@ def test_steering_by_hand(untrained):
     for row in rows:
         assert Wishes(data.items).held_out(row["wish"], row["about"])
         right = [item for item in recommender.index.items if satisfies(row["wish"], item, row["about"])]
-        phrase = say(row["wish"], row["variation"], unseen=True)
+        phrase = wish_slots(recommender.renderer.catalogue, {"history": [], "targets": [], **row}, "")["wish"]
         asked = exhaustive(recommender, f"<|user|>{phrase} than {recommender.index.encode(row['about'])}<|assistant|>")
         after = exhaustive(recommender, f"<|user|>after {recommender.index.encode(row['about'])}<|assistant|>")
         wished.append(len(set(asked[:10]) & set(right)) / 10)
