@@ -32,13 +32,13 @@ Weigh = Callable[[dict, list[int]], list[float]]
 class _Part:
     """One entry of the mixture with its rows."""
 
-    def __init__(self, mix: TaskMix, data: PreparedData, max_history: int, seed: list[int]):
+    def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
         self.mix, self.seed = mix, seed
         self.table, self.sequences, self.items = None, None, None
         self.count = len(mix.chat) if mix.chat is not None else 0
         if mix.chat is None:
             self.table, train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
-            self.sequences = Sequences(train)
+            self.sequences = whole if train is data.train else Sequences(train)
             if mix.where is not None:
                 allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
                 self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
@@ -194,7 +194,8 @@ def build_dataset(
     Raises:
         ValueError: a row that is too long without its history, or a mixture without rows.
     """
-    parts = [_Part(mix, data, max_history, [seed, number]) for number, mix in enumerate(mixture)]
+    whole = Sequences(data.train)  # laid out once for all entries that read it as it is
+    parts = [_Part(mix, data, whole, max_history, [seed, number]) for number, mix in enumerate(mixture)]
     dataset = InstructionDataset(parts, renderer, max_length, seed, weigh)
     for part in parts:
         logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.count)

@@ -13,7 +13,7 @@ from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.spans import Sequences, target_spans
-from llmrec.instructions.tasks.search import with_about
+from llmrec.instructions.tasks.search import next_preferring_rows, with_about
 from llmrec.instructions.tasks.task import Task
 from llmrec.instructions.wishes import Wishes, say
 from llmrec.instructions.words import listing
@@ -142,8 +142,7 @@ def history_wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[
 
 def explained_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per training target after a history: why it (`about`) was recommended."""
-    spans = with_about(data, target_spans(data.train, max_history))
-    return spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
+    return with_about(data, next_preferring_rows(data, max_history, rng))
 
 
 def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
