@@ -20,11 +20,12 @@ def prompt_texts(
     Args:
         prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
         rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search may say
-            `query` or `intention` in the user's words instead of the item that it is `about`.
+            `query` or `intention` in the user's words instead of the item that it is `about`. Where the model knows
+            kinds of interaction, a history comes with its `behaviours`, and `behaviour` is the wanted one.
         templates (*optional*): row i takes the wording i modulo their number; by default all take the prompt's first.
 
     Raises:
-        ValueError: a row without a column that the task needs.
+        ValueError: a row without a column that the task needs, or a history without its kinds of interaction.
     """
     prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     needed = TASKS[prompt.task].given
@@ -32,8 +33,11 @@ def prompt_texts(
         typed = {"about"} if row.get("query") or row.get("intention") else set()
         if missing := [name for name in needed if row.get(name) is None and name not in typed]:
             raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
-        if recommender.behaviours and row.get("history"):
-            raise ValueError("this model knows kinds of interaction, which rows of ask and tell do not say: recommend")
+        if recommender.behaviours and len(row.get("behaviours") or ()) != len(row.get("history") or ()):
+            raise ValueError(
+                f"this model knows kinds of interaction ({', '.join(recommender.behaviours)}): a row with a history "
+                "needs `behaviours`, one for each of its items"
+            )
     rows = [{"history": [], "targets": [], **row} for row in rows]
     for row in rows:  # no longer than training showed them
         shown = row.keys() & {"history", "behaviours"}
@@ -41,7 +45,18 @@ def prompt_texts(
     stream = next(iter(recommender.streams))
     prompt = dataclasses.replace(prompt, semids=stream) if stream else prompt
     wordings = templates or prompt.templates[:1]
-    return [recommender.renderer.prompt(prompt, row, wordings[i % len(wordings)]) for i, row in enumerate(rows)]
+    texts = [recommender.renderer.prompt(prompt, row, wordings[i % len(wordings)]) for i, row in enumerate(rows)]
+    return [text + _wanted(recommender, prompt, row) for text, row in zip(texts, rows)]
+
+
+def _wanted(recommender: "LLMRecommender", prompt: Prompt, row: dict) -> str:
+    """The token of the wanted kind of interaction, where the task's answers write one before the Semantic ID."""
+    if not (recommender.behaviours and row["history"] and TASKS[prompt.task].ends_with_item):
+        return ""
+    kind = row.get("behaviour") or recommender.config.behaviour or recommender.behaviours[-1]
+    token = recommender.index.behaviour_token(kind)
+    row = row | {"targets": recommender.index.items[:1], "target_behaviours": [kind]}
+    return token if token in recommender.renderer.completion(prompt, row) else ""
 
 
 def answered_items(recommender: "LLMRecommender", texts: Sequence[str], k: int = 10) -> list[list[ScoredItem]]:

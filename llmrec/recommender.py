@@ -235,7 +235,7 @@ class LLMRecommender:
         Args:
             prompt: the name of a shipped prompt, a YAML file, or a `Prompt`, of a task that the model was trained on.
             rows: what each speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search says its
-                `query` instead.
+                `query` instead, a history of a model with `behaviours` has these beside it.
 
         Raises:
             ValueError: a row without a column that its task needs, or one answered in words or after a thought.

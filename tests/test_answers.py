@@ -4,6 +4,7 @@ import pytest
 from tiny import tiny_data, tiny_index, tiny_model
 
 from llmrec import Filter, LLMRecommender
+from llmrec.answers import prompt_texts
 from llmrec.instructions import load_prompt
 from llmrec.model_folder import RecommenderConfig
 
@@ -64,3 +65,39 @@ def test_tell_answers_in_words_and_what_is_missing_is_named(recommender):
         recommender.ask("item_to_title", [{"about": "item-03"}])
     with pytest.raises(ValueError, match="'think_next_item' thinks before it answers"):
         recommender.ask("think_next_item", [{"history": ["item-03"]}])
+
+
+def two_kinds() -> LLMRecommender:
+    data = tiny_data()
+    index = tiny_index(data).with_behaviours(["view", "buy"])
+    model, tokenizer = tiny_model(data, index)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("next_item").to_dict(), num_beams=24)
+    return LLMRecommender(model.eval(), tokenizer, index, data.items, config)
+
+
+def test_a_model_of_several_kinds_of_interaction_wants_them_beside_the_history():
+    recommender = two_kinds()
+    index = recommender.index
+    history, kinds = ["item-01", "item-02"], ["view", "buy"]
+    row = {"history": history, "query": "something blue"}
+    texts = [
+        recommender.renderer.prompt(load_prompt("history_query_to_item"), {"targets": [], "behaviours": of, **row})
+        for of in (kinds, kinds[::-1])
+    ]
+    assert all(index.behaviour_token(kind) + index.encode("item-01") in text for kind, text in zip(kinds, texts))
+    with pytest.raises(ValueError, match=r"\(view, buy\): a row with a history needs `behaviours`"):
+        recommender.ask("history_query_to_item", [row | {"behaviours": ["buy"]}])
+    ask = [row | {"behaviours": kinds, "behaviour": kind} for kind in ("view", "buy")]
+    view, buy = recommender.ask("history_query_to_item", ask)
+    assert view != buy == recommender.ask("history_query_to_item", [row | {"behaviours": kinds}])[0]
+    assert recommender.ask("query_to_item", [{"query": "something blue"}], k=2)
+
+
+def test_ask_ends_with_the_wanted_kind_exactly_where_training_writes_it():
+    recommender, kinds = two_kinds(), ["view", "buy"]
+    history = ["item-01", "item-02"]
+    asked = recommender.ask("next_item", [{"history": history, "behaviours": kinds, "behaviour": "view"}])
+    assert asked == recommender.recommend([list(zip(history, kinds))], behaviour="view")
+    row = {"history": history, "behaviours": kinds, "about": "item-03", "wish": "cheaper"}
+    ends = [prompt_texts(recommender, task, [row])[0][-7:] == "<|buy|>" for task in ("conversation", "titles_to_item")]
+    assert ends == [False, True]  # another item like this has no kind of interaction

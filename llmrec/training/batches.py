@@ -9,6 +9,8 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
+from llmrec.instructions.dataset import InstructionDataset
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return moved
 
 
-def packed(rows: Dataset, max_length: int) -> Dataset:
+def packed(rows: InstructionDataset, max_length: int) -> Dataset:
     """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
 
     Packing needs all lengths, so every row is read once: templates and whatever else varies by epoch stay those of
@@ -60,6 +62,11 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     whole = Dataset.from_list([{name: list(row[name]) for name in names} for row in rows])
     dense = pack_dataset(whole, max_length, "bfd")
     logger.info(
-        "packing: %d rows became %d; the templates of the first epoch are those of all", len(whole), len(dense)
+        "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
+        "of their history to max_length %d",
+        len(whole),
+        len(dense),
+        rows.truncated,
+        max_length,
     )
     return dense
