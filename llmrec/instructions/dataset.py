@@ -110,8 +110,8 @@ class InstructionDataset(Dataset):
     shuffle = map = filter = select
 
     def __getitem__(self, key):
-        if isinstance(key, str):
-            return super().__getitem__(key) if key in self.column_names else [row.get(key) for row in self]
+        if isinstance(key, str):  # a list: the lazy column of datasets would render a row to look up its length
+            return self.data[key].to_pylist() if key in self.column_names else [row.get(key) for row in self]
         if isinstance(key, slice):
             key = range(*key.indices(len(self)))
         if isinstance(key, (int, np.integer)):

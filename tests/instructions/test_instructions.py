@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmrec.data.prepared import SEQUENCES
 from llmrec.instructions import (
@@ -72,6 +73,13 @@ def test_a_row_is_the_same_alone_and_in_a_batch_of_several_tasks(setting):
     assert together == [rows[place] for place in places]
     assert len({row["task"] for row in together[:20]}) == 3
     assert rows.read == 2 * len(rows)
+
+
+def test_batches_of_one_length_are_made_without_rendering_a_row(setting):
+    data, index, tokenizer, renderer = setting
+    rows = build_dataset(data, [TaskMix.parse("next_item")], renderer, max_history=4, max_length=180)
+    order = list(LengthGroupedSampler(4, rows, rows["length"], model_input_name="input_ids"))
+    assert sorted(order) == list(range(len(rows))) and rows.read == 0
 
 
 def test_no_evaluation_target_is_a_training_target(setting):
