@@ -1,16 +1,19 @@
 """TRL's `SFTTrainer` with small additions: ranking metrics, folders that recommend, weighted losses, a loss for CPUs.
 
-It overrides public methods only (`compute_loss`, `get_batch_samples`, `evaluate`, `save_model`); checked against trl
-1.16 and transformers 5.19.
+It overrides public methods (`compute_loss`, `get_batch_samples`, `evaluate`, `save_model`) and one that is not,
+`_get_train_sampler`; checked against trl 1.16 and transformers 5.19.
 """
 
 import dataclasses
 import logging
+import zlib
 from collections.abc import Callable
 
 import torch
+from accelerate.utils import reduce
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from llmrec.instructions import InstructionDataset
@@ -23,22 +26,34 @@ logger = logging.getLogger(__name__)
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
 
 
-class FreshRows(TrainerCallback):
-    """Tells the rows which epoch it is, and at the end how many lost a part of their history."""
+class FreshEpoch(TrainerCallback):
+    """Tells the rows and the sampler which epoch it is, and at the end how many rows lost a part of their history.
 
-    def __init__(self, dataset: InstructionDataset):
-        self.dataset = dataset
+    Args:
+        rows (`InstructionDataset`, *optional*): none where rows are packed.
+        order (`torch.Generator`): what a sampler draws from. Drawing from torch's own, as transformers does, gives
+            every process other rows as soon as one of them has drawn more, and other rows after a resume.
+    """
+
+    def __init__(self, rows: InstructionDataset | None, order: torch.Generator):
+        self.rows, self.order = rows, order
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        epoch = int(state.epoch or 0)
+        self.order.manual_seed(zlib.crc32(f"{args.seed}/{epoch}".encode()))
+        if self.rows is not None:
+            self.rows.set_epoch(epoch)
 
     def on_train_end(self, args, state, control, **kwargs):
-        logger.info(
-            "%d of %d rows lost the oldest items of their history to max_length %d",
-            self.dataset.truncated,
-            self.dataset.read,
-            self.dataset.max_length,
-        )
+        if self.rows is not None:
+            counts = torch.tensor([self.rows.truncated, self.rows.read], device=args.device)
+            cut, read = reduce(counts, "sum").tolist()
+            logger.info(
+                "%d of the %d rows read lost the oldest items of their history to max_length %d",
+                cut,
+                read,
+                self.rows.max_length,
+            )
 
 
 class SemIDSFTTrainer(SFTTrainer):
@@ -70,9 +85,10 @@ class SemIDSFTTrainer(SFTTrainer):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if args.padding_free and not args.packing:
             args.max_length = None
+        self.order = torch.Generator()
         super().__init__(model, args, **kwargs)
-        if isinstance(self.train_dataset, InstructionDataset):
-            self.add_callback(FreshRows(self.train_dataset))
+        rows = self.train_dataset if isinstance(self.train_dataset, InstructionDataset) else None
+        self.add_callback(FreshEpoch(rows, self.order))
         if sample is not None and sharded():
             logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
             sample = None
@@ -86,6 +102,12 @@ class SemIDSFTTrainer(SFTTrainer):
         head = self.model.get_output_embeddings()
         if head is not None and not isinstance(head, nn.Linear) and not hasattr(head, "bias"):
             head.bias = None
+
+    def _get_train_sampler(self, *args, **kwargs):
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = self.order
+        return sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """On a CPU the cross-entropy of the labelled positions alone; elsewhere TRL's fused head.

@@ -39,6 +39,7 @@ def command(folder: Path, output: str, *flags: str) -> list[str]:
         "learning_rate": 3e-3,
         "hidden_dropout": 0.1,
         "max_length": 128,
+        "train_sampling_strategy": "group_by_length",
         "validation_rows": 20,
         "num_beams": 24,
         "eval_strategy": "epoch",
@@ -103,7 +104,7 @@ def test_a_killed_run_resumes_to_the_same_loss(trained, base):
     result = run(base, "killed")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Resuming from" in result.stdout
-    assert " rows lost the oldest items of their history to max_length 128" in result.stderr
+    assert " rows read lost the oldest items of their history to max_length 128" in result.stderr
     states = [
         json.loads(Path(last_complete_checkpoint(base / name), "trainer_state.json").read_text())
         for name in ("whole", "killed")
