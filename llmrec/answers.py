@@ -51,9 +51,11 @@ def prompt_texts(
 
 def _wanted(recommender: "LLMRecommender", prompt: Prompt, row: dict) -> str:
     """The token of the wanted kind of interaction, where the task's answers write one before the Semantic ID."""
-    if not (recommender.behaviours and row["history"] and TASKS[prompt.task].ends_with_item):
+    task = TASKS[prompt.task]
+    if not (recommender.behaviours and (row["history"] or task.recommends) and task.ends_with_item):
         return ""
-    kind = row.get("behaviour") or recommender.config.behaviour or recommender.behaviours[-1]
+    asked = row.get("wish") if row.get("wish") in recommender.behaviours else None
+    kind = row.get("behaviour") or asked or recommender.config.behaviour or recommender.behaviours[-1]
     token = recommender.index.behaviour_token(kind)
     row = row | {"targets": recommender.index.items[:1], "target_behaviours": [kind]}
     return token if token in recommender.renderer.completion(prompt, row) else ""

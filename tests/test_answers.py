@@ -98,6 +98,11 @@ def test_ask_ends_with_the_wanted_kind_exactly_where_training_writes_it():
     history = ["item-01", "item-02"]
     asked = recommender.ask("next_item", [{"history": history, "behaviours": kinds, "behaviour": "view"}])
     assert asked == recommender.recommend([list(zip(history, kinds))], behaviour="view")
+    assert recommender.ask("next_item", [{}]) == recommender.recommend([[]])
+    (text,) = prompt_texts(
+        recommender, "item_for_behaviour", [{"history": history, "behaviours": kinds, "wish": "view"}]
+    )
+    assert text.endswith("<|view|>")
     row = {"history": history, "behaviours": kinds, "about": "item-03", "wish": "cheaper"}
     ends = [prompt_texts(recommender, task, [row])[0][-7:] == "<|buy|>" for task in ("conversation", "titles_to_item")]
     assert ends == [False, True]  # another item like this has no kind of interaction

@@ -18,6 +18,7 @@ from llmrec.evaluation.loading import files_of
 from llmrec.evaluation.perplexity import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
+from llmrec.instructions.wishes import phrases
 from llmrec.recommender import LLMRecommender
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Aligner:
     @property
     def fingerprint(self) -> str:
         """Changes with what was read."""
-        return fingerprint(str(self.prompts), self.text, files_of(self.base) if self.base else "")
+        return fingerprint(str(self.prompts), str(phrases()), self.text, files_of(self.base) if self.base else "")
 
     def __call__(self, recommender: LLMRecommender, sample: Sample) -> dict:
         """All sections of one model: `{"sections": {name: {"rows", "figures", "ci", ...}}, "left_out": {name: why}}`.

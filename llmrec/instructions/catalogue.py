@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from llmrec.instructions.texts import Texts
 from llmrec.instructions.wishes import Wishes
+from llmrec.instructions.words import short_text
 from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
 from llmrec.item_tokenizers.streams import stream_rows as rows_of_stream
 from llmrec.semids import SemIDIndex
@@ -65,6 +66,14 @@ class Catalogue:
             values = self.items[name].to_pylist() if name in self.items.column_names else ()
             self._columns[name] = dict(zip(self.items["item_id"].to_pylist(), values))
         return self._columns[name]
+
+    @cached_property
+    def text_lengths(self) -> dict[str, int]:
+        """Item id → characters that tasks may quote of its title and description."""
+        descriptions = self.column("description")
+        return {
+            item: len(title or "") + len(short_text(descriptions.get(item))) for item, title in self.titles.items()
+        }
 
     @cached_property
     def wishes(self) -> Wishes:

@@ -41,13 +41,26 @@ class ChatData:
             raise ValueError(f"chat data {self.path!r}, split {self.split!r}: {error}") from error
         if "messages" not in rows.column_names:
             raise ValueError(f"chat data {self.path!r} has no column 'messages', only {', '.join(rows.column_names)}")
-        return rows.select_columns(["messages"])
+        rows = rows.select_columns(["messages"])
+        for number, row in enumerate(rows):
+            if (wrong := _wrong(row["messages"])) is not None:
+                raise ValueError(f"chat data {self.path!r}, row {number + 1}: {wrong}")
+        return rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def messages(self, row: int) -> list[dict[str, str]]:
-        messages = self.rows[row]["messages"]
-        if not messages or messages[-1]["role"] != "assistant" or any(m["role"] not in ROLES for m in messages):
-            raise ValueError(f"chat data {self.path!r}, row {row + 1}: it should end with the assistant's turn")
-        return messages
+        return self.rows[row]["messages"]
+
+
+def _wrong(messages: list[dict] | None) -> str | None:
+    """What keeps a conversation from being learned."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return "it should end with the assistant's turn"
+    for message in messages:
+        if message["role"] not in ROLES:
+            return f"role {message['role']!r} is not one of {', '.join(ROLES)}"
+        if not isinstance(message["content"], str):
+            return f"a turn of the {message['role']} has no text: leave such conversations (tool calls, ...) out"
+    return None

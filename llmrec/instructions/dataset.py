@@ -25,6 +25,7 @@ from llmrec.instructions.spans import Sequences
 logger = logging.getLogger(__name__)
 IGNORED = -100
 PROBED = 200  # rows of a task that are rendered first, to estimate lengths and to find bad ones early
+LONGEST = 20  # rows about the items with the longest texts, which are rendered first as well
 
 Weigh = Callable[[dict, list[int]], list[float]]
 
@@ -166,6 +167,11 @@ class InstructionDataset(Dataset):
         probe = np.unique(np.linspace(0, part.size - 1, min(part.size, PROBED)).astype(np.int64))
         tokens = np.array([len(row["input_ids"]) for row in self._read(np.full(len(probe), number), probe)], float)
         picked = self._drawn[1][number]
+        if part.table is not None and "about" in part.table.column_names:
+            texts = self.renderer.catalogue.text_lengths
+            size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[picked]
+            longest = np.argsort(-size, kind="stable")[:LONGEST]
+            self._read(np.full(len(longest), number), longest)
         if part.table is None or "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
         items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[picked].astype(float)

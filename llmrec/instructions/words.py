@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 TEXT_WORDS = 48  # of a description; the first sentences say what an item is, the rest fills the context
+WORD_LENGTH = 8  # characters that a word may have on average: some languages write no spaces
 
 
 @lru_cache(maxsize=100_000)
 def short_text(text: str | None, words: int = TEXT_WORDS) -> str:
     """The first words of a text on one line."""
-    return " ".join((text or "").split()[:words])
+    return " ".join((text or "").split()[:words])[: WORD_LENGTH * words].rstrip()
 
 
 @lru_cache(maxsize=100_000)

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Prompt, Texts
+from llmrec.instructions.wishes import phrases
 from llmrec.semids import SemIDIndex
 from llmrec.stages import RECORD, begin_stage, settings_of
 from llmrec.training.resume import last_complete_checkpoint
@@ -32,7 +33,7 @@ def run_inputs(
         "data": data.fingerprint,
         "semids": index.fingerprint,
         "base": fingerprint(made.read_bytes()) if made.exists() else base,
-        "prompts": fingerprint(json.dumps([prompt.to_dict() for prompt in prompts])),
+        "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases()])),
         **({} if texts is None else {"texts": fingerprint(texts.table)}),
     }
 

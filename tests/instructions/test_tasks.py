@@ -1,5 +1,6 @@
 """Data correctness of every task in `TASKS`: no leak into a prompt, no evaluation interaction, labels, truncation."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -7,11 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from marked_store import KINDS, USERS, marked_setting
 
 from llmrec.instructions import (
     TASKS,
+    Catalogue,
+    Renderer,
     TaskMix,
     build_dataset,
     load_prompt,
@@ -19,6 +23,7 @@ from llmrec.instructions import (
     task_rows,
 )
 from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.words import short_text
 
 ROOT = Path(__file__).parents[2]
 SEMID = re.compile(r"<a_\d+><b_\d+>")
@@ -278,9 +283,12 @@ def test_general_conversations_are_learned_on_their_last_turn(setting, tmp_path)
             assert answer == f"It is {number + 1}.{tokenizer.eos_token}" and asked.endswith("<|assistant|>")
             assert number or ("Be kind." in asked and "It is 2." in asked)
     assert len(set(learned)) == 8
-    file.write_text(json.dumps({"messages": talks[1][:1]}) + "\n")
-    with pytest.raises(ValueError, match="row 1: it should end with the assistant's turn"):
-        build_dataset(data, mixture[:1] + [TaskMix.parse({"chat": str(file)})], renderer, 6, 400)
+    good, question = json.dumps({"messages": talks[1]}), talks[1][:1]
+    silent = [*question, {"role": "assistant", "content": None}]
+    for talk, why in ((question, "it should end with the assistant's turn"), (silent, "turn of the assistant has no")):
+        file.write_text("".join(line + "\n" for line in [*[good] * 500, json.dumps({"messages": talk})]))
+        with pytest.raises(ValueError, match=f"row 501: .*{why}"):
+            build_dataset(data, mixture[:1] + [TaskMix.parse({"chat": str(file)})], renderer, 6, 400)
 
 
 def test_conversations_that_are_too_long_lose_an_end(setting, tmp_path):
@@ -301,6 +309,23 @@ def test_conversations_that_are_too_long_lose_an_end(setting, tmp_path):
         answers.append((first == len(prompt), 30 - first == len(answer), first))
     assert answers[0][0] and answers[1][1] and answers[2][2] == 15
     assert data_set.truncated == data_set.read == 3
+
+
+def test_one_item_with_too_long_a_title_is_found_before_training(setting, monkeypatch):
+    monkeypatch.setattr("llmrec.instructions.dataset.PROBED", 2)
+    data, index, tokenizer, renderer = setting
+    titles = data.items["title"].to_pylist()
+    titles[len(titles) // 2] = "endless " * 400
+    items = data.items.set_column(data.items.schema.get_field_index("title"), "title", pa.array(titles))
+    longer = Renderer(tokenizer, Catalogue(index, items))
+    item = data.items["item_id"][len(titles) // 2].as_py()
+    with pytest.raises(ValueError, match=f"'item_to_title' about item '{item}' has .* tokens without a history"):
+        build_dataset(dataclasses.replace(data, items=items), [TaskMix.parse("item_to_title")], longer, 6, 400)
+
+
+def test_a_description_without_spaces_is_shortened_too():
+    assert len(short_text("好" * 2000)) == 384
+    assert short_text(" ".join(["word"] * 60)) == " ".join(["word"] * 48)
 
 
 # Documentation
