@@ -24,6 +24,7 @@ from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, w
 from llmrec.recommender import LLMRecommender
 from llmrec.stages import finish_stage
 from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
+from llmrec.training.lora import push_final_model
 
 
 @dataclass
@@ -77,7 +78,7 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
         eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, recommender.renderer, limit),
         processing_class=tokenizer,
         peft_config=training.lora_config(model_args, model, tokenizer, index, stage.train),
-        callbacks=training.callbacks(stage),
+        callbacks=training.callbacks(stage, training_args),
         sample=sample,
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
@@ -88,8 +89,7 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
         training.plot_training(trainer.state.log_history, Path(output_dir) / "training.png")
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=config.trained_on["name"])
+    push_final_model(trainer)
     if state.is_main_process:
         finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")

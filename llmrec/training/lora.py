@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config
 
 from llmrec.semids import SemIDIndex
@@ -82,8 +84,9 @@ def merged_onto(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
 def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) -> dict[str, float]:
     """Evaluates what was trained and writes one plain model to the run's output folder, without an adapter.
 
-    A quantised or sharded model cannot be merged where it is: its adapter is saved, and merged onto the base as it is
-    on disk. What is measured then is the merged model.
+    Where the model cannot be merged in place (quantised, sharded, or wrapped by DeepSpeed, which writes the names of
+    what it wrapped), its adapter is saved, and merged onto the base as it is on disk. What is measured then is the
+    merged model. Nothing is uploaded: see `push_final_model`.
 
     Args:
         trainer (`SemIDSFTTrainer`): after `train()`.
@@ -92,14 +95,24 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
     Returns:
         The metrics of `trainer.evaluate()`, or those of the ranking alone.
     """
-    output_dir, model = Path(trainer.args.output_dir), trainer.model
-    if not isinstance(model, PeftModel) or not (is_quantised(model) or sharded()):
+    model = trainer.model
+    if isinstance(model, PeftModel) and (is_quantised(model) or sharded() or trainer.is_deepspeed_enabled):
+        metrics = _merge_from_disk(trainer, reload)
+    else:
         metrics = trainer.evaluate()
         trainer.model = merged(model)
-        trainer.save_model(str(output_dir))
-        return metrics
+        trainer.save_model(_internal_call=True)
+    if trainer.is_world_process_zero():
+        # With push_to_hub checkpoints leave their adapter here, which transformers would apply to the merged model.
+        for file in Path(trainer.args.output_dir).glob("adapter_*"):
+            file.unlink()
+    return metrics
+
+
+def _merge_from_disk(trainer: Trainer, reload: Callable[[], PreTrainedModel]) -> dict[str, float]:
+    output_dir = Path(trainer.args.output_dir)
     adapter = output_dir / "adapter"
-    trainer.save_model(str(adapter))
+    trainer.save_model(str(adapter), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
     metrics = {}
     if trainer.is_world_process_zero() or trainer.sample is not None:
@@ -115,3 +128,21 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
             trainer.write_sidecars(str(output_dir))
         shutil.rmtree(adapter)
     return metrics
+
+
+def push_final_model(trainer: Trainer) -> None:
+    """Uploads the output folder as it is on disk, where `push_to_hub` asks for that.
+
+    `Trainer.push_to_hub` writes the model once more before, under DeepSpeed with its adapter, and leaves the adapters
+    of checkpoints that were pushed while training in the repository.
+    """
+    args = trainer.args
+    if args.push_to_hub and trainer.is_world_process_zero():
+        HfApi(token=args.hub_token).upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=args.output_dir,
+            commit_message="End of training",
+            revision=args.hub_revision,
+            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+            delete_patterns="adapter_*",
+        )

@@ -105,7 +105,8 @@ def loss_weights(
 
     Raises:
         ValueError: weights that are negative, no numbers or all zero; a column that the items do not have; kinds of
-            interaction that the data does not have; level weights for Semantic IDs that are no fixed tokens.
+            interaction that the data does not have; weights of levels or of text for Semantic IDs that are no fixed
+            new tokens, where the two cannot be told apart.
     """
     behaviours = stage.behaviour_values
     if not (stage.level_weights or stage.value_column or behaviours) and stage.text_weight == 1:
@@ -118,8 +119,11 @@ def loss_weights(
     if behaviours and set(behaviours) != set(index.behaviours):
         raise ValueError(f"behaviour_values names {sorted(behaviours)}, the data has {sorted(index.behaviours)}")
     fixed = index.adds_tokens and not is_contextual(index)
-    if stage.level_weights and not fixed:
-        raise ValueError("level_weights needs Semantic IDs of fixed new tokens; leave it out for these")
+    if not fixed and (stage.level_weights or stage.text_weight != 1):
+        raise ValueError(
+            "level_weights and text_weight need Semantic IDs of fixed new tokens; these cannot be told from text: "
+            "leave both out"
+        )
     semids: dict[tuple[int, ...], list[str]] = {}
     if fixed:
         levels = semid_token_ids(tokenizer, index)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig
 
 TRAINABLE = ("all", "new_tokens")
@@ -37,7 +38,8 @@ def sharded() -> str:
     if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         return "FSDP"
     zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    return "DeepSpeed ZeRO-3" if zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else ""
+    zero3 = zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return "DeepSpeed ZeRO-3" if zero3 or is_deepspeed_zero3_enabled() else ""  # the latter: by a configuration file
 
 
 def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -75,6 +77,11 @@ def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: Mod
             raise ValueError("use_liger_kernel needs the package liger-kernel: pip install 'llmrec[gpu]'")
     if model_args.load_in_4bit or model_args.load_in_8bit:
         _check_quantised(stage, training_args, model_args, on_cpu)
+    if sharded() == "DeepSpeed ZeRO-3" and (model_args.use_peft or stage.train == "new_tokens"):
+        raise ValueError(
+            "use_peft: true and train: new_tokens train an adapter, which cannot be merged under DeepSpeed ZeRO-3: "
+            "launch with fsdp2.yaml, deepspeed_zero2.yaml or ddp.yaml"
+        )
 
 
 def _check_quantised(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig, on_cpu: bool) -> None:
@@ -92,6 +99,9 @@ def _check_quantised(stage: StageArguments, training_args: SFTConfig, model_args
         )
 
 
-def callbacks(stage: StageArguments) -> list[TrainerCallback]:
-    """Early stopping, if asked for."""
-    return [EarlyStoppingCallback(stage.early_stopping_patience)] if stage.early_stopping_patience else []
+def callbacks(stage: StageArguments, training_args: SFTConfig) -> list[TrainerCallback]:
+    """Early stopping, if asked for; `training_args` are set so that a resumed run goes on with its count."""
+    if not stage.early_stopping_patience:
+        return []
+    training_args.restore_callback_states_from_checkpoint = True
+    return [EarlyStoppingCallback(stage.early_stopping_patience)]

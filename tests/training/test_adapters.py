@@ -72,6 +72,39 @@ def test_checkpoint_reload_and_merge_give_equal_logits(tmp_path, tied):
         assert (final(ids).logits - AutoModelForCausalLM.from_pretrained(base)(ids).logits).abs().max() > 1e-2
 
 
+class Engine(torch.nn.Module):
+    """As DeepSpeed's does, it names parameters as the model that it wraps does, also once that has been merged."""
+
+    config: dict = {}
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def state_dict(self):
+        return self.module.state_dict()
+
+    def save_checkpoint(self, save_dir): ...
+
+
+@pytest.mark.parametrize("train", ["all", "new_tokens"])
+def test_a_model_that_deepspeed_wraps_is_merged_from_its_adapter_on_disk(tmp_path, train):
+    """ZeRO-2 emulated: the trainer saves what its engine holds."""
+    base = base_folder(tmp_path / "base")
+    model_args = ModelConfig(model_name_or_path=str(base), **(LORA if train == "all" else {}))
+    trainer = make_trainer(base, settings(tmp_path / "out"), model_args, train)
+    trainer.train()
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    with torch.no_grad():
+        trained = trainer.model.eval()(ids).logits
+    trainer.deepspeed = trainer.model_wrapped = Engine(trainer.model)
+    trainer.is_deepspeed_enabled = True
+    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    with torch.no_grad():
+        torch.testing.assert_close(final(ids).logits, trained, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [("load_in_8bit", 0.02), ("load_in_4bit", 0.15)])
 def test_qlora_merges_onto_the_unquantised_base(tmp_path, bits, tolerance):
     """What is left is the rounding of the quantised base: measured 0.4 % (8 bits) and 5 % (4 bits) of the spread."""

@@ -8,6 +8,7 @@ import torch
 from small_runs import DATA, INDEX, base_folder, make_trainer, rows, settings
 from transformers import AutoTokenizer
 
+from llmrec.semids import SemIDIndex
 from llmrec.training import LossWeights, StageArguments, loss_weights
 from llmrec.training.loss_weights import log_values
 
@@ -69,6 +70,18 @@ def test_text_has_a_weight_of_its_own(tokenizer):
 def test_bad_weights_are_refused(tokenizer, fields, message):
     with pytest.raises(ValueError, match=message):
         loss_weights(StageArguments(**fields), tokenizer, INDEX, DATA.items)
+
+
+@pytest.mark.parametrize("fields", [{"text_weight": 0.0}, {"text_weight": 0.5}, {"level_weights": [1.0, 0.5]}])
+def test_text_and_levels_cannot_be_weighed_apart_where_semids_are_words(tokenizer, fields):
+    levels = [[" red", " green"], [" blue", " gadget"]]
+    index = SemIDIndex(["x", "y"], [[0, 0], [1, 1]], [2, 2], level_tokens=levels, adds_tokens=False)
+    with pytest.raises(ValueError, match="text_weight need Semantic IDs of fixed new tokens"):
+        loss_weights(StageArguments(**fields), tokenizer, index, DATA.items)
+    # Values of items weigh whole answers: these stay possible.
+    items = pa.table({"item_id": ["x", "y"], "price": [1.0, 3.0]})
+    weigh = loss_weights(StageArguments(value_column="price"), tokenizer, index, items)
+    assert weigh({"targets": ["y"]}, [-100, 5]) == [0.0, log_values(items, "price")["y"]]
 
 
 def test_missing_values_count_as_the_mean():

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_runs import base_folder, make_trainer, settings
+from transformers.integrations import deepspeed
 from trl import ModelConfig
 
 from llmrec.training import StageArguments, callbacks, check_stage, plot_training
@@ -51,6 +53,24 @@ def test_ranking_metrics_of_a_sharded_model_are_refused(tmp_path, monkeypatch, e
         check_stage(StageArguments(), plain, ModelConfig(**LORA, load_in_8bit=True))
 
 
+@pytest.mark.parametrize(("stage", "model"), [({"train": "new_tokens"}, {}), ({}, LORA)])
+def test_adapters_under_zero_3_are_refused(tmp_path, monkeypatch, stage, model):
+    stage, arguments, model_args = StageArguments(**stage), settings(tmp_path), ModelConfig(**model)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    check_stage(stage, arguments, model_args)
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+        with pytest.raises(ValueError, match="use_peft: true and train: new_tokens .* DeepSpeed ZeRO-3"):
+            check_stage(stage, arguments, model_args)
+        check_stage(StageArguments(), arguments, ModelConfig())
+    # A stage that only DeepSpeed's own configuration file names; transformers keeps a weak reference to it.
+    configuration = SimpleNamespace(is_zero3=lambda: True)
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: configuration)
+    with pytest.raises(ValueError, match="use_peft: true and train: new_tokens .* DeepSpeed ZeRO-3"):
+        check_stage(stage, arguments, model_args)
+
+
 def test_without_bitsandbytes_the_extra_is_named(tmp_path):
     """In a process of its own, whose import system finds no bitsandbytes."""
     program = (
@@ -64,25 +84,38 @@ def test_without_bitsandbytes_the_extra_is_named(tmp_path):
     assert "needs the package bitsandbytes: pip install 'llmrec[gpu]'" in result.stderr
 
 
-def test_early_stopping_ends_a_run_that_gets_worse(tmp_path):
-    base = base_folder(tmp_path / "base")
+def never_better(folder, patience: int, **changes):
+    """A trainer that learns nothing, so that no evaluation is better than the first."""
     arguments = settings(
-        tmp_path / "out",
-        max_steps=12,
-        learning_rate=3.0,  # every evaluation is worse than the first
+        folder,
+        learning_rate=0.0,
         eval_strategy="steps",
         eval_steps=1,
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
+        **changes,
     )
-    stage = StageArguments(early_stopping_patience=2)
+    stage = StageArguments(early_stopping_patience=patience)
     check_stage(stage, arguments, ModelConfig())
-    trainer = make_trainer(base, arguments, callbacks=callbacks(stage))
+    return make_trainer(base_folder(folder / "base"), arguments, callbacks=callbacks(stage, arguments))
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
+    trainer = never_better(tmp_path / "out", 2, max_steps=12)
     trainer.train()
-    assert trainer.state.global_step < 12
+    assert trainer.state.global_step == 3
     plot_training(trainer.state.log_history, tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     plot_training([{"step": 1, "epoch": 1.0}], tmp_path / "nothing.png")
     assert not (tmp_path / "nothing.png").exists()
+
+
+def test_a_resumed_run_goes_on_with_the_count_of_early_stopping(tmp_path):
+    """Evaluations 2 and 3 are no better, and the run is cut; the fourth uses up a patience of 3."""
+    folder = tmp_path / "out"
+    never_better(folder, 3, max_steps=3).train()
+    resumed = never_better(folder, 3, max_steps=12)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert resumed.state.global_step == 4
