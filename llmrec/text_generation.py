@@ -4,6 +4,7 @@ A checkpoint's own sampling defaults never apply. Sampled text follows from the 
 written the same beside any neighbours, and in a run that was killed and resumed.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from llmrec.decoding.head import unwrap
 
+logger = logging.getLogger(__name__)
 BACKENDS = ("transformers", "vllm")
 
 
@@ -109,6 +111,8 @@ def load_writer(
 ) -> Callable[..., Iterator[str]]:
     """A chat model as a function `write(questions, system="", seeds=())` → its answers, without thoughts.
 
+    An answer is what follows the last `</think>`; it is empty where the model was still thinking when it had to stop.
+
     Args:
         name (`str`): of a model on the Hub, or a folder.
         max_new_tokens (`int`): length of an answer.
@@ -142,11 +146,22 @@ def load_writer(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
 
+    thinks = ask("", "").rstrip().endswith("<think>")
+    if thinks:
+        logger.warning(
+            "%s always thinks before it answers: its chat template opens <think>. Thoughts are cut off, and an answer "
+            "is empty where max_new_tokens (%d) ends before the thought does: take a model whose template does not "
+            "think, such as an Instruct one, or raise max_new_tokens to some thousands",
+            name,
+            max_new_tokens,
+        )
+
     def write(questions: Sequence[str], system: str = "", seeds: Sequence[int] = ()) -> Iterator[str]:
         # Chat templates bring their own special tokens, so none are added.
         ids = tokenizer([ask(question, system) for question in questions], add_special_tokens=False)["input_ids"]
         for answer in generate(ids, seeds):
-            yield re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL)
+            _, closed, after = answer.rpartition("</think>")
+            yield "" if thinks and not closed else re.sub(r"<think>.*", "", after, flags=re.DOTALL)
 
     return write
 

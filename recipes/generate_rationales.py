@@ -1,7 +1,8 @@
-"""Writes rationales, queries, intentions or preferences for training rows: by a teacher model, or from item columns.
+"""Writes rationales, queries, intentions or preferences for training rows: by a teacher, from columns or from reviews.
 
     python recipes/generate_rationales.py --config recipes/configs/quickstart/rationales.yaml
     python recipes/generate_rationales.py --config ... --source teacher --model_name_or_path Qwen/Qwen3-4B
+    python recipes/generate_rationales.py --config ... --source reviews --reviews reviews.parquet --kind preference
 
 `texts: <output_dir>` in the YAML of recipes/sft.py makes the tasks quote them (docs/reasoning.md). Only the training
 split is read. The teacher's prompts are prompts/teacher/<kind>.yaml. Killed? The same command goes on.
@@ -16,13 +17,14 @@ from trl import TrlParser
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
+from llmrec.instructions.reviews import load_reviews, readable, reviews_writer
 from llmrec.instructions.teacher import columns_writer, rows_to_write, teacher_writer, unnamed_index, write_texts
 from llmrec.model_folder import SEMIDS
 from llmrec.semids import SemIDIndex
 from llmrec.stages import begin_stage, finish_stage, settings_of
 from llmrec.text_generation import load_writer
 
-SOURCES = ("teacher", "columns")
+SOURCES = ("teacher", "columns", "reviews")
 
 
 @dataclass
@@ -30,8 +32,9 @@ class RationaleArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     output_dir: str = field(metadata={"help": "Folder to write: texts.parquet."})
     kind: str = field(default="rationale", metadata={"help": "rationale, query, intention or preference."})
-    source: str = field(default="teacher", metadata={"help": "teacher: a model writes; columns: no model."})
+    source: str = field(default="teacher", metadata={"help": "teacher: a model writes; columns, reviews: no model."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "The teacher: a Hub model or a folder."})
+    reviews: str | None = field(default=None, metadata={"help": "Parquet file: user_id, item_id, text (timestamp)."})
     prompt: str | None = field(default=None, metadata={"help": "Prompt file; prompts/teacher/<kind>.yaml by default."})
     semids: str | None = field(default=None, metadata={"help": "Folder of Semantic IDs that no text may hold."})
     backend: str = field(default="transformers", metadata={"help": "transformers or vllm."})
@@ -48,7 +51,9 @@ def main(args: RationaleArguments) -> None:
     if args.source not in SOURCES:
         raise ValueError(f"source {args.source!r} is not one of {', '.join(SOURCES)}")
     if (args.source == "teacher") != (args.model_name_or_path is not None):
-        raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with columns")
+        raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with others")
+    if (args.source == "reviews") != (args.reviews is not None):
+        raise ValueError("reviews is a parquet file: give one with source: reviews, and none with others")
     data = PreparedData.load(args.data_dir)
     rows = rows_to_write(data, args.kind, args.max_history, args.max_rows, args.seed)
     prompt = load_prompt(args.prompt or f"teacher/{args.kind}")
@@ -57,11 +62,18 @@ def main(args: RationaleArguments) -> None:
         index = SemIDIndex.load(Path(args.semids) / SEMIDS).aligned(data.items)
     catalogue = Catalogue(index, data.items)
     inputs = {"data": fingerprint(data.items, data.train), "prompt": prompt.to_dict(), "index": index.fingerprint}
+    inputs["rows"] = fingerprint(rows)
+    reviews = readable(load_reviews(args.reviews), data) if args.reviews is not None else None
+    if reviews is not None:
+        inputs["reviews_read"] = fingerprint(reviews)
     if begin_stage(args.output_dir, settings_of(args) | inputs, args.overwrite) == "done":
         print(f"Reusing the texts in {args.output_dir} (same settings, same data).")
         return
-    write = columns_writer(args.kind, catalogue)
-    if args.source == "teacher":
+    if args.source == "columns":
+        write = columns_writer(args.kind, catalogue)
+    elif args.source == "reviews":
+        write = reviews_writer(args.kind, catalogue, reviews)
+    else:
         answer = load_writer(
             args.model_name_or_path, args.max_new_tokens, args.temperature, args.backend, args.batch_size
         )

@@ -1,4 +1,4 @@
-"""Queries, intentions, preferences and rationales for training rows, written by a teacher model or from the columns.
+"""Queries, intentions, preferences and rationales for training rows, written by a teacher model or without one.
 
 What a teacher reads of a history are the items that have most in common with the target (OneRec-Think, arXiv
 2510.11639, prunes so). Rows come from the training split alone. Texts are written in shards that appear whole, so a
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
+from llmrec.data.rows import flatten_lists
 from llmrec.files import read_parquet, write_parquet
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
@@ -24,7 +25,7 @@ from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.reasoning import caption
 from llmrec.instructions.tasks.search import asked_rows, next_preferring_rows, preferring_rows
-from llmrec.instructions.texts import SCHEMA, Texts, leaks
+from llmrec.instructions.texts import SCHEMA, Texts, leaks, taken_again
 from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ def rows_to_write(
 ) -> pa.Table:
     """The training rows that get a text: items for queries, users for intentions and preferences, else targets.
 
+    A text is found again by user and item (`key_of`), so rows whose item the user took more than once get none. Rows
+    of users have the `time` of their target.
+
     Args:
         max_rows (`int`, *optional*): a random sample of so many.
 
@@ -56,6 +60,12 @@ def rows_to_write(
         raise ValueError(f"kind {kind!r} is not one of {', '.join(ROWS)}")
     rng = np.random.default_rng(seed)
     rows = ROWS[kind](data, max_history, rng)
+    if "middle" in rows.column_names:
+        rows = rows.append_column("time", flatten_lists(data.train["timestamps"])[0].take(rows["middle"]))
+        again = taken_again(data.train)[rows["middle"].to_numpy() - (kind == "preference")]
+        rows = rows.filter(pa.array(~again))
+        if again.any():
+            logger.warning("%d rows get no %s: their user took the item more than once", again.sum(), kind)
     if max_rows is not None and max_rows < rows.num_rows:
         rows = rows.take(pa.array(np.sort(rng.permutation(rows.num_rows)[:max_rows])))
     return rows
@@ -169,9 +179,6 @@ def _shard(rows: list[dict], start: int, kind: str, catalogue: Catalogue, write:
         user, item = key_of(kind, row)
         records.append({"kind": kind, "user_id": user, "item_id": item, "text": text})
         leak = leaks(kind, text, catalogue.semid(item), catalogue.titles.get(item) or "")
-        # A preference is found again by the last item of a history: where that stands earlier too, the text would be
-        # quoted before items that it was written of.
-        leak |= kind == "preference" and item in row["history"][:-1]
         dropped.append("empty" if not text else "leak" if leak else "")
     return _table(records, dropped)
 

@@ -9,14 +9,20 @@ with these columns); `llmrec.instructions.compose` writes one from the columns o
 | intention | what a user was looking for, first person | the user, or empty | the item they then chose |
 | preference | what a user likes, before an item | the user, or empty | the last item of the history |
 | rationale | why an item follows a history | the user, or empty | that item |
+
+So a text of a user says nothing of time: where a user takes an item twice, what was written of the later time would be
+quoted at the earlier one, before items that it was written of. Such texts are not written, and can be left out.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from llmrec.data.rows import flatten_lists
 from llmrec.files import read_parquet, write_parquet
 from llmrec.instructions.words import says
 
@@ -68,6 +74,16 @@ class Texts:
                         "out or write another one"
                     )
 
+    def without_repeats(self, train: pa.Table) -> "Texts":
+        """Those that can be quoted while training: none of a user about an item that they took more than once."""
+        items, offsets = flatten_lists(train["item_ids"])
+        users = train["user_id"].take(pa.array(np.repeat(np.arange(train.num_rows), np.diff(offsets))))
+        again = pa.array(taken_again(train))
+        pairs = set(zip(users.filter(again).to_pylist(), items.filter(again).to_pylist()))
+        kinds, own, items = (self.table[name].to_pylist() for name in ("kind", "user_id", "item_id"))
+        kept = [kind == "query" or (user, item) not in pairs for kind, user, item in zip(kinds, own, items)]
+        return Texts(self.table.filter(pa.array(kept, pa.bool_())))
+
     @classmethod
     def load(cls, path: str | Path) -> "Texts":
         """From a parquet file, or a folder that recipes/generate_rationales.py wrote."""
@@ -77,6 +93,17 @@ class Texts:
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_parquet(Path(folder) / FILE, self.table)
+
+
+def taken_again(train: pa.Table) -> np.ndarray:
+    """bool, for every item of the training sequences laid end to end: whether its user has it more than once in them,
+    which in data that ships as windows may be the same interaction."""
+    items, offsets = flatten_lists(train["item_ids"])
+    codes = pc.dictionary_encode(items)
+    users = train["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    pairs = np.repeat(users, np.diff(offsets)) * max(len(codes.dictionary), 1) + codes.indices.to_numpy()
+    _, which, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return counts[which] > 1
 
 
 def leaks(kind: str, text: str, semid: str, title: str) -> bool:

@@ -19,6 +19,7 @@ from llmrec.data.sources import (
     load_movielens,
     write_compact,
 )
+from llmrec.data.sources.amazon import load_review_texts
 
 
 def write_gz(path, lines):
@@ -109,6 +110,18 @@ def test_amazon2023_parent_asin_and_milliseconds(tmp_path):
         {"item_id": "P1", "title": "A Game", "description": "Fun Fast", "brand": "Acme",
          "categories": "Video Games > PC", "price": None, "image": "l.jpg"}
     ]  # fmt: skip
+
+
+def test_amazon_review_texts_of_every_year(tmp_path):
+    newer = {"text": "Fun.", "asin": "CHILD", "parent_asin": "P1", "user_id": "AE2", "timestamp": 1588687728923}
+    older = [review_2014_2018("A1", "B01", 5), json.dumps({"reviewerID": "A2", "asin": "B02", "unixReviewTime": 6})]
+    reviews = load_review_texts(write_gz(tmp_path / "Office_5.json.gz", older))
+    assert reviews.to_pylist() == [
+        {"user_id": "A1", "item_id": "B01", "timestamp": 5, "text": "fine"},
+        {"user_id": "A2", "item_id": "B02", "timestamp": 6, "text": None},
+    ]
+    reviews = load_review_texts(write_gz(tmp_path / "Video_Games.jsonl.gz", [json.dumps(newer)]))
+    assert reviews.to_pylist() == [{"user_id": "AE2", "item_id": "P1", "timestamp": 1588687728, "text": "Fun."}]
 
 
 def test_amazon_errors_name_the_file(tmp_path):

@@ -1,6 +1,7 @@
 """Texts of a teacher model and from columns: which rows, what is dropped, and runs that were killed."""
 
 import importlib.util
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from tiny import MODEL, tiny_data, tiny_index, write_tiny_base
 from transformers import AutoTokenizer
 from trl import TrlParser
 
+from llmrec import text_generation
+from llmrec.data.prepared import SEQUENCES
 from llmrec.files import read_json, read_parquet
 from llmrec.instructions import Catalogue, Texts, load_prompt, teacher
 from llmrec.instructions.compose import relevant_history
@@ -120,6 +123,64 @@ def test_tasks_find_what_was_written(kind, task, tmp_path):
     assert found <= set(marks) and len(found) > 20
 
 
+def repeating_data(sequences):
+    """DATA with other training sequences, as (user, items) each."""
+    data = tiny_data()
+    users, items = zip(*sequences)
+    times = [list(range(len(each))) for each in items]
+    data.train = pa.table(
+        {"user_id": users, "item_ids": items, "timestamps": times, "num_context": [1] * len(users)}
+    ).cast(SEQUENCES)
+    return data
+
+
+def places_quoted(kind, task, data, rows, texts):
+    """(place of the target of a row, place that the text it quotes was written for), for all rows that quote one."""
+    catalogue = Catalogue(tiny_index(data), data.items, texts=texts)
+    read = teacher.Sequences(data.train).rows(rows)
+    said = [TASKS[task].slots(catalogue, row, "")[kind] for row in read]
+    places = rows["middle"].to_pylist()
+    return [(place, int(text.split()[-1])) for place, text in zip(places, said) if text.startswith("written at ")]
+
+
+@pytest.mark.parametrize(
+    "kind, task", [("preference", "preference_to_item"), ("rationale", "think_next_item"),
+                   ("intention", "history_intention_to_item")]
+)  # fmt: skip
+def test_no_row_quotes_what_was_written_of_another_time(kind, task, tmp_path, caplog):
+    draw, ids = random.Random(0), DATA.items["item_id"].to_pylist()
+    walk = [*ids[:6], ids[0], ids[9]]  # its history of 5 before the last target does not show that ids[0] was there
+    others = [(f"user-{n % 20}", draw.sample(ids, 6) + draw.sample(ids, 3)) for n in range(40)]
+    twice = [("twice", [*ids[:4], ids[7]]), ("twice", [*ids[4:6], ids[7]])]
+    data = repeating_data([("walker", walk), *twice, *others])
+    rows = rows_to_write(data, kind, max_history=5)
+    assert f"rows get no {kind}: their user took the item more than once" in caplog.text
+    write = lambda _, numbers: [f"written at {rows['middle'][number]}" for number in numbers]  # noqa: E731
+    write_texts(tmp_path, data, rows, kind, CATALOGUE, write)
+    quoting = TASKS[task].rows(data, 5, None)
+    quoted = places_quoted(kind, task, data, quoting, Texts.load(tmp_path))
+    assert len(quoted) >= 5 and all(place == own for place, own in quoted)
+    # A table of one's own, with a text for every row, has texts of another time, until those are left out.
+    every = teacher.ROWS[kind](data, 5, None)
+    keys = [teacher.key_of(kind, row) for row in teacher.Sequences(data.train).rows(every)]
+    records = [
+        {"kind": kind, "user_id": user, "item_id": item, "text": f"written at {place}"}
+        for (user, item), place in zip(keys, every["middle"].to_pylist())
+    ]
+    own = Texts(pa.Table.from_pylist(records))
+    assert any(place != other for place, other in places_quoted(kind, task, data, quoting, own))
+    assert places_quoted(kind, task, data, quoting, own.without_repeats(data.train)) == quoted
+
+
+def test_texts_of_items_stay_whoever_took_them_twice():
+    data = repeating_data([("u", ["item-01", "item-02", "item-01"])])
+    rows = [("query", "", "item-01"), ("preference", "", "item-01"), ("rationale", "u", "item-02"),
+            ("rationale", "u", "item-01"), ("rationale", "v", "item-01")]  # fmt: skip
+    records = [{"kind": kind, "user_id": user, "item_id": item, "text": "so"} for kind, user, item in rows]
+    kept = Texts(pa.Table.from_pylist(records)).without_repeats(data.train).table.to_pylist()
+    assert [record for record in records if record not in kept] == [records[3]]
+
+
 def test_leaks_and_empty_texts_are_dropped_and_counted(tmp_path, caplog):
     rows = rows_to_write(DATA, "query")
     semid = CATALOGUE.semid
@@ -184,6 +245,29 @@ def test_answers_follow_from_their_own_rows(model):
     assert AutoTokenizer.from_pretrained(model).eos_token not in "".join(together)
 
 
+@pytest.mark.parametrize(
+    "opening, answer, text",
+    [
+        ("", "It is red.", "It is red."),
+        ("", "<think>Okay.</think>It is red.", "It is red."),
+        ("", "<think>Okay, they", ""),
+        ("<think>\n", "Okay. They like\nred.\n</think>\n\nIt is red.", "It is red."),
+        ("<think>\n", "Hm, </think> no. <think>Well.</think>It is red.", "It is red."),
+        ("<think>\n", "Okay, they", ""),
+        ("<think>\n\n</think>\n\n", "It is red.", "It is red."),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(opening, answer, text, tmp_path, monkeypatch, caplog):
+    tokenizer = train_tokenizer(DATA.items["title"].to_pylist(), 800)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}" + f"{{{{ {opening!r} }}}}"
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(text_generation, "_transformers", lambda *_: lambda ids, seeds: [answer] * len(ids))
+    write = load_writer(str(tmp_path), 96)
+    assert [said.strip() for said in write(["What is it?", "And this?"])] == [text, text]
+    warned = "always thinks before it answers" in caplog.text and "max_new_tokens (96)" in caplog.text
+    assert warned == (opening == "<think>\n")
+
+
 def test_semids_that_are_there_are_looked_for(recipe, tmp_path):
     index = tiny_index(DATA)
     index.save(tmp_path / "semids/semids.parquet", DATA.items)
@@ -199,9 +283,12 @@ def test_semids_that_are_there_are_looked_for(recipe, tmp_path):
     "fields, message",
     [
         ({"kind": "opinion", "source": "columns"}, "kind 'opinion' is not one of"),
-        ({"source": "oracle"}, "source 'oracle' is not one of teacher, columns"),
+        ({"source": "oracle"}, "source 'oracle' is not one of teacher, columns, reviews"),
         ({"source": "teacher"}, "give one with source: teacher"),
-        ({"source": "columns", "model_name_or_path": "m"}, "none with columns"),
+        ({"source": "columns", "model_name_or_path": "m"}, "none with others"),
+        ({"source": "reviews", "kind": "query"}, "reviews is a parquet file: give one with source: reviews"),
+        ({"source": "columns", "reviews": "r.parquet"}, "and none with others"),
+        ({"source": "reviews", "reviews": "nowhere.parquet"}, "nowhere.parquet does not exist"),
         ({"source": "teacher", "model_name_or_path": "m", "backend": "ollama"}, "backend 'ollama' is not one of"),
         ({"source": "teacher", "model_name_or_path": "nowhere/at/all"}, "cannot be loaded to write texts"),
     ],

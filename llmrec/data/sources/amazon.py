@@ -55,13 +55,27 @@ def load_amazon2023(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
     return interactions, _metadata(metadata, json.loads, _item_2023, interactions)
 
 
+def load_review_texts(reviews: str) -> pa.Table:
+    """What users wrote, of a review file of any of the three years: user_id, item_id, timestamp, text."""
+    if "parent_asin" in next(_lines(reviews), ""):
+        fields, columns, text, unit = _FIELDS_2023, {"item_id": "parent_asin"}, "text", "ms"
+    else:
+        fields, columns, text, unit = _FIELDS_2014_2018, _COLUMNS_2014_2018, "reviewText", "s"
+    raw = _read(reviews, {**fields, text: pa.string()})
+    known = standard_interactions(raw, reviews, columns, unit).select(["user_id", "item_id", "timestamp"])
+    return known.append_column("text", raw[text])
+
+
 def _reviews(path: str, fields: dict, columns: dict, timestamp_unit: str = "s") -> pa.Table:
+    return standard_interactions(_read(path, fields), str(path), columns, timestamp_unit)
+
+
+def _read(path: str, fields: dict) -> pa.Table:
     options = pa.json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
     try:
-        raw = pa.json.read_json(path, pa.json.ReadOptions(block_size=_BLOCK), options)
+        return pa.json.read_json(path, pa.json.ReadOptions(block_size=_BLOCK), options)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return standard_interactions(raw, str(path), columns, timestamp_unit)
 
 
 def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Table) -> pa.Table:

@@ -1,0 +1,158 @@
+"""Queries and preferences from what users wrote about items: no model, the same for the same reviews.
+
+A query is what the reviews of an item say and those of few other items do; a preference what the reviews of a user's
+history say and those of few other users do (tf-idf). Nothing of the future is read:
+
+- reviews of training interactions only, and only of an item that the user took once and reviewed once, in the whole
+  prepared data: else nobody knows whether a review was written before the target or of it;
+- for a preference those of its history alone, and none that is dated later than its target. How common words are is
+  counted in the reviews of the other users, so no other review of the user changes a preference.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
+from llmrec.data import PreparedData
+from llmrec.data.cleaning import clean_text
+from llmrec.data.rows import flatten_lists
+from llmrec.data.validate import cast_column, standard_interactions
+from llmrec.files import read_parquet
+from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.teacher import Write
+from llmrec.instructions.texts import leaks
+from llmrec.instructions.words import listing
+from llmrec.item_tokenizers.text_ids import words_of
+
+KINDS = {"query": "item_id", "preference": "user_id"}  # whose reviews are set against those of the others
+QUERY_WORDS, PREFERENCE_TERMS = 4, 5  # a query has so many words or one more
+PAIR = ["user_id", "item_id"]
+STOP = ENGLISH_STOP_WORDS | {""}
+
+
+def load_reviews(path: str | Path) -> pa.Table:
+    """A parquet file of reviews: user_id, item_id, text and, if it has them, timestamp; other columns are not read.
+
+    Raises:
+        ValueError: a missing column or id, or a value of the wrong type, with its row.
+    """
+    raw, name = read_parquet(path), Path(path).name
+    if "text" not in raw.column_names:
+        raise ValueError(f"{name}: no column 'text'; it has {', '.join(raw.column_names)}")
+    known = raw.select([column for column in (*PAIR, "timestamp") if column in raw.column_names])
+    text = pc.fill_null(cast_column(raw["text"], pa.string(), name, "text"), "")
+    return standard_interactions(known, name).append_column("text", clean_text(text))
+
+
+def readable(reviews: pa.Table, data: PreparedData) -> pa.Table:
+    """The reviews that may be read, by user and item: see the module docstring.
+
+    Raises:
+        ValueError: there is none.
+    """
+    items, offsets = flatten_lists(data.train["item_ids"])
+    users = data.train["user_id"].take(pa.array(np.repeat(np.arange(data.train.num_rows), np.diff(offsets))))
+    trained = pa.table({"user_id": users, "item_id": items})
+    evaluated = [table.select(["user_id", "target"]).rename_columns(PAIR) for table in (data.valid, data.test)]
+    kept = reviews.join(_once(reviews), PAIR, join_type="inner").join(_once(trained), PAIR, join_type="inner")
+    kept = kept.join(pa.concat_tables(evaluated), PAIR, join_type="left anti")
+    kept = kept.filter(pc.not_equal(kept["text"], "")).sort_by([(name, "ascending") for name in PAIR])
+    if not kept.num_rows:
+        raise ValueError(
+            f"none of the {reviews.num_rows} reviews can be read: their user_id and item_id should be those of "
+            "training interactions in data_dir, each with one review"
+        )
+    return kept
+
+
+def _once(table: pa.Table) -> pa.Table:
+    counts = table.group_by(PAIR).aggregate([([], "count_all")])
+    return counts.filter(pc.equal(counts["count_all"], 1)).select(PAIR)
+
+
+@lru_cache(maxsize=1 << 18)
+def _words(chunk: str) -> list[str]:
+    return [""] if "'" in chunk or "’" in chunk else words_of(chunk)  # don't, it's: a stop word
+
+
+def terms_of(text: str) -> list[str]:
+    """The words of a text without English stop words, and pairs of such words side by side within a clause."""
+    terms = []
+    for clause in re.split(r"[.,;:!?()\"]+", text):
+        words = [word for chunk in clause.split() for word in _words(chunk)]
+        terms += [word for word in words if word not in STOP]
+        terms += [" ".join(pair) for pair in pairwise(words) if STOP.isdisjoint(pair)]
+    return terms
+
+
+def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
+    """Texts from reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
+
+    Args:
+        kind (`str`): `"query"` or `"preference"`.
+        reviews (`pa.Table`): of `readable`.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"reviews say no kind {kind!r}: they give {' and '.join(KINDS)}")
+    vectorizer = CountVectorizer(analyzer=terms_of, binary=True)
+    said = vectorizer.fit_transform(reviews["text"].to_pylist())  # [reviews, terms]
+    terms = vectorizer.get_feature_names_out()  # in the order of the alphabet
+    owners = reviews[KINDS[kind]].combine_chunks().dictionary_encode()
+    others = max(len(owners.dictionary) - 1, 1)
+    places = owners.indices.to_numpy(), np.arange(reviews.num_rows)
+    spread = np.bincount((csr_array((np.ones(reviews.num_rows), places)) @ said).indices, minlength=len(terms))
+    numbers: dict[str, list[int]] = {}
+    for number, own in enumerate(owners.to_pylist()):
+        numbers.setdefault(own, []).append(number)
+    items = reviews["item_id"].to_pylist()
+    times = reviews["timestamp"].to_pylist() if "timestamp" in reviews.column_names else [None] * reviews.num_rows
+
+    def best(chosen: list[int]) -> Iterator[str]:
+        found, counts = np.unique(said[np.array(chosen, int)].indices, return_counts=True)
+        elsewhere = spread[found] - 1  # the owner of these reviews counts in each of their terms
+        weights = counts * np.log(others / np.maximum(elsewhere, 1)) * (elsewhere > 0)
+        longer = [-term.count(" ") for term in terms[found]]  # of equal weight first, then the alphabet
+        for place in np.lexsort((found, longer, -weights)):
+            if weights[place] > 0:
+                yield str(terms[found[place]])
+
+    def query(row: dict) -> str:
+        item, text = row["about"], ""
+        for term in best(numbers.get(item, [])):
+            longer = f"{text} {term}".strip()
+            if _adds(text, term) and not leaks(kind, longer, catalogue.semid(item), catalogue.titles.get(item) or ""):
+                text = longer
+            if len(text.split()) >= QUERY_WORDS:
+                break
+        return text
+
+    def preference(row: dict) -> str:
+        def known(number: int) -> bool:
+            time, until = times[number], row["time"]
+            return items[number] in history and (time is None or until is None or time <= until)
+
+        history, kept = set(row["history"]), []
+        for term in best([number for number in numbers.get(row["user_id"], []) if known(number)]):
+            if _adds(" ".join(kept), term):
+                kept.append(term)
+            if len(kept) == PREFERENCE_TERMS:
+                break
+        return f"Speaks of {listing(kept)} in reviews" if kept else ""
+
+    write = query if kind == "query" else preference
+    return lambda rows, _: [write(row) for row in rows]
+
+
+def _adds(text: str, term: str) -> bool:
+    return set(term.split()).isdisjoint(text.split())
