@@ -24,7 +24,6 @@ from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, w
 from llmrec.recommender import LLMRecommender
 from llmrec.stages import finish_stage
 from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
-from llmrec.training.lora import push_final_model
 
 
 @dataclass
@@ -50,7 +49,8 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     index, items, contextual = load_parts(base, base_config)
     if args.behaviour:
         index.behaviour_token(args.behaviour)
-    prompt, texts = load_prompt(args.recommend_prompt), Texts.load(args.texts) if args.texts else None
+    prompt = load_prompt(args.recommend_prompt)
+    texts = Texts.load(args.texts).without_repeats(data.train) if args.texts else None
     shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
     config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture, limit = parse_mixture(args.tasks, prompt, index, args.fuse), training_args.max_length
@@ -89,7 +89,7 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
         training.plot_training(trainer.state.log_history, Path(output_dir) / "training.png")
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
-    push_final_model(trainer)
+    training.push_final_model(trainer)
     if state.is_main_process:
         finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")

@@ -3,7 +3,7 @@
 from llmrec.training.batches import SemIDCollator, packed
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import load_model, reload_model
-from llmrec.training.lora import lora_config, merged, merged_onto, save_final_model
+from llmrec.training.lora import lora_config, merged, merged_onto, push_final_model, save_final_model
 from llmrec.training.loss_weights import LossWeights, loss_weights
 from llmrec.training.plots import plot_training
 from llmrec.training.regularise import add_dropout
@@ -30,6 +30,7 @@ __all__ = [
     "merged_onto",
     "packed",
     "plot_training",
+    "push_final_model",
     "reload_model",
     "run_inputs",
     "save_final_model",
