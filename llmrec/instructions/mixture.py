@@ -14,10 +14,11 @@ from llmrec.data.rows import flatten_lists
 from llmrec.instructions.chat_data import ChatData
 from llmrec.instructions.prompts import Prompt, load_prompt
 from llmrec.instructions.tasks import TASKS
+from llmrec.instructions.wishes import kinds_of
 from llmrec.item_tokenizers.streams import stream_names, stream_rows
 from llmrec.semids import SemIDIndex
 
-_CHOICES = ("weight", "cap", "max_per_item", "where", "since", "semids")
+_CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
 _CHAT = ("chat", "split", "weight", "cap")
 
 
@@ -35,6 +36,8 @@ class TaskMix:
         where (sequence of `(column, operator, value)`, *optional*): only rows whose answer begins with an item for
             which all hold (`llmrec.filters.Filter`), or, where the answer is in words, that are about one: the
             domains of joined data get weights of their own this way.
+        wishes (sequence of `str`, *optional*): of a task with wishes, only rows with one of these kinds, such as
+            `other_brand` (`llmrec.instructions.wishes`): the kinds that are hard to learn get weights of their own.
         since (`str`, *optional*): a date (`2016-01-31`); only training sequences that reach it take part, undated
             ones do not. A second entry with `since` makes what is recent count more.
         chat (`ChatData`, *optional*): conversations of a general data set, instead of a task.
@@ -45,6 +48,7 @@ class TaskMix:
     cap: int | None = None
     max_per_item: int | None = None
     where: Sequence[tuple] | None = None
+    wishes: Sequence[str] | None = None
     since: str | None = None
     chat: ChatData | None = None
 
@@ -83,12 +87,20 @@ class TaskMix:
         if chat is None and prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
         semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
-        return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, where=where, since=since, chat=chat)
+        choices = {"where": where, "wishes": entry.get("wishes"), "since": since, "chat": chat}
+        return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, **choices)
 
     def rows(self, data: PreparedData, max_history: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
         """The task's rows, each once, and the training sequences that they are spans of."""
         train = data.train if self.since is None else _since(data.train, self.since)
         rows = TASKS[self.prompt.task].rows(dataclasses.replace(data, train=train), max_history, rng)
+        if self.wishes is not None:
+            if "wish" not in rows.column_names:
+                raise ValueError(f"wishes {list(self.wishes)}: task {self.prompt.task!r} has none")
+            kinds = [kinds_of(wish) in self.wishes for wish in rows["wish"].to_pylist()]
+            rows = rows.filter(pa.array(kinds, pa.bool_()))
+            if not rows.num_rows:
+                raise ValueError(f"wishes {list(self.wishes)}: task {self.prompt.task!r} has no row with one of them")
         return rows, train
 
     def size(self, count: int) -> int:

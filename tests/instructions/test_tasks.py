@@ -23,6 +23,7 @@ from llmrec.instructions import (
     task_rows,
 )
 from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.wishes import kinds_of
 from llmrec.instructions.words import short_text
 
 ROOT = Path(__file__).parents[2]
@@ -257,6 +258,22 @@ def test_shares_caps_and_items_hold_in_every_epoch(setting, name):
         if TASKS[name].ends_with_item or "about" in few[0]:
             first = [targets[0] if targets else about for _, about, _, targets in rows]
             assert max(Counter(first).values()) <= 2
+
+
+def test_kinds_of_wishes_have_weights_of_their_own(setting):
+    data, index, _, renderer = setting
+    entries = [{"prompt": "like_but", "wishes": ["other_brand"], "weight": 2}, "like_but:0.5"]
+    some, all_of_them = (build_dataset(data, [TaskMix.parse(entry)], renderer, 6, 400) for entry in entries)
+    kinds = Counter(kinds_of(row["wish"]) for row in all_of_them)
+    assert {kinds_of(row["wish"]) for row in some} == {"other_brand"} and len(kinds) > 3
+    every = [row for row in task_rows("like_but", data, 6) if row["wish"] == "other_brand"]
+    assert len(some) == 2 * len(every)
+    for task, wishes, why in (
+        ("like_but", ["nicer"], "no row with one of them"),
+        ("next_item", ["cheaper"], "has none"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            build_dataset(data, [TaskMix.parse({"prompt": task, "wishes": wishes})], renderer, 6, 400)
 
 
 def test_general_conversations_are_learned_on_their_last_turn(setting, tmp_path):
