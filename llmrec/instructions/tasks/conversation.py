@@ -18,7 +18,7 @@ from llmrec.instructions.tasks.task import Task
 from llmrec.instructions.wishes import Wishes, say
 from llmrec.instructions.words import listing
 
-ANSWERS = 10  # different answers to one wish about one item, in an epoch
+ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some
 PAIR = ("user_id", "target")  # columns of an evaluation row
 
