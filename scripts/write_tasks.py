@@ -44,7 +44,8 @@ tasks:
   - item_to_title:0.5 # half of the rows, another half in every epoch
   - {prompt: history_to_title, cap: 20000} # at most so many rows in an epoch
   - {prompt: query_to_item, max_per_item: 5} # at most so many rows whose answer begins with one item
-  - {prompt: like_but, wishes: [other_brand], weight: 2} # wishes of some kinds alone
+  - {prompt: next_item, where: [[price, "<", 20]]} # only answers that satisfy this
+  - {prompt: like_but, wishes: [other_brand], weight: 2} # wishes of exactly these kinds (prompts/phrases/wishes.yaml)
   - {prompt: next_item, since: 2017-01-01} # only sequences that reach this date
   - {prompt: next_item, semids: text} # the Semantic IDs of one stream, where there are several
   - {prompt: my/own_wording.yaml, weight: 2} # a file of your own, every row twice

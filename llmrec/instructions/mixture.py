@@ -87,6 +87,8 @@ class TaskMix:
         if chat is None and prompt.task not in TASKS:
             raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
         semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
+        if isinstance(entry.get("wishes"), str):
+            raise ValueError(f"task mixture entry {entry!r}: wishes is a list, [{entry['wishes']}]")
         choices = {"where": where, "wishes": entry.get("wishes"), "since": since, "chat": chat}
         return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, **choices)
 

@@ -266,6 +266,8 @@ def test_kinds_of_wishes_have_weights_of_their_own(setting):
     some, all_of_them = (build_dataset(data, [TaskMix.parse(entry)], renderer, 6, 400) for entry in entries)
     kinds = Counter(kinds_of(row["wish"]) for row in all_of_them)
     assert {kinds_of(row["wish"]) for row in some} == {"other_brand"} and len(kinds) > 3
+    with pytest.raises(ValueError, match=r"wishes is a list, \[other_brand\]"):
+        TaskMix.parse({"prompt": "like_but", "wishes": "other_brand"})
     every = [row for row in task_rows("like_but", data, 6) if row["wish"] == "other_brand"]
     assert len(some) == 2 * len(every)
     for task, wishes, why in (
