@@ -120,3 +120,27 @@ def head_replaced(model: torch.nn.Module, function: Callable) -> Iterator[list]:
         yield results
     finally:
         handle.remove()
+
+
+@contextmanager
+def head_output(model: torch.nn.Module, function: Callable) -> Iterator[None]:
+    """While open, `function(head, hidden)` stands for the head: what it returns is `model(...).logits`.
+
+    So gradients flow through the model's own output, which is what DDP and FSDP watch. For models that return the
+    head's output as it is (`tree_attention.unsupported` names the others).
+    """
+    head, hidden = unwrap(model).get_output_embeddings(), []
+
+    def before(module, args):
+        hidden.append(args[0])
+        return (args[0][:, :0],)
+
+    def after(module, args, output):
+        return function(module, hidden.pop())
+
+    handles = [head.register_forward_pre_hook(before), head.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,55 @@
+"""What becomes of advantages: importance weights, dead groups, and which token of an item is to blame."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def weighted(advantages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Advantages of samples without replacement: those of a mean over the distribution instead of over the sample.
+
+    Args:
+        advantages (float32 [N, G]): centred on the plain mean of a group.
+        weights (float32 [N, G]): importance weights that sum to 1 in a group.
+
+    Returns:
+        float32 [N, G]: centred on the weighted mean and times G x weight, so that their plain mean is the estimate.
+    """
+    centred = advantages - (weights * advantages).sum(1, keepdim=True)
+    return centred * weights * weights.shape[1]
+
+
+def skip_dead(advantages: torch.Tensor, accelerator) -> torch.Tensor:
+    """Advantages (float32 [N, G]) as if groups without any were not in the batch: the others count for them."""
+    alive = (advantages != 0).any(1).float()
+    share = accelerator.reduce(alive.mean(), "mean").clamp(min=1e-8)
+    return advantages / share
+
+
+def first_difference(
+    advantages: torch.Tensor,
+    codes: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Advantages by token (float32 [N, C]): a wrong item is blamed where it leaves the target's Semantic ID.
+
+    Tokens before it are right and are not blamed; tokens after it follow from it and are neither blamed nor praised.
+    An item whose advantage is positive keeps it on all the tokens up to there, so partial credit is credit.
+
+    Args:
+        advantages (float32 [N]), codes, targets (N Semantic IDs each), mask ([N, C]): the tokens of the completions.
+    """
+    credit = torch.zeros(mask.shape, device=advantages.device)
+    for row, (own, target) in enumerate(zip(codes, targets)):
+        own, target = np.asarray(own), np.asarray(target)
+        differs = np.flatnonzero(own != target)
+        if not len(differs):
+            credit[row] = 1.0
+            continue
+        place = min(int((own[: differs[0]] >= 0).sum()), mask.shape[1] - 1)
+        credit[row, place] = 1.0
+        if advantages[row] > 0:
+            credit[row, :place] = 1.0
+    return advantages[:, None] * credit * mask

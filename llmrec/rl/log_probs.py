@@ -1,0 +1,181 @@
+"""Log-probabilities of completions, under the distribution that they were drawn from, with a group's prompt read once.
+
+GRPO scores G completions of one prompt. Here a group is one row: the prompt, then the completions beside each other;
+under a 4-D mask a completion sees the prompt and itself, and its positions count from the prompt. That is
+P + G x (C - 1) tokens where one row per completion has G x (P + C).
+
+Rollouts are drawn among the tokens that the trie allows, so a token's log-probability is taken over these (DAPO,
+MiniOneRec and TRL take it over the vocabulary, which moves the policy's mass out of the catalogue: the ratios, the KL
+and the gradient then speak of another distribution). Text before a Semantic ID, a thought, is free: its tokens are
+normalised over the vocabulary.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from llmrec.decoding.head import head_output, token_scores, unwrap
+from llmrec.decoding.tree_attention import unsupported
+from llmrec.decoding.trie import DEAD, SemIDTrie
+
+Normalize = Literal["vocabulary", "catalogue"]
+_MASKABLE = ("sdpa", "eager")
+
+
+class Groups(NamedTuple):
+    """N prompts with G completions each.
+
+    Attributes:
+        prompts (int64 [N, P]), prompt_mask (bool [N, P]): padded on the left.
+        completions (int64 [N, G, C]), completion_mask (bool [N, G, C]): padded on the right.
+    """
+
+    prompts: torch.Tensor
+    prompt_mask: torch.Tensor
+    completions: torch.Tensor
+    completion_mask: torch.Tensor
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, mask: torch.Tensor, completion_length: int, size: int) -> "Groups":
+        """From rows of prompt and completion (int64 [N x G, P + C] each), the completions of a prompt side by side.
+
+        Raises:
+            ValueError: rows that are no whole groups.
+        """
+        if len(ids) % size:
+            raise ValueError(f"{len(ids)} completions are no whole groups of {size}")
+        width, mask = ids.shape[1] - completion_length, mask.bool()
+        prompts, masks = ids[:, :width].unflatten(0, (-1, size)), mask[:, :width].unflatten(0, (-1, size))
+        if bool((prompts != prompts[:, :1]).logical_and(masks).any()):
+            raise ValueError(f"the completions of one prompt do not stand side by side in groups of {size}")
+        held = masks[:, 0].any(0)
+        first = int(held.int().argmax())  # columns that are padding in every row
+        return cls(
+            prompts[:, 0, first:],
+            masks[:, 0, first:],
+            ids[:, width:].unflatten(0, (-1, size)),
+            mask[:, width:].unflatten(0, (-1, size)),
+        )
+
+
+def levels_of(completions: torch.Tensor, mask: torch.Tensor, trie: SemIDTrie, thinking: bool) -> torch.Tensor:
+    """int64 [..., C]: the level of the Semantic ID that each token stands at; -1 for text and padding.
+
+    Args:
+        thinking (`bool`): whether text precedes; the Semantic ID begins at the last token that may begin one.
+    """
+    column = torch.arange(completions.shape[-1], device=completions.device)
+    start = torch.zeros(completions.shape[:-1], dtype=torch.long, device=completions.device)
+    if thinking:
+        begins = torch.isin(completions, trie.vocab[0]) & mask.bool()
+        start = torch.where(begins, column, -1).max(-1).values
+        start = start.masked_fill(start < 0, completions.shape[-1])  # none: all of it is text
+    level = column - start[..., None]
+    return level.masked_fill((level < 0) | (level >= trie.depth) | ~mask.bool(), -1)
+
+
+def log_probs(
+    model: torch.nn.Module,
+    groups: Groups,
+    trie: SemIDTrie | None,
+    temperature: float = 1.0,
+    thinking: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (float32 [N, G, C], differentiable) of the tokens of completions.
+
+    Padding gets 0. One call of the model, however it is wrapped.
+
+    Args:
+        trie: tokens of Semantic IDs are normalised over what it allows; `None` normalises over the vocabulary.
+        temperature (`float`): logits are divided by it, as in the rollout.
+
+    Raises:
+        ValueError: a Semantic ID that is not in the trie, or a model whose attention takes no mask (`check_model`).
+    """
+    batch, size, length = groups.completions.shape
+    states = 1 + size * (length - 1)
+
+    def at_head(head: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        prompt, rest = hidden[:, -states : hidden.shape[1] - states + 1], hidden[:, hidden.shape[1] - states + 1 :]
+        rest = rest.unflatten(1, (size, length - 1))
+        before = torch.cat([prompt[:, None].expand(-1, size, -1, -1), rest], 2)  # what each token is predicted from
+        if trie is None:
+            return _over_vocabulary(head, before, groups.completions, groups.completion_mask, temperature)
+        return _over_catalogue(head, before, groups, trie, temperature, thinking)
+
+    with head_output(model, at_head):
+        found = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
+    return found[..., 0], found[..., 1]
+
+
+def check_model(model: torch.nn.Module) -> None:
+    """Raises `ValueError` naming why a model cannot read a group as one row."""
+    inner = unwrap(model)
+    if (reason := unsupported(inner)) is not None:
+        raise ValueError(f"this model cannot share the prompt of a group: {reason}")
+    if inner.config._attn_implementation not in _MASKABLE:
+        raise ValueError(
+            f"attn_implementation {inner.config._attn_implementation} takes no mask of our own: set "
+            "attn_implementation: sdpa"
+        )
+
+
+def _inputs(groups: Groups, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Each group as one row: ids, positions, and who sees whom."""
+    batch, size, length = groups.completions.shape
+    # What follows the last token of a completion is not asked for.
+    inner, held = groups.completions[..., :-1], groups.completion_mask[..., :-1]
+    ids = torch.cat([groups.prompts, inner.flatten(1)], 1)
+    count = groups.prompt_mask.sum(1, keepdim=True)
+    own = torch.arange(length - 1, device=ids.device).repeat(size)
+    positions = torch.cat([(groups.prompt_mask.cumsum(1) - 1).clamp(min=0), count + own], 1)
+    width, total = groups.prompts.shape[1], ids.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=ids.device).tril()
+    number = torch.arange(size, device=ids.device).repeat_interleave(length - 1)
+    causal[width:, width:] &= number[:, None] == number
+    seen = torch.cat([groups.prompt_mask, held.flatten(1)], 1)
+    mask = causal & seen[:, None]
+    mask |= torch.eye(total, dtype=torch.bool, device=ids.device)  # padding sees itself, or it would be NaN
+    mask = mask[:, None]
+    if model.config._attn_implementation == "eager":
+        dtype = model.dtype
+        mask = torch.zeros(mask.shape, dtype=dtype, device=ids.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def _over_vocabulary(head, states, tokens, mask, temperature) -> torch.Tensor:
+    """float32 [N, G, C, 2]: log-probability and entropy of each token over the whole vocabulary."""
+    logits = head.forward(states[mask]).float() / temperature
+    steps = logits.log_softmax(-1)
+    chosen = steps.gather(-1, tokens[mask][:, None])[:, 0]
+    entropy = -(steps.exp() * steps).sum(-1)
+    empty = torch.zeros(*tokens.shape, 2, device=states.device)
+    return empty.masked_scatter(mask[..., None].expand_as(empty), torch.stack([chosen, entropy], -1))
+
+
+def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: float, thinking: bool) -> torch.Tensor:
+    """float32 [N, G, C, 2]: as `_over_vocabulary`, over the children of each token's node."""
+    tokens, mask = groups.completions, groups.completion_mask
+    levels = levels_of(tokens, mask, trie, thinking)
+    found = torch.zeros(*tokens.shape, 2, device=states.device)
+    if thinking:
+        found = _over_vocabulary(head, states, tokens, mask & (levels < 0), temperature)
+    nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
+    for level in range(trie.depth):
+        here = levels == level  # [N, G, C], at most one column of a completion
+        which = here.any(-1)
+        if not bool(which.any()):
+            break
+        node, token = nodes[which], tokens[here]
+        following = trie.step(node, token, level)
+        if bool((following == DEAD).any()):
+            raise ValueError(f"token {int(token[following == DEAD][0])} continues no Semantic ID of the catalogue")
+        logits, _ = token_scores(head, states[here][:, None], trie.head_ids[level].to(states.device), False)
+        children = trie.children(node, level)
+        steps = (logits[:, 0] / temperature).gather(-1, children.column).masked_fill(~children.valid, -torch.inf)
+        steps = steps.log_softmax(-1)
+        chosen = steps.gather(-1, (following - children.node[:, 0])[:, None])[:, 0]
+        entropy = -torch.where(children.valid, steps.exp() * steps.masked_fill(~children.valid, 0), 0).sum(-1)
+        found = found.masked_scatter(here[..., None].expand_as(found), torch.stack([chosen, entropy], -1))
+        nodes = nodes.masked_scatter(which, following)
+    return found

@@ -1,0 +1,159 @@
+"""Rollouts: G distinct items of the catalogue for every prompt, each prompt read once.
+
+- `beam`: the G best by tree beam search, as MiniOneRec's rollouts, best first.
+- `sample`: G draws of the policy without replacement, with their importance weights.
+- `mixed`: the best by beam search, then draws that are not among them.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding.trie import END, SemIDTrie
+from llmrec.rl.sampling import sample_without_replacement
+
+KINDS = ("beam", "sample", "mixed")
+
+
+@dataclass
+class RolloutArguments:
+    """Fields of recipes/grpo.py that say how a group is drawn; its size is TRL's `num_generations`."""
+
+    rollout: str = field(default="beam", metadata={"help": "beam, sample (without replacement) or mixed."})
+    beam_share: float = field(default=0.5, metadata={"help": "The part of a mixed group that comes from the beam."})
+    log_positives: int = field(
+        default=0,
+        metadata={"help": "Items that the user did choose, the target first, put in the last places of each group."},
+    )
+
+    def check(self, group: int, trie: SemIDTrie) -> None:
+        """Raises `ValueError` naming the field."""
+        if self.rollout not in KINDS:
+            raise ValueError(f"rollout: {self.rollout!r} is not one of {', '.join(KINDS)}")
+        if group > trie.num_leaves:
+            raise ValueError(
+                f"num_generations: {group} distinct rollouts of a catalogue of {trie.num_leaves} Semantic IDs"
+            )
+        if not 0 <= self.log_positives < group:
+            raise ValueError(f"log_positives: {self.log_positives} of a group of {group}; leave at least one rollout")
+        if not 0 < self.beam_share < 1:
+            raise ValueError(f"beam_share: {self.beam_share} is not between 0 and 1; for one alone use beam or sample")
+
+
+class Rollouts(NamedTuple):
+    """G completions for each of N prompts.
+
+    Attributes:
+        tokens (int64 [N, G, depth]): Semantic IDs as token ids, padded with -1.
+        leaves (int64 [N, G]): the first sorted row of each in the trie.
+        weights (float32 [N, G]): importance weights, summing to 1 in a group; equal ones for beams.
+    """
+
+    tokens: torch.Tensor
+    leaves: torch.Tensor
+    weights: torch.Tensor
+
+
+def roll_out(
+    model,
+    prompts: Sequence[Sequence[int]],
+    trie: SemIDTrie,
+    size: int,
+    arguments: RolloutArguments,
+    seeds: Sequence[int],
+    temperature: float = 1.0,
+    pad: int = 0,
+) -> Rollouts:
+    """G distinct Semantic IDs after each prompt.
+
+    Args:
+        model: its mode is set to evaluation meanwhile.
+        prompts (N sequences of `int`): token ids.
+        seeds (N of `int`): what is sampled for a prompt follows from its seed alone.
+        temperature (`float`): of the samples; a beam search has none.
+    """
+    device = next(model.parameters()).device
+    trie.to(device)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        if arguments.rollout == "sample":
+            drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
+            return Rollouts(drawn.tokens, drawn.low, drawn.weights)
+        found = tree_beam_search(model, ids, mask, trie, size, normalize="catalogue")
+        tokens, leaves = found.tokens, found.low
+        if arguments.rollout == "mixed":
+            beams = max(1, round(arguments.beam_share * size))
+            drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
+            new = (drawn.low[:, :, None] != leaves[:, None, :beams]).all(-1)
+            order = (~new).int().argsort(dim=1, stable=True)[:, : size - beams]
+            leaves = torch.cat([leaves[:, :beams], drawn.low.gather(1, order)], 1)
+            more = drawn.tokens.gather(1, order[..., None].expand(-1, -1, trie.depth))
+            tokens = torch.cat([tokens[:, :beams], more], 1)
+        return Rollouts(tokens, leaves, torch.full(leaves.shape, 1 / size, device=device))
+    finally:
+        model.train(was_training)
+
+
+def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequence[int]]) -> Rollouts:
+    """The same groups with Semantic IDs that the user did choose in their last places, where they are missing.
+
+    Args:
+        positives (N sequences of `int`): rows of the index.
+    """
+    tokens, leaves = rollouts.tokens.clone(), rollouts.leaves.clone()
+    for group, rows in enumerate(positives):
+        wanted = [leaf_of(trie, row) for row in rows]
+        missing = [leaf for leaf in dict.fromkeys(wanted) if leaf not in set(leaves[group].tolist())]
+        # From the end, but never over another one that the user chose.
+        free = [place for place in reversed(range(leaves.shape[1])) if int(leaves[group, place]) not in wanted]
+        for place, leaf in zip(free, missing):
+            leaves[group, place] = leaf
+            tokens[group, place] = tokens_of_leaf(trie, leaf)
+    return rollouts._replace(tokens=tokens, leaves=leaves)
+
+
+def leaf_of(trie: SemIDTrie, row: int) -> int:
+    """The first sorted row with the Semantic ID of a row of the index."""
+    node = torch.zeros((), dtype=torch.long, device=trie.device)
+    position = int(trie.position[row])
+    for level in range(trie.depth):
+        children = trie.children(node, level)
+        low, high = trie.rows(children.node, level + 1)
+        node = children.node[(low <= position) & (position < high) & children.valid][0]
+    return int(trie.rows(node, trie.depth)[0])
+
+
+def tokens_of_leaf(trie: SemIDTrie, leaf: int) -> torch.Tensor:
+    """int64 [depth]: the Semantic ID of a sorted row, padded with -1."""
+    node, tokens = torch.zeros((), dtype=torch.long, device=trie.device), []
+    for level in range(trie.depth):
+        children = trie.children(node, level)
+        low, high = trie.rows(children.node, level + 1)
+        node = children.node[(low <= leaf) & (leaf < high) & children.valid][0]
+        tokens.append(trie.token(node, level))
+    return torch.stack(tokens)
+
+
+def completions(tokens: torch.Tensor, trie: SemIDTrie) -> list[list[int]]:
+    """Token ids (int64 [M, depth], padded with -1) as lists; one that had to choose to end says so with EOS."""
+    nodes = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    scored = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+    for level in range(trie.depth):
+        scored[:, level] = (tokens[:, level] == END) & (trie.children(nodes, level).valid.sum(-1) > 1)
+        nodes = trie.step(nodes, tokens[:, level], level)
+    ids = tokens.masked_fill(scored, trie.eos_token_id or 0)
+    return [[token for token in row if token != END] for row in ids.tolist()]
+
+
+def seeds_of(seed: int, step: int, rows: Sequence[int]) -> list[int]:
+    """One seed for each row of a step, whichever process draws it."""
+    return [zlib.crc32(np.array([seed, step, row], np.int64).tobytes()) for row in rows]
