@@ -1,0 +1,34 @@
+"""What RL must not lose: recall far down the list and coverage, watched against the model that it started from."""
+
+import logging
+
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+WATCHED = ("recall@50", "coverage@10")
+
+
+class Guard(TrainerCallback):
+    """Warns, or stops the run, when recall@50 or coverage@10 falls too far below the start.
+
+    GRPO tends to raise recall@1 and to lower recall@10 to @50 (docs/grpo.md); a mean reward does not show it.
+
+    Args:
+        drop (`float`): how much of the first value may be lost, 0.1 = a tenth.
+        stops (`bool`): whether to end the run.
+    """
+
+    def __init__(self, drop: float, stops: bool):
+        self.drop, self.stops = drop, stops
+        self.first: dict[str, float] = {}
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        found = {name: metrics[f"eval_{name}"] for name in WATCHED if f"eval_{name}" in (metrics or {})}
+        if not self.first:
+            logs = [log for log in state.log_history if all(f"eval_{name}" in log for name in found)]
+            self.first = {name: logs[0][f"eval_{name}"] for name in found} if logs else found
+        for name, value in found.items():
+            if value < (1 - self.drop) * self.first[name]:
+                what = "stopping" if self.stops else "go on with care: lower the learning rate or raise beta"
+                logger.warning("%s fell from %.4f to %.4f at step %d: %s", name, self.first[name], value, state.global_step, what)
+                control.should_training_stop = control.should_training_stop or self.stops
