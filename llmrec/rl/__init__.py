@@ -1,0 +1,27 @@
+"""Reinforcement learning over the items of a catalogue, with TRL's GRPO."""
+
+from llmrec.rl.log_probs import Groups, check_model, log_probs
+from llmrec.rl.monitor import Guard
+from llmrec.rl.rewards import REWARDS, Facts, load_rewards
+from llmrec.rl.rollout import RolloutArguments, Rollouts, roll_out
+from llmrec.rl.rows import prompt_rows
+from llmrec.rl.sampling import Sample, sample_without_replacement
+from llmrec.rl.trainer import PolicyArguments, SemIDGRPOTrainer
+
+__all__ = [
+    "REWARDS",
+    "Facts",
+    "Groups",
+    "Guard",
+    "PolicyArguments",
+    "RolloutArguments",
+    "Rollouts",
+    "Sample",
+    "SemIDGRPOTrainer",
+    "check_model",
+    "load_rewards",
+    "log_probs",
+    "prompt_rows",
+    "roll_out",
+    "sample_without_replacement",
+]

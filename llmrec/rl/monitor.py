@@ -30,5 +30,7 @@ class Guard(TrainerCallback):
         for name, value in found.items():
             if value < (1 - self.drop) * self.first[name]:
                 what = "stopping" if self.stops else "go on with care: lower the learning rate or raise beta"
-                logger.warning("%s fell from %.4f to %.4f at step %d: %s", name, self.first[name], value, state.global_step, what)
+                logger.warning(
+                    "%s fell from %.4f to %.4f at step %d: %s", name, self.first[name], value, state.global_step, what
+                )
                 control.should_training_stop = control.should_training_stop or self.stops

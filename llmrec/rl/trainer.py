@@ -10,6 +10,8 @@ of them moves):
 - `_generate_and_score_completions`: rollouts before, weights and credit after TRL scored them
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +24,7 @@ from llmrec.rl.credit import first_difference, skip_dead, weighted
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.rollout import RolloutArguments, completions, roll_out, seeds_of, with_positives
 from llmrec.semids import SemIDIndex
+from llmrec.training import ValidationSample
 
 LOG_PROBS = ("catalogue", "vocabulary")
 DEAD_GROUPS = ("keep", "skip", "resample")
@@ -57,6 +60,9 @@ class SemIDGRPOTrainer(GRPOTrainer):
         model, reward_funcs, args, train_dataset, processing_class, peft_config, callbacks: see `GRPOTrainer`.
         index (`SemIDIndex`), trie (`SemIDTrie`): the catalogue, the trie's rows in the order of the index.
         policy (`PolicyArguments`): rollouts, log-probabilities, dead groups, credit.
+        sample (`ValidationSample`, *optional*): what an evaluation measures; rewards are not evaluated.
+        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
+            checkpoint is a recommender.
 
     Raises:
         ValueError: settings that cannot work here, a target that is not in the catalogue.
@@ -71,6 +77,8 @@ class SemIDGRPOTrainer(GRPOTrainer):
         index: SemIDIndex,
         trie: SemIDTrie,
         policy: PolicyArguments,
+        sample: ValidationSample | None = None,
+        write_sidecars: Callable[[str], None] | None = None,
         **kwargs,
     ):
         _check(args, policy, trie)
@@ -81,6 +89,7 @@ class SemIDGRPOTrainer(GRPOTrainer):
             head.bias = None
         if policy.shared_prompts:
             check_model(self.model)
+        self.sample, self.write_sidecars = sample, write_sidecars
         self.index, self.trie, self.policy = index, trie.to(self.accelerator.device), policy
         self._rows = {item: row for row, item in reversed(list(enumerate(index.item_ids)))}
         self._drawn: tuple[list[list[int]], torch.Tensor] | None = None
@@ -213,6 +222,26 @@ class SemIDGRPOTrainer(GRPOTrainer):
                 found.append(torch.stack(log_probs(model, groups, trie, self.temperature)).flatten(1, 2))
         logps, entropies = torch.cat(found, 1)
         return logps, entropies if compute_entropy else None, None
+
+    # What a run says and writes
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """recall@k, ndcg@k, coverage and head share on the validation sample, and the seconds that it took."""
+        start = time.perf_counter()
+        metrics = self.sample.evaluate(self.model, self.accelerator) | {"runtime": time.perf_counter() - start}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the weights and what makes the folder a recommender."""
+        super().save_model(output_dir, _internal_call)
+        if self.write_sidecars is not None and self.args.should_save:
+            self.write_sidecars(output_dir or self.args.output_dir)
 
 
 def _by_group(value, order: torch.Tensor, size: int):
