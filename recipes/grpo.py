@@ -14,16 +14,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.decoding import SemIDTrie
-from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
 from llmrec.rl import Facts, Guard, PolicyArguments, SemIDGRPOTrainer, load_rewards, prompt_rows
-from llmrec.stages import finish_stage
 from llmrec.training import ValidationSample
 
 

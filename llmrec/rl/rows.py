@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from llmrec.data import PreparedData
 from llmrec.instructions.spans import Sequences, target_spans
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommender import LLMRecommender
 
 
 def prompt_rows(data: PreparedData, recommender: LLMRecommender, following: int = 0) -> Dataset:
