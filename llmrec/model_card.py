@@ -64,11 +64,12 @@ def write_model_card(
     folder = Path(folder)
     settings = asdict(script_args) | {name: getattr(training_args, name) for name in _SHOWN}
     data = config.trained_on.get("name", "unknown")
+    method = type(training_args).__name__.removesuffix("Config").lower()  # sft, grpo, dpo
     header = ModelCardData(
         base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["llmrec", "semantic-id", "recommendation", "trl", "sft"],
+        tags=["llmrec", "semantic-id", "recommendation", "trl", method],
         model_name=folder.name,
         eval_results=[
             EvalResult(

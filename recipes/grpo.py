@@ -1,11 +1,11 @@
-"""Reinforcement learning of a recommender (GRPO) over the items of its catalogue, with TRL.
+"""Reinforcement learning of a recommender over the items of its catalogue, with TRL's GRPO.
 
     accelerate launch recipes/grpo.py --config recipes/configs/quickstart/grpo.yaml
     accelerate launch --config_file recipes/accelerate/cpu2.yaml recipes/grpo.py --config ... --loss_type dr_grpo
 
-`model_name_or_path` is a folder of recipes/sft.py, and so is the output. Every field of TRL's `GRPOConfig` works in the
-YAML and on the command line; rollouts, log-probabilities, dead groups and credit are fields of
-`llmrec.rl.PolicyArguments`, rewards are named in `rewards` (docs/grpo.md). Killed? The same command goes on.
+`model_name_or_path` is a folder of recipes/sft.py, and so is the output. Every field of TRL's `GRPOConfig` works in
+the YAML and on the command line; rollouts, log-probabilities, dead groups and credit are fields of
+`llmrec.rl.PolicyArguments`, and rewards are named in `rewards` (docs/grpo.md). Killed? The same command goes on.
 """
 
 import logging
@@ -14,27 +14,30 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
-from trl import GRPOConfig, ModelConfig
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 import llmrec.training as training
 from llmrec.data import PreparedData
-from llmrec.decoding import SemIDTrie
+from llmrec.instructions import Prompt, TaskMix
+from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
-from llmrec.rl import Facts, Guard, PolicyArguments, SemIDGRPOTrainer, load_rewards, prompt_rows
-from llmrec.training import ValidationSample
+from llmrec.rl import Facts, Guard, PolicyArguments, SemIDGRPOTrainer, load_rewards, plot_grpo, prompt_rows
+from llmrec.stages import finish_stage
 
 
 @dataclass
 class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     rewards: list[str] = field(
-        default_factory=lambda: ["exact_hit", "rank_penalty"], metadata={"help": "name:weight, or a dotted path."}
+        default_factory=lambda: ["exact_hit", "prefix_match"], metadata={"help": "name:weight, or a dotted path."}
     )
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Prompts; the model's own by default."})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "The mixture of prompts (docs/tasks.md); by default the model's own."}
+    )
     features: str = field(default="", metadata={"help": "features.npy, for semantic_similarity."})
     sasrec: str = field(default="", metadata={"help": "A SASRec (recipes/train_baselines.py), for collaborative."})
-    validation_rows: int = field(default=500, metadata={"help": "Sample for recall, ndcg and coverage."})
+    validation_rows: int = field(default=500, metadata={"help": "Sample that an evaluation ranks."})
     guard_drop: float = field(default=0.1, metadata={"help": "Loss of recall@50 or coverage@10 that is reported."})
     guard_stops: bool = field(default=False, metadata={"help": "Whether such a loss ends the run."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
@@ -45,10 +48,10 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
     data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     config.check_catalogue(data.items, base)
     index, items, contextual = load_parts(base, config)
-    inputs = training.run_inputs(base, data, index, [config.next_prompt])
-    found, checkpoint = training.begin_run(
-        output_dir, args, policy, grpo_args, model_args, inputs=inputs, overwrite=args.overwrite
-    )
+    prompts = [Prompt.from_dict(config.prompt), *(TaskMix.parse(entry).prompt for entry in args.tasks)]
+    inputs = training.run_inputs(base, data, index, prompts)
+    arguments = (args, policy, grpo_args, model_args)
+    found, checkpoint = training.begin_run(output_dir, *arguments, inputs=inputs, overwrite=args.overwrite)
     if found == "done":
         state.print(f"Reusing the model in {output_dir} (same settings, same data).")
         return
@@ -61,18 +64,32 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
     recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
     facts = Facts(index, data.items, data.train, args.features, args.sasrec)
     rewards, grpo_args.reward_weights = load_rewards(args.rewards, facts)
-    sample = ValidationSample(recommender, data.valid, args.validation_rows)
     trainer = SemIDGRPOTrainer(
         model,
         rewards,
         grpo_args,
-        index=index,
-        trie=SemIDTrie.from_index(index, tokenizer),
+        recommender=recommender,
         policy=policy,
-        train_dataset=prompt_rows(data, recommender),
+        train_dataset=prompt_rows(data, recommender, args.tasks, max(policy.log_positives - 1, 0)),
         processing_class=tokenizer,
-        peft_config=training.lora_config(model_args, model, tokenizer, index, "all"),
+        peft_config=training.lora_config(model_args, model, tokenizer, index),
         callbacks=[Guard(args.guard_drop, args.guard_stops)],
-        sample=sample,
+        sample=training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train),
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
+    state.print(f"{len(trainer.train_dataset):,} prompts; checkpoints and the model go to {output_dir}")
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
+    if state.is_main_process:
+        plot_grpo(trainer.state.log_history, Path(output_dir) / "training.png")
+        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+        write_model_card(output_dir, config, index, metrics, args, grpo_args, base_model=base)
+    training.push_final_model(trainer)
+    if state.is_main_process:
+        finish_stage(output_dir, seconds=result.metrics["train_runtime"], **metrics)
+    state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    main(*TrlParser((DataArguments, PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())

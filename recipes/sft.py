@@ -70,7 +70,7 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     weigh = training.loss_weights(stage, tokenizer, index, data.items)
     train = build_dataset(data, mixture, recommender.renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
-    sample = ValidationSample(recommender, data.valid, args.validation_rows)
+    sample = ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
     trainer = SemIDSFTTrainer(
         model,
         training_args,

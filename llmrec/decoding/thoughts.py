@@ -53,7 +53,7 @@ def write_thoughts(
     count: int,
     max_new_tokens: int,
     temperature: float,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 32,
 ) -> list[list[str]]:
     """`count` rationales for every prompt, without the block around them.
@@ -62,7 +62,8 @@ def write_thoughts(
         model: in evaluation mode; its own sampling defaults do not apply.
         prompts (N sequences of `int`): token ids up to the answer.
         count (`int`): 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
-        seed (`int`): samples follow from it, the prompt's tokens and their number, and from nothing else.
+        seed (`int`, or one for each prompt): samples follow from it, the prompt's tokens and their number, and from
+            nothing else.
 
     Raises:
         ValueError: a count or length below 1, or a temperature that is not above 0.
@@ -74,7 +75,8 @@ def write_thoughts(
     opening = tokenizer(block.opening, add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
     rows = [[*prompts[i], *opening] for i in order for _ in range(count)]
-    seeds = [zlib.crc32(np.array([seed, n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
+    own = [seed] * len(prompts) if isinstance(seed, int) else seed
+    seeds = [zlib.crc32(np.array([own[i], n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
     written = continue_text(
         model,
         tokenizer,

@@ -30,16 +30,16 @@ LONGEST = 20  # rows about the items with the longest texts, which are rendered 
 Weigh = Callable[[dict, list[int]], list[float]]
 
 
-class _Part:
+class MixturePart:
     """One entry of the mixture with its rows."""
 
     def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
         self.mix, self.seed = mix, seed
-        self.table, self.sequences, self.items = None, None, None
+        self.table, self.train, self.sequences, self.items = None, None, None, None
         self.count = len(mix.chat) if mix.chat is not None else 0
         if mix.chat is None:
-            self.table, train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
-            self.sequences = whole if train is data.train else Sequences(train)
+            self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
+            self.sequences = whole if self.train is data.train else Sequences(self.train)
             if mix.where is not None:
                 allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
                 self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
@@ -78,7 +78,9 @@ class InstructionDataset(Dataset):
         renderer (`Renderer`), max_length (`int`), weigh (callable, *optional*): see `build_dataset`.
     """
 
-    def __init__(self, parts: list[_Part], renderer: Renderer, max_length: int, seed: int, weigh: Weigh | None = None):
+    def __init__(
+        self, parts: list[MixturePart], renderer: Renderer, max_length: int, seed: int, weigh: Weigh | None = None
+    ):
         self.parts, self.renderer, self.max_length, self.seed, self.weigh = parts, renderer, max_length, seed, weigh
         # Shared, so that workers of the data loader that outlive an epoch see the next one, and their counts are seen.
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
@@ -201,7 +203,7 @@ def build_dataset(
         ValueError: a row that is too long without its history, or a mixture without rows.
     """
     whole = Sequences(data.train)  # laid out once for all entries that read it as it is
-    parts = [_Part(mix, data, whole, max_history, [seed, number]) for number, mix in enumerate(mixture)]
+    parts = [MixturePart(mix, data, whole, max_history, [seed, number]) for number, mix in enumerate(mixture)]
     dataset = InstructionDataset(parts, renderer, max_length, seed, weigh)
     for part in parts:
         logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.count)

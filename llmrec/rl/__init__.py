@@ -1,12 +1,13 @@
 """Reinforcement learning over the items of a catalogue, with TRL's GRPO."""
 
 from llmrec.rl.log_probs import Groups, check_model, log_probs
-from llmrec.rl.monitor import Guard
+from llmrec.rl.monitor import Guard, plot_grpo
+from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.rewards import REWARDS, Facts, load_rewards
 from llmrec.rl.rollout import RolloutArguments, Rollouts, roll_out
 from llmrec.rl.rows import prompt_rows
 from llmrec.rl.sampling import Sample, sample_without_replacement
-from llmrec.rl.trainer import PolicyArguments, SemIDGRPOTrainer
+from llmrec.rl.trainer import SemIDGRPOTrainer
 
 __all__ = [
     "REWARDS",
@@ -21,6 +22,7 @@ __all__ = [
     "check_model",
     "load_rewards",
     "log_probs",
+    "plot_grpo",
     "prompt_rows",
     "roll_out",
     "sample_without_replacement",

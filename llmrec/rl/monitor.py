@@ -1,8 +1,12 @@
 """What RL must not lose: recall far down the list and coverage, watched against the model that it started from."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import TrainerCallback
+
+from llmrec.training import plot_training
 
 logger = logging.getLogger(__name__)
 WATCHED = ("recall@50", "coverage@10")
@@ -34,3 +38,19 @@ class Guard(TrainerCallback):
                     "%s fell from %.4f to %.4f at step %d: %s", name, self.first[name], value, state.global_step, what
                 )
                 control.should_training_stop = control.should_training_stop or self.stops
+
+
+def plot_grpo(history: Sequence[dict], path: str | Path) -> None:
+    """Draws rewards, dead groups, entropy, KL and the validation sample over steps; see `plot_training`."""
+    rewards = sorted({name for log in history for name in log if name.startswith("rewards/") and "mean" in name})
+    panels = {
+        "rewards": ["reward", *rewards],
+        "share of dead groups": ["frac_reward_zero_std"],
+        "probability of a group": ["rollout/mass"],
+        "entropy of a completion": ["entropy/completion"],
+        "KL to the reference": ["kl"],
+        "validation: recall": ["eval_recall@1", "eval_recall@10", "eval_recall@50"],
+        "validation: ndcg": ["eval_ndcg@10"],
+        "validation: what is shown": ["eval_coverage@10", "eval_head@10", "eval_valid@10"],
+    }
+    plot_training(history, path, panels, columns=4)

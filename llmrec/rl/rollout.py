@@ -52,11 +52,13 @@ class Rollouts(NamedTuple):
         tokens (int64 [N, G, depth]): Semantic IDs as token ids, padded with -1.
         leaves (int64 [N, G]): the first sorted row of each in the trie.
         weights (float32 [N, G]): importance weights, summing to 1 in a group; equal ones for beams.
+        mass (float32 [N]): the probability that the policy gives to a group before positives are put in.
     """
 
     tokens: torch.Tensor
     leaves: torch.Tensor
     weights: torch.Tensor
+    mass: torch.Tensor
 
 
 def roll_out(
@@ -87,9 +89,9 @@ def roll_out(
     try:
         if arguments.rollout == "sample":
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
-            return Rollouts(drawn.tokens, drawn.low, drawn.weights)
+            return Rollouts(drawn.tokens, drawn.low, drawn.weights, drawn.log_probs.exp().sum(1))
         found = tree_beam_search(model, ids, mask, trie, size, normalize="catalogue")
-        tokens, leaves = found.tokens, found.low
+        tokens, leaves, scores = found.tokens, found.low, found.scores
         if arguments.rollout == "mixed":
             beams = max(1, round(arguments.beam_share * size))
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
@@ -98,7 +100,8 @@ def roll_out(
             leaves = torch.cat([leaves[:, :beams], drawn.low.gather(1, order)], 1)
             more = drawn.tokens.gather(1, order[..., None].expand(-1, -1, trie.depth))
             tokens = torch.cat([tokens[:, :beams], more], 1)
-        return Rollouts(tokens, leaves, torch.full(leaves.shape, 1 / size, device=device))
+            scores = torch.cat([scores[:, :beams], drawn.log_probs.gather(1, order)], 1)
+        return Rollouts(tokens, leaves, torch.full(leaves.shape, 1 / size, device=device), scores.exp().sum(1))
     finally:
         model.train(was_training)
 

@@ -1,32 +1,103 @@
 """Training rows of GRPO: a prompt, and the ids that rewards speak of."""
 
-import pyarrow as pa
-from datasets import Dataset
+import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+
+from llmrec.answers import prompt_texts
 from llmrec.data import PreparedData
-from llmrec.instructions.spans import Sequences, target_spans
+from llmrec.data.rows import offsets_of
+from llmrec.instructions import TASKS, Prompt
+from llmrec.instructions.dataset import MixturePart
+from llmrec.instructions.mixture import TaskMix
+from llmrec.instructions.spans import Sequences
 from llmrec.recommender import LLMRecommender
 
+FEATURES = Features(
+    {
+        "prompt": Value("string"),
+        "history": List(Value("string")),
+        "target": Value("string"),
+        "following": List(Value("string")),
+        "about": Value("string"),
+        "wish": Value("string"),
+        "row": Value("int64"),
+    }
+)
 
-def prompt_rows(data: PreparedData, recommender: LLMRecommender, following: int = 0) -> Dataset:
-    """One row per training target that has a history, in the order of the sequences.
+
+def prompt_rows(
+    data: PreparedData,
+    recommender: LLMRecommender,
+    tasks: Sequence[str | dict] = (),
+    following: int = 0,
+    seed: int = 0,
+) -> Dataset:
+    """A row for every training target that has a history, or for the rows of a mixture of tasks.
 
     Args:
-        recommender: gives the prompt, exactly as it will be asked.
-        following (`int`): how many items after the target a row names.
+        recommender: writes the prompts; its own prompt exactly as it will be asked.
+        tasks: entries of a mixture (`TaskMix.parse`); by default the model's own prompt alone. `stream` has one row
+            for every target here.
+        following (`int`): items after the target that a row names, where they are known.
+        seed (`int`): which rows a fraction of a task holds.
 
     Returns:
-        `prompt` (str), `history` (list of str), `target` (str), `following` (list of str), `row` (int).
+        `prompt` (str), `history` (list of str), `target` (str; null where a wish has many right answers),
+        `following` (list of str, what the user chose next), `about`, `wish` (str or null) and `row` (int).
+
+    Raises:
+        ValueError: a task that is answered in words, or no rows.
     """
-    spans = target_spans(data.train, recommender.config.max_history)
-    spans = spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
-    rows = Sequences(data.train).rows(spans)
-    histories = [row["history"] for row in rows]
-    return Dataset.from_dict(
-        {
-            "prompt": recommender.prompts(histories),
-            "history": histories,
-            "target": [row["targets"][0] for row in rows],
-            "row": list(range(len(rows))),
-        }
-    )
+    mixture = [TaskMix.parse(entry) for entry in tasks] or [TaskMix(recommender.prompt)]
+    whole = Sequences(data.train)
+    rows = [
+        row
+        for number, mix in enumerate(mixture)
+        for row in _rows(data, whole, recommender, mix, following, [seed, number])
+    ]
+    if not rows:
+        raise ValueError("there is no training target with a history to roll out for")
+    columns = {name: [row.get(name) for row in rows] for name in FEATURES if name != "row"}
+    return Dataset.from_dict({**columns, "row": list(range(len(rows)))}, features=FEATURES)
+
+
+def _rows(
+    data: PreparedData, whole: Sequences, recommender: LLMRecommender, mix: TaskMix, following: int, seed: list[int]
+) -> list[dict]:
+    prompt = mix.prompt
+    if mix.chat is not None or not TASKS[prompt.task].ends_with_item:
+        raise ValueError(f"tasks: {prompt.task!r} is answered in words, and GRPO rolls out items")
+    if prompt.task == "stream":
+        mix = dataclasses.replace(mix, prompt=dataclasses.replace(prompt, task="next_item"))
+    part = MixturePart(mix, data, whole, recommender.config.max_history, seed)
+    given, next_items = TASKS[prompt.task].given, "targets" not in part.table.column_names
+    if next_items and following:
+        ends = offsets_of(pc.list_value_length(part.train["item_ids"]).to_numpy())[1:]
+        stop = np.minimum(part.table["stop"].to_numpy() + following, ends[part.table["sequence"].to_numpy()])
+        place = part.table.column_names.index("stop")
+        part.table = part.table.set_column(place, "stop", pa.array(stop))
+    rows = part.rows(part.draw(0).tolist())
+    if not given:
+        rows = [row for row in rows if row["history"]]
+    for row in rows:
+        drawn = "wish" in row and not next_items  # one of many right answers
+        row |= {"target": None if drawn else row["targets"][0], "following": [] if drawn else row["targets"][1:]}
+        kinds = row.pop("target_behaviours", None)
+        row |= {"behaviour": kinds[0]} if kinds else {}
+    for row, text in zip(rows, _texts(recommender, prompt, rows), strict=True):
+        row["prompt"] = text
+    return rows
+
+
+def _texts(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> list[str]:
+    if prompt != recommender.prompt:
+        return prompt_texts(recommender, prompt, rows, prompt.templates)
+    if not recommender.behaviours:
+        return recommender.prompts([row["history"] for row in rows])
+    histories = [list(zip(row["history"], row["behaviours"], strict=True)) for row in rows]
+    return recommender.prompts(histories, behaviour=[row["behaviour"] for row in rows])

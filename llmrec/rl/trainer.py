@@ -1,56 +1,30 @@
-"""`SemIDGRPOTrainer`: TRL's `GRPOTrainer` whose completions are items of a catalogue.
+"""`SemIDGRPOTrainer`: TRL's `GRPOTrainer` whose completions are items of a catalogue, or thoughts about them.
 
-TRL stays in charge of sampling rows, rewards, advantages, losses, KL, logging and checkpoints. Four of its methods are
-replaced, all that concern what a completion is (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
+TRL stays in charge of rows, rewards, advantages, losses, KL, logging and checkpoints. Rollouts come in by its public
+`rollout_func`. Three of its methods are replaced (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
 of them moves):
 
-- `_generate_single_turn`: the rollouts of `llmrec.rl.rollout` instead of `generate`
+- `_generate_and_score_completions`: rollouts before, importance weights, dead groups and credit after TRL's scoring
 - `_get_per_token_logps_and_entropies`: `llmrec.rl.log_probs`, groups as rows with one prompt
-- `_prepare_inputs`: micro-batches of whole groups
-- `_generate_and_score_completions`: rollouts before, weights and credit after TRL scored them
+- `_prepare_inputs`: micro-batches of whole groups (TRL shuffles completions among them)
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
+from datasets import Dataset
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from llmrec.decoding.trie import SemIDTrie
+from llmrec.recommender import LLMRecommender
 from llmrec.rl.credit import first_difference, skip_dead, weighted
+from llmrec.rl.draws import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
-from llmrec.rl.rollout import RolloutArguments, completions, roll_out, seeds_of, with_positives
-from llmrec.semids import SemIDIndex
+from llmrec.rl.policy import PolicyArguments, check_settings
 from llmrec.training import ValidationSample
-
-LOG_PROBS = ("catalogue", "vocabulary")
-DEAD_GROUPS = ("keep", "skip", "resample")
-CREDITS = ("item", "first_difference")
-
-
-@dataclass
-class PolicyArguments(RolloutArguments):
-    """Fields of recipes/grpo.py beside TRL's `GRPOConfig` and `ModelConfig`."""
-
-    log_probs: str = field(
-        default="catalogue", metadata={"help": "Over the tokens that the trie allows, or over the vocabulary."}
-    )
-    shared_prompts: bool = field(default=True, metadata={"help": "A group is one row; false: a row per completion."})
-    dead_groups: str = field(
-        default="keep", metadata={"help": "Groups of equal rewards: keep, skip, or resample (other rows instead)."}
-    )
-    credit: str = field(
-        default="item", metadata={"help": "item, or first_difference: blame only where an item leaves the target's."}
-    )
-
-    def check(self, group: int, trie: SemIDTrie) -> None:
-        super().check(group, trie)
-        for name, known in (("log_probs", LOG_PROBS), ("dead_groups", DEAD_GROUPS), ("credit", CREDITS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
 
 
 class SemIDGRPOTrainer(GRPOTrainer):
@@ -58,7 +32,8 @@ class SemIDGRPOTrainer(GRPOTrainer):
 
     Args:
         model, reward_funcs, args, train_dataset, processing_class, peft_config, callbacks: see `GRPOTrainer`.
-        index (`SemIDIndex`), trie (`SemIDTrie`): the catalogue, the trie's rows in the order of the index.
+            `max_completion_length` is set to what a completion can have.
+        recommender (`LLMRecommender`): the catalogue, and how it is asked.
         policy (`PolicyArguments`): rollouts, log-probabilities, dead groups, credit.
         sample (`ValidationSample`, *optional*): what an evaluation measures; rewards are not evaluated.
         write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
@@ -74,66 +49,73 @@ class SemIDGRPOTrainer(GRPOTrainer):
         reward_funcs,
         args: GRPOConfig,
         *,
-        index: SemIDIndex,
-        trie: SemIDTrie,
+        recommender: LLMRecommender,
         policy: PolicyArguments,
+        train_dataset: Dataset,
         sample: ValidationSample | None = None,
         write_sidecars: Callable[[str], None] | None = None,
         **kwargs,
     ):
-        _check(args, policy, trie)
-        super().__init__(model, reward_funcs, args, **kwargs)
+        self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
+        check_settings(args, policy, self.roll_out)
+        args.max_completion_length = self.roll_out.max_length
+        known = set(recommender.item_ids)
+        for row in train_dataset.select_columns(["target"]):
+            if row["target"] is not None and row["target"] not in known:
+                raise ValueError(f"target {row['target']!r} is not in the catalogue of the model folder")
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=None if sample is None else Dataset(sample.rows),
+            rollout_func=lambda prompts, trainer: trainer._drawn,
+            **kwargs,
+        )
         # TRL reads `head.bias`, which PEFT's wrapper of trained rows does not have.
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if not hasattr(head, "bias"):
             head.bias = None
         if policy.shared_prompts:
             check_model(self.model)
-        self.sample, self.write_sidecars = sample, write_sidecars
-        self.index, self.trie, self.policy = index, trie.to(self.accelerator.device), policy
-        self._rows = {item: row for row, item in reversed(list(enumerate(index.item_ids)))}
-        self._drawn: tuple[list[list[int]], torch.Tensor] | None = None
-        for row in self.train_dataset.select_columns(["target"]) if self.train_dataset is not None else ():
-            if row["target"] not in self._rows:
-                raise ValueError(f"target {row['target']!r} is not in the catalogue of the model folder")
+        self.policy, self.sample, self.write_sidecars = policy, sample, write_sidecars
+        self.roll_out.trie.to(self.accelerator.device)
+        self._drawn: dict[str, list] = {}
 
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, torch.Tensor]:
-        size = self._group_size
-        ids, weights = self._roll_out(inputs)
-        if self.policy.dead_groups == "resample" and self.model.training:
-            inputs, ids, weights = self._with_live_groups(inputs, ids, weights)
-        self._drawn = ids, weights
+        size, policy = self.num_generations, self.policy
+        self._draw(inputs)
+        if policy.dead_groups == "resample":
+            self._resample(inputs)
+        draws: list[Draw] = [row["draw"] for row in inputs]
+        self._metrics["train"]["rollout/mass"].append(self._mean([draw.mass for draw in draws]))
+        self._drawn = {
+            "prompt_ids": [draw.prompt for draw in draws],
+            "completion_ids": [draw.completion for draw in draws],
+            "logprobs": None,
+            **({} if draws[0].mask is None else {"env_mask": [draw.mask for draw in draws]}),
+        }
         output = super()._generate_and_score_completions(inputs)
         advantages = output["advantages"].view(-1, size)
-        if self.policy.rollout == "sample":
-            advantages = weighted(advantages, weights)
-        if self.policy.dead_groups == "skip":
+        if policy.rollout == "sample":
+            weights = torch.tensor([draw.weight for draw in draws], device=advantages.device)
+            advantages = weighted(advantages, weights.view(-1, size))
+        if policy.dead_groups == "skip":
             advantages = skip_dead(advantages, self.accelerator)
         output["advantages"] = advantages.flatten()
-        if self.policy.credit == "first_difference":
-            targets = [self.index.codes[self._rows[row["target"]]] for row in inputs]
-            own = [self.index.codes[self._rows[row["item"]]] for row in inputs]
+        if policy.credit == "first_difference":
+            own, targets = ([self.roll_out.codes(row[name]) for row in inputs] for name in ("item", "target"))
             output["advantages"] = first_difference(output["advantages"], own, targets, output["completion_mask"])
         return output
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        ids, _ = self._drawn
-        return ids, None
-
-    @property
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
-
-    def _roll_out(self, inputs: list[dict]) -> tuple[list[list[int]], torch.Tensor]:
-        """Token ids of every completion and importance weights [N, G]; rows get their `item` and `rank`."""
-        size, policy = self._group_size, self.policy
+    def _draw(self, inputs: list[dict], attempt: int = 0) -> None:
+        """Every row gets its `draw`, `item` and `rank`; rows of a prompt stand side by side."""
+        size = self.num_generations
         first = inputs[::size]
         if len(inputs) % size or any(row["row"] != inputs[n - n % size]["row"] for n, row in enumerate(inputs)):
             raise ValueError(f"a process holds {len(inputs)} completions, which are no whole groups of {size}")
-        prompts = self._tokenizer([row["prompt"] for row in first], add_special_tokens=False)["input_ids"]
-        seeds = seeds_of(self.args.seed, self.state.global_step, [row["row"] for row in first])
         with (
             unwrap_model_for_generation(
                 self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
@@ -141,65 +123,55 @@ class SemIDGRPOTrainer(GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            pad = self._tokenizer.pad_token_id
-            found = roll_out(model, prompts, self.trie, size, policy, seeds, self.temperature, pad)
-        if policy.log_positives:
-            chosen = [[row["target"], *row.get("following", [])][: policy.log_positives] for row in first]
-            found = with_positives(found, self.trie, [[self._rows[item] for item in items] for items in chosen])
-        order = self.trie.order[found.leaves.flatten()].tolist()
-        for number, (row, place) in enumerate(zip(inputs, order)):
-            row |= {"item": self.index.item_ids[place], "rank": number % size}
-        return completions(found.tokens.flatten(0, 1), self.trie), found.weights
+            found = self.roll_out(model, first, (self.args.seed, self.state.global_step, attempt))
+        for row, drawn in zip(inputs, found, strict=True):
+            row |= drawn
 
-    def _with_live_groups(self, inputs, ids, weights, tries: int = 2):
+    def _resample(self, inputs: list[dict], tries: int = 2) -> None:
         """Groups whose rewards are all equal give way to groups of other rows, where such are found."""
-        size = self._group_size
-        for attempt in range(tries):
-            dead = [n for n, alive in enumerate(self._alive(inputs, ids)) if not alive]
-            if not dead:
-                break
+        size, rows = self.num_generations, self.train_dataset
+        for attempt in range(1, tries + 1):
+            dead = [n for n, alive in enumerate(self._alive(inputs)) if not alive]
             taken = {row["row"] for row in inputs}
-            seeds = seeds_of(
-                self.args.seed + 1 + attempt, self.state.global_step, [inputs[n * size]["row"] for n in dead]
-            )
-            fresh = [dict(self.train_dataset[seed % len(self.train_dataset)]) for seed in seeds]
-            keep = [n for n, row in enumerate(fresh) if row["row"] not in taken]
-            fresh, dead = [fresh[n] for n in keep], [dead[n] for n in keep]
-            if not fresh:
-                break
-            others = [dict(row) for row in fresh for _ in range(size)]
-            new_ids, new_weights = self._roll_out(others)
-            for place, (group, alive) in enumerate(zip(dead, self._alive(others, new_ids))):
-                if alive:
-                    old, new = slice(group * size, (group + 1) * size), slice(place * size, (place + 1) * size)
-                    inputs[old], ids[old], weights[group] = others[new], new_ids[new], new_weights[place]
-        return inputs, ids, weights
+            others: list[dict] = []
+            for n in dead:
+                number = RollOut.seed(self.args.seed, self.state.global_step, attempt, inputs[n * size]["row"])
+                row = rows[number % len(rows)]
+                if row["row"] not in taken:
+                    taken.add(row["row"])
+                    others += [dict(row) for _ in range(size)]
+            if not others:
+                return
+            self._draw(others, attempt)
+            fresh = [n for n, alive in enumerate(self._alive(others)) if alive]
+            for n, place in zip(dead, fresh):
+                inputs[n * size : (n + 1) * size] = others[place * size : (place + 1) * size]
 
-    def _alive(self, inputs: list[dict], ids: list[list[int]]) -> list[bool]:
-        """For each group, whether its rewards differ."""
+    def _alive(self, inputs: list[dict]) -> list[bool]:
+        """For each group of this process, whether its rewards differ."""
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
-        prompts = [row["prompt"] for row in inputs]
-        texts = self._tokenizer.batch_decode(ids)
+        ids = [row["draw"].completion for row in inputs]
+        known = {
+            "prompts": [row["prompt"] for row in inputs],
+            "completions": self._tokenizer.batch_decode(ids, skip_special_tokens=True),
+            "completion_ids": ids,
+            "trainer_state": self.state,
+            "log_extra": lambda *args: None,
+            "log_metric": lambda *args: None,
+        }
         total = torch.zeros(len(inputs))
         for weight, reward in zip(self.reward_weights.tolist(), self.reward_funcs):
-            values = reward(prompts=prompts, completions=texts, completion_ids=ids, **columns)
-            total += weight * torch.tensor([0.0 if value is None else value for value in values])
-        return (
-            ((total.view(-1, self._group_size) - total.view(-1, self._group_size)[:, :1]).abs() > 1e-8).any(1).tolist()
-        )
+            total += weight * torch.tensor([value or 0.0 for value in reward(**known, **columns)])
+        total = total.view(-1, self.num_generations)
+        return ((total - total[:, :1]).abs() > 1e-8).any(1).tolist()
 
     # Training
 
     def _prepare_inputs(self, generation_batch):
-        """As in TRL, but whole groups are shuffled: a micro-batch holds every completion of its prompts."""
-        if not self.model.training:
-            return self._generate_and_score_completions(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            order = torch.randperm(len(batch["prompt_ids"]) // self.num_generations)
-            shuffled = {name: _by_group(value, order, self.num_generations) for name, value in batch.items()}
-            self._buffered_inputs = split_tensor_dict(shuffled, steps)
+            self._buffered_inputs = split_tensor_dict(batch, steps)
         return self._buffered_inputs[self._step % steps]
 
     def _get_per_token_logps_and_entropies(
@@ -213,24 +185,31 @@ class SemIDGRPOTrainer(GRPOTrainer):
         compute_aux_loss=False,
         **kwargs,
     ):
-        size = self._group_size if self.policy.shared_prompts else 1
-        trie = self.trie if self.policy.log_probs == "catalogue" else None
+        size = self.num_generations if self.policy.shared_prompts else 1
+        trie = self.roll_out.trie if self.policy.log_probs == "catalogue" and not self.roll_out.thinks else None
         found = []
         for ids, mask in zip(*(part.split(batch_size or len(input_ids)) for part in (input_ids, attention_mask))):
             with self.accelerator.autocast():
                 groups = Groups.of(ids, mask, logits_to_keep, size)
                 found.append(torch.stack(log_probs(model, groups, trie, self.temperature)).flatten(1, 2))
         logps, entropies = torch.cat(found, 1)
+        if compute_entropy:  # by the chain rule, over items (or thoughts): exact in expectation over samples
+            self._metrics["train"]["entropy/completion"].append(self._mean(entropies.detach().sum(1)))
         return logps, entropies if compute_entropy else None, None
+
+    def _mean(self, values) -> float:
+        """Over all processes."""
+        mean = torch.as_tensor(values, dtype=torch.float32, device=self.accelerator.device).mean()
+        return self.accelerator.reduce(mean, "mean").item()
 
     # What a run says and writes
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """recall@k, ndcg@k, coverage and head share on the validation sample, and the seconds that it took."""
+        """The metrics of the validation sample, and the seconds that they took."""
         start = time.perf_counter()
-        metrics = self.sample.evaluate(self.model, self.accelerator) | {"runtime": time.perf_counter() - start}
+        metrics = self.sample.evaluate(self.model, self.accelerator) | {"seconds": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
+        Trainer.log(self, metrics)  # TRL's own would log and forget the training figures since its last time
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -242,23 +221,3 @@ class SemIDGRPOTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
         if self.write_sidecars is not None and self.args.should_save:
             self.write_sidecars(output_dir or self.args.output_dir)
-
-
-def _by_group(value, order: torch.Tensor, size: int):
-    """A tensor [N x G, ...] with its groups in another order; what has no rows stays."""
-    if not isinstance(value, torch.Tensor) or value.ndim == 0:
-        return value
-    return value.unflatten(0, (-1, size))[order.to(value.device)].flatten(0, 1)
-
-
-def _check(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie) -> None:
-    group = args.num_generations
-    policy.check(group, trie)
-    if args.per_device_train_batch_size % group:
-        raise ValueError(
-            f"per_device_train_batch_size: {args.per_device_train_batch_size} completions are no whole groups of "
-            f"num_generations: {group}; set it to {group} or a multiple"
-        )
-    for name, wanted in (("use_vllm", False), ("mask_truncated_completions", False), ("top_entropy_quantile", 1.0)):
-        if getattr(args, name) != wanted:
-            raise ValueError(f"{name}: {getattr(args, name)} has no meaning for Semantic IDs: leave it out")

@@ -1,13 +1,17 @@
 """Ranking metrics on a sample of validation rows while a model trains."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from llmrec.data.rows import flatten_lists, ids_to_rows
+from llmrec.evaluation.metrics import first_occurrences, first_positions, row_metrics
+from llmrec.evaluation.slices import popularity_classes
 from llmrec.recommender import LLMRecommender, requests_of
+
+SHOWN = 10  # places of a list that valid, coverage and head look at
 
 
 class ValidationSample:
@@ -20,6 +24,7 @@ class ValidationSample:
         valid (`pa.Table`): `history`, `target`.
         size (`int`): how many rows, drawn with `seed`.
         ks (sequence of `int`): cut-offs.
+        train (`pa.Table`, *optional*): the training split, which says what is popular.
     """
 
     def __init__(
@@ -29,15 +34,30 @@ class ValidationSample:
         size: int = 500,
         ks: Sequence[int] = (1, 10, 50),
         seed: int = 0,
+        train: pa.Table | None = None,
     ):
         rows = np.sort(np.random.default_rng(seed).permutation(valid.num_rows)[:size])
         self.rows = valid.take(pa.array(rows))
         self.recommender = recommender
-        self.targets = self.rows["target"].to_pylist()
+        self.place = {item: number for number, item in enumerate(recommender.item_ids)}
+        # A target outside the catalogue, which a new catalogue can leave behind, is never found.
+        self.targets = np.array([self.place.get(item, len(self.place)) for item in self.rows["target"].to_pylist()])
         self.ks = tuple(sorted(ks))
+        self.head = None if train is None else self._head(train)
+
+    def _head(self, train: pa.Table) -> np.ndarray:
+        """bool [items]: the most popular tenth of the training split (`popularity_classes`)."""
+        seen = ids_to_rows(flatten_lists(train["item_ids"])[0], pa.array(list(self.place)))
+        return popularity_classes(np.bincount(seen, minlength=len(self.place)))[0] == "head"
 
     def evaluate(self, model, accelerator) -> dict[str, float]:
-        """`{"recall@1": ..., "ndcg@10": ...}` at item level; the processes share the rows."""
+        """Item-level metrics; the processes share the rows.
+
+        Returns:
+            `recall@k` and `ndcg@k`; `valid@10`, the share of places that hold a distinct item of the catalogue (1,
+            or something is broken); `coverage@10`, the share of the catalogue that any list shows; and, where `train`
+            is known, `head@10`, the share of what is shown that belongs to its most popular tenth.
+        """
         was_training = model.training
         model.eval()
         self.recommender.model = model
@@ -46,14 +66,20 @@ class ValidationSample:
             rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
             histories, wishes = requests_of(self.recommender, rows)
             lists = self.recommender.recommend(histories, k=self.ks[-1], think=False, **wishes)
-        sums = torch.zeros(2, len(self.ks), dtype=torch.float64)
-        for items, target in zip(lists, self.targets[mine]):
-            rank = next((rank for rank, item in enumerate(items) if item.item_id == target), None)
-            for column, k in enumerate(self.ks):
-                if rank is not None and rank < k:
-                    sums[0, column] += 1
-                    sums[1, column] += 1 / math.log2(rank + 2)
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu() / max(len(self.targets), 1)
         model.train(was_training)
-        recall = {f"recall@{k}": float(value) for k, value in zip(self.ks, sums[0])}
-        return recall | {f"ndcg@{k}": float(value) for k, value in zip(self.ks, sums[1]) if k > 1}
+        places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
+        for row, items in enumerate(lists):
+            places[row, : len(items)] = [self.place[item.item_id] for item in items]
+        found = row_metrics(first_positions(places, self.targets[mine]), ks=self.ks)
+        names = [*(f"recall@{k}" for k in self.ks), *(f"ndcg@{k}" for k in self.ks if k > 1)]
+        top = places[:, :SHOWN]
+        shown = np.bincount(top[first_occurrences(top)], minlength=len(self.place))
+        sums = torch.tensor([*(found[name].sum() for name in names), *shown], dtype=torch.float64)
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().numpy()
+        metrics = dict(zip(names, (sums[: len(names)] / max(len(self.targets), 1)).tolist()))
+        shown = sums[len(names) :]
+        metrics[f"valid@{SHOWN}"] = float(shown.sum() / max(1, len(self.targets) * min(SHOWN, len(shown))))
+        metrics[f"coverage@{SHOWN}"] = float((shown > 0).mean())
+        if self.head is not None:
+            metrics[f"head@{SHOWN}"] = float(shown[self.head].sum() / max(1.0, shown.sum()))
+        return metrics

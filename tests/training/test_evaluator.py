@@ -1,7 +1,9 @@
 """Ranking metrics while training, shared by processes."""
 
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny import tiny_data, tiny_index, tiny_model
 
@@ -32,5 +34,27 @@ def test_more_processes_than_rows():
 
     (alone,), shared = evaluate(1), evaluate(3)
     assert alone["recall@50"] == 1 and set(shared[2].values()) == {0.0}
-    for name, value in alone.items():
-        assert sum(part[name] for part in shared) == pytest.approx(value)
+    for name in (name for name in alone if not name.startswith("coverage")):
+        assert sum(part[name] for part in shared) == pytest.approx(alone[name])
+
+
+def test_what_the_lists_show():
+    """valid, coverage and head follow from the lists themselves."""
+    data = tiny_data()
+    index = tiny_index(data)
+    model, tokenizer = tiny_model(data, index)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict(), num_beams=24)
+    recommender = LLMRecommender(model, tokenizer, index, data.items, config)
+    sample = ValidationSample(recommender, data.valid, size=5, train=data.train)
+    alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda sums, _: sums)
+    found = sample.evaluate(model, alone)
+    lists = [[item.item_id for item in items] for items in recommender.recommend(sample.rows["history"].to_pylist())]
+    counts = Counter(item for items in data.train["item_ids"].to_pylist() for item in items)
+    head = {
+        item for item, count in counts.items() if count >= np.quantile(list(counts.values()), 0.9, method="higher")
+    }
+    shown = [item for items in lists for item in items]
+    assert found["valid@10"] == 1
+    assert found["coverage@10"] == len(set(shown)) / data.items.num_rows
+    assert found["head@10"] == pytest.approx(sum(item in head for item in shown) / len(shown))
+    assert 0 < len(head) < data.items.num_rows

@@ -1,0 +1,356 @@
+"""DPO and S-DPO over a catalogue: the item that a user chose beside N wrong ones, the group read as one row.
+
+S-DPO is Chen et al., "On Softmax Direct Preference Optimization for Recommendation" (NeurIPS 2024, arXiv 2406.09215);
+with one wrong item it is DPO. Different from the paper: items are Semantic IDs instead of titles, log-probabilities
+are taken over what the trie allows (the paper's form, over the vocabulary, is an option), and wrong items can be
+popular ones or those that the model itself ranks first, beside the paper's random ones.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from trl import DPOConfig, DPOTrainer
+
+from llmrec.data.rows import flatten_lists, ids_to_rows
+from llmrec.decoding import tree_beam_search
+from llmrec.decoding.trie import END, SemIDTrie
+from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.rl.log_probs import Groups, Normalize, check_model, log_probs
+from llmrec.rl.rollout import completions
+from llmrec.semids import SemIDIndex
+from llmrec.training import ValidationSample
+from llmrec.training.lora import is_quantised, rows_in_float32
+from llmrec.training.stage import sharded
+
+logger = logging.getLogger(__name__)
+NEGATIVES = ("random", "popularity", "beam")
+LOG_PROBS = ("catalogue", "vocabulary")
+# Fields of DPOConfig that would change nothing here, or something that is not there.
+_FIXED = {
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "ld_alpha": None,
+    "f_divergence_type": "reverse_kl",
+    "label_smoothing": 0.0,
+    "label_smoothing_factor": 0.0,
+    "use_weighting": False,
+    "router_aux_loss_coef": None,
+    "precompute_ref_log_probs": False,
+    "padding_free": False,
+    "max_length": 1024,
+    "use_liger_kernel": False,
+}
+
+
+def softmax_dpo_loss(log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
+    """The loss of S-DPO for each group, float32 [N].
+
+    -log sigmoid(-log sum_j exp(beta (r_j - r_w))) (equation 11 of the paper) is the cross-entropy of choosing w among
+    the group by beta r, and with one rejected item the sigmoid loss of DPO.
+
+    Args:
+        log_ratios (float32 [N, 1 + J]): r = log(policy / reference), the chosen item w first.
+    """
+    return -(beta * log_ratios).log_softmax(-1)[:, 0]
+
+
+def check_dpo(args: DPOConfig, num_negatives: int, negatives: str, log_probs: str, index: SemIDIndex) -> None:
+    """Refuses what cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: names the field and what to set instead.
+    """
+    for name, only in _FIXED.items():
+        if getattr(args, name) != only:
+            raise ValueError(f"{name}: {getattr(args, name)} has no meaning for Semantic IDs: leave it out")
+    for name, value, known in (("negatives", negatives, NEGATIVES), ("log_probs", log_probs, LOG_PROBS)):
+        if value not in known:
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+    semids = int(index.groups().max()) + 1
+    if not 1 <= num_negatives < semids:
+        raise ValueError(
+            f"num_negatives: {num_negatives} wrong items beside the target, of {semids} distinct Semantic IDs"
+        )
+
+
+class WrongItems:
+    """The Semantic IDs that can be rejected: every item's first one in the stream that is searched.
+
+    An item that shares a Semantic ID with the target is not wrong.
+
+    Args:
+        recommender (`LLMRecommender`): tokenizer, Semantic IDs, and the model for `best`.
+        train (`pa.Table`, *optional*): training sequences; items are drawn by how often they occur, otherwise all
+            alike.
+
+    Attributes:
+        ids (list of lists of `int`): the token ids of every distinct Semantic ID.
+        weights (int64 [len(ids)]): how often each is drawn, relative to the others.
+    """
+
+    def __init__(self, recommender: LLMRecommender, train: pa.Table | None = None):
+        index, within = recommender.index, next(iter(recommender.streams.values()))
+        self.recommender, self.within = recommender, within
+        self.number = index.groups()  # of the Semantic ID of each row
+        rows = range(len(index)) if within is None else np.flatnonzero(within).tolist()
+        first = {index.item_ids[row]: row for row in reversed(rows)}
+        self.first = {item: int(self.number[first[item]]) for item in index.items}
+        self.of_item: dict[str, set[int]] = {}
+        for item, number in zip(index.item_ids, self.number.tolist()):
+            self.of_item.setdefault(item, set()).add(number)
+        _, examples = np.unique(self.number, return_index=True)
+        self.ids = self._token_ids(examples.tolist())
+        counts = np.ones(len(index.items), np.int64)
+        if train is not None:
+            seen = ids_to_rows(flatten_lists(train["item_ids"])[0], index.items)
+            counts = np.bincount(seen, minlength=len(index.items))
+        self.weights = np.zeros(len(self.ids), np.int64)
+        np.add.at(self.weights, list(self.first.values()), counts)
+        self.edges = self.weights.cumsum()
+
+    def _token_ids(self, rows: list[int]) -> list[list[int]]:
+        """The completions that rows of the index are."""
+        index, trie = self.recommender.index, self.recommender.trie
+        texts = [index.semid_of_row(row) for row in rows]
+        tokens = torch.full((len(rows), trie.depth), END, device=trie.device)
+        for place, ids in zip(tokens, self.recommender.tokenizer(texts, add_special_tokens=False)["input_ids"]):
+            place[: len(ids)] = torch.tensor(ids)
+        return completions(tokens, trie)
+
+    def chosen(self, target: str) -> list[int]:
+        """The token ids of the target; raises `ValueError` for an item that is not in the catalogue."""
+        if target not in self.first:
+            raise ValueError(f"target {target!r} is not in the catalogue of the model folder")
+        return self.ids[self.first[target]]
+
+    def drawn(self, target: str, count: int, seed: Sequence[int]) -> list[list[int]]:
+        """`count` distinct ones, each drawn by weight among those that are left; they follow from `seed` alone.
+
+        Raises:
+            ValueError: fewer can be drawn.
+        """
+        right, rng, found = self.of_item[target], np.random.default_rng(seed), {}
+        if int((self.weights > 0).sum()) - len(right) < count:
+            raise ValueError(
+                f"num_negatives: {count} wrong items beside {target!r}, but only {int((self.weights > 0).sum())} "
+                "Semantic IDs can be drawn: lower it, or set negatives: random"
+            )
+        while len(found) < count:
+            draws = rng.integers(self.edges[-1], size=2 * count)
+            numbers = np.searchsorted(self.edges, draws, side="right").tolist()
+            found |= dict.fromkeys(number for number in numbers if number not in right)
+        return [self.ids[number] for number in list(found)[:count]]
+
+    @cached_property
+    def _rows(self) -> list[np.ndarray]:
+        """The rows of the index that have each Semantic ID."""
+        order = self.number.argsort(kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.number[order])) + 1)
+
+    @torch.no_grad()
+    def best(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[str], count: int, normalize: Normalize
+    ) -> list[list[list[int]]]:
+        """For every prompt (token ids) the `count` wrong ones that a beam search of the model ranks first.
+
+        Processes share the prompts. The model is moved to the device of its process.
+        """
+        model, trie, state = self.recommender.model.eval(), self.recommender.trie, PartialState()
+        if not is_quantised(model):
+            model.to(state.device)
+        trie.to(state.device)
+        mine = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))[state.process_index :: state.num_processes]
+        found: list[tuple[int, list[list[int]]]] = []
+        size = self.recommender.batch_size
+        with tqdm(total=len(mine), desc="Hard negatives", disable=not state.is_main_process) as bar:
+            for start in range(0, len(mine), size):
+                batch = mine[start : start + size]
+                ids, mask = _padded([prompts[n] for n in batch], "left")
+                right = [np.concatenate([self._rows[k] for k in self.of_item[targets[n]]]) for n in batch]
+                beams = tree_beam_search(
+                    model,
+                    ids.to(state.device),
+                    mask.to(state.device),
+                    trie,
+                    count,
+                    normalize=normalize,
+                    masks=[self.within] * len(batch),
+                    denied=right,
+                )
+                lists = completions(beams.tokens.flatten(0, 1), trie)
+                found += [(n, lists[place * count : (place + 1) * count]) for place, n in enumerate(batch)]
+                bar.update(len(batch))
+        return [lists for _, lists in sorted(gather_object(found))]
+
+
+def preference_rows(
+    rows: Dataset,
+    recommender: LLMRecommender,
+    train: pa.Table,
+    num_negatives: int = 3,
+    negatives: str = "random",
+    normalize: Normalize = "catalogue",
+    seed: int = 0,
+) -> Dataset:
+    """Rows for `SemIDDPOTrainer`: a prompt, its target, and wrong items.
+
+    Args:
+        rows: `prompt` (str), `target` (item id) and `row` (int), as from `llmrec.rl.prompt_rows`.
+        recommender: tokenizer and Semantic IDs; for `negatives="beam"` its model, as it is before training.
+        train: training sequences, for `negatives="popularity"`.
+        negatives: `"random"` (every item alike), `"popularity"` (by its count in train) or `"beam"` (hard negatives:
+            the model's own best wrong items). What is drawn for a row follows from `(seed, row)`.
+        normalize: what a beam's log-probabilities are taken over.
+
+    Returns:
+        `prompt_ids`, `chosen_ids` (lists of int) and `rejected_ids` (`num_negatives` lists of int): token ids.
+
+    Raises:
+        ValueError: a target that is not in the catalogue, too few other items, or a model that thinks before it
+            answers.
+    """
+    if recommender.block is not None:
+        raise ValueError("this model writes a thought before an item, which DPO over items would leave out: use GRPO")
+    wrong = WrongItems(recommender, train if negatives == "popularity" else None)
+    prompts = recommender.tokenizer(list(rows["prompt"]), add_special_tokens=False)["input_ids"]
+    targets = list(rows["target"])
+    chosen = [wrong.chosen(target) for target in targets]
+    if negatives == "beam":
+        rejected = wrong.best(prompts, targets, num_negatives, normalize)
+    else:
+        rejected = [wrong.drawn(target, num_negatives, [seed, row]) for target, row in zip(targets, rows["row"])]
+    return Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": chosen, "rejected_ids": rejected})
+
+
+def sample_rows(sample: ValidationSample) -> Dataset:
+    """The rows of a validation sample as `prompt`, `target` and `row`; targets outside the catalogue are left out."""
+    recommender, known = sample.recommender, set(sample.recommender.item_ids)
+    rows = sample.rows.filter(pa.array([target in known for target in sample.rows["target"].to_pylist()], pa.bool_()))
+    histories, wishes = requests_of(recommender, rows)
+    prompts = recommender.prompts(histories, **wishes)
+    return Dataset.from_dict({"prompt": prompts, "target": rows["target"].to_pylist(), "row": range(rows.num_rows)})
+
+
+def collate_groups(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """Rows of `preference_rows` as the fields of `Groups`, the chosen item first in each group."""
+    prompts, prompt_mask = _padded([row["prompt_ids"] for row in examples], "left")
+    members = [ids for row in examples for ids in (row["chosen_ids"], *row["rejected_ids"])]
+    ids, mask = (part.unflatten(0, (len(examples), -1)) for part in _padded(members, "right"))
+    return Groups(prompts, prompt_mask, ids, mask)._asdict()
+
+
+def _padded(lists: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(ids int64 [N, T], mask bool [N, T])`; what stands in the padding is never seen."""
+    ids = [torch.tensor(list(one)) for one in lists]
+    mask = [torch.ones(len(one), dtype=torch.bool) for one in lists]
+    return tuple(pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
+
+
+class SemIDDPOTrainer(DPOTrainer):
+    """TRL's `DPOTrainer` for rows of `preference_rows`.
+
+    TRL stays in charge of the reference (a frozen copy of the model's folder, or the model without its adapter),
+    logging, `sync_ref_model` and checkpoints. Overridden are `compute_loss` and `evaluate`, `save_model` and
+    `create_model_card`, which are public, and `_prepare_dataset`, which is not; read and written are `beta`,
+    `ref_model` and `_metrics`. Checked with trl 1.16; tests/rl/test_dpo.py fails where one of them moves.
+
+    Args:
+        model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, ref_model: see
+            `DPOTrainer`; of `args`, `remove_unused_columns` is set here.
+        trie (`SemIDTrie`, *optional*): log-probabilities are taken over what it allows; `None`: over the vocabulary.
+        sample (`ValidationSample`, *optional*): adds recall and ndcg to every evaluation. Left out where processes
+            hold parts of the weights only (FSDP, ZeRO-3).
+        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
+            checkpoint is a recommender.
+
+    Raises:
+        ValueError: a model that cannot read a group as one row.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: DPOConfig,
+        *,
+        trie: SemIDTrie | None,
+        sample: ValidationSample | None = None,
+        write_sidecars: Callable[[str], None] | None = None,
+        **kwargs,
+    ):
+        args.remove_unused_columns = False
+        check_model(model)
+        super().__init__(model, args=args, data_collator=collate_groups, **kwargs)
+        if is_quantised(self.model):
+            rows_in_float32(self.model)
+        if sample is not None and sharded():
+            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
+            sample = None
+        self.trie = None if trie is None else trie.to(self.accelerator.device)
+        self.sample, self.write_sidecars = sample, write_sidecars
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        """Rows come tokenised."""
+        return dataset
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean loss of the groups (`softmax_dpo_loss`); logs rewards, margins and log-probabilities."""
+        groups = Groups(**inputs)
+        steps, entropies = log_probs(model, groups, self.trie)
+        logps, reference = steps.sum(-1), self._reference(groups)
+        loss = softmax_dpo_loss(logps - reference, self.beta).mean()
+        logps, mask = logps.detach(), groups.completion_mask
+        rewards = self.beta * (logps - reference)
+        chosen, rejected = rewards[:, :1], rewards[:, 1:]
+        found = {
+            "rewards/chosen": chosen.mean(),
+            "rewards/rejected": rejected.mean(),
+            "rewards/accuracies": (chosen > rejected).float().mean(),
+            "rewards/margins": (chosen - rejected).mean(),
+            "logps/chosen": logps[:, 0].mean(),
+            "logps/rejected": logps[:, 1:].mean(),
+            "entropy": entropies.detach().sum() / mask.sum(),
+        }
+        means = self.accelerator.reduce(torch.stack(list(found.values())), "mean").tolist()
+        for name, value in zip(found, means):
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        return (loss, None) if return_outputs else loss
+
+    @torch.no_grad()
+    def _reference(self, groups: Groups) -> torch.Tensor:
+        """Log-probabilities of completions under the reference, float32 [N, G]."""
+        if self.ref_model is not None:
+            return log_probs(self.ref_model, groups, self.trie)[0].sum(-1)
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return log_probs(self.model, groups, self.trie)[0].sum(-1)
+
+    def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Recall@k and ndcg@k of the model as it is on the validation sample, logged."""
+        ranking = self.sample.evaluate(self.model, self.accelerator)
+        ranking = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
+        self.log(ranking)
+        return ranking
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """The loss and the rewards of the evaluation rows, and recall@k and ndcg@k on the validation sample."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.sample is not None:
+            metrics.update(self.rank(metric_key_prefix))
+        return metrics
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the weights and what makes the folder a recommender."""
+        super().save_model(output_dir, _internal_call)
+        if self.write_sidecars is not None and self.args.should_save:
+            self.write_sidecars(output_dir or self.args.output_dir)

@@ -1,0 +1,82 @@
+"""The settings of a run beside TRL's own, and what is refused before it starts."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trl import GRPOConfig
+
+from llmrec.rl.rollout import RolloutArguments
+from llmrec.training.stage import sharded
+
+if TYPE_CHECKING:
+    from llmrec.rl.draws import RollOut
+
+CHOICES = {
+    "log_probs": ("catalogue", "vocabulary"),
+    "dead_groups": ("keep", "skip", "resample"),
+    "credit": ("item", "first_difference"),
+}
+# Fields of GRPOConfig that would change nothing, or something that is not there.
+_REFUSED = {
+    "use_vllm": False,
+    "mask_truncated_completions": False,
+    "use_liger_kernel": False,
+    "use_transformers_continuous_batching": False,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "num_generations_eval": None,
+}
+
+
+@dataclass
+class PolicyArguments(RolloutArguments):
+    """Fields of recipes/grpo.py beside TRL's `GRPOConfig` and `ModelConfig`; a group has `num_generations`."""
+
+    thought_beams: int = field(
+        default=16, metadata={"help": "Of a thinking prompt, whose group is of thoughts: items searched after each."}
+    )
+    log_probs: str = field(
+        default="catalogue", metadata={"help": "Over the tokens that the trie allows, or over the vocabulary."}
+    )
+    shared_prompts: bool = field(default=True, metadata={"help": "A group is one row; false: a row per completion."})
+    dead_groups: str = field(
+        default="keep", metadata={"help": "Groups of equal rewards: keep, skip, or resample (other rows instead)."}
+    )
+    credit: str = field(
+        default="item", metadata={"help": "item, or first_difference: blame only where an item leaves the target's."}
+    )
+
+
+def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut") -> None:
+    """Refuses settings that contradict each other or the catalogue.
+
+    Raises:
+        ValueError: names the field and what to set instead.
+    """
+    group, items = args.num_generations, roll_out.trie.num_leaves
+    for name, known in CHOICES.items():
+        if getattr(policy, name) not in known:
+            raise ValueError(f"{name}: {getattr(policy, name)!r} is not one of {', '.join(known)}")
+    for name, neutral in _REFUSED.items():
+        if getattr(args, name) not in (neutral, group if name == "num_generations_eval" else neutral):
+            raise ValueError(f"{name}: {getattr(args, name)} has no meaning over a catalogue: leave it out")
+    if args.per_device_train_batch_size % group:
+        raise ValueError(
+            f"per_device_train_batch_size: {args.per_device_train_batch_size} completions are no whole groups of "
+            f"num_generations: {group}; set it to {group} or a multiple"
+        )
+    if not roll_out.thinks:
+        policy.check(group, roll_out.trie)
+    elif not 1 <= policy.thought_beams <= items:
+        raise ValueError(f"thought_beams: {policy.thought_beams} of a catalogue of {items} Semantic IDs")
+    if roll_out.thinks and (policy.rollout != "beam" or policy.log_positives or policy.credit != "item"):
+        raise ValueError(
+            "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
+        )
+    if policy.dead_groups == "resample" and sharded():
+        raise ValueError(
+            f"dead_groups: resample rolls out at other times in every process, which {sharded()} does not allow: "
+            "use skip or keep"
+        )
