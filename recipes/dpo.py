@@ -9,7 +9,7 @@ beside `num_negatives` wrong items; with one it is DPO, with more S-DPO (arXiv 2
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class DataArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     num_negatives: int = field(default=3, metadata={"help": "Wrong items beside each target; 1 is DPO."})
     negatives: str = field(default="random", metadata={"help": "random, popularity, or beam: the model's best wrong."})
-    log_probs: str = field(default="catalogue", metadata={"help": "Over what the trie allows, or the vocabulary."})
+    log_probs: str = field(default="catalogue", metadata={"help": "Trained and searched: catalogue or vocabulary."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
@@ -44,6 +44,7 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
     data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     config.check_catalogue(data.items, base)
     index, items, contextual = load_parts(base, config)
+    config = replace(config, normalize=args.log_probs)  # what was trained is what ranks
     check_dpo(dpo_args, args.num_negatives, args.negatives, args.log_probs, index)
     inputs = training.run_inputs(base, data, index, [Prompt.from_dict(config.prompt)])
     arguments = (args, dpo_args, model_args)
@@ -59,8 +60,8 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
     model = training.load_model(base, model_args, dpo_args)
     recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
     sample = ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
-    choice = {"num_negatives": args.num_negatives, "negatives": args.negatives, "normalize": args.log_probs}
-    prefer = partial(preference_rows, recommender=recommender, train=data.train, seed=dpo_args.seed, **choice)
+    choice = {"num_negatives": args.num_negatives, "negatives": args.negatives, "seed": dpo_args.seed}
+    prefer = partial(preference_rows, recommender=recommender, train=data.train, **choice)
     train = prefer(prompt_rows(data, recommender))
     trainer = SemIDDPOTrainer(
         model,

@@ -24,7 +24,7 @@ from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.decoding import tree_beam_search
 from llmrec.decoding.trie import END, SemIDTrie
 from llmrec.recommender import LLMRecommender, requests_of
-from llmrec.rl.log_probs import Groups, Normalize, check_model, log_probs
+from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.rollout import completions
 from llmrec.semids import SemIDIndex
 from llmrec.training import ValidationSample
@@ -115,7 +115,7 @@ class WrongItems:
             counts = np.bincount(seen, minlength=len(index.items))
         self.weights = np.zeros(len(self.ids), np.int64)
         np.add.at(self.weights, list(self.first.values()), counts)
-        self.edges = self.weights.cumsum()
+        self.edges, self.num_drawable = self.weights.cumsum(), int((self.weights > 0).sum())
 
     def _token_ids(self, rows: list[int]) -> list[list[int]]:
         """The completions that rows of the index are."""
@@ -139,10 +139,11 @@ class WrongItems:
             ValueError: fewer can be drawn.
         """
         right, rng, found = self.of_item[target], np.random.default_rng(seed), {}
-        if int((self.weights > 0).sum()) - len(right) < count:
+        others = self.num_drawable - sum(self.weights[number] > 0 for number in right)
+        if others < count:
             raise ValueError(
-                f"num_negatives: {count} wrong items beside {target!r}, but only {int((self.weights > 0).sum())} "
-                "Semantic IDs can be drawn: lower it, or set negatives: random"
+                f"num_negatives: {count} wrong items beside {target!r}, but only {others} other Semantic IDs can be "
+                "drawn: lower it, or set negatives: random"
             )
         while len(found) < count:
             draws = rng.integers(self.edges[-1], size=2 * count)
@@ -157,10 +158,8 @@ class WrongItems:
         return np.split(order, np.flatnonzero(np.diff(self.number[order])) + 1)
 
     @torch.no_grad()
-    def best(
-        self, prompts: Sequence[Sequence[int]], targets: Sequence[str], count: int, normalize: Normalize
-    ) -> list[list[list[int]]]:
-        """For every prompt (token ids) the `count` wrong ones that a beam search of the model ranks first.
+    def best(self, prompts: Sequence[Sequence[int]], targets: Sequence[str], count: int) -> list[list[list[int]]]:
+        """For every prompt (token ids) the `count` wrong ones that the recommender's search ranks first.
 
         Processes share the prompts. The model is moved to the device of its process.
         """
@@ -170,7 +169,7 @@ class WrongItems:
         trie.to(state.device)
         mine = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))[state.process_index :: state.num_processes]
         found: list[tuple[int, list[list[int]]]] = []
-        size = self.recommender.batch_size
+        config, size = self.recommender.config, self.recommender.batch_size
         with tqdm(total=len(mine), desc="Hard negatives", disable=not state.is_main_process) as bar:
             for start in range(0, len(mine), size):
                 batch = mine[start : start + size]
@@ -181,12 +180,12 @@ class WrongItems:
                     ids.to(state.device),
                     mask.to(state.device),
                     trie,
-                    count,
-                    normalize=normalize,
+                    max(count, config.num_beams),
+                    normalize=config.normalize,
                     masks=[self.within] * len(batch),
                     denied=right,
                 )
-                lists = completions(beams.tokens.flatten(0, 1), trie)
+                lists = completions(beams.tokens[:, :count].flatten(0, 1), trie)
                 found += [(n, lists[place * count : (place + 1) * count]) for place, n in enumerate(batch)]
                 bar.update(len(batch))
         return [lists for _, lists in sorted(gather_object(found))]
@@ -198,7 +197,6 @@ def preference_rows(
     train: pa.Table,
     num_negatives: int = 3,
     negatives: str = "random",
-    normalize: Normalize = "catalogue",
     seed: int = 0,
 ) -> Dataset:
     """Rows for `SemIDDPOTrainer`: a prompt, its target, and wrong items.
@@ -209,7 +207,6 @@ def preference_rows(
         train: training sequences, for `negatives="popularity"`.
         negatives: `"random"` (every item alike), `"popularity"` (by its count in train) or `"beam"` (hard negatives:
             the model's own best wrong items). What is drawn for a row follows from `(seed, row)`.
-        normalize: what a beam's log-probabilities are taken over.
 
     Returns:
         `prompt_ids`, `chosen_ids` (lists of int) and `rejected_ids` (`num_negatives` lists of int): token ids.
@@ -221,13 +218,13 @@ def preference_rows(
     if recommender.block is not None:
         raise ValueError("this model writes a thought before an item, which DPO over items would leave out: use GRPO")
     wrong = WrongItems(recommender, train if negatives == "popularity" else None)
-    prompts = recommender.tokenizer(list(rows["prompt"]), add_special_tokens=False)["input_ids"]
-    targets = list(rows["target"])
+    prompts = recommender.tokenizer(rows["prompt"][:], add_special_tokens=False)["input_ids"]
+    targets = rows["target"][:]
     chosen = [wrong.chosen(target) for target in targets]
     if negatives == "beam":
-        rejected = wrong.best(prompts, targets, num_negatives, normalize)
+        rejected = wrong.best(prompts, targets, num_negatives)
     else:
-        rejected = [wrong.drawn(target, num_negatives, [seed, row]) for target, row in zip(targets, rows["row"])]
+        rejected = [wrong.drawn(target, num_negatives, [seed, row]) for target, row in zip(targets, rows["row"][:])]
     return Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": chosen, "rejected_ids": rejected})
 
 
@@ -289,6 +286,9 @@ class SemIDDPOTrainer(DPOTrainer):
         args.remove_unused_columns = False
         check_model(model)
         super().__init__(model, args=args, data_collator=collate_groups, **kwargs)
+        for module in self.model.modules() if args.disable_dropout else ():
+            if hasattr(module, "attention_dropout"):  # no module of its own, so TRL does not find it
+                module.attention_dropout = 0.0
         if is_quantised(self.model):
             rows_in_float32(self.model)
         if sample is not None and sharded():
