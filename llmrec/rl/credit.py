@@ -16,15 +16,19 @@ def weighted(advantages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 [N, G]: centred on the weighted mean and times G x weight, so that their plain mean is the estimate.
     """
-    centred = advantages - (weights * advantages).sum(1, keepdim=True)
+    relative = advantages - advantages[:, :1]  # exactly 0 in a group of equal rewards, whose mean may be rounded
+    centred = relative - (weights * relative).sum(1, keepdim=True)
     return centred * weights * weights.shape[1]
 
 
 def skip_dead(advantages: torch.Tensor, accelerator) -> torch.Tensor:
-    """Advantages (float32 [N, G]) as if groups without any were not in the batch: the others count for them."""
-    alive = (advantages != 0).any(1).float()
+    """Advantages (float32 [N, G]) as if groups without any were not in the batch: the others count for them.
+
+    A group whose advantages are equal has none: rounding of its mean can leave a trace of 1e-3.
+    """
+    alive = (advantages != advantages[:, :1]).any(1, keepdim=True).float()
     share = accelerator.reduce(alive.mean(), "mean").clamp(min=1e-8)
-    return advantages / share
+    return advantages * alive / share
 
 
 def first_difference(

@@ -46,7 +46,7 @@ class Groups(NamedTuple):
             raise ValueError(f"{len(ids)} completions are no whole groups of {size}")
         width, mask = ids.shape[1] - completion_length, mask.bool()
         prompts, masks = ids[:, :width].unflatten(0, (-1, size)), mask[:, :width].unflatten(0, (-1, size))
-        if bool((prompts != prompts[:, :1]).logical_and(masks).any()):
+        if bool((masks != masks[:, :1]).any() or ((prompts != prompts[:, :1]) & masks).any()):
             raise ValueError(f"the completions of one prompt do not stand side by side in groups of {size}")
         held = masks[:, 0].any(0)
         first = int(held.int().argmax())  # columns that are padding in every row

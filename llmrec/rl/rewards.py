@@ -1,7 +1,8 @@
 """Rewards with TRL's signature, by name, and anyone's own by dotted path.
 
 A reward is called with one entry per completion, the completions of a prompt side by side and best first:
-`reward(prompts, completions, completion_ids, item, rank, target, history, ...) -> list of float`; `None` says nothing.
+`reward(prompts, completions, completion_ids, item, rank, target, history, ...) -> list of float`; `None` says nothing
+(all that compare with `target` do where a row has none: a wish has many right answers).
 Beside TRL's arguments there are the columns of the rows (`history`, `target`: item ids; `wish`, `about` where a task
 has them), `item` (the item that a completion is) and `rank` (its place in the group, from 0).
 
@@ -9,6 +10,8 @@ In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are it
 """
 
 import importlib
+import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,8 +34,8 @@ class Facts:
     Args:
         index (`SemIDIndex`), items (`pa.Table`): the catalogue.
         train (`pa.Table`): the training split, for popularity.
-        features (`str`): `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `index`.
-        sasrec (`str`): a folder that recipes/train_baseline.py wrote.
+        features (`str`): `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `items`.
+        sasrec (`str`): a folder that recipes/train_baselines.py wrote.
     """
 
     index: SemIDIndex
@@ -42,10 +45,9 @@ class Facts:
     sasrec: str = ""
 
     @cached_property
-    def codes(self) -> dict[str, tuple[int, ...]]:
-        """Item → the codes of its first Semantic ID."""
-        rows = zip(self.index.item_ids, self.index.codes.tolist())
-        return {item: tuple(code for code in codes if code >= 0) for item, codes in reversed(list(rows))}
+    def semids(self) -> dict[str, tuple[str, ...]]:
+        """Item → the tokens of its first Semantic ID."""
+        return {item: tuple(self.index.tokens_of_row(self.index.row(item))) for item in self.index.items}
 
     @cached_property
     def popularity(self) -> Counter:
@@ -82,11 +84,7 @@ def exact_hit(facts: Facts) -> Reward:
 
     `[w1, t, w2, w3]` → `[0, 1, 0, 0]`.
     """
-
-    def reward(item, target, **kwargs):
-        return [float(facts.codes[i] == facts.codes[t]) for i, t in zip(item, target)]
-
-    return reward
+    return _of_target(lambda item, target: float(facts.semids[item] == facts.semids[target]))
 
 
 def rank_penalty(facts: Facts) -> Reward:
@@ -95,14 +93,15 @@ def rank_penalty(facts: Facts) -> Reward:
     The wrong item of rank i gets -(1 / log2(i + 2)) / S, S the sum over the ranks of the group; the target 0. Without
     the target all get 0. `[w1, t, w2, w3]` → `[-.390, 0, -.195, -.168]`.
     """
+    hit = exact_hit(facts)
 
     def reward(item, target, rank, **kwargs):
-        hits = np.array([facts.codes[i] == facts.codes[t] for i, t in zip(item, target)])
-        discount = 1 / np.log2(np.asarray(rank) + 2)
-        groups = _groups(rank)
-        present = hits.reshape(groups).any(1, keepdims=True)
-        share = discount.reshape(groups) / discount.reshape(groups).sum(1, keepdims=True)
-        return (-share * present * ~hits.reshape(groups)).ravel().tolist()
+        said = hit(item=item, target=target)
+        hits = np.array([one == 1 for one in said]).reshape(_groups(rank))
+        discount = 1 / np.log2(np.reshape(rank, hits.shape) + 2)
+        share = discount / discount.sum(1, keepdims=True)
+        losses = np.where(hits.any(1, keepdims=True) & ~hits, -share, 0.0).ravel().tolist()
+        return [None if one is None else loss for one, loss in zip(said, losses)]
 
     return reward
 
@@ -113,19 +112,17 @@ def prefix_match(facts: Facts) -> Reward:
     With three levels, `w1` of the same first code, `w2` of the same first two, `w3` of another: `[1/3, 1, 2/3, 0]`.
     """
 
-    def reward(item, target, **kwargs):
-        return [_common(facts.codes[i], facts.codes[t]) / len(facts.codes[t]) for i, t in zip(item, target)]
+    def share(item: str, target: str) -> float:
+        own, wanted = facts.semids[item], facts.semids[target]
+        return _common(own, wanted) / len(wanted)
 
-    return reward
+    return _of_target(share)
 
 
 def semantic_similarity(facts: Facts) -> Reward:
     """The cosine of the features of an item and of the target, in [-1, 1]: `[.4, 1, .8, -.1]`."""
-
-    def reward(item, target, **kwargs):
-        return [float(facts.vectors[i] @ facts.vectors[t]) for i, t in zip(item, target)]
-
-    return reward
+    vectors = facts.vectors
+    return _of_target(lambda item, target: float(vectors[item] @ vectors[target]))
 
 
 def collaborative(facts: Facts) -> Reward:
@@ -134,12 +131,12 @@ def collaborative(facts: Facts) -> Reward:
     In a catalogue of 101, where SASRec's places of the four are 1, 3, 11 and 101: `[1, .98, .9, 0]`. Its first place
     is the maximiser.
     """
+    baseline = facts.baseline
+    catalogue = baseline.catalogue
 
     def reward(item, history, rank, **kwargs):
         groups = _groups(rank)
-        catalogue = facts.baseline.catalogue
-        values, offsets = catalogue.rows(history[:: groups[1]])
-        scores = facts.baseline.score(values, offsets)
+        scores = baseline.score(*catalogue.rows(history[:: groups[1]]))
         place, _ = catalogue.rows([item])
         own = np.take_along_axis(scores, place.reshape(groups), 1)
         return ((scores[:, None] < own[..., None]).sum(-1) / (len(catalogue) - 1)).ravel().tolist()
@@ -153,21 +150,20 @@ def popularity_corrected_hit(facts: Facts) -> Reward:
     With 8 interactions of `t`: `[0, 1/3, 0, 0]`.
     """
 
-    def reward(item, target, **kwargs):
-        hits = exact_hit(facts)(item=item, target=target)
-        return [hit / (facts.popularity[t] + 1) ** 0.5 for hit, t in zip(hits, target)]
+    def hit(item: str, target: str) -> float:
+        return float(facts.semids[item] == facts.semids[target]) / (facts.popularity[target] + 1) ** 0.5
 
-    return reward
+    return _of_target(hit)
 
 
 def diversity(facts: Facts) -> Reward:
-    """1 / (how many of the group share an item's first code): the group is best off where no two do.
+    """1 / (how many of the group share the first token of an item's Semantic ID): best where no two do.
 
     With first codes `[5, 5, 7, 9]`: `[.5, .5, 1, 1]`.
     """
 
     def reward(item, rank, **kwargs):
-        first = np.array([facts.codes[i][0] for i in item]).reshape(_groups(rank))
+        first = np.array([facts.semids[i][0] for i in item]).reshape(_groups(rank))
         return (1 / (first[:, :, None] == first[:, None]).sum(-1)).ravel().tolist()
 
     return reward
@@ -202,29 +198,28 @@ REWARDS: dict[str, Callable[[Facts], Reward]] = {
 }
 
 
-def load_rewards(entries: Sequence[str | dict], facts: Facts) -> tuple[list[Reward], list[float]]:
+def load_rewards(entries: Sequence[str], facts: Facts) -> tuple[list[Reward], list[float]]:
     """Rewards and their weights from a YAML list: `exact_hit`, `prefix_match:0.5`, `my_package.my_reward:2`.
 
-    A dotted path names a function with TRL's signature, or one that takes `facts` alone and returns it
-    (`my_package.make(facts)`).
+    A dotted path names a function with TRL's signature, or one that takes `facts` alone and returns it. What a reward
+    needs (`features`, `sasrec`) is read here.
 
     Raises:
         ValueError: an entry that names nothing, a weight that is no number, no entries, or one twice.
     """
     if not entries:
-        raise ValueError(f"reward_funcs is empty: name some of {', '.join(REWARDS)} or your own by dotted path")
+        raise ValueError(f"rewards is empty: name some of {', '.join(REWARDS)} or your own by dotted path")
     rewards, weights = [], []
     for entry in entries:
+        if not isinstance(entry, str):  # YAML reads `exact_hit: 2` as a mapping
+            raise ValueError(f"rewards: {entry!r} is not text; write name:weight without a space")
         name, _, weight = entry.partition(":")
-        try:
-            weights.append(float(weight or 1))
-        except ValueError:
-            raise ValueError(f"reward_funcs: {weight!r} in {entry!r} is not a weight") from None
-        reward = REWARDS[name](facts) if name in REWARDS else _imported(name)
+        weights.append(_weight(weight, entry))
+        reward = REWARDS[name](facts) if name in REWARDS else _imported(name, facts)
         rewards.append(checked(reward, name))
     names = [reward.__name__ for reward in rewards]
     if len(set(names)) < len(names):
-        raise ValueError(f"reward_funcs names one twice: {', '.join(names)}")
+        raise ValueError(f"rewards names one twice: {', '.join(names)}")
     return rewards, weights
 
 
@@ -242,22 +237,51 @@ def checked(reward: Reward, name: str) -> Reward:
                 f"reward {name!r} returned {said} for {len(prompts)} completions: a list with one for each"
             )
         for number, value in enumerate(values):
-            if value is not None and not np.isfinite(value):
-                raise ValueError(f"reward {name!r} is {value} for completion {number} ({kwargs['item'][number]!r})")
+            if value is not None and not _is_finite(value):
+                raise ValueError(f"reward {name!r} is {value!r} for completion {number}, no finite number")
         return values
 
     call.__name__ = name.rpartition(".")[2]
     return call
 
 
-def _imported(path: str) -> Reward:
+def _is_finite(value) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _weight(text: str, entry: str) -> float:
+    try:
+        weight = float(text or 1)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
+    return weight
+
+
+def _imported(path: str, facts: Facts) -> Reward:
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(f"reward {path!r} is not one of {', '.join(REWARDS)}, nor a dotted path to a function")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward {path!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"reward {path!r} is {type(found).__name__}, no function")
+    return found(facts) if list(inspect.signature(found).parameters) == ["facts"] else found
+
+
+def _of_target(score: Callable[[str, str], float]) -> Reward:
+    """`score(item, target)` of every completion whose row has a target."""
+
+    def reward(item, target, **kwargs):
+        return [None if t is None else score(i, t) for i, t in zip(item, target)]
+
+    return reward
 
 
 def _groups(rank: Sequence[int]) -> tuple[int, int]:
