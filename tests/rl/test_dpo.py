@@ -1,6 +1,6 @@
 """DPO and S-DPO: the loss, stock TRL on the same pairs, which items are negatives, the recipe from end to end."""
 
-import copy
+import contextlib
 import inspect
 import json
 import runpy
@@ -35,6 +35,14 @@ from llmrec.training import ValidationSample, lora_config
 ROOT = Path(__file__).parents[2]
 DATA = tiny_data()
 INDEX = tiny_index(DATA)
+COMMON = {
+    "beta": 0.5,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "logging_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +50,16 @@ def base(tmp_path_factory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("dpo") / "base", DATA, INDEX)
 
 
-@pytest.fixture(scope="module")
-def recommender(base) -> LLMRecommender:
-    return searching(base)
-
-
 def searching(base: Path) -> LLMRecommender:
     """As wide as the catalogue, and over it."""
     found = LLMRecommender.from_pretrained(base)
     found.config.num_beams, found.config.normalize = 24, "catalogue"
     return found
+
+
+@pytest.fixture(scope="module")
+def recommender(base) -> LLMRecommender:
+    return searching(base)
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +72,17 @@ def settings(folder: Path, **changes) -> DPOConfig:
         "output_dir": str(folder),
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-3,
-        "beta": 0.5,
         "max_steps": 10,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "logging_steps": 1,
-        "disable_tqdm": True,
         "save_strategy": "no",
     }
-    return DPOConfig(**{**fields, **changes})
+    return DPOConfig(**{**COMMON, **fields, **changes})
 
 
 def make_trainer(base: Path, arguments: DPOConfig, rows: Dataset, trie, **more) -> SemIDDPOTrainer:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     if more.pop("lora", False):
-        args = ModelConfig(
-            model_name_or_path=str(base), use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"]
-        )
+        args = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
         more["peft_config"] = lora_config(args, model, tokenizer, INDEX)
     return SemIDDPOTrainer(model, arguments, trie=trie, train_dataset=rows, processing_class=tokenizer, **more)
 
@@ -101,9 +100,8 @@ def test_the_loss_is_that_of_the_paper_and_with_one_negative_that_of_dpo():
     for row, loss in zip(ratios, softmax_dpo_loss(ratios, beta)):
         inner = sum(torch.exp(beta * (wrong - row[0])) for wrong in row[1:])
         assert torch.isclose(loss, -torch.log(torch.sigmoid(-torch.log(inner))))
-    pairs = ratios[:, :2]
-    wanted = -torch.nn.functional.logsigmoid(beta * (pairs[:, 0] - pairs[:, 1]))
-    assert torch.allclose(softmax_dpo_loss(pairs, beta), wanted)
+    wanted = -torch.nn.functional.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))
+    assert torch.allclose(softmax_dpo_loss(ratios[:, :2], beta), wanted)
     huge = torch.tensor([[-2000.0, 2000.0]], requires_grad=True)
     softmax_dpo_loss(huge, 1.0).sum().backward()
     assert huge.grad.tolist() == [[-1.0, 1.0]]
@@ -113,12 +111,8 @@ def test_one_negative_over_the_vocabulary_is_stock_trl(base, recommender, prompt
     rows = preference_rows(prompts, recommender, DATA.train, num_negatives=1)
     ours = make_trainer(base, settings(tmp_path / "ours"), rows, trie=None)
     text = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
-    stock = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(base),
-        args=settings(tmp_path / "stock"),
-        train_dataset=text,
-        processing_class=AutoTokenizer.from_pretrained(base),
-    )
+    more = {"train_dataset": text, "processing_class": AutoTokenizer.from_pretrained(base)}
+    stock = DPOTrainer(AutoModelForCausalLM.from_pretrained(base), args=settings(tmp_path / "stock"), **more)
     examples = [rows[number] for number in (0, 3, 50, 77, 120)]
     pairs = [{**row, "rejected_ids": row["rejected_ids"][0]} for row in examples]
     losses = []
@@ -127,13 +121,11 @@ def test_one_negative_over_the_vocabulary_is_stock_trl(base, recommender, prompt
         trainer.model.train()
         losses.append(trainer.compute_loss(trainer.model, batch))
         losses[-1].backward()
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4) and losses[0].item() != pytest.approx(
-        np.log(2), rel=1e-3
-    )
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4)
+    assert abs(losses[0].item() - np.log(2)) > 1e-3
     wanted = dict(stock.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
-        difference = (parameter.grad - wanted[name].grad).norm() / wanted[name].grad.norm()
-        assert difference < 1e-4, name
+        assert (parameter.grad - wanted[name].grad).norm() < 1e-4 * wanted[name].grad.norm(), name
     for name in ("chosen", "rejected", "margins", "accuracies"):
         values = [trainer._metrics["train"][f"rewards/{name}"] for trainer in (ours, stock)]
         assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6), name
@@ -147,20 +139,15 @@ def test_the_loss_over_the_catalogue_equals_a_search_of_all_items(base, recommen
     trainer = make_trainer(base, settings(tmp_path), rows, recommender.trie, lora=lora)
     examples = [rows[number] for number in (1, 40, 90)]
     batch = collate_groups(examples)
-    start = trainer.compute_loss(trainer.model, batch)
-    assert start.item() == pytest.approx(np.log(4), rel=1e-5)  # the policy is its reference
-    reference = copy.deepcopy(recommender.model)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(np.log(4), rel=1e-5)  # no difference yet
     disturb(trainer.model)
     loss = trainer.compute_loss(trainer.model, batch)
-    of_model = []
-    if lora:  # what was disturbed beneath the adapter is part of the reference, too
-        with trainer.model.disable_adapter():
-            of_reference = all_items(trainer.model, examples, recommender)
-    else:
-        of_reference = all_items(reference, examples, recommender)
-    of_model = all_items(trainer.model, examples, recommender)
+    policies = all_items(trainer.model, examples, recommender)
+    # What was disturbed beneath an adapter is part of the reference.
+    with trainer.model.disable_adapter() if lora else contextlib.nullcontext():
+        references = all_items(trainer.model if lora else recommender.model, examples, recommender)
     losses = []
-    for row, policy, before in zip(examples, of_model, of_reference):
+    for row, policy, before in zip(examples, policies, references):
         ratios = [policy[tuple(ids)] - before[tuple(ids)] for ids in (row["chosen_ids"], *row["rejected_ids"])]
         losses.append(softmax_dpo_loss(torch.tensor([ratios]), trainer.beta).item())
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
@@ -171,8 +158,8 @@ def test_dropout_inside_attention_is_off_too(recommender, prompts, tmp_path):
     base = write_tiny_base(tmp_path / "base", DATA, INDEX, attention_dropout=0.5)
     rows = preference_rows(prompts.select(range(8)), recommender, DATA.train)
     trainer = make_trainer(base, settings(tmp_path / "off"), rows, recommender.trie)
-    loss = trainer.compute_loss(trainer.model.train(), collate_groups(list(rows)))
-    assert loss.item() == pytest.approx(np.log(4), rel=1e-5)
+    model = trainer.model.train()
+    assert trainer.compute_loss(model, collate_groups(list(rows))).item() == pytest.approx(np.log(4), rel=1e-5)
 
 
 def all_items(model, examples, recommender) -> list[dict[tuple[int, ...], float]]:
@@ -189,18 +176,13 @@ def all_items(model, examples, recommender) -> list[dict[tuple[int, ...], float]
 # Negatives
 
 
-def shared_semids() -> SemIDIndex:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> LLMRecommender:
     """Items 0 to 5 share their Semantic ID with items 6 to 11."""
     codes = INDEX.codes.copy()
     codes[6:12] = codes[:6]
-    return SemIDIndex(INDEX.item_ids, codes, INDEX.codebook_sizes)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> LLMRecommender:
-    return LLMRecommender.from_pretrained(
-        write_tiny_base(tmp_path_factory.mktemp("shared") / "base", DATA, shared_semids())
-    )
+    index = SemIDIndex(INDEX.item_ids, codes, INDEX.codebook_sizes)
+    return LLMRecommender.from_pretrained(write_tiny_base(tmp_path_factory.mktemp("shared"), DATA, index))
 
 
 @pytest.mark.parametrize("negatives", ["random", "popularity", "beam"])
@@ -224,23 +206,17 @@ def test_negatives_are_other_items_and_follow_from_the_row(shared, negatives):
 def test_of_several_streams_the_searched_one_is_compared(tmp_path):
     other = SemIDIndex(INDEX.item_ids, np.stack([np.arange(24) // 5, np.arange(24) % 5], 1), [5, 5])
     index = join_streams({"meaning": INDEX, "users": other})
-    base = write_tiny_base(tmp_path / "base", DATA, index)
-    recommender = LLMRecommender.from_pretrained(base)
-    for stream, semids in (("users", other), ("meaning", INDEX)):
-        recommender.config.fuse = [stream]
-        searched = LLMRecommender(
-            recommender.model, recommender.tokenizer, index, DATA.items, recommender.config, batch_size=7
-        )
+    whole = LLMRecommender.from_pretrained(write_tiny_base(tmp_path, DATA, index))
+    for stream, levels in (("users", range(3, 5)), ("meaning", range(3))):
+        whole.config.fuse = [stream]
+        searched = LLMRecommender(whole.model, whole.tokenizer, index, DATA.items, whole.config, batch_size=7)
         rows = prompt_rows(DATA, searched).select(range(10))
-        levels = range(3, 5) if stream == "users" else range(3)
         known = {token for level in levels for token in index.level_tokens[level]}
         for negatives in ("random", "beam"):
-            for row, target in zip(preference_rows(rows, searched, DATA.train, 23, negatives), rows["target"]):
-                texts = [searched.tokenizer.convert_ids_to_tokens(ids) for ids in row["rejected_ids"]]
-                chosen = searched.tokenizer.convert_ids_to_tokens(row["chosen_ids"])
-                assert len({tuple(text) for text in [chosen, *texts]}) == 24
-                assert {token for text in [chosen, *texts] for token in text} <= known
-                assert len(chosen) == semids.lengths[semids.row(target)]
+            for row in preference_rows(rows, searched, DATA.train, 23, negatives):
+                group = [row["chosen_ids"], *row["rejected_ids"]]
+                texts = {tuple(searched.tokenizer.convert_ids_to_tokens(ids)) for ids in group}
+                assert len(texts) == 24 and {token for text in texts for token in text} <= known
 
 
 def test_how_often_items_are_drawn(recommender):
@@ -257,15 +233,14 @@ def test_how_often_items_are_drawn(recommender):
 
 
 def test_hard_negatives_are_what_the_model_ranks_first(recommender, prompts):
-    few = prompts.select(range(40, 60))
-    rows = preference_rows(few, recommender, DATA.train, 4, "beam")
+    rows = preference_rows(prompts.select(range(40, 60)), recommender, DATA.train, 4, "beam")
     for row, scores in zip(rows, all_items(recommender.model, rows, recommender)):
         best = sorted(scores, key=scores.get, reverse=True)
         wanted = [ids for ids in best if ids != tuple(row["chosen_ids"])][:4]
         assert [tuple(ids) for ids in row["rejected_ids"]] == wanted
 
 
-def test_every_other_item_can_be_a_negative_and_no_more(recommender, prompts):
+def test_every_other_item_can_be_a_negative_and_no_more(recommender, prompts, tmp_path):
     rows = preference_rows(prompts.select(range(3)), recommender, DATA.train, 23)
     assert all(len({tuple(ids) for ids in row["rejected_ids"]}) == 23 for row in rows)
     once = DATA.train.slice(0, 1)  # six items occur in it
@@ -274,12 +249,9 @@ def test_every_other_item_can_be_a_negative_and_no_more(recommender, prompts):
     unknown = Dataset.from_dict({"prompt": ["a"], "target": ["item-99"], "row": [0]})
     with pytest.raises(ValueError, match="target 'item-99' is not in the catalogue"):
         preference_rows(unknown, recommender, DATA.train)
-
-
-def test_a_model_that_thinks_is_refused(prompts, tmp_path):
-    base = write_tiny_base(tmp_path / "base", DATA, INDEX, prompt="think_next_item")
+    thinking = LLMRecommender.from_pretrained(write_tiny_base(tmp_path, DATA, INDEX, prompt="think_next_item"))
     with pytest.raises(ValueError, match="writes a thought before an item"):
-        preference_rows(prompts, LLMRecommender.from_pretrained(base), DATA.train)
+        preference_rows(prompts, thinking, DATA.train)
 
 
 # Training
@@ -300,13 +272,11 @@ def test_margins_rise_and_evaluations_rank(base, recommender, prompts, tmp_path,
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    assert before["eval_loss"] == pytest.approx(np.log(4), rel=1e-4)
-    assert after["eval_loss"] < 0.8 * before["eval_loss"]
+    assert after["eval_loss"] < 0.8 * before["eval_loss"] and before["eval_loss"] == pytest.approx(np.log(4), rel=1e-4)
     assert after["eval_ndcg@10"] > before["eval_ndcg@10"]
     margins = [log["rewards/margins"] for log in trainer.state.log_history if "rewards/margins" in log]
     assert abs(margins[0]) < 1e-5 and margins[-1] > 0.5
-    logged = [log for log in trainer.state.log_history if "eval_rewards/accuracies" in log]
-    assert logged[-1]["eval_rewards/accuracies"] > 0.8
+    assert before["eval_rewards/margins"] == pytest.approx(0, abs=1e-5) and after["eval_rewards/accuracies"] > 0.8
 
 
 def run(monkeypatch, folder: Path, output: str, *flags: str) -> None:
@@ -318,21 +288,15 @@ def run(monkeypatch, folder: Path, output: str, *flags: str) -> None:
         "num_train_epochs": 2,
         "per_device_train_batch_size": 16,
         "learning_rate": 3e-3,
-        "beta": 0.5,
         "negatives": "beam",
         "validation_rows": 20,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_ndcg@10",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "logging_steps": 1,
     }
     script = str(ROOT / "recipes" / "dpo.py")
-    arguments = [part for key, value in fields.items() for part in (f"--{key}", str(value))]
+    arguments = [part for key, value in (COMMON | fields).items() for part in (f"--{key}", str(value))]
     monkeypatch.setattr(sys, "argv", [script, *arguments, *flags])
     runpy.run_path(script, run_name="__main__")
 
@@ -357,8 +321,7 @@ def test_the_recipe_makes_a_recommender_of_a_recommender(folder, monkeypatch, ca
     assert abs(margins[0]) < 1e-5 and margins[-1] > 0.5
     assert hits(folder / "out") > 2 * hits(folder / "base")
     stage = json.loads((folder / "out" / "stage.json").read_text())
-    assert stage["complete"] and stage["results"]["ndcg@10"] > 0
-    assert "ndcg@10" in (folder / "out" / "README.md").read_text()
+    assert stage["complete"] and "ndcg@10" in (folder / "out" / "README.md").read_text()
     assert (folder / "out" / "training.png").stat().st_size > 5000
     run(monkeypatch, folder, "out")
     assert "Reusing the model" in capfd.readouterr().out
@@ -377,9 +340,9 @@ def test_the_recipe_merges_its_adapter(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["quickstart", "industrial"])
 def test_the_shipped_settings_are_accepted(name):
-    path = str(ROOT / "recipes" / "configs" / name / "dpo.yaml")
     recipe = runpy.run_path(str(ROOT / "recipes" / "dpo.py"))
     parser = TrlParser((recipe["DataArguments"], DPOConfig, ModelConfig))
+    path = str(ROOT / "recipes" / "configs" / name / "dpo.yaml")
     args, arguments, model = parser.parse_args_and_config(["--config", path])
     check_dpo(arguments, args.num_negatives, args.negatives, args.log_probs, INDEX)
     assert model.model_name_or_path == f"out/{name}/model" and arguments.output_dir == f"out/{name}/dpo"
@@ -396,7 +359,6 @@ def test_the_shipped_settings_are_accepted(name):
         ({}, {"negatives": "hard"}, "negatives: 'hard' is not one of random, popularity, beam"),
         ({}, {"log_probs": "trie"}, "log_probs: 'trie' is not one of"),
         ({"loss_type": ["ipo"]}, {}, "loss_type: .* has no meaning"),
-        ({"loss_type": ["sigmoid", "sft"]}, {}, "loss_type"),
         ({"precompute_ref_log_probs": True}, {}, "precompute_ref_log_probs"),
         ({"label_smoothing": 0.1}, {}, "label_smoothing: 0.1"),
         ({"max_length": 256}, {}, "max_length: 256"),
@@ -424,12 +386,13 @@ def test_the_recipe_refuses_before_it_writes(folder, tmp_path, monkeypatch, reco
 
 def test_what_trl_is_asked_for_is_where_it_was(base, recommender, prompts, tmp_path):
     """Fails where an internal that `SemIDDPOTrainer` overrides or reads has moved: see its docstring."""
-    names = {name: list(inspect.signature(getattr(DPOTrainer, name)).parameters) for name in ("compute_loss",)}
-    assert names["compute_loss"] == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
-    prepare = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
-    assert prepare == ["self", "dataset", "processing_class", "args", "dataset_name"]
-    rank = list(inspect.signature(DPOTrainer.evaluate).parameters)
-    assert rank == ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]
+    for name, parameters in {
+        "compute_loss": "self model inputs return_outputs num_items_in_batch",
+        "_prepare_dataset": "self dataset processing_class args dataset_name",
+        "evaluate": "self eval_dataset ignore_keys metric_key_prefix",
+        "save_model": "self output_dir _internal_call",
+    }.items():
+        assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == parameters.split(), name
     rows = preference_rows(prompts.select(range(4)), recommender, DATA.train)
     plain = make_trainer(base, settings(tmp_path / "a"), rows, recommender.trie)
     assert plain.beta == 0.5 and plain.ref_model is not plain.model and not plain.ref_model.training
