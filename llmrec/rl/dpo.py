@@ -54,8 +54,8 @@ _FIXED = {
 def softmax_dpo_loss(log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
     """The loss of S-DPO for each group, float32 [N].
 
-    -log sigmoid(-log sum_j exp(beta (r_j - r_w))) (equation 11 of the paper) is the cross-entropy of choosing w among
-    the group by beta r, and with one rejected item the sigmoid loss of DPO.
+    -log sigmoid(-log sum_j exp(beta (r_j - r_w))) is the cross-entropy of choosing w among the group by beta r, and
+    with one rejected item the sigmoid loss of DPO.
 
     Args:
         log_ratios (float32 [N, 1 + J]): r = log(policy / reference), the chosen item w first.

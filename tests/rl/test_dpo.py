@@ -381,9 +381,6 @@ def test_the_recipe_refuses_before_it_writes(folder, tmp_path, monkeypatch, reco
     assert not (folder / "refused").exists()
 
 
-# TRL
-
-
 def test_what_trl_is_asked_for_is_where_it_was(base, recommender, prompts, tmp_path):
     """Fails where an internal that `SemIDDPOTrainer` overrides or reads has moved: see its docstring."""
     for name, parameters in {
