@@ -9,7 +9,7 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -48,6 +48,8 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
     data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     config.check_catalogue(data.items, base)
     index, items, contextual = load_parts(base, config)
+    if not config.prompt.get("thinking"):
+        config = replace(config, normalize=policy.log_probs)  # what is trained is what ranks
     prompts = [Prompt.from_dict(config.prompt), *(TaskMix.parse(entry).prompt for entry in args.tasks)]
     inputs = training.run_inputs(base, data, index, prompts)
     arguments = (args, policy, grpo_args, model_args)

@@ -27,7 +27,7 @@ from llmrec.recommender import LLMRecommender, requests_of
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.rollout import completions
 from llmrec.semids import SemIDIndex
-from llmrec.training import ValidationSample
+from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
 from llmrec.training.lora import is_quantised, rows_in_float32
 from llmrec.training.stage import sharded
 
@@ -252,7 +252,7 @@ def _padded(lists: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, to
     return tuple(pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
 
 
-class SemIDDPOTrainer(DPOTrainer):
+class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
     """TRL's `DPOTrainer` for rows of `preference_rows`.
 
     TRL stays in charge of the reference (a frozen copy of the model's folder, or the model without its adapter),
@@ -286,9 +286,8 @@ class SemIDDPOTrainer(DPOTrainer):
         args.remove_unused_columns = False
         check_model(model)
         super().__init__(model, args=args, data_collator=collate_groups, **kwargs)
-        for module in self.model.modules() if args.disable_dropout else ():
-            if hasattr(module, "attention_dropout"):  # no module of its own, so TRL does not find it
-                module.attention_dropout = 0.0
+        if args.disable_dropout:
+            without_dropout(self.model)
         if is_quantised(self.model):
             rows_in_float32(self.model)
         if sample is not None and sharded():
@@ -332,25 +331,9 @@ class SemIDDPOTrainer(DPOTrainer):
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return log_probs(self.model, groups, self.trie)[0].sum(-1)
 
-    def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Recall@k and ndcg@k of the model as it is on the validation sample, logged."""
-        ranking = self.sample.evaluate(self.model, self.accelerator)
-        ranking = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
-        self.log(ranking)
-        return ranking
-
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """The loss and the rewards of the evaluation rows, and recall@k and ndcg@k on the validation sample."""
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.sample is not None:
             metrics.update(self.rank(metric_key_prefix))
         return metrics
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights and what makes the folder a recommender."""
-        super().save_model(output_dir, _internal_call)
-        if self.write_sidecars is not None and self.args.should_save:
-            self.write_sidecars(output_dir or self.args.output_dir)

@@ -77,7 +77,8 @@ class RollOut:
 
         Returns:
             dicts with `draw`, `item` (an item id; of a thought the best one found after it), `rank` (its place in the
-            group) and, of thoughts, `beams` (item ids, best first).
+            group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether it ended
+            by itself) and `thought_share` (its length, as a share of the longest).
         """
         prompts = self._ids([row["prompt"] for row in rows])
         seeds = [self.seed(*seed, row["row"]) for row in rows]
@@ -122,13 +123,21 @@ class RollOut:
         drawn = []
         for n, (ids, length, hits) in enumerate(zip(blocks, lengths, found)):
             beams = [recommender.item_ids[hit.item] for hit in hits]
+            closed = length < limit
             # The template opens a thought, and closes one that ran out of tokens.
-            mask = [0] * opening + [1] * (len(ids) - opening)
-            if length >= limit:
-                mask[-closing:] = [0] * closing
-            mass = float(np.exp([hit.score for hit in hits]).sum())
-            draw = Draw(asked[own[n]], ids, 1 / self.size, mass, mask)
-            drawn.append({"draw": draw, "item": beams[0], "rank": n % self.size, "beams": beams})
+            mask = [0] * opening + [1] * (len(ids) - opening - closing) + [int(closed)] * closing
+            draw = Draw(asked[own[n]], ids, 1 / self.size, float(np.exp([hit.score for hit in hits]).sum()), mask)
+            drawn.append(
+                {
+                    "draw": draw,
+                    "item": beams[0],
+                    "rank": n % self.size,
+                    "beams": beams,
+                    "thought": texts[n],
+                    "closed": closed,
+                    "thought_share": min(1.0, length / limit),
+                }
+            )
         return drawn
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

@@ -186,6 +186,49 @@ def wish_satisfied(facts: Facts) -> Reward:
     return reward
 
 
+def beam_match(facts: Facts) -> Reward:
+    """Of thoughts: the best prefix match of any item found after one (OneRec-Think's rollout beam, arXiv 2510.11639).
+
+    With three levels, beams `[[w, w], [w, t], [w1, w], [w2, w]]`, `w1` and `w2` as in `prefix_match`:
+    `[0, 1, 1/3, 2/3]`. `null` where a group is of items.
+    """
+    match = prefix_match(facts)
+
+    def reward(item, target, beams=None, **kwargs):
+        if beams is None:
+            return [None] * len(item)
+        found = [match(item=held, target=[t] * len(held)) for held, t in zip(beams, target)]
+        return [None if t is None else max(scores) for scores, t in zip(found, target)]
+
+    return reward
+
+
+def thought_format(facts: Facts) -> Reward:
+    """Of thoughts: 1 for one that says something and ended by itself, 0 for one that is empty or ran out of tokens.
+
+    `["They like drills.", "", "It is", "Tools."]`, the third cut: `[1, 0, 0, 1]`.
+    """
+
+    def reward(item, thought=None, closed=None, **kwargs):
+        if thought is None:
+            return [None] * len(item)
+        return [float(bool(text.strip()) and end) for text, end in zip(thought, closed)]
+
+    return reward
+
+
+def thought_length(facts: Facts) -> Reward:
+    """Of thoughts: the share of the allowed tokens (`max_thought_tokens`) that one left unused.
+
+    Of 128 tokens, thoughts of 32, 0, 128 and 64: `[.75, 1, 0, .5]`. Beside `thought_format`, or silence is best.
+    """
+
+    def reward(item, thought_share=None, **kwargs):
+        return [None] * len(item) if thought_share is None else [1 - share for share in thought_share]
+
+    return reward
+
+
 REWARDS: dict[str, Callable[[Facts], Reward]] = {
     "exact_hit": exact_hit,
     "rank_penalty": rank_penalty,
@@ -195,6 +238,9 @@ REWARDS: dict[str, Callable[[Facts], Reward]] = {
     "popularity_corrected_hit": popularity_corrected_hit,
     "diversity": diversity,
     "wish_satisfied": wish_satisfied,
+    "beam_match": beam_match,
+    "thought_format": thought_format,
+    "thought_length": thought_length,
 }
 
 

@@ -9,12 +9,10 @@ of them moves):
 - `_prepare_inputs`: micro-batches of whole groups (TRL shuffles completions among them)
 """
 
-import time
 from collections.abc import Callable
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
@@ -24,10 +22,10 @@ from llmrec.rl.credit import first_difference, skip_dead, weighted
 from llmrec.rl.draws import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.policy import PolicyArguments, check_settings
-from llmrec.training import ValidationSample
+from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
 
 
-class SemIDGRPOTrainer(GRPOTrainer):
+class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     """`GRPOTrainer` over a catalogue. Rows have `prompt` (text), `history`, `target` (item ids) and `row` (int).
 
     Args:
@@ -59,6 +57,7 @@ class SemIDGRPOTrainer(GRPOTrainer):
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
         check_settings(args, policy, self.roll_out)
         args.max_completion_length = self.roll_out.max_length
+        args.disable_dropout = True  # or the policy that learns is not the one that rolled out
         known = set(recommender.item_ids)
         for row in train_dataset.select_columns(["target"]):
             if row["target"] is not None and row["target"] not in known:
@@ -76,6 +75,7 @@ class SemIDGRPOTrainer(GRPOTrainer):
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if not hasattr(head, "bias"):
             head.bias = None
+        without_dropout(self.model)
         if policy.shared_prompts:
             check_model(self.model)
         self.policy, self.sample, self.write_sidecars = policy, sample, write_sidecars
@@ -206,18 +206,6 @@ class SemIDGRPOTrainer(GRPOTrainer):
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """The metrics of the validation sample, and the seconds that they took."""
-        start = time.perf_counter()
-        metrics = self.sample.evaluate(self.model, self.accelerator) | {"seconds": time.perf_counter() - start}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        Trainer.log(self, metrics)  # TRL's own would log and forget the training figures since its last time
+        metrics = self.rank(metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights and what makes the folder a recommender."""
-        super().save_model(output_dir, _internal_call)
-        if self.write_sidecars is not None and self.args.should_save:
-            self.write_sidecars(output_dir or self.args.output_dir)

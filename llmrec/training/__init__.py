@@ -6,7 +6,8 @@ from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import lora_config, merged, merged_onto, push_final_model, save_final_model
 from llmrec.training.loss_weights import LossWeights, loss_weights
 from llmrec.training.plots import plot_training
-from llmrec.training.regularise import add_dropout
+from llmrec.training.ranking import RecommenderTrainer
+from llmrec.training.regularise import add_dropout, without_dropout
 from llmrec.training.resume import last_complete_checkpoint
 from llmrec.training.settings import begin_run, run_inputs
 from llmrec.training.sft import SemIDSFTTrainer
@@ -14,6 +15,7 @@ from llmrec.training.stage import StageArguments, callbacks, check_stage
 
 __all__ = [
     "LossWeights",
+    "RecommenderTrainer",
     "SemIDCollator",
     "SemIDSFTTrainer",
     "StageArguments",
@@ -34,4 +36,5 @@ __all__ = [
     "reload_model",
     "run_inputs",
     "save_final_model",
+    "without_dropout",
 ]

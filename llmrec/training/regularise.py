@@ -22,3 +22,10 @@ def add_dropout(model: nn.Module, probability: float) -> None:
         )
     for module in [model.get_input_embeddings(), *branches]:
         module.register_forward_hook(drop)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switches off the dropout inside attention, a number of its own that TRL's `disable_dropout` does not find."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0

@@ -20,6 +20,7 @@ from llmrec.instructions import InstructionDataset
 from llmrec.training.batches import SemIDCollator, right_aligned
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.lora import is_quantised, rows_in_float32
+from llmrec.training.ranking import RecommenderTrainer
 from llmrec.training.stage import sharded
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class FreshEpoch(TrainerCallback):
             )
 
 
-class SemIDSFTTrainer(SFTTrainer):
+class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
     """`SFTTrainer` for rows that `llmrec.instructions.build_dataset` wrote; they come tokenised.
 
     Rows with `weights` (float, one per label) are trained on the weighted mean sum(w · nll) / sum(w), over all
@@ -175,25 +176,9 @@ class SemIDSFTTrainer(SFTTrainer):
             count = count.clamp(min=TINY)
         return batches, count
 
-    def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Recall@k and ndcg@k of the model as it is on the validation sample, logged."""
-        ranking = self.sample.evaluate(self.model, self.accelerator)
-        ranking = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
-        self.log(ranking)
-        return ranking
-
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The loss, and recall@k and ndcg@k on the validation sample."""
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.sample is not None:
             metrics.update(self.rank(metric_key_prefix))
         return metrics
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights and what makes the folder a recommender."""
-        super().save_model(output_dir, _internal_call)
-        if self.write_sidecars is not None and self.args.should_save:
-            self.write_sidecars(output_dir or self.args.output_dir)
