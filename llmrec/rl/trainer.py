@@ -9,6 +9,7 @@ of them moves):
 - `_prepare_inputs`: micro-batches of whole groups (TRL shuffles completions among them)
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -62,15 +63,17 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         for row in train_dataset.select_columns(["target"]):
             if row["target"] is not None and row["target"] not in known:
                 raise ValueError(f"target {row['target']!r} is not in the catalogue of the model folder")
-        super().__init__(
-            model,
-            reward_funcs,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=None if sample is None else Dataset(sample.rows),
-            rollout_func=lambda prompts, trainer: trainer._drawn,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*'rollout_func', which is an experimental feature")
+            super().__init__(
+                model,
+                reward_funcs,
+                args,
+                train_dataset=train_dataset,
+                eval_dataset=None if sample is None else Dataset(sample.rows),
+                rollout_func=lambda prompts, trainer: trainer._drawn,
+                **kwargs,
+            )
         # TRL reads `head.bias`, which PEFT's wrapper of trained rows does not have.
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if not hasattr(head, "bias"):

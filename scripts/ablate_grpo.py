@@ -1,0 +1,113 @@
+"""Which choice matters in GRPO? One small model on Industrial, another choice each time, several seeds.
+
+    python scripts/ablate_grpo.py --output_dir out/grpo_ablation                       # all runs, one after the other
+    python scripts/ablate_grpo.py --output_dir out/grpo_ablation --runs recipe MiniOneRec --seeds 0 1 2
+
+Needs out/industrial/{data,semids,baselines,model}: the recipes with recipes/configs/industrial, up to sft.py. Writes a
+model folder for every run, and measures all of them on the test split beside the model that they start from. The
+difference to it is that of the mean over seeds, with a 95 % interval over test rows. A run that is done is reused.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from llmrec.data import PreparedData
+from llmrec.evaluation import evaluate, row_metrics
+from llmrec.evaluation.bootstrap import paired_difference
+from llmrec.files import write_json
+from llmrec.recommender import LLMRecommender
+
+CONFIG = Path("recipes/configs/industrial/grpo.yaml")
+SASREC = "out/industrial/baselines/sasrec"
+ALL = {"tasks": []}  # every training target, dated or not
+# The first is the shipped recipe; the others change what they name.
+RUNS: dict[str, dict] = {
+    "recipe": {},
+    "without KL": {"beta": 0.0},
+    "MiniOneRec": {"rewards": ["exact_hit", "rank_penalty"], "log_probs": "vocabulary", "beta": 1e-3},
+    "log-probabilities over the vocabulary": {"log_probs": "vocabulary"},
+    "samples": {"rollout": "sample"},
+    "half samples": {"rollout": "mixed"},
+    "target always there": {"log_positives": 1},
+    "rank penalty besides": {"rewards": ["exact_hit", "rank_penalty"]},
+    "prefix match besides": {"rewards": ["exact_hit", "prefix_match:0.5"]},
+    "SASRec's score besides": {
+        "rewards": ["exact_hit", "collaborative:0.5"],
+        "sasrec": "out/industrial/baselines/sasrec",
+    },
+    "popularity-corrected hit": {"rewards": ["popularity_corrected_hit"]},
+    "dead groups skipped": {"dead_groups": "skip"},
+    "dead groups resampled": {"dead_groups": "resample"},
+    "first-difference credit": {"credit": "first_difference"},
+    "undated rows too": ALL,
+}
+METRICS = ("recall@1", "recall@10", "recall@50", "ndcg@10")
+
+
+def train(name: str, seed: int, output: Path, steps: int | None) -> Path:
+    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) | RUNS[name]
+    slug = "".join(c if c.isalnum() else "_" for c in name)
+    settings |= {"seed": seed, "output_dir": str(output / f"{slug}_seed{seed}")}
+    if steps is not None:
+        settings["max_steps"] = steps
+    file = output / f"{slug}_seed{seed}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    subprocess.run([sys.executable, "recipes/grpo.py", "--config", str(file)], check=True)
+    return Path(settings["output_dir"])
+
+
+def measure(folder: Path, normalize: str, data: PreparedData, file: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Metrics, and float64 [rows] of each of `METRICS`, on the test split; kept in a file beside."""
+    if not file.exists():
+        recommender = LLMRecommender.from_pretrained(folder)
+        recommender.config = dataclasses.replace(recommender.config, normalize=normalize)
+        result = evaluate(recommender, data.test, data, folder.name, bootstrap=0)
+        head = result.exposure["recommended"]["head"]
+        ranks, sizes = (result.predictions[name].to_pylist() for name in ("rank", "group_size"))
+        write_json(file, {"coverage": result.metrics["coverage@10"], "head": head, "ranks": ranks, "sizes": sizes})
+    held = json.loads(file.read_text(encoding="utf-8"))
+    rows = row_metrics(np.array(held["ranks"]), np.array(held["sizes"]), (1, 10, 50))
+    shown = {"coverage@10": held["coverage"], "head@10": held["head"]}
+    return {name: float(rows[name].mean()) for name in METRICS} | shown, {name: rows[name] for name in METRICS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="out/grpo_ablation")
+    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--max_steps", type=int, help="Another number than the recipe's.")
+    args = parser.parse_args()
+    output, shared = Path(args.output_dir), yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    folders = {name: [train(name, seed, output, args.max_steps) for seed in args.seeds] for name in args.runs}
+    data, start = PreparedData.load(shared["data_dir"]), {}
+    print(f"| | {' | '.join(METRICS)} | coverage@10 | head@10 | ndcg@10 minus start | recall@50 minus start |")
+    print("|---" * (len(METRICS) + 5) + "|")
+    for normalize in ("catalogue", "vocabulary"):
+        file = output / f"start_{normalize}.json"
+        metrics, start[normalize] = measure(Path(shared["model_name_or_path"]), normalize, data, file)
+        figures = " | ".join(f"{value:.4f}" for value in metrics.values())
+        print(f"| the start, searched over the {normalize} | {figures} | | |")
+    for name, seeds in folders.items():
+        normalize = RUNS[name].get("log_probs", "catalogue")
+        found = [measure(folder, normalize, data, folder / "test.json") for folder in seeds]
+        mean = {key: np.mean([metrics[key] for metrics, _ in found]) for key in found[0][0]}
+        figures = " | ".join(f"{value:.4f}" for value in mean.values())
+        for key in ("ndcg@10", "recall@50"):
+            ours = np.mean([rows[key] for _, rows in found], 0)[:, None]
+            interval = paired_difference(ours, start["catalogue"][key][:, None])
+            low, high, difference = (float(interval[part][0]) for part in ("low", "high", "difference"))
+            figures += f" | {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+        print(f"| {name} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
