@@ -1,6 +1,7 @@
 """Groups of rollouts: what each kind holds, log positives, and Semantic IDs as completions."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -148,9 +149,7 @@ def test_completions_without_an_eos_token():
 
 
 def test_seeds_differ_by_run_step_try_and_row():
-    parts = [
-        (seed, step, attempt, row) for seed in range(3) for step in range(5) for attempt in (0, 1) for row in range(40)
-    ]
+    parts = list(itertools.product(range(3), range(5), range(2), range(40)))
     seeds = [RollOut.seed(*one) for one in parts]
     assert len(set(seeds)) == len(parts) and all(seed >= 0 for seed in seeds)
     assert seeds == [RollOut.seed(*one) for one in parts]
