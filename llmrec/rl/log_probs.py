@@ -6,19 +6,20 @@ P + G x (C - 1) tokens where one row per completion has G x (P + C).
 
 Rollouts are drawn among the tokens that the trie allows, so a token's log-probability is taken over these (DAPO,
 MiniOneRec and TRL take it over the vocabulary, which moves the policy's mass out of the catalogue: the ratios, the KL
-and the gradient then speak of another distribution). Text before a Semantic ID, a thought, is free: its tokens are
-normalised over the vocabulary.
+and the gradient then speak of another distribution). Thoughts are free text: without a trie they are normalised over
+the vocabulary.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-from llmrec.decoding.head import head_output, token_scores, unwrap
+from llmrec.decoding.head import head_output, head_rows, token_scores, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, SemIDTrie
 
-Normalize = Literal["vocabulary", "catalogue"]
 _MASKABLE = ("sdpa", "eager")
 
 
@@ -58,28 +59,11 @@ class Groups(NamedTuple):
         )
 
 
-def levels_of(completions: torch.Tensor, mask: torch.Tensor, trie: SemIDTrie, thinking: bool) -> torch.Tensor:
-    """int64 [..., C]: the level of the Semantic ID that each token stands at; -1 for text and padding.
-
-    Args:
-        thinking (`bool`): whether text precedes; the Semantic ID begins at the last token that may begin one.
-    """
-    column = torch.arange(completions.shape[-1], device=completions.device)
-    start = torch.zeros(completions.shape[:-1], dtype=torch.long, device=completions.device)
-    if thinking:
-        begins = torch.isin(completions, trie.vocab[0]) & mask.bool()
-        start = torch.where(begins, column, -1).max(-1).values
-        start = start.masked_fill(start < 0, completions.shape[-1])  # none: all of it is text
-    level = column - start[..., None]
-    return level.masked_fill((level < 0) | (level >= trie.depth) | ~mask.bool(), -1)
-
-
 def log_probs(
     model: torch.nn.Module,
     groups: Groups,
     trie: SemIDTrie | None,
     temperature: float = 1.0,
-    thinking: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies (float32 [N, G, C], differentiable) of the tokens of completions.
 
@@ -101,7 +85,7 @@ def log_probs(
         before = torch.cat([prompt[:, None].expand(-1, size, -1, -1), rest], 2)  # what each token is predicted from
         if trie is None:
             return _over_vocabulary(head, before, groups.completions, groups.completion_mask, temperature)
-        return _over_catalogue(head, before, groups, trie, temperature, thinking)
+        return _over_catalogue(head, before, groups, trie, temperature)
 
     with head_output(model, at_head):
         found = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
@@ -153,29 +137,43 @@ def _over_vocabulary(head, states, tokens, mask, temperature) -> torch.Tensor:
     return empty.masked_scatter(mask[..., None].expand_as(empty), torch.stack([chosen, entropy], -1))
 
 
-def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: float, thinking: bool) -> torch.Tensor:
+def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: float) -> torch.Tensor:
     """float32 [N, G, C, 2]: as `_over_vocabulary`, over the children of each token's node."""
     tokens, mask = groups.completions, groups.completion_mask
-    levels = levels_of(tokens, mask, trie, thinking)
-    found = torch.zeros(*tokens.shape, 2, device=states.device)
-    if thinking:
-        found = _over_vocabulary(head, states, tokens, mask & (levels < 0), temperature)
+    depth = min(trie.depth, tokens.shape[-1])
+    logits_of = _level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
     nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
-    for level in range(trie.depth):
-        here = levels == level  # [N, G, C], at most one column of a completion
-        which = here.any(-1)
-        if not bool(which.any()):
-            break
-        node, token = nodes[which], tokens[here]
+    found = []
+    for level in range(depth):
+        here = mask[..., level]
+        node, token = nodes[here], tokens[..., level][here]
         following = trie.step(node, token, level)
         if bool((following == DEAD).any()):
             raise ValueError(f"token {int(token[following == DEAD][0])} continues no Semantic ID of the catalogue")
-        logits, _ = token_scores(head, states[here][:, None], trie.head_ids[level].to(states.device), False)
         children = trie.children(node, level)
-        steps = (logits[:, 0] / temperature).gather(-1, children.column).masked_fill(~children.valid, -torch.inf)
-        steps = steps.log_softmax(-1)
+        logits = logits_of(level, states[..., level, :][here]) / temperature
+        steps = logits.gather(-1, children.column).masked_fill(~children.valid, -torch.inf).log_softmax(-1)
         chosen = steps.gather(-1, (following - children.node[:, 0])[:, None])[:, 0]
         entropy = -torch.where(children.valid, steps.exp() * steps.masked_fill(~children.valid, 0), 0).sum(-1)
-        found = found.masked_scatter(here[..., None].expand_as(found), torch.stack([chosen, entropy], -1))
-        nodes = nodes.masked_scatter(which, following)
-    return found
+        empty = torch.zeros(*here.shape, 2, device=states.device)
+        found.append(empty.masked_scatter(here[..., None].expand_as(empty), torch.stack([chosen, entropy], -1)))
+        nodes = nodes.masked_scatter(here, following)
+    return F.pad(torch.stack(found, -2), (0, 0, 0, tokens.shape[-1] - depth))
+
+
+def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """(level, states float [M, H]) → logits float32 [M, T] of the level's tokens.
+
+    Rows of all levels are read at once: the gradient of a read is a matrix of the whole vocabulary.
+    """
+    rows = head_rows(head, torch.cat(ids))
+    if rows is None:
+        return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
+    sizes = [len(own) for own in ids]
+    weights, biases = (None if part is None else part.split(sizes) for part in rows)
+
+    def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if biases is None else biases[level]
+        return F.linear(hidden.to(weights[level].dtype), weights[level], bias).float()
+
+    return logits

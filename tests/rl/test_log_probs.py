@@ -7,7 +7,6 @@ from decoding.reference_search import EOS, matrix, random_semids, tiny_model
 from peft import get_peft_model
 from rl_small import (
     LENGTHS,
-    allowed_after,
     distribution,
     grouped,
     over_catalogue,
@@ -159,30 +158,6 @@ def test_adapters_and_trained_rows_count(tied, normalize):
     _, trained = gradients(peft, groups, trie if normalize == "catalogue" else None, 0.9)
     assert any("trainable_tokens_delta" in name for name in trained)
     assert all(p.requires_grad == (name in trained) for name, p in peft.named_parameters())
-
-
-def test_text_before_an_item_is_normalised_over_the_vocabulary():
-    model, _, _, _, _ = case(2)
-    semids = [(20, 30, 40), (20, 30, 41), (20, 31), (21, 30), (21, 30, 42)]  # a level's tokens are its own
-    trie, rng = SemIDTrie(matrix(semids), EOS), np.random.default_rng(0)
-    texts = [[rng.integers(2, 20, length).tolist() for length in (4, 0, 6)] for _ in LENGTHS]
-    texts[0][0] += [21, 30, 42]  # a thought may name an item; the answer is the last one
-    texts[1][2] += [20]
-    answers = [[semids[(row + place) % 5] for place in range(3)] for row in range(len(LENGTHS))]
-    completions = [
-        [text + written(semid, semids) for text, semid in zip(*both, strict=True)] for both in zip(texts, answers)
-    ]
-    completions[2][2] = [5, 6, 7]  # none: all of it is text
-    groups = grouped(completions)
-
-    def wanted(row, place):
-        tokens = completions[row][place]
-        answer = [] if (row, place) == (2, 2) else written(answers[row][place], semids)
-        text = [None] * (len(tokens) - len(answer))
-        allowed = text + [allowed_after(answer[:level], semids) for level in range(len(answer))]
-        return plain(model, prompt_tokens(groups, row), tokens, allowed, 0.7)
-
-    assert_equals_plain(log_probs(model, groups, trie, 0.7, thinking=True), groups, wanted)
 
 
 @pytest.mark.parametrize("seed", range(3))
