@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from llmrec.baselines.sasrec import SASRec
 from llmrec.data.rows import flatten_lists
 from llmrec.instructions.wishes import Wishes
 from llmrec.semids import SemIDIndex
@@ -70,10 +71,8 @@ class Facts:
         return dict(zip(self.items["item_id"].to_pylist(), matrix))
 
     @cached_property
-    def baseline(self):
+    def baseline(self) -> SASRec:
         """The SASRec that `collaborative` asks."""
-        from llmrec.baselines import SASRec
-
         if not self.sasrec:
             raise ValueError("reward collaborative needs `sasrec`: a folder of recipes/train_baselines.py")
         return SASRec.from_pretrained(self.sasrec)
