@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from decoding.reference_search import EOS, matrix, random_semids, tiny_model
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from rl_small import (
     LENGTHS,
     distribution,
@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import ModelConfig
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
+from llmrec.decoding.head import head_rows
 from llmrec.rl import Groups, check_model, log_probs
 from llmrec.training import lora_config
 
@@ -158,6 +159,32 @@ def test_adapters_and_trained_rows_count(tied, normalize):
     _, trained = gradients(peft, groups, trie if normalize == "catalogue" else None, 0.9)
     assert any("trainable_tokens_delta" in name for name in trained)
     assert all(p.requires_grad == (name in trained) for name, p in peft.named_parameters())
+
+
+def test_thoughts_are_normalised_over_the_vocabulary():
+    """Text of any length, with tokens of items in it."""
+    model, rng = tiny_model(seed=2), np.random.default_rng(0)
+    texts = [[rng.integers(2, 40, length).tolist() for length in (4, 1, 9)] for _ in LENGTHS]
+    groups = grouped(texts)
+    assert_equals_plain(
+        log_probs(model, groups, None, 0.7),
+        groups,
+        lambda row, place: plain(
+            model, prompt_tokens(groups, row), texts[row][place], [None] * len(texts[row][place]), 0.7
+        ),
+    )
+
+
+def test_a_head_that_cannot_be_read_by_rows_is_run_whole():
+    dora = LoraConfig(r=2, target_modules=["lm_head"], use_dora=True, task_type="CAUSAL_LM", init_lora_weights=False)
+    _, semids, trie, chosen, groups = case(2)
+    model = get_peft_model(tiny_model(seed=2), dora).eval()
+    assert head_rows(model, torch.arange(3)) is None
+    assert_equals_plain(
+        log_probs(model, groups, trie),
+        groups,
+        lambda row, place: over_catalogue(model, prompt_tokens(groups, row), chosen[row][place], semids),
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
