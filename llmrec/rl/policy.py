@@ -75,8 +75,5 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut
         raise ValueError(
             "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
         )
-    if policy.dead_groups == "resample" and sharded():
-        raise ValueError(
-            f"dead_groups: resample rolls out at other times in every process, which {sharded()} does not allow: "
-            "use skip or keep"
-        )
+    if sharded():
+        raise ValueError(f"GRPO under {sharded()} is not supported: launch with ddp.yaml or deepspeed_zero2.yaml")

@@ -24,6 +24,7 @@ from llmrec.rl.draws import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.policy import PolicyArguments, check_settings
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
+from llmrec.training.lora import is_quantised, rows_in_float32
 
 
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
@@ -57,6 +58,11 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     ):
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
         check_settings(args, policy, self.roll_out)
+        if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
+            raise ValueError(
+                "load_in_4bit on a CPU loses gradients once the model has rolled out (bitsandbytes repacks its "
+                "weights): leave it out, or run on a GPU"
+            )
         args.max_completion_length = self.roll_out.max_length
         args.disable_dropout = True  # or the policy that learns is not the one that rolled out
         known = set(recommender.item_ids)
@@ -79,6 +85,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         if not hasattr(head, "bias"):
             head.bias = None
         without_dropout(self.model)
+        if is_quantised(self.model):
+            rows_in_float32(self.model)
         if policy.shared_prompts:
             check_model(self.model)
         self.policy, self.sample, self.write_sidecars = policy, sample, write_sidecars
