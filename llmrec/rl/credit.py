@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 
@@ -33,26 +32,29 @@ def skip_dead(advantages: torch.Tensor, accelerator) -> torch.Tensor:
 
 def first_difference(
     advantages: torch.Tensor,
-    codes: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int] | None],
     mask: torch.Tensor,
 ) -> torch.Tensor:
     """Advantages by token (float32 [N, C]): a wrong item is blamed where it leaves the target's Semantic ID.
 
     Tokens before it are right and are not blamed; tokens after it follow from it and are neither blamed nor praised.
-    An item whose advantage is positive keeps it on all the tokens up to there, so partial credit is credit.
+    An item whose advantage is positive keeps it on all the tokens up to there, so partial credit is credit. Without a
+    target every token counts.
 
     Args:
-        advantages (float32 [N]), codes, targets (N Semantic IDs each), mask ([N, C]): the tokens of the completions.
+        advantages (float32 [N]).
+        completions, targets: token ids of each completion and of its target (`None` where a wish has many).
+        mask ([N, C]): the tokens of the completions.
     """
     credit = torch.zeros(mask.shape, device=advantages.device)
-    for row, (own, target) in enumerate(zip(codes, targets)):
-        own, target = np.asarray(own), np.asarray(target)
-        differs = np.flatnonzero(own != target)
-        if not len(differs):
+    for row, (own, target) in enumerate(zip(completions, targets)):
+        if target is None or list(own) == list(target):
             credit[row] = 1.0
             continue
-        place = min(int((own[: differs[0]] >= 0).sum()), mask.shape[1] - 1)
+        differs = (place for place, (one, other) in enumerate(zip(own, target)) if one != other)
+        place = next(differs, min(len(own), len(target)))
+        place = min(place, len(own) - 1)  # one that ends where the target goes on is blamed for its end
         credit[row, place] = 1.0
         if advantages[row] > 0:
             credit[row, :place] = 1.0

@@ -14,7 +14,7 @@ from llmrec.decoding import SemIDTrie
 from llmrec.decoding.thoughts import write_thoughts
 from llmrec.recommender import LLMRecommender
 from llmrec.rl.policy import PolicyArguments
-from llmrec.rl.rollout import completions, roll_out, with_positives
+from llmrec.rl.rollout import completions, leaf_of, roll_out, tokens_of_leaf, with_positives
 
 
 class Draw(NamedTuple):
@@ -59,9 +59,11 @@ class RollOut:
             return self.trie.depth
         return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
 
-    def codes(self, item: str) -> np.ndarray:
-        """int32 [levels]: the Semantic ID of an item, padded with -1."""
-        return self.index.codes[self.row[item]]
+    def tokens(self, item: str | None) -> list[int] | None:
+        """The completion that an item would be; `None` for none."""
+        if item is None:
+            return None
+        return completions(tokens_of_leaf(self.trie, leaf_of(self.trie, self.row[item]))[None], self.trie)[0]
 
     @staticmethod
     def seed(*parts: int) -> int:

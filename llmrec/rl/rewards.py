@@ -12,6 +12,8 @@ In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are it
 import importlib
 import inspect
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -311,6 +313,8 @@ def _imported(path: str, facts: Facts) -> Reward:
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(f"reward {path!r} is not one of {', '.join(REWARDS)}, nor a dotted path to a function")
+    if os.getcwd() not in sys.path:  # as TRL's scripts do: a run's own folder comes first there
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -5,12 +5,10 @@
 - `mixed`: the best by beam search, then draws that are not among them.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from llmrec.decoding.beam_search import tree_beam_search
@@ -41,6 +39,8 @@ class RolloutArguments:
             )
         if not 0 <= self.log_positives < group:
             raise ValueError(f"log_positives: {self.log_positives} of a group of {group}; leave at least one rollout")
+        if self.log_positives and self.rollout == "sample":
+            raise ValueError("log_positives: they are no draws, so rollout: sample has no weight for them; use mixed")
         if not 0 < self.beam_share < 1:
             raise ValueError(f"beam_share: {self.beam_share} is not between 0 and 1; for one alone use beam or sample")
 
@@ -93,7 +93,7 @@ def roll_out(
         found = tree_beam_search(model, ids, mask, trie, size, normalize="catalogue")
         tokens, leaves, scores = found.tokens, found.low, found.scores
         if arguments.rollout == "mixed":
-            beams = max(1, round(arguments.beam_share * size))
+            beams = min(max(1, round(arguments.beam_share * size)), size - 1)
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
             new = (drawn.low[:, :, None] != leaves[:, None, :beams]).all(-1)
             order = (~new).int().argsort(dim=1, stable=True)[:, : size - beams]
@@ -155,8 +155,3 @@ def completions(tokens: torch.Tensor, trie: SemIDTrie) -> list[list[int]]:
         nodes = trie.step(nodes, tokens[:, level], level)
     ids = tokens.masked_fill(scored, trie.eos_token_id or 0)
     return [[token for token in row if token != END] for row in ids.tolist()]
-
-
-def seeds_of(seed: int, step: int, rows: Sequence[int]) -> list[int]:
-    """One seed for each row of a step, whichever process draws it."""
-    return [zlib.crc32(np.array([seed, step, row], np.int64).tobytes()) for row in rows]

@@ -117,7 +117,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             advantages = skip_dead(advantages, self.accelerator)
         output["advantages"] = advantages.flatten()
         if policy.credit == "first_difference":
-            own, targets = ([self.roll_out.codes(row[name]) for row in inputs] for name in ("item", "target"))
+            own, targets = [draw.completion for draw in draws], [self.roll_out.tokens(row["target"]) for row in inputs]
             output["advantages"] = first_difference(output["advantages"], own, targets, output["completion_mask"])
         return output
 

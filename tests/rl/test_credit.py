@@ -94,33 +94,43 @@ def test_a_batch_without_a_live_group_stays_zero():
     assert skip_dead(torch.full((3, 4), 1e-8), Accelerator(cpu=True)).equal(torch.zeros(3, 4))
 
 
-# The target is (3, 4, 5). Codes, how many tokens are written, and which are blamed; which are praised.
+# The target is (3, 4, 5). Tokens, and which are blamed; which are praised.
 CASES = {
-    "the target": ((3, 4, 5), 3, [1, 1, 1], [1, 1, 1]),
-    "wrong at once": ((1, 4, 5), 3, [1, 0, 0], [1, 0, 0]),
-    "wrong in the middle": ((3, 1, 5), 3, [0, 1, 0], [1, 1, 0]),
-    "wrong at the end": ((3, 4, 1), 3, [0, 0, 1], [1, 1, 1]),
-    "ends too early, which is said by EOS": ((3, 4, -1), 3, [0, 0, 1], [1, 1, 1]),
-    "ends after one token and EOS": ((3, -1, -1), 2, [0, 1, 0], [1, 1, 0]),
-    "wrong, and over": ((1, -1, -1), 1, [1, 0, 0], [1, 0, 0]),
-    "no code in the middle": ((3, -1, 5), 2, [0, 1, 0], [1, 1, 0]),
+    "the target": ((3, 4, 5), [1, 1, 1], [1, 1, 1]),
+    "wrong at once": ((1, 4, 5), [1, 0, 0], [1, 0, 0]),
+    "wrong in the middle": ((3, 1, 5), [0, 1, 0], [1, 1, 0]),
+    "wrong at the end": ((3, 4, 1), [0, 0, 1], [1, 1, 1]),
+    "ends too early, which is said by EOS": ((3, 4, EOS), [0, 0, 1], [1, 1, 1]),
+    "ends after one token and EOS": ((3, EOS), [0, 1, 0], [1, 1, 0]),
+    "wrong, and over": ((1,), [1, 0, 0], [1, 0, 0]),
+    "a level less": ((3, 5), [0, 1, 0], [1, 1, 0]),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_blame_begins_where_an_item_leaves_the_target(case):
-    codes, length, blamed, praised = CASES[case]
-    mask = torch.arange(3) < torch.tensor([[length]] * 2)
-    found = first_difference(torch.tensor([-0.5, 2.0]), [codes] * 2, [(3, 4, 5)] * 2, mask)
+    tokens, blamed, praised = CASES[case]
+    mask = torch.arange(3) < torch.tensor([[len(tokens)]] * 2)
+    found = first_difference(torch.tensor([-0.5, 2.0]), [tokens] * 2, [(3, 4, 5)] * 2, mask)
     np.testing.assert_array_equal(found.numpy(), [[-0.5 * one for one in blamed], [2.0 * one for one in praised]])
 
 
 def test_an_item_that_goes_on_after_the_target_is_blamed_for_it():
     mask = torch.ones(1, 3)
-    found = first_difference(torch.tensor([-1.0]), [(3, 4, 5)], [(3, 4, -1)], mask)
+    found = first_difference(torch.tensor([-1.0]), [(3, 4, 5)], [(3, 4, 1)], mask)
     assert found.tolist() == [[0, 0, -1]]
-    hit = first_difference(torch.tensor([1.0]), [(3, 4, -1)], [(3, 4, -1)], mask)  # two tokens and EOS
+    hit = first_difference(torch.tensor([1.0]), [(3, 4, 1)], [(3, 4, 1)], mask)  # two tokens and EOS
     assert hit.tolist() == [[1, 1, 1]]
+
+
+def test_an_item_that_ends_too_early_is_blamed_for_its_end():
+    found = first_difference(torch.tensor([-1.0]), [(3, 4)], [(3, 4, 5)], torch.tensor([[1, 1, 0]]))
+    assert found.tolist() == [[0, -1, 0]]
+
+
+def test_without_a_target_every_token_counts():
+    found = first_difference(torch.tensor([-1.0]), [(3, 4)], [None], torch.tensor([[1, 1, 0]]))
+    assert found.tolist() == [[-1, -1, 0]]
 
 
 def test_rows_have_their_own_targets_and_padding_gets_nothing():
