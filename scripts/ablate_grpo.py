@@ -24,43 +24,47 @@ from llmrec.evaluation.bootstrap import paired_difference
 from llmrec.files import write_json
 from llmrec.recommender import LLMRecommender
 
-CONFIG = Path("recipes/configs/industrial/grpo.yaml")
+CONFIGS = Path("recipes/configs/industrial")
 SASREC = "out/industrial/baselines/sasrec"
-ALL = {"tasks": []}  # every training target, dated or not
+SIXTEEN = {"num_generations": 16, "per_device_train_batch_size": 512, "per_device_eval_batch_size": 16}
 # The first is the shipped recipe; the others change what they name.
 RUNS: dict[str, dict] = {
     "recipe": {},
+    "groups of 16": SIXTEEN,
     "without KL": {"beta": 0.0},
-    "MiniOneRec": {"rewards": ["exact_hit", "rank_penalty"], "log_probs": "vocabulary", "beta": 1e-3},
     "log-probabilities over the vocabulary": {"log_probs": "vocabulary"},
+    "MiniOneRec": SIXTEEN | {"rewards": ["exact_hit", "rank_penalty"], "log_probs": "vocabulary", "beta": 1e-3},
     "samples": {"rollout": "sample"},
     "half samples": {"rollout": "mixed"},
     "target always there": {"log_positives": 1},
     "rank penalty besides": {"rewards": ["exact_hit", "rank_penalty"]},
     "prefix match besides": {"rewards": ["exact_hit", "prefix_match:0.5"]},
-    "SASRec's score besides": {
-        "rewards": ["exact_hit", "collaborative:0.5"],
-        "sasrec": "out/industrial/baselines/sasrec",
-    },
+    "SASRec's score besides": {"rewards": ["exact_hit", "collaborative:0.5"], "sasrec": SASREC},
     "popularity-corrected hit": {"rewards": ["popularity_corrected_hit"]},
     "dead groups skipped": {"dead_groups": "skip"},
     "dead groups resampled": {"dead_groups": "resample"},
     "first-difference credit": {"credit": "first_difference"},
-    "undated rows too": ALL,
+    "undated rows too": {"tasks": []},
 }
+# What more likelihood on the same rows gives: an epoch of them is about as many as the recipe's steps roll out for.
+SFT = "no GRPO, an epoch of SFT on its rows"
+LIKELIHOOD = {"num_train_epochs": 1, "learning_rate": 1e-4, "warmup_steps": 10, "eval_strategy": "no"}
+LIKELIHOOD |= {"load_best_model_at_end": False, "save_strategy": "no"}
 METRICS = ("recall@1", "recall@10", "recall@50", "ndcg@10")
 
 
-def train(name: str, seed: int, output: Path, steps: int | None) -> Path:
-    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) | RUNS[name]
-    slug = "".join(c if c.isalnum() else "_" for c in name)
-    settings |= {"seed": seed, "output_dir": str(output / f"{slug}_seed{seed}")}
-    if steps is not None:
-        settings["max_steps"] = steps
-    file = output / f"{slug}_seed{seed}.yaml"
+def train(name: str, seed: int, output: Path) -> Path:
+    settings = yaml.safe_load((CONFIGS / "grpo.yaml").read_text(encoding="utf-8"))
+    if name == SFT:
+        start = {"model_name_or_path": settings["model_name_or_path"], "tasks": settings["tasks"]}
+        settings = yaml.safe_load((CONFIGS / "sft.yaml").read_text(encoding="utf-8")) | start | LIKELIHOOD
+    slug = "".join(c if c.isalnum() else "_" for c in name) + f"_seed{seed}"
+    settings |= RUNS.get(name, {}) | {"seed": seed, "output_dir": str(output / slug)}
+    file = output / f"{slug}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    subprocess.run([sys.executable, "recipes/grpo.py", "--config", str(file)], check=True)
+    recipe = "sft" if name == SFT else "grpo"
+    subprocess.run([sys.executable, f"recipes/{recipe}.py", "--config", str(file)], check=True)
     return Path(settings["output_dir"])
 
 
@@ -82,12 +86,11 @@ def measure(folder: Path, normalize: str, data: PreparedData, file: Path) -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="out/grpo_ablation")
-    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--runs", nargs="*", default=[*RUNS, SFT], choices=[*RUNS, SFT])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--max_steps", type=int, help="Another number than the recipe's.")
     args = parser.parse_args()
-    output, shared = Path(args.output_dir), yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    folders = {name: [train(name, seed, output, args.max_steps) for seed in args.seeds] for name in args.runs}
+    output, shared = Path(args.output_dir), yaml.safe_load((CONFIGS / "grpo.yaml").read_text(encoding="utf-8"))
+    folders = {name: [train(name, seed, output) for seed in args.seeds] for name in args.runs}
     data, start = PreparedData.load(shared["data_dir"]), {}
     print(f"| | {' | '.join(METRICS)} | coverage@10 | head@10 | ndcg@10 minus start | recall@50 minus start |")
     print("|---" * (len(METRICS) + 5) + "|")
@@ -97,7 +100,7 @@ def main() -> None:
         figures = " | ".join(f"{value:.4f}" for value in metrics.values())
         print(f"| the start, searched over the {normalize} | {figures} | | |")
     for name, seeds in folders.items():
-        normalize = RUNS[name].get("log_probs", "catalogue")
+        normalize = "vocabulary" if name == SFT else RUNS[name].get("log_probs", "catalogue")
         found = [measure(folder, normalize, data, folder / "test.json") for folder in seeds]
         mean = {key: np.mean([metrics[key] for metrics, _ in found]) for key in found[0][0]}
         figures = " | ".join(f"{value:.4f}" for value in mean.values())

@@ -138,9 +138,3 @@ def test_a_folder_without_semantic_ids_is_refused(base, tmp_path):
     result = run(base, "plain", "--model_name_or_path", str(tmp_path))
     assert result.returncode != 0 and "is no llmrec model folder: it has no llmrec_config.json" in result.stderr
     assert not (base / "plain").exists()
-
-
-def test_more_rollouts_than_items_are_refused_before_training(base):
-    sizes = ["--num_generations", "32", "--per_device_eval_batch_size", "32"]
-    result = run(base, "many", *sizes)
-    assert result.returncode != 0 and "num_generations: 32 distinct rollouts of a catalogue of 24" in result.stderr
