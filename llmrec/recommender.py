@@ -308,7 +308,7 @@ class LLMRecommender:
         from llmrec.decoding.thoughts import write_thoughts
 
         config = self.config
-        return write_thoughts(
+        written = write_thoughts(
             self.model,
             self.tokenizer,
             [ids[:-1] for ids in prompts] if self.behaviours else prompts,
@@ -319,6 +319,7 @@ class LLMRecommender:
             self.seed,
             self.batch_size,
         )
+        return [[thought.text for thought in of_one] for of_one in written]
 
     def search(
         self,

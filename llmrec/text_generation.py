@@ -54,7 +54,7 @@ def continue_text(
     stop: str | None = None,
     batch_size: int = 16,
 ) -> Iterator[str]:
-    """What a model writes after every prompt, up to EOS, `stop` (not included) or `max_new_tokens`.
+    """What a model writes after every prompt, up to EOS, `stop` (included, if it was written) or `max_new_tokens`.
 
     Args:
         model: a causal language model in evaluation mode, wrapped in DDP or PEFT or not.
@@ -98,7 +98,7 @@ def continue_text(
         finally:
             inner.generation_config = own
         for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True):
-            yield text if stop is None else text.partition(stop)[0]
+            yield text if stop is None else "".join(text.partition(stop)[:2])
 
 
 def load_writer(

@@ -16,13 +16,13 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Prompt, TaskMix
 from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
-from llmrec.rl import Facts, Guard, PolicyArguments, SemIDGRPOTrainer, load_rewards, plot_grpo, prompt_rows
 from llmrec.stages import finish_stage
 
 
@@ -43,13 +43,16 @@ class DataArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
-def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
+def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
     base, output_dir, state = model_args.model_name_or_path, grpo_args.output_dir, PartialState()
     data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
     config.check_catalogue(data.items, base)
     index, items, contextual = load_parts(base, config)
     if not config.prompt.get("thinking"):
         config = replace(config, normalize=policy.log_probs)  # what is trained is what ranks
+    if grpo_args.reward_weights:
+        raise ValueError("reward_weights: weights stand in rewards, as name:weight")
+    grpo_args.eval_on_start = grpo_args.eval_strategy != "no"  # the guard compares with the start
     prompts = [Prompt.from_dict(config.prompt), *(TaskMix.parse(entry).prompt for entry in args.tasks)]
     inputs = training.run_inputs(base, data, index, prompts)
     arguments = (args, policy, grpo_args, model_args)
@@ -64,18 +67,18 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = training.load_model(base, model_args, grpo_args)
     recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
-    facts = Facts(index, data.items, data.train, args.features, args.sasrec)
-    rewards, grpo_args.reward_weights = load_rewards(args.rewards, facts)
-    trainer = SemIDGRPOTrainer(
+    facts = rl.Facts(rl.searched_index(recommender), data.items, data.train, args.features, args.sasrec)
+    rewards, grpo_args.reward_weights = rl.load_rewards(args.rewards, facts)
+    trainer = rl.SemIDGRPOTrainer(
         model,
         rewards,
         grpo_args,
         recommender=recommender,
         policy=policy,
-        train_dataset=prompt_rows(data, recommender, args.tasks, max(policy.log_positives - 1, 0)),
+        train_dataset=rl.prompt_rows(data, recommender, args.tasks, max(policy.log_positives - 1, 0), grpo_args.seed),
         processing_class=tokenizer,
         peft_config=training.lora_config(model_args, model, tokenizer, index),
-        callbacks=[Guard(args.guard_drop, args.guard_stops)],
+        callbacks=[rl.Guard(args.guard_drop, args.guard_stops)],
         sample=training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train),
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
@@ -83,7 +86,7 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
     if state.is_main_process:
-        plot_grpo(trainer.state.log_history, Path(output_dir) / "training.png")
+        rl.plot_grpo(trainer.state.log_history, Path(output_dir) / "training.png")
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         write_model_card(output_dir, config, index, metrics, args, grpo_args, base_model=base)
     training.push_final_model(trainer)
@@ -94,4 +97,4 @@ def main(args: DataArguments, policy: PolicyArguments, grpo_args: GRPOConfig, mo
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((DataArguments, rl.PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())

@@ -26,24 +26,30 @@ from llmrec.files import write_json
 from llmrec.recommender import LLMRecommender
 
 CONFIGS = Path("recipes/configs/industrial")
-SASREC = "out/industrial/baselines/sasrec"
+FEATURES = "out/industrial/semids/features.npy"
 SIXTEEN = {"num_generations": 16, "per_device_train_batch_size": 512, "per_device_eval_batch_size": 16}
+HITS = {"rewards": ["exact_hit"], "scale_rewards": "group"}
+MINIONEREC = {"rewards": ["exact_hit", "rank_penalty"], "scale_rewards": "group", "log_probs": "vocabulary"}
+MINIONEREC |= SIXTEEN | {"beta": 1e-3, "use_bias_correction_kl": False}
 # The first is the shipped recipe; the others change what they name.
 RUNS: dict[str, dict] = {
     "recipe": {},
-    "groups of 16": SIXTEEN,
+    "hits alone": HITS,
+    "hits alone, groups of 16": SIXTEEN | HITS,
+    "hits alone, groups of 16, without KL": SIXTEEN | HITS | {"beta": 0.0},
+    "MiniOneRec's rewards and log-probabilities": MINIONEREC,
     "without KL": {"beta": 0.0},
+    "SASRec's score scaled by group": {"scale_rewards": "group"},
     "log-probabilities over the vocabulary": {"log_probs": "vocabulary"},
-    "MiniOneRec": SIXTEEN | {"rewards": ["exact_hit", "rank_penalty"], "log_probs": "vocabulary", "beta": 1e-3},
     "samples": {"rollout": "sample"},
     "half samples": {"rollout": "mixed"},
     "target always there": {"log_positives": 1},
-    "rank penalty besides": {"rewards": ["exact_hit", "rank_penalty"]},
-    "prefix match besides": {"rewards": ["exact_hit", "prefix_match:0.5"]},
-    "SASRec's score besides": {"rewards": ["exact_hit", "collaborative:0.5"], "sasrec": SASREC},
-    "popularity-corrected hit": {"rewards": ["popularity_corrected_hit"]},
-    "dead groups skipped": {"dead_groups": "skip"},
-    "dead groups resampled": {"dead_groups": "resample"},
+    "rank penalty instead of SASRec's score": {"rewards": ["exact_hit", "rank_penalty"]},
+    "prefix match instead": {"rewards": ["exact_hit", "prefix_match:0.1"]},
+    "semantic similarity instead": {"rewards": ["exact_hit", "semantic_similarity:0.1"], "features": FEATURES},
+    "popularity-corrected hit": {"rewards": ["popularity_corrected_hit", "collaborative:0.03"]},
+    "hits alone, dead groups skipped": HITS | {"dead_groups": "skip"},
+    "hits alone, dead groups resampled": HITS | {"dead_groups": "resample"},
     "first-difference credit": {"credit": "first_difference"},
     "undated rows too": {"tasks": []},
 }

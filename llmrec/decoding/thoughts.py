@@ -45,6 +45,13 @@ class ThoughtBlock(NamedTuple):
         return f"{self.opening}{rationale}{self.closing}"
 
 
+class Thought(NamedTuple):
+    """A rationale without the block around it, and whether the model closed it by itself."""
+
+    text: str
+    closed: bool
+
+
 def write_thoughts(
     model,
     tokenizer,
@@ -55,8 +62,8 @@ def write_thoughts(
     temperature: float,
     seed: int | Sequence[int] = 0,
     batch_size: int = 32,
-) -> list[list[str]]:
-    """`count` rationales for every prompt, without the block around them.
+) -> list[list[Thought]]:
+    """`count` rationales for every prompt.
 
     Args:
         model: in evaluation mode; its own sampling defaults do not apply.
@@ -77,6 +84,7 @@ def write_thoughts(
     rows = [[*prompts[i], *opening] for i in order for _ in range(count)]
     own = [seed] * len(prompts) if isinstance(seed, int) else seed
     seeds = [zlib.crc32(np.array([own[i], n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
+    stop = block.closing.strip()
     written = continue_text(
         model,
         tokenizer,
@@ -84,12 +92,13 @@ def write_thoughts(
         max_new_tokens,
         temperature=0.0 if count == 1 else temperature,
         seeds=seeds,
-        stop=block.closing.strip(),
+        stop=stop,
         batch_size=batch_size,
     )
-    thoughts: list[list[str]] = [[] for _ in prompts]
+    thoughts: list[list[Thought]] = [[] for _ in prompts]
     for place, text in enumerate(written):
-        thoughts[order[place // count]].append(text.strip())
+        text, end, _ = text.partition(stop)
+        thoughts[order[place // count]].append(Thought(text.strip(), bool(end)))
     return thoughts
 
 

@@ -1,5 +1,6 @@
 """Reinforcement learning over the items of a catalogue, with TRL's GRPO."""
 
+from llmrec.rl.draws import RollOut, searched_index
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import Guard, plot_grpo
 from llmrec.rl.policy import PolicyArguments
@@ -18,6 +19,7 @@ __all__ = [
     "RolloutArguments",
     "Rollouts",
     "Sample",
+    "RollOut",
     "SemIDGRPOTrainer",
     "check_model",
     "load_rewards",
@@ -26,4 +28,5 @@ __all__ = [
     "prompt_rows",
     "roll_out",
     "sample_without_replacement",
+    "searched_index",
 ]

@@ -15,6 +15,7 @@ from llmrec.decoding.thoughts import write_thoughts
 from llmrec.recommender import LLMRecommender
 from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.rollout import completions, leaf_of, roll_out, tokens_of_leaf, with_positives
+from llmrec.semids import SemIDIndex
 
 
 class Draw(NamedTuple):
@@ -35,6 +36,12 @@ class Draw(NamedTuple):
     mask: list[int] | None = None
 
 
+def searched_index(recommender: LLMRecommender) -> SemIDIndex:
+    """The Semantic IDs of the stream that is searched (of several the first)."""
+    within = next(iter(recommender.streams.values()))
+    return recommender.index if within is None else recommender.index.rows_at(np.flatnonzero(within))
+
+
 class RollOut:
     """Draws groups; `recommender` says how the model is asked.
 
@@ -45,12 +52,11 @@ class RollOut:
 
     def __init__(self, recommender: LLMRecommender, policy: PolicyArguments, size: int, temperature: float):
         self.recommender, self.policy, self.size, self.temperature = recommender, policy, size, temperature
-        ((_, within),) = list(recommender.streams.items())[:1]
-        rows = np.arange(len(recommender.index)) if within is None else np.flatnonzero(within)
-        self.index = recommender.index.rows_at(rows)
+        self.index = searched_index(recommender)
         self.trie = SemIDTrie.from_index(self.index, recommender.tokenizer)
         self.row = {item: row for row, item in reversed(list(enumerate(self.index.item_ids)))}
         self.thinks = recommender.block is not None
+        self._tokens: dict[str, list[int]] = {}
 
     @property
     def max_length(self) -> int:
@@ -59,11 +65,12 @@ class RollOut:
             return self.trie.depth
         return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
 
-    def tokens(self, item: str | None) -> list[int] | None:
-        """The completion that an item would be; `None` for none."""
-        if item is None:
-            return None
-        return completions(tokens_of_leaf(self.trie, leaf_of(self.trie, self.row[item]))[None], self.trie)[0]
+    def tokens(self, item: str) -> list[int]:
+        """The completion that an item is, by its first Semantic ID."""
+        if item not in self._tokens:
+            leaf = leaf_of(self.trie, self.row[item])
+            self._tokens[item] = completions(tokens_of_leaf(self.trie, leaf)[None], self.trie)[0]
+        return self._tokens[item]
 
     @staticmethod
     def seed(*parts: int) -> int:
@@ -79,8 +86,8 @@ class RollOut:
 
         Returns:
             dicts with `draw`, `item` (an item id; of a thought the best one found after it), `rank` (its place in the
-            group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether it ended
-            by itself) and `thought_share` (its length, as a share of the longest).
+            group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether the model
+            closed it) and `thought_share` (its length, as a share of the longest).
         """
         prompts = self._ids([row["prompt"] for row in rows])
         seeds = [self.seed(*seed, row["row"]) for row in rows]
@@ -88,7 +95,7 @@ class RollOut:
 
     def _items(self, model, prompts: list[list[int]], rows: Sequence[dict], seeds: list[int]) -> list[dict]:
         policy, pad = self.policy, self.recommender.tokenizer.pad_token_id
-        found = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, pad)
+        found = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, pad, policy.log_probs)
         if policy.log_positives:
             chosen = [[row["target"], *row["following"]][: policy.log_positives] for row in rows]
             places = [[self.row[item] for item in items if item is not None] for items in chosen]
@@ -111,9 +118,9 @@ class RollOut:
         was_training, recommender.model = model.training, model.eval()
         end = -1 if recommender.behaviours else None  # a behaviour's token stands after the thought
         asked = [ids[:end] for ids in prompts]
-        written = write_thoughts(model, tokenizer, asked, block, self.size, limit, self.temperature, seeds)
-        texts = [text for group in written for text in group]
-        blocks, lengths = self._ids([block.text(text) for text in texts]), list(map(len, self._ids(texts)))
+        thoughts = write_thoughts(model, tokenizer, asked, block, self.size, limit, self.temperature, seeds)
+        texts, ends = zip(*[thought for group in thoughts for thought in group])
+        blocks = self._ids([block.text(text) for text in texts])
         opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))
         own = [n // self.size for n in range(len(texts))]
         tails = [prompts[n][end:] if end else [] for n in own]
@@ -123,10 +130,9 @@ class RollOut:
         )
         model.train(was_training)
         drawn = []
-        for n, (ids, length, hits) in enumerate(zip(blocks, lengths, found)):
+        for n, (ids, length, closed, hits) in enumerate(zip(blocks, map(len, self._ids(list(texts))), ends, found)):
             beams = [recommender.item_ids[hit.item] for hit in hits]
-            closed = length < limit
-            # The template opens a thought, and closes one that ran out of tokens.
+            # The template opens a thought, and closes one that the model did not close.
             mask = [0] * opening + [1] * (len(ids) - opening - closing) + [int(closed)] * closing
             draw = Draw(asked[own[n]], ids, 1 / self.size, float(np.exp([hit.score for hit in hits]).sum()), mask)
             drawn.append(

@@ -1,10 +1,13 @@
-"""What RL must not lose: recall far down the list and coverage, watched against the model that it started from."""
+"""What RL must not lose: recall far down the list, coverage, and its reference where that moves."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmrec.training import plot_training
 
@@ -34,10 +37,47 @@ class Guard(TrainerCallback):
         for name, value in found.items():
             if value < (1 - self.drop) * self.first[name]:
                 what = "stopping" if self.stops else "go on with care: lower the learning rate or raise beta"
-                logger.warning(
-                    "%s fell from %.4f to %.4f at step %d: %s", name, self.first[name], value, state.global_step, what
+                logger.log(
+                    logging.WARNING if state.is_world_process_zero else logging.DEBUG,
+                    "%s fell from %.4f to %.4f at step %d: %s",
+                    name,
+                    self.first[name],
+                    value,
+                    state.global_step,
+                    what,
                 )
                 control.should_training_stop = control.should_training_stop or self.stops
+
+
+class KeptReference(TrainerCallback):
+    """Keeps a reference that follows the policy (`sync_ref_model`) beside every checkpoint; TRL would begin anew.
+
+    Args:
+        reference (`PreTrainedModel`): the trainer's.
+    """
+
+    def __init__(self, reference):
+        self.reference = reference
+
+    @staticmethod
+    def _file(args, step: int) -> Path:
+        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / "reference.safetensors"
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            weights = dict(self.reference.named_parameters())
+            save_file(
+                {name: weight.detach().contiguous() for name, weight in weights.items()},
+                self._file(args, state.global_step),
+            )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        file = self._file(args, state.global_step)
+        if state.global_step and file.exists():
+            found = load_file(file)
+            with torch.no_grad():
+                for name, weight in self.reference.named_parameters():
+                    weight.copy_(found[name])
 
 
 def plot_grpo(history: Sequence[dict], path: str | Path) -> None:
@@ -45,7 +85,7 @@ def plot_grpo(history: Sequence[dict], path: str | Path) -> None:
     rewards = sorted({name for log in history for name in log if name.startswith("rewards/") and "mean" in name})
     panels = {
         "rewards": ["reward", *rewards],
-        "share of dead groups": ["frac_reward_zero_std"],
+        "share of dead groups": ["groups/dead"],
         "probability of a group": ["rollout/mass"],
         "entropy of a completion": ["entropy/completion"],
         "KL to the reference": ["kl"],

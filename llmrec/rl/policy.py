@@ -27,6 +27,9 @@ _REFUSED = {
     "min_p": None,
     "repetition_penalty": 1.0,
     "num_generations_eval": None,
+    "generation_kwargs": None,
+    "cache_implementation": None,
+    "chat_template_kwargs": None,
 }
 
 
@@ -49,12 +52,13 @@ class PolicyArguments(RolloutArguments):
     )
 
 
-def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut") -> None:
+def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut", rows: int) -> None:
     """Refuses settings that contradict each other or the catalogue.
 
     Raises:
         ValueError: names the field and what to set instead.
     """
+    args.remove_unused_columns = False
     group, items = args.num_generations, roll_out.trie.num_leaves
     for name, known in CHOICES.items():
         if getattr(policy, name) not in known:
@@ -62,6 +66,17 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut
     for name, neutral in _REFUSED.items():
         if getattr(args, name) not in (neutral, group if name == "num_generations_eval" else neutral):
             raise ValueError(f"{name}: {getattr(args, name)} has no meaning over a catalogue: leave it out")
+    if rows < (prompts := args.generation_batch_size // group):
+        raise ValueError(
+            f"per_device_train_batch_size: a step rolls out for {prompts} prompts, but there are {rows} rows: "
+            "lower it, or gradient_accumulation_steps"
+        )
+    window = args.steps_per_generation * args.num_iterations
+    if args.save_strategy == "steps" and args.save_steps * args.gradient_accumulation_steps % window:
+        raise ValueError(
+            f"save_steps: {args.save_steps:g} ends in the middle of a group's {args.num_iterations} iterations, where "
+            f"no run can go on: make save_steps x gradient_accumulation_steps a multiple of {window}"
+        )
     if args.per_device_train_batch_size % group:
         raise ValueError(
             f"per_device_train_batch_size: {args.per_device_train_batch_size} completions are no whole groups of "

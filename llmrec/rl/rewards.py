@@ -178,11 +178,9 @@ def wish_satisfied(facts: Facts) -> Reward:
     wishes = Wishes(facts.items)
 
     def reward(item, wish=None, about=None, **kwargs):
-        rewards: list[float | None] = []
-        for number, one in enumerate(item):
-            said, of = wish[number] if wish else None, about[number] if about else None
-            rewards.append(None if not said else float(wishes.place[one] in set(wishes.satisfying(said, of).tolist())))
-        return rewards
+        said = list(zip(wish or [None] * len(item), about or [None] * len(item)))
+        right = {one: set(wishes.satisfying(*one).tolist()) for one in set(said) if one[0]}
+        return [float(wishes.place[one] in right[pair]) if pair in right else None for one, pair in zip(item, said)]
 
     return reward
 
@@ -205,7 +203,7 @@ def beam_match(facts: Facts) -> Reward:
 
 
 def thought_format(facts: Facts) -> Reward:
-    """Of thoughts: 1 for one that says something and ended by itself, 0 for one that is empty or ran out of tokens.
+    """Of thoughts: 1 for one that says something and that the model closed, 0 for one that is empty or was cut.
 
     `["They like drills.", "", "It is", "Tools."]`, the third cut: `[1, 0, 0, 1]`.
     """

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding.beam_search import Normalize, tree_beam_search
 from llmrec.decoding.trie import END, SemIDTrie
 from llmrec.rl.sampling import sample_without_replacement
 
@@ -70,6 +70,7 @@ def roll_out(
     seeds: Sequence[int],
     temperature: float = 1.0,
     pad: int = 0,
+    normalize: Normalize = "catalogue",
 ) -> Rollouts:
     """G distinct Semantic IDs after each prompt.
 
@@ -78,6 +79,7 @@ def roll_out(
         prompts (N sequences of `int`): token ids.
         seeds (N of `int`): what is sampled for a prompt follows from its seed alone.
         temperature (`float`): of the samples; a beam search has none.
+        normalize: of the beams; samples are drawn over the catalogue.
     """
     device = next(model.parameters()).device
     trie.to(device)
@@ -90,7 +92,7 @@ def roll_out(
         if arguments.rollout == "sample":
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
             return Rollouts(drawn.tokens, drawn.low, drawn.weights, drawn.log_probs.exp().sum(1))
-        found = tree_beam_search(model, ids, mask, trie, size, normalize="catalogue")
+        found = tree_beam_search(model, ids, mask, trie, size, normalize=normalize)
         tokens, leaves, scores = found.tokens, found.low, found.scores
         if arguments.rollout == "mixed":
             beams = min(max(1, round(arguments.beam_share * size)), size - 1)

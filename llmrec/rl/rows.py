@@ -72,6 +72,8 @@ def _rows(
     prompt = mix.prompt
     if mix.chat is not None or not TASKS[prompt.task].ends_with_item:
         raise ValueError(f"tasks: {prompt.task!r} is answered in words, and GRPO rolls out items")
+    if prompt.thinking != recommender.prompt.thinking:
+        raise ValueError(f"tasks: {prompt.task!r} does not think as the model's own prompt does: leave it out")
     if prompt.task == "stream":
         mix = dataclasses.replace(mix, prompt=dataclasses.replace(prompt, task="next_item"))
     part = MixturePart(mix, data, whole, recommender.config.max_history, seed)

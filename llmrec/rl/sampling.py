@@ -15,7 +15,7 @@ import torch
 
 from llmrec.decoding.beam_search import Beams
 from llmrec.decoding.head import token_scores
-from llmrec.decoding.tree_attention import Tree, extend, prefill
+from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import SemIDTrie
 
 
@@ -56,8 +56,11 @@ def sample_without_replacement(
         temperature (`float`): of every token's distribution.
 
     Raises:
-        ValueError: more samples than Semantic IDs, or a temperature that is not above 0.
+        ValueError: more samples than Semantic IDs, a temperature that is not above 0, or a model whose attention
+            cannot be exchanged.
     """
+    if (reason := unsupported(model)) is not None:
+        raise ValueError(f"items cannot be sampled from this model: {reason}")
     if not 1 <= k <= trie.num_leaves:
         raise ValueError(f"{k} distinct samples of a catalogue of {trie.num_leaves} Semantic IDs")
     if temperature <= 0:

@@ -1,12 +1,13 @@
 """`SemIDGRPOTrainer`: TRL's `GRPOTrainer` whose completions are items of a catalogue, or thoughts about them.
 
 TRL stays in charge of rows, rewards, advantages, losses, KL, logging and checkpoints. Rollouts come in by its public
-`rollout_func`. Three of its methods are replaced (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
+`rollout_func`. Four of its methods are replaced (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
 of them moves):
 
 - `_generate_and_score_completions`: rollouts before, importance weights, dead groups and credit after TRL's scoring
 - `_get_per_token_logps_and_entropies`: `llmrec.rl.log_probs`, groups as rows with one prompt
 - `_prepare_inputs`: micro-batches of whole groups (TRL shuffles completions among them)
+- `_get_train_sampler`: the order of rows follows from seed and epoch
 """
 
 import warnings
@@ -22,9 +23,11 @@ from llmrec.recommender import LLMRecommender
 from llmrec.rl.credit import first_difference, skip_dead, weighted
 from llmrec.rl.draws import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
+from llmrec.rl.monitor import KeptReference
 from llmrec.rl.policy import PolicyArguments, check_settings
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
 from llmrec.training.lora import is_quantised, rows_in_float32
+from llmrec.training.sft import FreshEpoch
 
 
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
@@ -57,7 +60,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         **kwargs,
     ):
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
-        check_settings(args, policy, self.roll_out)
+        check_settings(args, policy, self.roll_out, len(train_dataset))
         if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
             raise ValueError(
                 "load_in_4bit on a CPU loses gradients once the model has rolled out (bitsandbytes repacks its "
@@ -65,10 +68,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             )
         args.max_completion_length = self.roll_out.max_length
         args.disable_dropout = True  # or the policy that learns is not the one that rolled out
-        known = set(recommender.item_ids)
-        for row in train_dataset.select_columns(["target"]):
-            if row["target"] is not None and row["target"] not in known:
-                raise ValueError(f"target {row['target']!r} is not in the catalogue of the model folder")
+        if foreign := set(train_dataset.unique("target")) - {None, *recommender.item_ids}:
+            raise ValueError(f"target {min(foreign)!r} is not in the catalogue of the model folder")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*'rollout_func', which is an experimental feature")
             super().__init__(
@@ -87,8 +88,13 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         without_dropout(self.model)
         if is_quantised(self.model):
             rows_in_float32(self.model)
-        if policy.shared_prompts:
-            check_model(self.model)
+        check_model(self.model)
+        if self.aux_loss_enabled:
+            raise ValueError("router_aux_loss_coef: the routers' loss is not there over a catalogue; set it to 0")
+        if self.ref_model is not None and args.sync_ref_model:
+            self.add_callback(KeptReference(self.ref_model))
+        self.order = torch.Generator()
+        self.add_callback(FreshEpoch(None, self.order))
         self.policy, self.sample, self.write_sidecars = policy, sample, write_sidecars
         self.roll_out.trie.to(self.accelerator.device)
         self._drawn: dict[str, list] = {}
@@ -110,6 +116,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         }
         output = super()._generate_and_score_completions(inputs)
         advantages = output["advantages"].view(-1, size)
+        alive = (advantages != advantages[:, :1]).any(1).float()  # rounding may leave equal ones that are not 0
+        self._metrics["train"]["groups/dead"].append(1 - self._mean(alive))
         if policy.rollout == "sample":
             weights = torch.tensor([draw.weight for draw in draws], device=advantages.device)
             advantages = weighted(advantages, weights.view(-1, size))
@@ -117,9 +125,15 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             advantages = skip_dead(advantages, self.accelerator)
         output["advantages"] = advantages.flatten()
         if policy.credit == "first_difference":
-            own, targets = [draw.completion for draw in draws], [self.roll_out.tokens(row["target"]) for row in inputs]
+            own, targets = [draw.completion for draw in draws], [self._right_tokens(row) for row in inputs]
             output["advantages"] = first_difference(output["advantages"], own, targets, output["completion_mask"])
         return output
+
+    def _right_tokens(self, row: dict) -> list[int] | None:
+        """Those of the target; of a hit its own, for an item may have several Semantic IDs."""
+        if row["target"] in (None, row["item"]):
+            return None if row["target"] is None else row["draw"].completion
+        return self.roll_out.tokens(row["target"])
 
     def _draw(self, inputs: list[dict], attempt: int = 0) -> None:
         """Every row gets its `draw`, `item` and `rank`; rows of a prompt stand side by side."""
@@ -177,6 +191,12 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return ((total - total[:, :1]).abs() > 1e-8).any(1).tolist()
 
     # Training
+
+    def _get_train_sampler(self, *args, **kwargs):
+        """TRL's draws every epoch from one generator, so a resumed run would begin with the first epoch's order."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        sampler.generator = self.order
+        return sampler
 
     def _prepare_inputs(self, generation_batch):
         steps = self.args.steps_per_generation
