@@ -195,7 +195,7 @@ def test_settings_that_cannot_work_are_refused_by_name(base, tmp_path, arguments
 
 
 def test_a_target_outside_the_catalogue_is_refused(base, tmp_path):
-    rows = Dataset.from_list([{"prompt": "x", "history": [], "target": "item-99", "row": 0}])
+    rows = Dataset.from_list([{"prompt": "x", "history": [], "target": "item-99", "row": row} for row in range(8)])
     with pytest.raises(ValueError, match="target 'item-99' is not in the catalogue"):
         make_trainer(base, settings(tmp_path), train_dataset=rows)
 
