@@ -1,0 +1,70 @@
+"""Runs that go on: the order of rows, iterations and a moving reference are those of a run that was not stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from grpo_runs import DATA, base_folder, loaded, make_trainer, settings
+
+from llmrec.rl import PolicyArguments, prompt_rows
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return base_folder(tmp_path_factory.mktemp("resume") / "base")
+
+
+@pytest.fixture(scope="module")
+def few(base):
+    """10 rows, which are 5 steps of two prompts."""
+    return prompt_rows(DATA, loaded(base)).select(range(10))
+
+
+def curves(trainer, *names: str) -> list[dict[int, float]]:
+    return [{log["step"]: log[name] for log in trainer.state.log_history if name in log} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stopped"),
+    [
+        ({}, 7),  # in the second epoch
+        ({"num_iterations": 2, "save_steps": 2}, 4),
+        ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2}, 5),
+    ],
+    ids=["second epoch", "iterations", "moving reference"],
+)
+def test_a_resumed_run_equals_one_that_was_not_stopped(base, few, tmp_path, changes, stopped):
+    def run(resume: Path | None = None):
+        fields = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, **changes}
+        policy = PolicyArguments(rollout="sample")
+        trainer = make_trainer(base, settings(tmp_path, **fields), policy, train_dataset=few)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return trainer
+
+    whole = run()
+    assert (tmp_path / f"checkpoint-{stopped}" / "reference.safetensors").exists() == ("sync_ref_model" in changes)
+    resumed = run(tmp_path / f"checkpoint-{stopped}")
+    for one, other in zip(curves(whole, "reward", "grad_norm", "kl"), curves(resumed, "reward", "grad_norm", "kl")):
+        assert one == other
+    weights = [dict(trainer.model.named_parameters()) for trainer in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_epoch_has_its_own_order(base, few, tmp_path):
+    trainer = make_trainer(base, settings(tmp_path, max_steps=10), train_dataset=few)
+    seen, draw = [], trainer._draw
+    trainer._draw = lambda inputs, *args: (seen.append([row["row"] for row in inputs[::4]]), draw(inputs, *args))
+    trainer.train()
+    first, second = sum(seen[:5], []), sum(seen[5:], [])
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+
+
+def test_checkpoints_between_iterations_are_refused(base, few, tmp_path):
+    arguments = settings(tmp_path, num_iterations=2, save_strategy="steps", save_steps=3)
+    with pytest.raises(ValueError, match="^save_steps: 3 ends in the middle"):
+        make_trainer(base, arguments, train_dataset=few)
+
+
+def test_fewer_rows_than_a_step_asks_for_are_refused(base, few, tmp_path):
+    with pytest.raises(ValueError, match="^per_device_train_batch_size: a step rolls out for 16 prompts, .* 10 rows"):
+        make_trainer(base, settings(tmp_path, per_device_train_batch_size=64), train_dataset=few)
