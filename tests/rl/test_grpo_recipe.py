@@ -105,17 +105,11 @@ def test_a_killed_run_resumes_to_the_same_rewards(trained, base):
 
 
 def test_two_processes_are_one(base):
-    """Launched as a user would; equal global batches, so that every logged step must agree."""
-    short = [
-        "--max_steps",
-        "6",
-        "--gradient_accumulation_steps",
-        "2",
-        "--num_iterations",
-        "2",
-        "--eval_strategy",
-        "no",
-    ]
+    """Launched as a user would; equal global batches, so that every logged step must agree.
+
+    Without accumulation: TRL averages what it logs over micro-batches, whose completions differ in length.
+    """
+    short = ["--max_steps", "6", "--num_iterations", "2", "--eval_strategy", "no"]
     short += ["--save_steps", "6", "--dead_groups", "skip"]
     one = run(base, "one", *short)
     assert one.returncode == 0, one.stderr[-3000:]
