@@ -1,7 +1,7 @@
 """Which choice matters in GRPO? One small model on Industrial, another choice each time, several seeds.
 
     python scripts/ablate_grpo.py --output_dir out/grpo_ablation                       # all runs, one after the other
-    python scripts/ablate_grpo.py --output_dir out/grpo_ablation --runs recipe MiniOneRec --seeds 0 1 2
+    python scripts/ablate_grpo.py --output_dir out/grpo_ablation --runs recipe "hits alone" --seeds 0 1 2
 
 Needs out/industrial/{data,semids,baselines,model}: the recipes with recipes/configs/industrial, up to sft.py. Writes a
 model folder for every run, and measures all of them on the test split beside the model that they start from. The

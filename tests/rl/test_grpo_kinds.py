@@ -12,13 +12,17 @@ from grpo_runs import DATA, INDEX, base_folder, batch_of, loaded, make_trainer, 
 from tiny import tiny_data, tiny_index, write_tiny_base
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+from llmrec.instructions import TASKS
+from llmrec.instructions.mixture import TaskMix
 from llmrec.item_tokenizers.streams import join_streams
 from llmrec.recommender import LLMRecommender
 from llmrec.rl import REWARDS, Facts, PolicyArguments, RollOut, prompt_rows, searched_index
+from llmrec.rl.rewards import checked
 from llmrec.semids import SemIDIndex
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(ROOT.glob("recipes/configs/**/grpo.yaml")) + sorted(ROOT.glob("recipes/configs/**/*rec_grpo.yaml"))
+CONFIGS = ROOT / "recipes" / "configs"
+SHIPPED = sorted(CONFIGS.glob("**/grpo*.yaml")) + [CONFIGS / "mixtures" / "minionerec_grpo.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +34,24 @@ def base(tmp_path_factory):
 def test_checkpointed_gradients_are_the_gradients(base, tmp_path, lora):
     model_args = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"]) if lora else None
 
-    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+    def gradients(checkpointing: bool) -> tuple[float, dict[str, torch.Tensor]]:
         torch.manual_seed(0)
         arguments = settings(tmp_path, beta=0.1, gradient_checkpointing=checkpointing)
         trainer = make_trainer(base, arguments, model_args=model_args)
-        trainer._compute_loss(trainer.model, batch_of(trainer)).backward()
-        return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+        if checkpointing:  # `train` is what switches it on
+            trainer.model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+        inputs = batch_of(trainer)
+        assert trainer.model.is_gradient_checkpointing == checkpointing
+        with torch.no_grad():  # the loss of a policy that did not move is 0
+            generator = torch.Generator().manual_seed(0)
+            for parameter in trainer.model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        loss = trainer._compute_loss(trainer.model, inputs)
+        loss.backward()
+        return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
-    plain, checkpointed = gradients(False), gradients(True)
+    (loss, plain), (other, checkpointed) = gradients(False), gradients(True)
+    assert other == pytest.approx(loss, rel=1e-5) and abs(loss) > 1e-4
     assert plain.keys() == checkpointed.keys() and any(value.abs().max() > 0 for value in plain.values())
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, atol=1e-6, rtol=1e-4)
@@ -54,8 +68,12 @@ def test_of_several_streams_the_searched_one_is_drawn_and_rewarded(tmp_path):
         roll_out = RollOut(recommender, PolicyArguments(), 24, 1.0)
         drawn = roll_out(whole.model, [prompt_rows(DATA, recommender)[0]], (0,))
         assert {one["item"] for one in drawn} == set(INDEX.items)
+        first, last = index.info["streams"][stream]
+        known = {token for level in index.level_tokens[first:last] for token in level}
+        known.add(recommender.tokenizer.eos_token)  # the end of a Semantic ID that others go on from
         for one in drawn:
             assert one["draw"].completion == roll_out.tokens(one["item"])
+            assert set(recommender.tokenizer.convert_ids_to_tokens(one["draw"].completion)) <= known
         match = REWARDS["prefix_match"](Facts(searched_index(recommender), DATA.items, DATA.train))
         shares[stream] = match(item=["item-00", "item-01", "item-12"], target=["item-12"] * 3)
     assert shares == {"meaning": [0.5, 0, 1], "users": [0, 0, 1]}  # 0 and 12 share a first code in one of them
@@ -72,9 +90,18 @@ def test_prompts_ask_for_the_kind_of_interaction_that_followed(tmp_path):
         shown = kinds[0][: len(row["history"]) + 1]
         pairs = list(zip(row["history"], shown))
         assert row["prompt"] == recommender.prompts([pairs], behaviour=[shown[-1]])[0]
+        assert row["prompt"].endswith(recommender.index.behaviour_token(shown[-1]))
     trainer = make_trainer(tmp_path / "base", settings(tmp_path), train_dataset=rows)
     drawn = trainer.roll_out(trainer.model, [rows[0]], (0,))
     assert len({one["item"] for one in drawn}) == 4
+    before = trainer.model.get_input_embeddings().weight.detach().clone()
+    trainer.train()
+    learned = (trainer.model.get_input_embeddings().weight != before).any(1)
+    kinds_learned = [
+        learned[recommender.tokenizer.convert_tokens_to_ids(recommender.index.behaviour_token(kind))]
+        for kind in ("view", "buy")
+    ]
+    assert all(kinds_learned)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch"])
@@ -83,21 +110,28 @@ def test_dead_groups_are_counted_exactly(base, tmp_path, scale):
     arguments.per_device_eval_batch_size = 16
     trainer = make_trainer(base, arguments, rewards=("exact_hit",))
     live = [0.0] * 15 + [1.0]
-    trainer.reward_funcs = [lambda prompts, **kwargs: [1 / 3] * 16 + live + [0.7] * 16 + [0.0] * 16]
+    values = [1 / 3] * 16 + live + [0.7] * 16 + [0.0] * 16
+    trainer.reward_funcs = [checked(lambda prompts, **kwargs: values, "mine")]
     batch_of(trainer)
     assert trainer._metrics["train"]["groups/dead"] == [0.75]
 
 
 def test_an_item_is_not_blamed_for_its_second_semantic_id(tmp_path):
-    codes = np.concatenate([INDEX.codes, [[5, 5, 3]]])
-    index = SemIDIndex([*INDEX.item_ids, "item-00"], codes, [6, 6, 4])
-    assert len(index.items) == 24
-    trainer = make_trainer(write_tiny_base(tmp_path / "base", DATA, index), settings(tmp_path))
-    (first, *_), second = trainer.roll_out.tokens("item-00"), [1, 2, 3]
-    draw = type("Draw", (), {"completion": second})
-    assert trainer._right_tokens({"item": "item-00", "target": "item-00", "draw": draw}) == second
-    assert trainer._right_tokens({"item": "item-01", "target": "item-00", "draw": draw})[0] == first
-    assert trainer._right_tokens({"item": "item-01", "target": None, "draw": draw}) is None
+    """A group holds the whole catalogue, and with it both Semantic IDs of the target."""
+    index = SemIDIndex([*INDEX.item_ids, "item-00"], np.concatenate([INDEX.codes, [[5, 5, 3]]]), [6, 6, 4])
+    folder = write_tiny_base(tmp_path / "base", DATA, index)
+    rows = prompt_rows(DATA, loaded(folder), ["title_to_item"]).filter(lambda row: row["target"] == "item-00")
+    group = {"num_generations": 25, "per_device_train_batch_size": 25, "per_device_eval_batch_size": 25}
+    policy = PolicyArguments(credit="first_difference")
+    trainer = make_trainer(folder, settings(tmp_path, **group), policy, ("exact_hit",), train_dataset=rows)
+    inputs = batch_of(trainer)
+    mask, advantages = inputs["completion_mask"].bool(), inputs["advantages"]
+    praised = [(advantages[n] > 0).equal(mask[n]) for n in range(25) if (advantages[n] > 0).any()]
+    assert praised == [True, True]
+    texts = trainer.processing_class.batch_decode(inputs["completion_ids"][(advantages > 0).any(1)])
+    assert any("a_5" in text and "b_5" in text for text in texts)
+    # Every other item is blamed for one token.
+    assert [int((row < 0).sum()) for row in advantages if not (row > 0).any()] == [1] * 23
 
 
 def test_rows_of_a_mixture(base, tmp_path):
@@ -137,6 +171,7 @@ def test_shipped_settings_are_read(path):
     parser = TrlParser((recipe["DataArguments"], PolicyArguments, GRPOConfig, ModelConfig))
     args, _, arguments, _ = parser.parse_args_and_config(["--config", str(path)])
     assert {entry.partition(":")[0] for entry in args.rewards} <= REWARDS.keys()
+    assert all(TASKS[TaskMix.parse(entry).prompt.task].ends_with_item for entry in args.tasks)
     assert arguments.per_device_train_batch_size % arguments.num_generations == 0
 
 

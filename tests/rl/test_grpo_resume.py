@@ -20,18 +20,24 @@ def few(base):
     return prompt_rows(DATA, loaded(base)).select(range(10))
 
 
-def curves(trainer, *names: str) -> list[dict[int, float]]:
-    return [{log["step"]: log[name] for log in trainer.state.log_history if name in log} for name in names]
+def curve(trainer, name: str) -> dict[int, float]:
+    return {log["step"]: log[name] for log in trainer.state.log_history if name in log}
 
 
 @pytest.mark.parametrize(
     ("changes", "stopped"),
     [
-        ({}, 7),  # in the second epoch
+        ({}, 3),
+        ({}, 7),
         ({"num_iterations": 2, "save_steps": 2}, 4),
+        ({"num_iterations": 2, "save_steps": 2, "max_steps": 16}, 12),  # an epoch has 10 steps
+        (
+            {"num_iterations": 2, "save_steps": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+            6,
+        ),
         ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2}, 5),
     ],
-    ids=["second epoch", "iterations", "moving reference"],
+    ids=["first epoch", "second epoch", "iterations", "iterations, second epoch", "accumulated", "moving reference"],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(base, few, tmp_path, changes, stopped):
     def run(resume: Path | None = None):
@@ -44,8 +50,11 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(base, few, tmp_path, chan
     whole = run()
     assert (tmp_path / f"checkpoint-{stopped}" / "reference.safetensors").exists() == ("sync_ref_model" in changes)
     resumed = run(tmp_path / f"checkpoint-{stopped}")
-    for one, other in zip(curves(whole, "reward", "grad_norm", "kl"), curves(resumed, "reward", "grad_norm", "kl")):
-        assert one == other
+    steps, accumulated = whole.args.max_steps, whole.args.gradient_accumulation_steps
+    assert resumed._step == (steps - stopped) * accumulated  # it went on, and did not begin anew
+    for name in ("reward", "grad_norm", "rollout/mass", *(["kl"] if "beta" in changes else [])):
+        one, other = curve(whole, name), curve(resumed, name)
+        assert one == other and len({value for step, value in one.items() if step > stopped}) > 1, name
     weights = [dict(trainer.model.named_parameters()) for trainer in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
