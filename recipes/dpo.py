@@ -20,12 +20,10 @@ from trl import DPOConfig, ModelConfig, TrlParser
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Prompt
-from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
-from llmrec.stages import finish_stage
 from llmrec.training import ValidationSample
 
 
@@ -76,14 +74,8 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
     )
     state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
-    if state.is_main_process:
-        training.plot_training(trainer.state.log_history, Path(output_dir) / "training.png")
-        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-        write_model_card(output_dir, config, index, metrics, args, dpo_args, base_model=base)
-    training.push_final_model(trainer)
-    if state.is_main_process:
-        finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
+    results = {"train_loss": result.training_loss, "seconds": result.metrics["train_runtime"]}
+    metrics = training.finish_run(trainer, config, index, args, model_args, **results)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
 
 

@@ -20,10 +20,8 @@ import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Prompt, TaskMix
-from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
-from llmrec.stages import finish_stage
 
 
 @dataclass
@@ -83,15 +81,8 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
         write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
     )
     state.print(f"{len(trainer.train_dataset):,} prompts; checkpoints and the model go to {output_dir}")
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
-    if state.is_main_process:
-        rl.plot_grpo(trainer.state.log_history, Path(output_dir) / "training.png")
-        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-        write_model_card(output_dir, config, index, metrics, args, grpo_args, base_model=base)
-    training.push_final_model(trainer)
-    if state.is_main_process:
-        finish_stage(output_dir, seconds=result.metrics["train_runtime"], **metrics)
+    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    metrics = training.finish_run(trainer, config, index, args, model_args, rl.plot_grpo, seconds=seconds)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
 
 

@@ -19,10 +19,8 @@ from trl import ModelConfig, SFTConfig, TrlParser
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
-from llmrec.model_card import write_model_card
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommender import LLMRecommender
-from llmrec.stages import finish_stage
 from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
 
 
@@ -84,14 +82,8 @@ def main(args: DataArguments, stage: StageArguments, training_args: SFTConfig, m
     )
     state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = training.save_final_model(trainer, lambda: training.reload_model(base, model_args))
-    if state.is_main_process:
-        training.plot_training(trainer.state.log_history, Path(output_dir) / "training.png")
-        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-        write_model_card(output_dir, config, index, metrics, args, training_args, base_model=base)
-    training.push_final_model(trainer)
-    if state.is_main_process:
-        finish_stage(output_dir, train_loss=result.training_loss, seconds=result.metrics["train_runtime"], **metrics)
+    results = {"train_loss": result.training_loss, "seconds": result.metrics["train_runtime"]}
+    metrics = training.finish_run(trainer, config, index, args, model_args, **results)
     state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
 
 

@@ -20,12 +20,14 @@ def weighted(advantages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return centred * weights * weights.shape[1]
 
 
-def skip_dead(advantages: torch.Tensor, accelerator) -> torch.Tensor:
-    """Advantages (float32 [N, G]) as if groups without any were not in the batch: the others count for them.
+def live_groups(advantages: torch.Tensor) -> torch.Tensor:
+    """bool [N]: whether the advantages (float32 [N, G]) of a group differ; rounding may leave equal ones beside 0."""
+    return (advantages != advantages[:, :1]).any(1)
 
-    A group whose advantages are equal has none: rounding of its mean can leave a trace of 1e-3.
-    """
-    alive = (advantages != advantages[:, :1]).any(1, keepdim=True).float()
+
+def skip_dead(advantages: torch.Tensor, accelerator) -> torch.Tensor:
+    """Advantages (float32 [N, G]) as if dead groups were not in the batch: the others count for them."""
+    alive = live_groups(advantages)[:, None].float()
     share = accelerator.reduce(alive.mean(), "mean").clamp(min=1e-8)
     return advantages * alive / share
 

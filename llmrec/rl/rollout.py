@@ -128,24 +128,23 @@ def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequ
 
 def leaf_of(trie: SemIDTrie, row: int) -> int:
     """The first sorted row with the Semantic ID of a row of the index."""
-    node = torch.zeros((), dtype=torch.long, device=trie.device)
-    position = int(trie.position[row])
-    for level in range(trie.depth):
-        children = trie.children(node, level)
-        low, high = trie.rows(children.node, level + 1)
-        node = children.node[(low <= position) & (position < high) & children.valid][0]
-    return int(trie.rows(node, trie.depth)[0])
+    return _semid_at(trie, int(trie.position[row]))[0]
 
 
 def tokens_of_leaf(trie: SemIDTrie, leaf: int) -> torch.Tensor:
     """int64 [depth]: the Semantic ID of a sorted row, padded with -1."""
+    return _semid_at(trie, leaf)[1]
+
+
+def _semid_at(trie: SemIDTrie, position: int) -> tuple[int, torch.Tensor]:
+    """The first sorted row of the Semantic ID at a sorted row, and its tokens."""
     node, tokens = torch.zeros((), dtype=torch.long, device=trie.device), []
     for level in range(trie.depth):
         children = trie.children(node, level)
         low, high = trie.rows(children.node, level + 1)
-        node = children.node[(low <= leaf) & (leaf < high) & children.valid][0]
+        node = children.node[(low <= position) & (position < high) & children.valid][0]
         tokens.append(trie.token(node, level))
-    return torch.stack(tokens)
+    return int(trie.rows(node, trie.depth)[0]), torch.stack(tokens)
 
 
 def completions(tokens: torch.Tensor, trie: SemIDTrie) -> list[list[int]]:

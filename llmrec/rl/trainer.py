@@ -20,7 +20,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from llmrec.recommender import LLMRecommender
-from llmrec.rl.credit import first_difference, skip_dead, weighted
+from llmrec.rl.credit import first_difference, live_groups, skip_dead, weighted
 from llmrec.rl.draws import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
@@ -116,8 +116,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         }
         output = super()._generate_and_score_completions(inputs)
         advantages = output["advantages"].view(-1, size)
-        alive = (advantages != advantages[:, :1]).any(1).float()  # rounding may leave equal ones that are not 0
-        self._metrics["train"]["groups/dead"].append(1 - self._mean(alive))
+        self._metrics["train"]["groups/dead"].append(1 - self._mean(live_groups(advantages)))
         if policy.rollout == "sample":
             weights = torch.tensor([draw.weight for draw in draws], device=advantages.device)
             advantages = weighted(advantages, weights.view(-1, size))
@@ -131,9 +130,9 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
 
     def _right_tokens(self, row: dict) -> list[int] | None:
         """Those of the target; of a hit its own, for an item may have several Semantic IDs."""
-        if row["target"] in (None, row["item"]):
-            return None if row["target"] is None else row["draw"].completion
-        return self.roll_out.tokens(row["target"])
+        if row["target"] == row["item"]:
+            return row["draw"].completion
+        return None if row["target"] is None else self.roll_out.tokens(row["target"])
 
     def _draw(self, inputs: list[dict], attempt: int = 0) -> None:
         """Every row gets its `draw`, `item` and `rank`; rows of a prompt stand side by side."""

@@ -2,6 +2,7 @@
 
 from llmrec.training.batches import SemIDCollator, packed
 from llmrec.training.evaluator import ValidationSample
+from llmrec.training.finish import finish_run
 from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import lora_config, merged, merged_onto, push_final_model, save_final_model
 from llmrec.training.loss_weights import LossWeights, loss_weights
@@ -24,6 +25,7 @@ __all__ = [
     "begin_run",
     "callbacks",
     "check_stage",
+    "finish_run",
     "last_complete_checkpoint",
     "load_model",
     "lora_config",
