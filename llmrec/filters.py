@@ -5,8 +5,9 @@ call `filters`, e.g. `[("price", "<", 20), ("brand", "==", "Acme")]` (all must h
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _OPERATORS = ("=", "==", "!=", "<", ">", "<=", ">=", "in", "not in")
-_CACHED_MASKS = 64
+_CACHED_MASKS, _CACHED_ROWS = 64, 2**28
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,22 @@ class Filter:
         deny (sequence of item ids, *optional*): none of these.
         where (sequence of `(column, operator, value)`, *optional*): only items for which all hold. Operators are
             `==`, `!=`, `<`, `>`, `<=`, `>=`, `in`, `not in`. An item whose column is null never passes.
+        at_most (mapping of column → `int`, *optional*): at most so many items of one value, e.g. `{"brand": 2}`. The
+            best of a value stay, the places go to the next best items; nothing limits items whose column is null.
     """
 
     exclude_seen: bool = False
     allow: Sequence[str] | None = None
     deny: Sequence[str] | None = None
     where: Sequence[tuple] | None = None
+    at_most: Mapping[str, int] | None = None
+
+
+class Limit(NamedTuple):
+    """At most `count` items of each group; `groups` is int64 [R], by row, -1 where nothing limits the item."""
+
+    groups: np.ndarray
+    count: int
 
 
 class CatalogueFilter:
@@ -48,6 +59,7 @@ class CatalogueFilter:
         for row, item in enumerate(items["item_id"].to_pylist()):
             self.rows.setdefault(item, []).append(row)
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._groups: dict[str, np.ndarray] = {}
 
     def __call__(self, request: Filter | None, history: Sequence[str] = ()) -> tuple[np.ndarray | None, np.ndarray]:
         """Rows of one request.
@@ -79,6 +91,26 @@ class CatalogueFilter:
         mask[denied] = False
         return mask
 
+    def limits(self, request: Filter | None) -> list[Limit]:
+        """The limits of `at_most`; raises `ValueError` for an unknown column, or a count below 1."""
+        limits = []
+        for column, count in ((request and request.at_most) or {}).items():
+            self._check_column(column)
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"filter at_most[{column!r}] is {count!r}, it should be a whole number of at least 1")
+            if column not in self._groups:
+                try:
+                    codes = self.items[column].combine_chunks().dictionary_encode()
+                except pa.ArrowException as error:
+                    raise ValueError(f"filter at_most: column {column!r} cannot be grouped: {error}") from error
+                self._groups[column] = pc.fill_null(codes.indices, -1).to_numpy().astype(np.int64)
+            limits.append(Limit(self._groups[column], count))
+        return limits
+
+    def _check_column(self, column: str) -> None:
+        if column not in self.items.column_names:
+            raise ValueError(f"filter column {column!r} is not in the catalogue; it has {self.items.column_names}")
+
     def _rows_of(self, item_ids: Sequence[str], field: str) -> np.ndarray:
         unknown = next((item for item in item_ids if item not in self.rows), None)
         if unknown is not None:
@@ -88,15 +120,13 @@ class CatalogueFilter:
     def _where(self, where: Sequence[tuple]) -> np.ndarray:
         conditions = [tuple(condition) for condition in where]
         key = repr(conditions)
-        if key not in self._masks:
+        mask = self._masks.get(key)
+        if mask is None:
             for condition in conditions:
                 if len(condition) != 3:
                     raise ValueError(f"filter condition {condition!r} should be (column, operator, value)")
                 column, operator, value = condition
-                if column not in self.items.column_names:
-                    raise ValueError(
-                        f"filter column {column!r} is not in the catalogue; it has {self.items.column_names}"
-                    )
+                self._check_column(column)
                 if operator not in _OPERATORS:
                     raise ValueError(f"filter operator {operator!r} is not one of {', '.join(_OPERATORS)}")
             try:
@@ -108,6 +138,31 @@ class CatalogueFilter:
             mask = np.zeros(self.items.num_rows, bool)
             mask[pc.cast(matched["__row__"], pa.int64()).to_numpy()] = True
             self._masks[key] = mask
-            if len(self._masks) > _CACHED_MASKS:
+            if len(self._masks) > max(1, min(_CACHED_MASKS, _CACHED_ROWS // max(1, len(mask)))):
                 self._masks.popitem(last=False)
-        return self._masks[key]
+        return mask
+
+
+def within_limits(rows: Sequence[int], limits: Sequence[Limit]) -> list[int]:
+    """Places in `rows` (best first) that stay: those for which none of their groups is full yet."""
+    taken: list[dict[int, int]] = [{} for _ in limits]
+    kept = []
+    for place, row in enumerate(rows):
+        groups = [int(limit.groups[row]) for limit in limits]
+        if all(group < 0 or count.get(group, 0) < limit.count for group, count, limit in zip(groups, taken, limits)):
+            kept.append(place)
+            for group, count in zip(groups, taken):
+                count[group] = count.get(group, 0) + 1
+    return kept
+
+
+def most_within(limits: Sequence[Limit], mask: np.ndarray | None, denied: np.ndarray) -> int:
+    """How many rows can be taken at most, so that a search does not widen in vain."""
+    most = [np.iinfo(np.int64).max]
+    for limit in limits:
+        groups = limit.groups if mask is None else limit.groups[mask]
+        counts = np.bincount(groups + 1)
+        out = denied if mask is None else denied[mask[denied]]
+        counts -= np.bincount(limit.groups[out] + 1, minlength=len(counts))
+        most.append(int(counts[0] + np.minimum(counts[1:], limit.count).sum()))
+    return min(most)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from llmrec.filters import CatalogueFilter, Filter
+from llmrec.filters import Filter, within_limits
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -113,32 +112,18 @@ class LLMRecommender:
         seed: int = 0,
         texts: "Texts | None" = None,
     ):
-        import torch
-
-        from llmrec.decoding import SemIDTrie
+        from llmrec.decoding.searchable import SearchableCatalogue
         from llmrec.decoding.thoughts import ThoughtBlock
         from llmrec.instructions import Catalogue, Prompt, Renderer
-        from llmrec.item_tokenizers.streams import stream_names
 
         self.model, self.tokenizer, self.index, self.config = model, tokenizer, index, config
         self.batch_size, self.seed = batch_size, seed
         self.prompt = Prompt.from_dict(config.prompt)
         self.block = ThoughtBlock.of(self.prompt) if self.prompt.thinking else None
         self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
-        self.trie = SemIDTrie.from_index(index, tokenizer)
-        self.filter = CatalogueFilter(items)
-        position = {item: number for number, item in enumerate(index.items)}
-        self.item_of_row = torch.tensor([position[item] for item in index.item_ids])
-        first = self.prompt.semids or next(iter(stream_names(index)), "")
-        self.streams = {name: self._rows_of(name) for name in config.fuse or [first]}
-
-    def _rows_of(self, stream: str) -> "np.ndarray | None":
-        """bool [rows]: those of a stream; `None` for all where there are no streams."""
-        import numpy as np
-
-        from llmrec.item_tokenizers.streams import stream_rows
-
-        return np.isin(np.arange(len(self.index)), stream_rows(self.index, stream)) if stream else None
+        streams = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
+        self.catalogue = SearchableCatalogue(index, items, tokenizer, streams)
+        self.trie, self.filter, self.streams = self.catalogue.trie, self.catalogue.filter, self.catalogue.streams
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **model_kwargs) -> "LLMRecommender":
@@ -196,15 +181,18 @@ class LLMRecommender:
         filters: Filter | Sequence[Filter] | None = None,
         behaviour: str | Sequence[str] | None = None,
         think: bool = True,
+        num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID.
 
         Args:
             behaviour: the wanted one, for all or one per history; by default `config.behaviour`.
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
+            num_beams: instead of `config.num_beams`.
         """
         from llmrec.decoding.fusion import fuse
 
+        num_beams = num_beams or self.config.num_beams
         ks = per_request(k, len(histories), "k")
         if any(number < 1 for number in ks):
             raise ValueError(f"k is {min(ks)}, it should be at least 1")
@@ -213,11 +201,15 @@ class LLMRecommender:
             return []
         if len(self.streams) == 1:
             ((stream, _),) = self.streams.items()
-            found = self._search(stream, histories, ks, requests, behaviour, think)
+            found = self._search(stream, histories, ks, requests, behaviour, think, num_beams)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
-            wanted = [max(number, self.config.num_beams) for number in ks]
-            lists = [self._search(stream, histories, wanted, requests, behaviour, think) for stream in self.streams]
-            found = [fuse(of_streams)[:number] for number, *of_streams in zip(ks, *lists)]
+            wanted = [max(number, num_beams) for number in ks]
+            rest = requests, behaviour, think, num_beams
+            lists = [self._search(stream, histories, wanted, *rest) for stream in self.streams]
+            found = [
+                self._within(request, fuse(of_streams))[:number]
+                for number, request, *of_streams in zip(ks, requests, *lists)
+            ]
         return self._recommendations(found)
 
     def ask(
@@ -226,6 +218,7 @@ class LLMRecommender:
         rows: Sequence[dict],
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
+        num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md).
 
@@ -251,7 +244,20 @@ class LLMRecommender:
         histories = [row.get("history", []) for row in rows]
         ks, requests = per_request(k, len(rows), "k"), per_request(filters, len(rows), "filters")
         texts = prompt_texts(self, prompt, rows)
-        return self._recommendations(_pairs(self.search(self._ids(texts), ks, histories, requests))) if rows else []
+        return self.after(texts, ks, requests, histories, num_beams) if rows else []
+
+    def after(
+        self,
+        prompts: Sequence[str],
+        k: int | Sequence[int] = 10,
+        filters: Filter | Sequence[Filter] | None = None,
+        histories: Sequence[Sequence] | None = None,
+        num_beams: int | None = None,
+    ) -> list[list[Recommendation]]:
+        """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
+        ks, requests = per_request(k, len(prompts), "k"), per_request(filters, len(prompts), "filters")
+        found = self.search(self._ids(list(prompts)), ks, histories, requests, num_beams=num_beams)
+        return self._recommendations(_pairs(found))
 
     def tell(self, prompt: "str | Prompt", rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
         """The greedy answers in words to the prompt of any task, such as `explain`; see `ask`."""
@@ -271,25 +277,37 @@ class LLMRecommender:
         requests: list[Filter | None],
         behaviour: str | Sequence[str] | None,
         think: bool,
+        num_beams: int,
     ) -> list[list[tuple[int, float]]]:
         """(number of the item, score) pairs for every history, from the Semantic IDs of one stream."""
         from llmrec.decoding.thoughts import after_thoughts
 
         prompts = self._ids(self.prompts(histories, stream, behaviour))
         if self.block is None:
-            return _pairs(self.search(prompts, ks, histories, requests, stream))
+            return _pairs(self.search(prompts, ks, histories, requests, stream, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
         blocks = self._ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
         # Lists as long as the beams are, so that few items are missing from the list of a thought.
-        wanted = [k if number == 1 else max(k, self.config.num_beams) for k in ks]
-        asked, histories, wanted, requests = (
+        wanted = [k if number == 1 else max(k, num_beams) for k in ks]
+        asked, histories, wanted, each = (
             [value for value in values for _ in range(number)] for values in (prompts, histories, wanted, requests)
         )
         end = -1 if self.behaviours else None  # a behaviour's token stands after the thought
         asked = [[*ids[:end], *block, *(ids[end:] if end else ())] for ids, block in zip(asked, blocks)]
-        found = _pairs(self.search(asked, wanted, histories, requests, stream))
-        return [after_thoughts(found[i * number : (i + 1) * number])[:k] for i, k in enumerate(ks)]
+        found = _pairs(self.search(asked, wanted, histories, each, stream, num_beams))
+        return [
+            self._within(request, after_thoughts(found[i * number : (i + 1) * number]))[:k]
+            for i, (k, request) in enumerate(zip(ks, requests))
+        ]
+
+    def _within(self, request: Filter | None, found: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """What the limits of a filter leave of a list that was made of several."""
+        limits = self.filter.limits(request)
+        if not limits:
+            return found
+        rows = [self.index.row(self.index.items[item]) for item, _ in found]
+        return [found[place] for place in within_limits(rows, limits)]
 
     def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
         """The rationales that `recommend` writes for each history, `config.thoughts` of them.
@@ -328,6 +346,7 @@ class LLMRecommender:
         histories: Sequence[Sequence] | None = None,
         requests: Sequence[Filter | None] | None = None,
         stream: str = "",
+        num_beams: int | None = None,
     ) -> list[list["ScoredItem"]]:
         """The best items after any prompts (token ids), by the constrained beam search.
 
@@ -335,29 +354,20 @@ class LLMRecommender:
             ks: how many, one number per prompt.
             histories, requests (*optional*): what filters look at, and the filters, one per prompt.
             stream: the Semantic IDs that are searched; by default the first of this recommender's.
+            num_beams (*optional*): instead of `config.num_beams`.
         """
         from llmrec.decoding.prompt_search import search_prompts
         from llmrec.instructions.render import item_of
 
-        within = self.streams[stream or next(iter(self.streams))]
-        histories = histories if histories is not None else [[]] * len(prompts)
-        requests = requests if requests is not None else [None] * len(prompts)
-
-        def allowed(batch: list[int]) -> tuple[list, list]:
-            masks, denied = zip(*(self.filter(requests[i], list(map(item_of, histories[i]))) for i in batch))
-            if within is not None:  # equal masks stay one object
-                both = {id(mask): within if mask is None else mask & within for mask in masks}
-                masks = [both[id(mask)] for mask in masks]
-            return list(masks), list(denied)
-
         return search_prompts(
             self.model,
             prompts,
-            self.trie,
-            self.item_of_row,
+            self.catalogue,
             ks,
-            self.config.num_beams,
-            allowed if within is not None or any(request is not None for request in requests) else None,
+            num_beams or self.config.num_beams,
+            requests if requests is not None else [None] * len(prompts),
+            [[*map(item_of, history)] for history in histories or [[]] * len(prompts)],
+            stream,
             self.config.normalize,
             batch_size=self.batch_size,
         )

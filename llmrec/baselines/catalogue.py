@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data import PreparedData, lists_to_rows
-from llmrec.filters import CatalogueFilter, Filter
+from llmrec.filters import CatalogueFilter, Filter, within_limits
 from llmrec.recommender import Recommendation, per_request
 
 _SCORES = 2**26  # scores held at once
@@ -58,12 +58,11 @@ class Catalogue:
             scores = score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
             for row, history, number, request in zip(scores, histories[chosen], ks[chosen], requests[chosen]):
                 allowed = None if request is None else self.filter.allowed(request, history)
-                lists.append(
-                    [
-                        Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "")
-                        for i in top_rows(row, number, allowed)
-                    ]
-                )
+                limits = self.filter.limits(request)
+                best = top_rows(row, len(self) if limits else number, allowed)
+                if limits:
+                    best = best[within_limits(best, limits)][:number]
+                lists.append([Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "") for i in best])
         return lists
 
 

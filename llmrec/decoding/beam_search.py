@@ -157,6 +157,30 @@ def collect(finished: Sequence[BeamOutput], num_beams: int) -> BeamOutput:
 
 # A search over prefilled prompts: (which prompts or None for all, num_beams, filter) -> beams
 Search = Callable[[torch.Tensor | None, int, RowFilter | None], BeamOutput]
+# What the model says after the beams: (their last tokens, the beam each continues, level) -> (logits, log_z)
+Extend = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def search_levels(
+    trie: SemIDTrie,
+    scored: tuple[torch.Tensor, torch.Tensor | None],
+    extend: Extend,
+    num_beams: int,
+    allowed: RowFilter | None = None,
+) -> BeamOutput:
+    """The whole search, level by level, whoever runs the model.
+
+    Args:
+        scored: `logits` (float32 [N, 1, T]) and `log_z` of `expand` after the prompts.
+        extend: the same after the beams of a level: `(tokens int64 [N, B], parent int64 [N, B], level)`.
+    """
+    beams, parent, finished = Beams.start(len(scored[0]), scored[0].device), None, []
+    for level in range(trie.depth):
+        if level:
+            scored = extend(beams.tokens[..., -1].clamp(min=0), parent, level)
+        beams, parent, ended = expand(trie, level, beams, *scored, num_beams, allowed)
+        finished.append(ended)
+    return collect(finished, num_beams)
 
 
 def tree_search(
@@ -174,14 +198,11 @@ def tree_search(
         chosen = slice(None) if requests is None else requests
         tree = Tree(prompts if requests is None else prompts.select(requests))
         scored = logits[chosen], None if log_z is None else log_z[chosen]
-        beams, parent, finished = Beams.start(len(scored[0]), input_ids.device), None, []
-        for level in range(trie.depth):
-            if level:
-                tokens = beams.tokens[..., -1].clamp(min=0)
-                scored = extend(model, tree, tokens, parent, readers[level])
-            beams, parent, ended = expand(trie, level, beams, *scored, num_beams, allowed)
-            finished.append(ended)
-        return collect(finished, num_beams)
+
+        def after(tokens: torch.Tensor, parent: torch.Tensor, level: int):
+            return extend(model, tree, tokens, parent, readers[level])
+
+        return search_levels(trie, scored, after, num_beams, allowed)
 
     return search
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llmrec.decoding.beam_search import Normalize, open_search
+from llmrec.decoding.beam_search import Normalize, Search, open_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
+from llmrec.filters import Limit, within_limits
 
 
 class ScoredItem(NamedTuple):
@@ -30,6 +31,7 @@ def search_items(
     masks: Sequence[np.ndarray | None] | None = None,
     denied: Sequence[np.ndarray] | None = None,
     normalize: Normalize = "vocabulary",
+    limits: Sequence[Sequence[Limit]] | None = None,
 ) -> list[list[ScoredItem]]:
     """The best distinct items after each prompt; call `model.eval()` first.
 
@@ -43,6 +45,7 @@ def search_items(
         k: items wanted, one number per prompt.
         masks (N of bool [R] or `None`): rows allowed; equal masks should be one object.
         denied (N of int64): rows to leave out besides.
+        limits (N of `Limit`s): items beyond them are passed over, the best of a group first.
 
     Returns:
         for each prompt at most k items by falling score, equal scores by row; fewer only where fewer are allowed.
@@ -50,28 +53,48 @@ def search_items(
     k = [int(wanted) for wanted in k]
     if len(k) != len(input_ids) or min(k, default=1) < 1 or num_beams < 1:
         raise ValueError(f"k must be {len(input_ids)} numbers of at least 1, and num_beams at least 1")
-    item_of_row = torch.as_tensor(item_of_row).cpu().numpy()
     allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
     search = open_search(model, input_ids, attention_mask, trie, normalize)
+    beams = [max(num_beams, wanted) for wanted in k]
+    return widen(search, trie, torch.as_tensor(item_of_row).cpu().numpy(), k, beams, allowed, limits)
+
+
+def widen(
+    search: Search,
+    trie: SemIDTrie,
+    item_of_row: np.ndarray,
+    k: Sequence[int],
+    num_beams: Sequence[int],
+    allowed: RowFilter | None = None,
+    limits: Sequence[Sequence[Limit]] | None = None,
+) -> list[list[ScoredItem]]:
+    """Runs a search until every request has its items; see `search_items`.
+
+    Args:
+        search: over N prompts, whoever runs the model.
+        num_beams: what each request starts with.
+    """
     order = trie.order.cpu().numpy()
     found: list[list[ScoredItem]] = [[] for _ in k]
-    beams = [max(num_beams, wanted) for wanted in k]
+    beams = list(num_beams)
     pending = list(range(len(k)))
     while pending:
         width = min(beams[i] for i in pending)
         batch = [i for i in pending if beams[i] == width]
         everything = len(batch) == len(k)
         output = search(
-            None if everything else torch.tensor(batch, device=input_ids.device),
+            None if everything else torch.tensor(batch, device=trie.device),
             min(width, trie.num_leaves),
             allowed if everything or allowed is None else allowed.select(batch),
         )
         scores, low, high, exhausted = (
             part.cpu().numpy() for part in (output.scores, output.low, output.high, output.exhausted)
         )
-        for place, i in enumerate(batch):
-            items = _items(scores[place], low[place], high[place], order, item_of_row, allowed, i)
-            if len(items) >= k[i] or exhausted[place]:
+        for number, i in enumerate(batch):
+            items = _items(scores[number], low[number], high[number], order, item_of_row, allowed, i)
+            if limits is not None:
+                items = [items[place] for place in within_limits([item.row for item in items], limits[i])]
+            if len(items) >= k[i] or exhausted[number]:
                 found[i] = items[: k[i]]
                 pending.remove(i)
             beams[i] *= 2

@@ -75,10 +75,23 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
     foreign = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if foreign:
         raise ValueError(f"{type(module).__name__} asks for {', '.join(foreign)}, which tree attention does not have")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return shared_prompt_attention(tree, module.layer_idx, query, key, value, scaling), None
+
+
+def shared_prompt_attention(
+    tree: Tree, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """One softmax over the prompt and the beam's own tokens, the new one included.
+
+    Args:
+        query ([N, H, B, D]), key, value ([N, K, B, D]): of the new token of every beam; appended to `tree`.
+
+    Returns:
+        [N, B, H, D].
+    """
     n, h, b, d = query.shape
     k = key.shape[1]
-    layer = module.layer_idx
-    scaling = d**-0.5 if scaling is None else scaling
     own_keys, own_values = tree.append(layer, key, value)
     prompt_keys, prompt_values = tree.prompts.keys[layer], tree.prompts.values[layer]
     length = prompt_keys.shape[2]
@@ -91,7 +104,7 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
     weights = torch.cat([prompt, own], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     output = (weights[..., :length].reshape(n, k, -1, length) @ prompt_values).view(n, k, -1, b, value.shape[-1])
     output = output + torch.einsum("nkgbs,nbskd->nkgbd", weights[..., length:], own_values)
-    return output.reshape(n, h, b, -1).transpose(1, 2), None
+    return output.reshape(n, h, b, -1).transpose(1, 2)
 
 
 AttentionInterface.register("llmrec_tree", tree_attention)

@@ -1,0 +1,76 @@
+"""`SearchableCatalogue`: what a search needs of one version of a catalogue, whoever runs the model."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.decoding.beam_search import Search
+from llmrec.decoding.item_search import ScoredItem, widen
+from llmrec.decoding.trie import RowFilter, SemIDTrie
+from llmrec.filters import CatalogueFilter, Filter, Limit, most_within
+from llmrec.item_tokenizers.streams import stream_names, stream_rows
+from llmrec.semids import SemIDIndex
+
+
+class Restrictions(NamedTuple):
+    """What each of N requests may return; see `search_items`."""
+
+    masks: list[np.ndarray | None]
+    denied: list[np.ndarray]
+    limits: list[list[Limit]]
+
+
+class SearchableCatalogue:
+    """The trie, the items behind it, and what filters look at.
+
+    Args:
+        index (`SemIDIndex`): the Semantic IDs.
+        items (`pa.Table`): one row per row of `index`.
+        tokenizer: has the tokens of the index.
+        streams (sequence of `str`, *optional*): those that are searched; by default the first, or `""` where there
+            are none.
+
+    Attributes:
+        item_of_row (int64 [R]): the number of every row's item in `index.items`.
+        streams (`dict`): name → bool [R], the rows of the stream; `None` for all.
+    """
+
+    def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, streams: Sequence[str] = ()):
+        position = {item: number for number, item in enumerate(index.items)}
+        self.trie = SemIDTrie.from_index(index, tokenizer)
+        self.filter = CatalogueFilter(items)
+        self.item_of_row = np.array([position[item] for item in index.item_ids])
+        self.streams: dict[str, np.ndarray | None] = {}
+        for name in streams or [next(iter(stream_names(index)), "")]:
+            self.streams[name] = np.isin(np.arange(len(index)), stream_rows(index, name)) if name else None
+
+    def restrictions(
+        self, requests: Sequence[Filter | None], histories: Sequence[Sequence[str]], stream: str = ""
+    ) -> Restrictions | None:
+        """What filters allow after histories of item ids, within a stream; `None` for everything.
+
+        Raises:
+            ValueError: a filter that does not fit the catalogue.
+        """
+        within = self.streams[stream or next(iter(self.streams))]
+        if within is None and all(request is None for request in requests):
+            return None
+        masks, denied = zip(*(self.filter(request, history) for request, history in zip(requests, histories)))
+        if within is not None:  # equal masks stay one object
+            both = {id(mask): within if mask is None else mask & within for mask in masks}
+            masks = [both[id(mask)] for mask in masks]
+        return Restrictions(list(masks), list(denied), [self.filter.limits(request) for request in requests])
+
+    def find(
+        self, search: Search, k: Sequence[int], num_beams: Sequence[int], within: Restrictions | None = None
+    ) -> list[list[ScoredItem]]:
+        """The best items after each of N prompts, with a search that is open over them."""
+        if within is None:
+            return widen(search, self.trie, self.item_of_row, k, [max(pair) for pair in zip(k, num_beams)])
+        k = [min(wanted, most_within(limits, mask, denied)) if limits else wanted
+             for wanted, mask, denied, limits in zip(k, *within)]  # fmt: skip
+        allowed = RowFilter(self.trie, within.masks, within.denied)
+        beams = [max(pair) for pair in zip(k, num_beams)]
+        return widen(search, self.trie, self.item_of_row, k, beams, allowed, within.limits)
