@@ -3,9 +3,21 @@
 #
 #     bash scripts/test.sh                    # fast tests, no network, no GPU
 #     bash scripts/test.sh -m slow            # the slow ones (real data: LLMREC_DATA=/path/to/data)
+#     bash scripts/test.sh -m vllm            # those that need vLLM, which is installed first
 #     bash scripts/test.sh tests/data -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
+
+# -m vllm, -m "vllm and not slow", -mvllm; not -m "not vllm"
+if [[ " $* " =~ \ -m\ ?([^-]*[^a-z])?vllm && ! " $* " =~ not\ vllm ]]; then
+    source scripts/setup_vllm.sh
+    # One process per engine in the test's own process, with one thread and 1 GiB for keys and values
+    export VLLM_ENABLE_V1_MULTIPROCESSING="${VLLM_ENABLE_V1_MULTIPROCESSING:-0}"
+    export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-ERROR}"
+    export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+fi
 
 python -m pytest "$@"
