@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from llmrec.decoding import ScoredItem
 from llmrec.instructions import TASKS, Prompt, Template, load_prompt
-from llmrec.text_generation import continue_text
 
 if TYPE_CHECKING:
     from llmrec.recommender import LLMRecommender
@@ -71,12 +70,6 @@ def answered_words(recommender: "LLMRecommender", texts: Sequence[str], max_new_
     """The greedy answer to each prompt up to EOS, free of the catalogue's constraint."""
     prompts = recommender.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
-    written = continue_text(
-        recommender.model,
-        recommender.tokenizer,
-        [prompts[i] for i in order],
-        max_new_tokens,
-        batch_size=recommender.batch_size,
-    )
+    written = recommender.write([prompts[i] for i in order], max_new_tokens)
     answers = dict(zip(order, written))
     return [answers[number].strip() for number in range(len(prompts))]

@@ -1,7 +1,7 @@
 """`Recommender`: the one Protocol behind which our model and every baseline stand, and `LLMRecommender`, our model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmrec.decoding import ScoredItem
+    from llmrec.decoding import ScoredItem, SemIDTrie
     from llmrec.instructions import Prompt, Texts
     from llmrec.item_tokenizers import SequenceTokenizer
     from llmrec.model_folder import RecommenderConfig
@@ -123,7 +123,7 @@ class LLMRecommender:
         self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
         streams = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
         self.catalogue = SearchableCatalogue(index, items, tokenizer, streams)
-        self.trie, self.filter, self.streams = self.catalogue.trie, self.catalogue.filter, self.catalogue.streams
+        self.filter, self.streams = self.catalogue.filter, self.catalogue.streams
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **model_kwargs) -> "LLMRecommender":
@@ -148,6 +148,11 @@ class LLMRecommender:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
         return cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+
+    @property
+    def trie(self) -> "SemIDTrie":
+        """The Semantic IDs of the catalogue."""
+        return self.catalogue.trie
 
     @property
     def item_ids(self) -> list[str]:
@@ -327,7 +332,7 @@ class LLMRecommender:
 
         config = self.config
         written = write_thoughts(
-            self.model,
+            self.write,
             self.tokenizer,
             [ids[:-1] for ids in prompts] if self.behaviours else prompts,
             self.block,
@@ -335,9 +340,22 @@ class LLMRecommender:
             config.max_thought_tokens,
             config.thought_temperature,
             self.seed,
-            self.batch_size,
         )
         return [[thought.text for thought in of_one] for of_one in written]
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] = (),
+        stop: str | None = None,
+    ) -> Iterator[str]:
+        """What the model writes after any prompts (token ids); see `llmrec.text_generation.continue_text`."""
+        from llmrec.text_generation import continue_text
+
+        rest = max_new_tokens, temperature, seeds, stop, self.batch_size
+        return continue_text(self.model, self.tokenizer, prompts, *rest)
 
     def search(
         self,

@@ -13,6 +13,7 @@ share, or words that the LLM knows, which are not added to it.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ class SemIDIndex:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    @property
+    @cached_property
     def items(self) -> list[str]:
         """Distinct item ids in order of first appearance."""
         return list(self._rows_of_item)

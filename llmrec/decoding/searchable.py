@@ -1,6 +1,7 @@
 """`SearchableCatalogue`: what a search needs of one version of a catalogue, whoever runs the model."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,18 +34,29 @@ class SearchableCatalogue:
             are none.
 
     Attributes:
-        item_of_row (int64 [R]): the number of every row's item in `index.items`.
         streams (`dict`): name → bool [R], the rows of the stream; `None` for all.
     """
 
     def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, streams: Sequence[str] = ()):
-        position = {item: number for number, item in enumerate(index.items)}
-        self.trie = SemIDTrie.from_index(index, tokenizer)
+        self._index, self._tokenizer = index, tokenizer
         self.filter = CatalogueFilter(items)
-        self.item_of_row = np.array([position[item] for item in index.item_ids])
         self.streams: dict[str, np.ndarray | None] = {}
         for name in streams or [next(iter(stream_names(index)), "")]:
             self.streams[name] = np.isin(np.arange(len(index)), stream_rows(index, name)) if name else None
+
+    @cached_property
+    def trie(self) -> SemIDTrie:
+        """Built when it is first needed: who only checks filters needs none."""
+        return SemIDTrie.from_index(self._index, self._tokenizer)
+
+    @cached_property
+    def item_of_row(self) -> np.ndarray:
+        """int64 [R]: the number of every row's item in `index.items`."""
+        return np.fromiter(
+            map({item: number for number, item in enumerate(self._index.items)}.__getitem__, self._index.item_ids),
+            np.int64,
+            len(self._index),
+        )
 
     def restrictions(
         self, requests: Sequence[Filter | None], histories: Sequence[Sequence[str]], stream: str = ""

@@ -6,13 +6,12 @@ row is. So a thought that ran out of tokens is closed like any other, and `<thin
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from llmrec.instructions.prompts import Prompt
-from llmrec.text_generation import continue_text
 
 RATIONALE, TARGET = "{rationale}", "{target}"
 
@@ -53,7 +52,7 @@ class Thought(NamedTuple):
 
 
 def write_thoughts(
-    model,
+    write: Callable[..., Iterable[str]],
     tokenizer,
     prompts: Sequence[Sequence[int]],
     block: ThoughtBlock,
@@ -61,12 +60,11 @@ def write_thoughts(
     max_new_tokens: int,
     temperature: float,
     seed: int | Sequence[int] = 0,
-    batch_size: int = 32,
 ) -> list[list[Thought]]:
     """`count` rationales for every prompt.
 
     Args:
-        model: in evaluation mode; its own sampling defaults do not apply.
+        write: `(prompts, max_new_tokens, temperature, seeds, stop)` → texts, as `LLMRecommender.write`.
         prompts (N sequences of `int`): token ids up to the answer.
         count (`int`): 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
         seed (`int`, or one for each prompt): samples follow from it, the prompt's tokens and their number, and from
@@ -85,16 +83,7 @@ def write_thoughts(
     own = [seed] * len(prompts) if isinstance(seed, int) else seed
     seeds = [zlib.crc32(np.array([own[i], n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
     stop = block.closing.strip()
-    written = continue_text(
-        model,
-        tokenizer,
-        rows,
-        max_new_tokens,
-        temperature=0.0 if count == 1 else temperature,
-        seeds=seeds,
-        stop=stop,
-        batch_size=batch_size,
-    )
+    written = write(rows, max_new_tokens, 0.0 if count == 1 else temperature, seeds, stop)
     thoughts: list[list[Thought]] = [[] for _ in prompts]
     for place, text in enumerate(written):
         text, end, _ = text.partition(stop)

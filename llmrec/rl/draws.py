@@ -118,7 +118,9 @@ class RollOut:
         was_training, recommender.model = model.training, model.eval()
         end = -1 if recommender.behaviours else None  # a behaviour's token stands after the thought
         asked = [ids[:end] for ids in prompts]
-        thoughts = write_thoughts(model, tokenizer, asked, block, self.size, limit, self.temperature, seeds)
+        thoughts = write_thoughts(
+            recommender.write, tokenizer, asked, block, self.size, limit, self.temperature, seeds
+        )
         texts, ends = zip(*[thought for group in thoughts for thought in group])
         blocks = self._ids([block.text(text) for text in texts])
         opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))

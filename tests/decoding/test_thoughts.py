@@ -238,8 +238,16 @@ def test_bad_numbers_are_named(recommender):
 def test_thoughts_of_rows_of_any_length(recommender):
     prompts = recommender._ids(["a", "a longer prompt of some more words", "b"])
     many = [BLOCK, 2, 5, 1.0]
-    together = write_thoughts(recommender.model, recommender.tokenizer, prompts, *many, batch_size=4)
-    alone = [write_thoughts(recommender.model, recommender.tokenizer, [ids], *many)[0] for ids in prompts]
+    small = LLMRecommender(
+        recommender.model,
+        recommender.tokenizer,
+        recommender.index,
+        recommender.renderer.catalogue.items,
+        recommender.config,
+        batch_size=4,
+    )
+    together = write_thoughts(small.write, recommender.tokenizer, prompts, *many)
+    alone = [write_thoughts(recommender.write, recommender.tokenizer, [ids], *many)[0] for ids in prompts]
     assert together == alone
 
 

@@ -1,0 +1,129 @@
+"""vLLM's own layers, run on many beams that share their prompts' keys and values.
+
+vLLM runs the prompts as it always does; what is exchanged is the `forward` of its attention layers. While a prompt
+runs they remember its keys and values; while beams run they attend with them, as `llmrec.decoding.tree_attention`
+does, and the paged cache is neither read nor written. Everything else of the model (norms, rotary embedding,
+projections, MLP) is called as it is, so no model family needs code of its own.
+
+Checked with vLLM 0.32, where `Attention.forward(query, key, value, ...)` gets flat tokens, and keys after their rotary
+embedding.
+"""
+
+from functools import partial
+
+import torch
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+from llmrec.decoding.beam_search import Normalize, Search, search_levels
+from llmrec.decoding.tree_attention import Prompts, Tree, shared_prompt_attention
+from llmrec.decoding.trie import RowFilter, SemIDTrie
+
+_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
+
+
+class SharedPrompts:
+    """Runs beams on a vLLM model right after it has run their prompts.
+
+    Args:
+        model: a decoder of vLLM with `model`, `lm_head` and `compute_logits`; one process, one pipeline stage.
+
+    Raises:
+        ValueError: attention that beams do not reproduce (a sliding window, capped logits, no keys of its own).
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        # A list, so that the model does not become a submodule of itself.
+        self._model = [model]
+        self._tree: Tree | None = None
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+        layers = [module for module in model.modules() if isinstance(module, Attention)]
+        for number, layer in enumerate(layers):
+            soft_cap = getattr(layer.impl, "logits_soft_cap", None)
+            if layer.sliding_window is not None or soft_cap or layer.head_size != layer.head_size_v:
+                raise ValueError(f"{type(model).__name__}: attention with a sliding window or a soft cap has no beams")
+            layer.forward = partial(self._attend, number, layer, layer.forward)
+
+    def _attend(self, number: int, layer: Attention, stock, query, key, value, *args, **kwargs):
+        if self._tree is None:
+            self._keys[number], self._values[number] = key, value
+            return stock(query, key, value, *args, **kwargs)
+        beams = self._beams
+        query, key, value = (
+            tensor.view(*beams, heads, layer.head_size).transpose(1, 2)
+            for tensor, heads in ((query, layer.num_heads), (key, layer.num_kv_heads), (value, layer.num_kv_heads))
+        )
+        output = shared_prompt_attention(self._tree, number, query, key, value, layer.impl.scale)
+        return output.reshape(beams[0] * beams[1], -1)
+
+    def open_search(
+        self, hidden: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, trie: SemIDTrie, normalize: Normalize
+    ) -> Search:
+        """A search over N of the prompts that the model has just run.
+
+        Args:
+            hidden (float [T, H]): what the model returned for the flat tokens of all prompts.
+            starts, lengths (int64 [N]): where each prompt lies in them.
+            trie: on the model's device.
+        """
+        width = int(lengths.max())
+        offset = torch.arange(width, device=hidden.device)
+        padding = offset >= lengths[:, None]
+        place = starts[:, None] + torch.minimum(offset, lengths[:, None] - 1)
+        sides = ([side[number] for number in range(len(side))] for side in (self._keys, self._values))
+        head_size = next(m for m in self._model[0].modules() if isinstance(m, Attention)).head_size
+        # [T, K * D] -> [N, K, P, D]
+        keys, values = (
+            [flat.view(len(flat), -1, head_size)[place].transpose(1, 2).contiguous() for flat in side]
+            for side in sides
+        )
+        prompts = Prompts(keys, values, padding if bool(padding.any()) else None, lengths)
+        vocabulary = normalize == "vocabulary"
+        first = self._scores(hidden[starts + lengths - 1][:, None], trie.head_ids[0], vocabulary)
+
+        def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None):
+            chosen = slice(None) if requests is None else requests
+            tree = Tree(prompts if requests is None else prompts.select(requests))
+            scored = first[0][chosen], None if first[1] is None else first[1][chosen]
+
+            def extend(tokens: torch.Tensor, parent: torch.Tensor, level: int):
+                return self._scores(self._run(tree, tokens, parent), trie.head_ids[level], vocabulary)
+
+            return search_levels(trie, scored, extend, num_beams, allowed)
+
+        return search
+
+    def _run(self, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
+        """float [N, B, H]: the model after one more token of every beam."""
+        tree.follow(parent)
+        positions = (tree.prompts.lengths + tree.length)[:, None].expand_as(tokens)
+        self._tree, self._beams = tree, tuple(tokens.shape)
+        try:
+            hidden = self._model[0].model(tokens.flatten(), positions.flatten(), None, None)
+        finally:
+            self._tree = None
+        tree.length += 1
+        return hidden.view(*tokens.shape, -1)
+
+    def _scores(self, hidden: torch.Tensor, ids: torch.Tensor, vocabulary: bool):
+        """`llmrec.decoding.head.token_scores` with vLLM's head."""
+        model = self._model[0]
+        flat = hidden.flatten(0, 1)
+        if not vocabulary and self._plain_head():
+            logits = torch.nn.functional.linear(flat, model.lm_head.weight[ids]).float()
+            return logits.view(*hidden.shape[:2], -1) * model.logits_processor.scale, None
+        logits, log_z = [], []
+        for chunk in flat.split(max(1, _CHUNK // model.config.vocab_size)):
+            full = model.compute_logits(chunk).float()
+            logits.append(full.index_select(1, ids))
+            log_z.append(full.logsumexp(-1) if vocabulary else full[:, 0])
+        logits = torch.cat(logits).view(*hidden.shape[:2], -1)
+        return logits, torch.cat(log_z).view(hidden.shape[:2]) if vocabulary else None
+
+    def _plain_head(self) -> bool:
+        """Whether some rows of the head can be multiplied alone."""
+        model = self._model[0]
+        head = model.lm_head
+        plain = type(head.quant_method) is UnquantizedEmbeddingMethod and getattr(head, "bias", None) is None
+        return plain and head.weight.dim() == 2 and model.logits_processor.soft_cap is None
