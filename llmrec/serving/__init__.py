@@ -1,0 +1,1 @@
+"""Serving through vLLM; the only place of llmrec that imports it."""
