@@ -1,4 +1,4 @@
-.PHONY: help style test test-slow quickstart
+.PHONY: help style test test-slow test-vllm quickstart
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -12,6 +12,9 @@ test:  ## The fast tests: CPU only, no network
 
 test-slow:  ## The slow tests (real data: LLMREC_DATA=/path/to/data)
 	bash scripts/test.sh -m slow
+
+test-vllm:  ## The tests that need vLLM, which is installed first
+	bash scripts/test.sh -m vllm
 
 quickstart:  ## The whole way on a generated store, in minutes on a CPU
 	bash scripts/quickstart.sh

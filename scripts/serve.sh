@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs what is needed and serves a model folder over HTTP until Ctrl-C; further arguments go to llmrec.serving.
+#
+#     bash scripts/serve.sh out/quickstart/model
+#     bash scripts/serve.sh out/quickstart/model --help
+#
+# On a CPU VLLM_CPU_KVCACHE_SPACE says how many GiB one engine may take for keys and values (vLLM's default: 4).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+source scripts/setup_vllm.sh
+
+exec python -m llmrec.serving "$@"
