@@ -1,0 +1,184 @@
+"""What keeps a server answering: a bounded queue with a deadline, bodies of a bounded size, clients that went away."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from typing import TypeVar
+
+from fastapi import Request
+
+from llmrec.serving.http.errors import ApiError
+
+T = TypeVar("T")
+
+
+class Gate:
+    """Lets some requests run, more wait, and turns the rest away.
+
+    Args:
+        width (`int`): requests that run at a time; each blocking call has a thread.
+        max_queue (`int`): requests that wait.
+        timeout_s (`float`): for waiting and the call together.
+
+    Attributes:
+        running, waiting (`int`): how many there are now.
+    """
+
+    def __init__(self, width: int, max_queue: int, timeout_s: float):
+        self.width, self.max_queue, self.timeout_s = width, max_queue, timeout_s
+        self.running = self.waiting = 0
+        self._free = asyncio.Semaphore(width)
+        self._threads = ThreadPoolExecutor(width, thread_name_prefix="llmrec-search")
+        self._recent: deque[float] = deque(maxlen=64)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[float]:
+        """Waits for a turn and holds it; gives the seconds waited.
+
+        Raises:
+            ApiError: 429 where too many wait, 503 where the turn does not come in time; both say when to try again.
+        """
+        waited = await self._enter()
+        began = time.monotonic()
+        try:
+            yield waited
+        finally:
+            self._leave(began)
+
+    async def run(self, call: Callable[[], T]) -> tuple[T, float]:
+        """`call()` in a thread, in turn; with the seconds waited. The turn ends when the thread does.
+
+        Raises:
+            ApiError: as `slot`, and 503 where the call takes too long.
+        """
+        waited = await self._enter()
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        work = self._threads.submit(copy_context().run, call)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, began))
+        try:
+            async with asyncio.timeout(self.timeout_s - waited):
+                return await asyncio.wrap_future(work), waited
+        except TimeoutError as error:
+            raise self._refused(503, f"no answer within {self.timeout_s:g} s: try again later", "timeout") from error
+
+    def close(self) -> None:
+        """Takes no more calls; those that run come to their end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _enter(self) -> float:
+        if self._free.locked() and self.waiting >= self.max_queue:
+            raise self._refused(429, f"{self.waiting} requests are waiting already: try again later", "queue_full")
+        began = time.monotonic()
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            message = f"no turn within {self.timeout_s:g} s in the queue: try again later"
+            raise self._refused(503, message, "timeout") from error
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        return time.monotonic() - began
+
+    def _leave(self, began: float) -> None:
+        self.running -= 1
+        self._recent.append(time.monotonic() - began)
+        self._free.release()
+
+    def _refused(self, status: int, message: str, code: str) -> ApiError:
+        """With the time until those who wait now have had their turn, from 1 to 60 s."""
+        latency = sum(self._recent) / len(self._recent) if self._recent else 1.0
+        seconds = math.ceil(latency * (self.waiting + 1) / self.width)
+        return ApiError(status, message, code=code, headers={"Retry-After": str(min(60, max(1, seconds)))})
+
+
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives; it is cancelled when the client goes away. The body must have been read."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client went away")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class BodyLimit:
+    """ASGI middleware: a body that is too large, or does not come, is refused while it is read.
+
+    Args:
+        limit: path → bytes.
+        timeout_s (`float`): for the whole body.
+    """
+
+    def __init__(self, app, limit: Callable[[str], int], timeout_s: float):
+        self.app, self.limit, self.timeout_s = app, limit, timeout_s
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        limit = self.limit(scope["path"])
+        too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > limit:
+            return await too_large.response()(scope, receive, send)
+        size, complete = 0, False
+        deadline = time.monotonic() + self.timeout_s
+
+        async def limited() -> dict:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(400, f"the body did not arrive within {self.timeout_s:g} s") from error
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > limit:
+                raise too_large
+            return message
+
+        await self.app(scope, limited, send)
+
+
+class ApiKeys:
+    """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read.
+
+    Args:
+        key_of: (method, path) → the keys that open it; none where it is open to all.
+    """
+
+    def __init__(self, app, keys_of: Callable[[str, str], list[str]]):
+        self.app, self.keys_of = app, keys_of
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http" and (keys := self.keys_of(scope["method"], scope["path"])):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            scheme, _, given = given.partition(b" ")
+            matches = [_equal(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
+            if scheme.lower() != b"bearer" or not any(matches):
+                message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
+                error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+                return await error.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def _equal(given: bytes, key: bytes) -> bool:
+    from hmac import compare_digest
+
+    return compare_digest(given, key)

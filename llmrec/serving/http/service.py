@@ -1,0 +1,136 @@
+"""`Service`: which catalogue version is served, how the next one comes in, and when an old one may go."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from llmrec.recommender import LLMRecommender
+from llmrec.serving.catalogue_store import CatalogueStore, CatalogueVersion, Changes, Prepared
+
+logger = logging.getLogger("llmrec.serving")
+
+
+@dataclass
+class Served:
+    """A catalogue version and the recommender over it; a request keeps the one that it started with."""
+
+    version: CatalogueVersion
+    recommender: LLMRecommender
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def number(self) -> int:
+        return self.version.number
+
+    @cached_property
+    def num_items(self) -> int:
+        return len(self.version.index.items)
+
+    def items_with(self, semid: str) -> list[str]:
+        """The items that have a Semantic ID; none for an unknown one."""
+        with self._lock:  # the first look-up makes a table
+            return self.version.index.decode(semid)
+
+    def name(self, item_id: str) -> dict:
+        """`{"item_id", "title", "semid"}` of an item of the catalogue."""
+        row = self.version.rows_of(item_id)[0]
+        title = self.version.items["title"][row].as_py()
+        return {"item_id": item_id, "title": title, "semid": self.version.index.semid_of_row(row)}
+
+
+class ChangeFailed(RuntimeError):
+    """A change that fits the catalogue, but could not be made; what was served before still is."""
+
+
+class Service:
+    """The current version, changes of it one after the other, and who still uses which.
+
+    Args:
+        store (`CatalogueStore`): owns the versions and their log.
+        make (callable): version → recommender over it. Its methods are called from several threads.
+        publish (callable, *optional*): loads a prepared version into the engines, and returns when all have it.
+        retire (callable, *optional*): gets the number of a version that no request uses any more, or that was
+            published in vain.
+        check (callable, *optional*): raises where an engine is dead; `/health` asks it.
+
+    All callables may block: they run in a thread of their own, except `check`, which should be quick.
+    """
+
+    def __init__(
+        self,
+        store: CatalogueStore,
+        make: Callable[[CatalogueVersion], LLMRecommender],
+        publish: Callable[[Prepared], None] = lambda prepared: None,
+        retire: Callable[[int], None] = lambda number: None,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.store, self.check = store, check
+        self._make, self._publish, self._retire = make, publish, retire
+        self.current = Served(store.current, make(store.current))
+        self._uses: Counter[int] = Counter()
+        self._lock = threading.Lock()  # of `current` and `_uses`
+        self._changing = threading.Lock()
+        self._retiring = ThreadPoolExecutor(1, thread_name_prefix="llmrec-retire")
+
+    @contextmanager
+    def using(self) -> Iterator[Served]:
+        """The current version; it is not retired before the block ends."""
+        with self._lock:
+            served = self.current
+            self._uses[served.number] += 1
+        try:
+            yield served
+        finally:
+            with self._lock:
+                self._uses[served.number] -= 1
+                self._retire_unused(served.number)
+
+    def change(self, changes: Changes) -> dict:
+        """Makes a version with these changes current; blocks until it is durable and gives its record.
+
+        Raises:
+            ValueError: the changes do not fit the catalogue.
+            ChangeFailed: an engine did not take the version, or it could not be written.
+        """
+        with self._changing:
+            return self._serve(self.store.prepare(changes))
+
+    def rollback(self, number: int) -> dict:
+        """The same for a version with the content of an older one; raises `ValueError` where there is none."""
+        with self._changing:
+            return self._serve(self.store.prepare_rollback(number))
+
+    def close(self) -> None:
+        """Waits for the retirements that were begun."""
+        self._retiring.shutdown()
+
+    def _serve(self, prepared: Prepared) -> dict:
+        number = prepared.version.number
+        try:
+            served = Served(prepared.version, self._make(prepared.version))
+            self._publish(prepared)
+            record = self.store.commit(prepared)
+        except Exception as error:
+            logger.exception("catalogue version %d could not be served", number)
+            self._retiring.submit(self._retire_logged, number)
+            raise ChangeFailed(f"the catalogue stays at version {self.current.number}: {error}") from error
+        with self._lock:
+            old, self.current = self.current, served
+            self._retire_unused(old.number)
+        return record
+
+    def _retire_unused(self, number: int) -> None:
+        if number != self.current.number and not self._uses[number]:
+            del self._uses[number]
+            self._retiring.submit(self._retire_logged, number)
+
+    def _retire_logged(self, number: int) -> None:
+        try:
+            self._retire(number)
+        except Exception:
+            logger.exception("catalogue version %d could not be retired", number)

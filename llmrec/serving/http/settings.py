@@ -1,0 +1,41 @@
+"""`Settings`: what the operator of a server chooses."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the front answers.
+
+    Args:
+        model (`str`): the name that responses and `/v1/models` show.
+        api_key (`str`, *optional*): `Authorization: Bearer <key>` of every route under `/v1`; `None` asks for none.
+        admin_key (`str`, *optional*): of routes that change the catalogue; by default `api_key`. It opens all others.
+        max_body_bytes, max_catalogue_bytes (`int`): the largest body of a request, and of a change of the catalogue.
+        max_k (`int`): the most items that a request may ask for.
+        max_beams (`int`): the widest search.
+        max_history (`int`): the longest history; the model reads its newest items, as its folder says.
+        max_prompt_tokens (`int`, *optional*): the longest chat or task prompt; what the engine has room for.
+        max_batch (`int`): requests in a batch, which takes one place in the queue.
+        max_concurrent (`int`): searches that run at a time, each in a thread that waits for the engine; of chats and
+            completions as many again.
+        max_queue (`int`): requests that wait beside them; one more is answered 429.
+        timeout_s (`float`): a request that has waited and searched for longer is answered 503.
+        log_histories (`bool`): whether the log repeats what requests ask. By default it holds no history, title or
+            prompt.
+    """
+
+    model: str
+    api_key: str | None = None
+    admin_key: str | None = None
+    max_body_bytes: int = 2**20
+    max_catalogue_bytes: int = 2**25
+    max_k: int = 200
+    max_beams: int = 512
+    max_history: int = 1000
+    max_prompt_tokens: int | None = None
+    max_batch: int = 128
+    max_concurrent: int = 64
+    max_queue: int = 256
+    timeout_s: float = 30.0
+    log_histories: bool = False

@@ -1,0 +1,84 @@
+"""A whole server on a tiny real model, for tests of the HTTP front."""
+
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmrec.model_folder import RecommenderConfig
+from llmrec.recommender import LLMRecommender
+from llmrec.serving.catalogue_store import CatalogueStore
+from llmrec.serving.http.app import create_app
+from llmrec.serving.http.service import Service
+from llmrec.serving.http.settings import Settings
+
+
+class LockedRecommender(LLMRecommender):
+    """One search at a time: the search of transformers is not thread-safe, unlike an engine's.
+
+    `hold` is called before every search, with the lock free.
+    """
+
+    lock = threading.Lock()
+
+    def __init__(self, *args, hold=lambda: None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hold = hold
+
+    def search(self, *args, **kwargs):
+        self.hold()
+        with self.lock:
+            return super().search(*args, **kwargs)
+
+
+class Server:
+    """A `Service` over a model folder and its application.
+
+    Attributes:
+        hold: what every search calls first; tests set it.
+        published, retired: versions that the hooks got.
+    """
+
+    def __init__(self, folder: Path, log: Path, **settings):
+        self.folder = folder
+        self.config = RecommenderConfig.load(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.hold = lambda: None
+        self.published: list[int] = []
+        self.retired: list[int] = []
+        self.broken: Exception | None = None
+        self.store = CatalogueStore(folder, log)
+        self.service = Service(self.store, self.make, self.publish, self.retired.append, self.check)
+        self.app = create_app(self.service, Settings(**{"model": "tiny", **settings}))
+
+    def make(self, version):
+        return LockedRecommender(
+            self.model, self.tokenizer, version.index, version.items, self.config, hold=lambda: self.hold()
+        )
+
+    def publish(self, prepared):
+        self.check()
+        self.published.append(prepared.version.number)
+
+    def check(self):
+        if self.broken is not None:
+            raise self.broken
+
+    def close(self):
+        self.service.close()
+        self.store.close()
+
+
+@contextmanager
+def serving(folder: Path, log: Path, **settings):
+    """`(server, client)`; the client runs the application in this process."""
+    from fastapi.testclient import TestClient
+
+    server = Server(folder, log, **settings)
+    try:
+        with TestClient(server.app, raise_server_exceptions=False) as client:
+            yield server, client
+    finally:
+        server.close()
