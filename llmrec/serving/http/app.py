@@ -51,11 +51,11 @@ def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
     app.include_router(recommend_router(service, settings, gate, metrics))
     app.include_router(catalogue_router(service, changes))
     if generate is not None:
-        from llmrec.serving.http.openai_routes import openai_router
+        from llmrec.serving.http.openai_routes import add_openai_routes
 
         chats = Gate(settings.max_concurrent, settings.max_queue, settings.timeout_s)
         metrics.gauge("llmrec_generating", "Chats and completions that run.", lambda: chats.running)
-        app.include_router(openai_router(service, generate, chats))
+        add_openai_routes(app, service, generate, chats)
     created = int(time.time())
 
     @app.get("/v1/models", response_model=ModelList, responses=errors(401), tags=["server"])

@@ -23,27 +23,23 @@ def recommend_router(service: Service, settings: Settings, gate: Gate, metrics: 
     router = APIRouter(tags=["recommend"])
 
     async def answers(request: Request, bodies: list[RecommendRequest]) -> list[dict | ApiError]:
-        """One answer or error for each body; all of one catalogue version."""
-        with service.using() as served:
-            request.state.log |= _logged(bodies, served, settings)
+        """One answer or error for each body; all of the catalogue version that is current when the turn comes."""
+        request.state.log |= _logged(bodies, settings)
 
-            def work() -> list[Asked | ApiError | Found | Exception]:
-                asked: list[Asked | ApiError] = []
-                for body in bodies:
-                    try:
-                        asked.append(read_request(body, served, settings))
-                    except ApiError as error:
-                        asked.append(error)
+        def work() -> tuple[Served, list[tuple[Asked | ApiError, Found | Exception | None]]]:
+            with service.using() as served:
+                asked = [_read(body, served, settings) for body in bodies]
                 found = iter(search([one for one in asked if isinstance(one, Asked)], served))
-                return [(one, next(found)) if isinstance(one, Asked) else (one, None) for one in asked]
+                return served, [(one, next(found) if isinstance(one, Asked) else None) for one in asked]
 
-            done, waited = await until_disconnect(request, gate.run(work))
+        (served, done), waited = await until_disconnect(request, gate.run(work))
+        request.state.log |= {"catalogue_version": served.number, "beams": _of_all([_beams(one) for one, _ in done])}
         return [
-            one if found is None else _answer(request, number, one, found, served, waited)
+            one if isinstance(one, ApiError) else answer(request, number, one, found, served, waited)
             for number, (one, found) in enumerate(done)
         ]
 
-    def _answer(
+    def answer(
         request: Request, number: int, one: Asked, found: Found | Exception, served: Served, waited: float
     ) -> dict | ApiError:
         if isinstance(found, Exception):
@@ -84,10 +80,10 @@ def recommend_router(service: Service, settings: Settings, gate: Gate, metrics: 
     )
     async def recommend(body: RecommendRequest, request: Request):
         """The best items after a history, a chat, or a task's prompt."""
-        (answer,) = await answers(request, [body])
-        if isinstance(answer, ApiError):
-            raise answer
-        return JSONResponse(answer)
+        (found,) = await answers(request, [body])
+        if isinstance(found, ApiError):
+            raise found
+        return JSONResponse(found)
 
     @router.post(
         "/v1/recommend/batch", response_model=BatchResponse, responses=errors(400, 401, 413, 429, 503), name="batch"
@@ -104,19 +100,25 @@ def recommend_router(service: Service, settings: Settings, gate: Gate, metrics: 
     return router
 
 
-def _logged(bodies: list[RecommendRequest], served: Served, settings: Settings) -> dict:
+def _read(body: RecommendRequest, served: Served, settings: Settings) -> Asked | ApiError:
+    try:
+        return read_request(body, served, settings)
+    except ApiError as error:
+        return error
+
+
+def _beams(one: Asked | ApiError) -> int | None:
+    return one.num_beams if isinstance(one, Asked) else None
+
+
+def _of_all(values: list):
+    """The one value of a single request, the list of a batch."""
+    return values[0] if len(values) == 1 else values
+
+
+def _logged(bodies: list[RecommendRequest], settings: Settings) -> dict:
     """What the log says of requests: numbers only, unless the operator wants more."""
-    default = served.recommender.config.num_beams
-
-    def of_all(values: list):
-        return values[0] if len(values) == 1 else values
-
-    line = {
-        "k": of_all([body.k for body in bodies]),
-        "beams": of_all([max(body.num_beams or default, body.k) for body in bodies]),
-        "history": of_all([len(body.history) for body in bodies]),
-        "catalogue_version": served.number,
-    }
+    line = {"k": _of_all([body.k for body in bodies]), "history": _of_all([len(body.history) for body in bodies])}
     if settings.log_histories:
-        line["request"] = of_all([body.model_dump(exclude_defaults=True) for body in bodies])
+        line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in bodies])
     return line

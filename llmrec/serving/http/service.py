@@ -11,6 +11,7 @@ from functools import cached_property
 
 from llmrec.recommender import LLMRecommender
 from llmrec.serving.catalogue_store import CatalogueStore, CatalogueVersion, Changes, Prepared
+from llmrec.serving.http.semid_scan import SemIDScanner
 
 logger = logging.getLogger("llmrec.serving")
 
@@ -35,6 +36,14 @@ class Served:
         """The items that have a Semantic ID; none for an unknown one."""
         with self._lock:  # the first look-up makes a table
             return self.version.index.decode(semid)
+
+    @cached_property
+    def _scanner(self) -> SemIDScanner:
+        return SemIDScanner(self.version.index, self.items_with)
+
+    def items_in(self, text: str) -> list[dict]:
+        """The items whose Semantic IDs stand in a text, as `name` gives them."""
+        return [*map(self.name, self._scanner.items(text))]
 
     def name(self, item_id: str) -> dict:
         """`{"item_id", "title", "semid"}` of an item of the catalogue."""
