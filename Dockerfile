@@ -14,7 +14,8 @@ WORKDIR /opt/llmrec
 COPY pyproject.toml README.md LICENSE ./
 COPY prompts prompts
 COPY llmrec llmrec
-RUN python3 -m pip list --format=freeze | grep -iE '^(vllm|torch|nvidia|triton|flashinfer|transformers)' > /tmp/image.txt \
+RUN python3 -m pip list --format=freeze \
+        | grep -iE '^(vllm|torch|nvidia|triton|flashinfer|transformers)' > /tmp/image.txt \
     && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/image.txt ".[serve]" \
     && rm /tmp/image.txt
 

