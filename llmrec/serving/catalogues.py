@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 from llmrec.decoding.searchable import SearchableCatalogue
-from llmrec.model_folder import RecommenderConfig, load_index, semids_table
-from llmrec.serving.catalogue_versions import CatalogueVersion, apply_record
+from llmrec.model_folder import RecommenderConfig
+from llmrec.serving.catalogue_store import CatalogueVersion, apply_record, load_version
 
 
 class WorkerCatalogues:
@@ -27,7 +27,7 @@ class WorkerCatalogues:
         self.config = RecommenderConfig.load(folder)
         self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue]] = {}
         self._lock = threading.Lock()
-        self._add(CatalogueVersion.of_table(0, load_index(folder, self.config), semids_table(folder)))
+        self._add(load_version(folder, directory))
 
     @property
     def newest(self) -> int:

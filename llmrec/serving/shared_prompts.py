@@ -100,7 +100,8 @@ class SharedPrompts:
         positions = (tree.prompts.lengths + tree.length)[:, None].expand_as(tokens)
         self._tree, self._beams = tree, tuple(tokens.shape)
         try:
-            hidden = self._model[0].model(tokens.flatten(), positions.flatten(), None, None)
+            # vLLM's kernels read plain memory, an expanded view has none
+            hidden = self._model[0].model(tokens.flatten(), positions.flatten().contiguous(), None, None)
         finally:
             self._tree = None
         tree.length += 1
