@@ -23,8 +23,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 
-from llmrec.decoding.trie import SemIDTrie
 from llmrec.model_folder import RecommenderConfig, load_index
+from llmrec.serving import catalogues
 from llmrec.serving.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
 from llmrec.vocabulary import semid_token_ids
 
@@ -64,17 +64,15 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """
 
     def __init__(self, vllm_config, *runner):
-        folder = vllm_config.model_config.model
-        config = RecommenderConfig.load(folder)
-        defaults = (vllm_config.additional_config or {}).get("semid", {})
-        self._mode, self._normalize = _defaults(defaults, config)
         self._reports = vllm_config.model_config.logprobs_mode == "processed_logits"
         self._request_states = runner[0] if len(runner) == 1 else None
         if self._request_states is None:
             device, size = torch.device(runner[0]), vllm_config.scheduler_config.max_num_seqs
         else:
             device, size = self._request_states.device, self._request_states.max_num_reqs
-        self._catalogues = _Catalogues(folder, config, device)
+        config = RecommenderConfig.load(vllm_config.model_config.model)
+        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config)
+        self._catalogues = _Catalogues(vllm_config, device)
         self._states = SemIDStates(size, device, config.prompt.get("format", "chat") == "chat")
         # V1
         self._rows: dict[int, _Row] = {}  # by place in the batch
@@ -156,21 +154,21 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._begin([row for row in self._rows.values() if len(row.output) < row.read])  # vLLM took tokens back
         indices = sorted(self._rows)
         rows = [self._rows[index] for index in indices]
-        catalogues = states.catalogues_of(row.slot for row in rows)
+        tries = states.catalogues_of(row.slot for row in rows)
         slots = torch.tensor([row.slot for row in rows], device=states.device)
         tokens, counts = states.padded([row.output[row.read :] for row in rows])
         place = states.places_of(slots)
         for column in range(tokens.shape[1]):
-            place = states.read(place, slots, tokens[:, column], column < counts, catalogues)
+            place = states.read(place, slots, tokens[:, column], column < counts, tries)
         states.keep(slots, place)
         for row in rows:
             row.read = len(row.output)
         if indices == list(range(len(logits))):
-            states.constrain(logits, slots, place, catalogues)
+            states.constrain(logits, slots, place, tries)
             return logits
         indices = torch.tensor(indices, device=states.device)
         ours = logits[indices]
-        states.constrain(ours, slots, place, catalogues)
+        states.constrain(ours, slots, place, tries)
         return logits.index_copy_(0, indices, ours)
 
     # V2
@@ -192,11 +190,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         source, slots = self._request_states, list(ours)
         requests, reported = map(list, zip(*ours.values()))
-        catalogues = [self._catalogues.get(request.version) for request in requests]
+        wanted = [self._catalogues.get(request.version) for request in requests]
         lengths = source.prompt_len.np[slots].astype(np.int64)
         prompts = [source.all_token_ids.gpu[slot, :length].tolist() for slot, length in zip(slots, lengths)]
-        prefixes = [c.prefix(prompt, r.start) for c, prompt, r in zip(catalogues, prompts, requests)]
-        self._states.begin(slots, requests, prefixes, catalogues, reported)
+        prefixes = [c.prefix(prompt, r.start) for c, prompt, r in zip(wanted, prompts, requests)]
+        self._states.begin(slots, requests, prefixes, wanted, reported)
         self._position[torch.tensor(slots, device=source.device)] = torch.from_numpy(lengths).to(source.device)
         self._unread[slots] = source.prefill_len.np[slots] - lengths
 
@@ -207,7 +205,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         states, history = self._states, self._request_states.all_token_ids.gpu
         slots, local = ctx.expanded_idx_mapping.long(), ctx.expanded_local_pos.long()
         last, position = ctx.pos.long(), self._position[slots]
-        rows, catalogues = torch.arange(len(slots), device=slots.device), states.catalogues_of(batch.tolist())
+        rows, tries = torch.arange(len(slots), device=slots.device), states.catalogues_of(batch.tolist())
         place = states.places_of(slots)
         # Drafts that were accepted in the last step, those of this step, and what a request came with
         for step in range(1 + 2 * self._drafts + int(self._unread[batch].max())):
@@ -217,8 +215,8 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             fed = ctx.input_ids[(rows - behind).clamp(0, len(ctx.input_ids) - 1)].long()
             kept = history[slots, at.clamp(0, history.shape[1] - 1)].long()
             tokens = torch.where(behind <= local, fed, kept)  # drafts are only among what was fed
-            place = states.read(place, slots, tokens, held, catalogues)
-        states.constrain(logits, slots, place, catalogues)
+            place = states.read(place, slots, tokens, held, tries)
+        states.constrain(logits, slots, place, tries)
         target = torch.where(local == 0, slots, states.size)  # what follows a draft may be rejected
         states.keep(target, place)
         self._position[target] = torch.maximum(position, last + 1)
@@ -241,26 +239,27 @@ def _defaults(given: dict, config: RecommenderConfig) -> tuple[str, str]:
 
 
 class _Catalogues:
-    """The catalogue versions of this process as `Catalogue` objects on a device, by number."""
+    """The catalogue versions of this process as `Catalogue` objects on a device."""
 
-    def __init__(self, folder: str, config: RecommenderConfig, device: torch.device):
-        from transformers import AutoTokenizer
-
-        tokenizer, index = AutoTokenizer.from_pretrained(folder), load_index(folder, config)
+    def __init__(self, vllm_config, device: torch.device):
+        folder = vllm_config.model_config.model
+        self._versions = catalogues.of(folder, vllm_config.additional_config.get("catalogue"))
+        index = load_index(folder, self._versions.config)
         self.adds_tokens = index.adds_tokens
-        self._levels = semid_token_ids(tokenizer, index) or None
+        self._levels = semid_token_ids(self._versions.tokenizer, index) or None  # every version has the same tokens
         self._device = device
-        self._tries = {0: SemIDTrie.from_index(index, tokenizer)}
         self._made: list[Catalogue] = []
 
     def get(self, number: int | None) -> Catalogue:
-        """A version, by default the newest. An unknown one is logged and the newest taken: the engine must live."""
-        if number is not None and number not in self._tries:
-            logger.warning("catalogue version %s is not loaded; the newest is used", number)
-            number = None
-        trie = self._tries[max(self._tries) if number is None else number].to(self._device)
+        """A version, by default the newest. In place of one that is not loaded too, with a warning: vLLM has no way
+        here to fail one request alone."""
+        try:
+            trie = self._versions.get(number).trie.to(self._device)
+        except ValueError as error:
+            logger.warning("%s; the newest version is used", error)
+            trie = self._versions.get().trie.to(self._device)
         for catalogue in self._made:
             if catalogue.trie is trie:
                 return catalogue
-        self._made = [*self._made[-7:], Catalogue(trie, self._levels)]  # requests keep the older ones that they use
+        self._made = [*self._made[-3:], Catalogue(trie, self._levels)]  # requests keep the older ones that they use
         return self._made[-1]

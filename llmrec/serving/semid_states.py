@@ -36,7 +36,7 @@ class SemIDRequest:
     Args:
         mode (`str`): field `semid`: `"inside"` or `"next"`.
         start (`int`, *optional*): field `semid_start`: the prompt's tokens from there on are the answer's beginning.
-            Mode next only.
+            Only mode next looks at it.
         version (`int`, *optional*): field `semid_version`: number of the catalogue version; default the newest.
         normalize (`str`): field `semid_normalize`: log-probabilities over the `"vocabulary"` or over the tokens that
             the `"catalogue"` allows.
@@ -63,7 +63,8 @@ class SemIDRequest:
             raise ValueError(f"semid should be one of {', '.join(MODES)}, not {mode!r}")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"semid_normalize should be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}")
-        return cls(mode, fields.get("semid_start"), fields.get("semid_version"), normalize)
+        start = fields.get("semid_start") if mode == "next" else None
+        return cls(mode, start, fields.get("semid_version"), normalize)
 
 
 class Prefix(NamedTuple):
@@ -282,9 +283,7 @@ class SemIDStates:
                 if trie.has_end[level]:
                     ends = valid & (children.column == 0)
                     valid = valid & ~(ends & ~strict[:, None])
-                    ruled = ruled & (
-                        strict | ~ends.any(1)
-                    )  # in free text a SemID that may be over leaves the word free
+                    ruled &= strict | ~ends.any(1)  # a SemID of a text that may be over leaves the next word free
                 choices.append((trie.head_ids[level][children.column], valid))
         free = (key >= 0) & ~ruled
         scored = (ruled & ~done) | (free & self._reported[slots])

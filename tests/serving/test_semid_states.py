@@ -1,27 +1,18 @@
 """The state machine against plain Python, on random catalogues: shared and separate codebooks, ragged, with removed
 items in the prompts."""
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_states import EOS, Case, expected_row
 
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.serving.semid_states import Catalogue, Prefix, SemIDRequest, SemIDStates
 
-EOS, VOCABULARY, CODES = 1, 64, 4
+VOCABULARY, CODES = 64, 4
 TEXT = list(range(2, 10))
-
-
-class Case(NamedTuple):
-    semids: set  # of the catalogue, as tuples of tokens
-    removed: list
-    tokens: set  # all SemID tokens
-    catalogue: Catalogue
 
 
 def random_case(seed: int) -> Case:
@@ -40,85 +31,6 @@ def random_case(seed: int) -> Case:
     levels = [start + np.arange(CODES) for start in base]
     catalogue = Catalogue(SemIDTrie(matrix, EOS), levels)
     return Case(set(kept), sorted(set(everything) - set(kept)), {t for ids in levels for t in ids.tolist()}, catalogue)
-
-
-# The same in plain Python
-
-
-def following(prefix: tuple, semids: set) -> set:
-    """Tokens after a prefix, EOS where a SemID is over."""
-    tokens = {semid[len(prefix)] for semid in semids if len(semid) > len(prefix) and semid[: len(prefix)] == prefix}
-    return tokens | ({EOS} if prefix in semids else set())
-
-
-def parse(tokens: list[int], semids: set) -> tuple[tuple, int]:
-    """The unfinished SemID at the end of a text, and how many were completed by a token that left no choice."""
-    current, completed = (), 0
-    for token in tokens:
-        if token not in following(current, semids) - {EOS}:
-            current = ()
-        if token in following(current, semids) - {EOS}:
-            current = (*current, token)
-            if following(current, semids) == {EOS}:
-                current, completed = (), completed + 1
-    return current, completed
-
-
-def run(tokens: list[int], case: Case) -> list[int]:
-    low = len(tokens)
-    while low and tokens[low - 1] in case.tokens:
-        low -= 1
-    return tokens[low:]
-
-
-def answered(prompt: list[int], case: Case) -> bool:
-    """Whether a prompt ends with a SemID token and then EOS."""
-    stripped = list(prompt)
-    while stripped and stripped[-1] == EOS:
-        stripped.pop()
-    return stripped != prompt and bool(stripped) and stripped[-1] in case.tokens
-
-
-def allowed(request: SemIDRequest, prompt: list[int], output: list[int], case: Case, stand_alone: bool) -> set:
-    """Tokens that may follow."""
-    everything = set(range(VOCABULARY))
-    starts = {semid[0] for semid in case.semids}
-    stray = case.tokens - starts
-    if request.mode == "inside":
-        current = parse(run(prompt, case) + output, case.semids)[0]
-        children = following(current, case.semids)
-        if current and EOS not in children:
-            return children
-        return (everything - stray) | (children if current else set())
-    if request.start is not None:
-        answer = prompt[request.start :] + output
-    elif answered(prompt, case):
-        return {EOS}
-    else:
-        end = run(prompt, case)
-        if stand_alone and tuple(end) in case.semids and following(tuple(end), case.semids) == {EOS}:
-            answer = end + output
-        else:
-            answer = list(parse(end, case.semids)[0]) + output
-    current = ()
-    for token in answer:
-        if token not in following(current, case.semids) - {EOS}:
-            return {EOS}
-        current = (*current, token)
-    return following(current, case.semids) or {EOS}
-
-
-def expected_row(logits: torch.Tensor, request, prompt, output, case, stand_alone, reported) -> torch.Tensor:
-    tokens = sorted(allowed(request, prompt, output, case, stand_alone))
-    row = torch.full_like(logits, -math.inf)
-    ruled = request.mode == "next" or len(tokens) <= CODES
-    if request.mode == "next" and tokens == [EOS]:
-        row[EOS] = 0  # a forced end
-        return row
-    row[tokens] = logits[tokens]
-    if ruled and request.normalize == "catalogue":
-        return row - row.logsumexp(-1)
-    return row - logits.logsumexp(-1) if ruled or reported else row
 
 
 def random_prompt(rng: np.random.Generator, case: Case) -> list[int]:
@@ -144,7 +56,7 @@ def random_request(rng: np.random.Generator, prompt: list[int]) -> SemIDRequest:
 def test_every_row_equals_plain_python(seed):
     """Requests over two catalogues in one batch; slots are used again; what follows is mostly what is allowed."""
     rng = np.random.default_rng(seed)
-    cases = [random_case(seed), random_case(seed + 1000)]
+    cases = [random_case(seed), random_case(seed + 1001)]
     stand_alone = bool(rng.integers(2))
     states = SemIDStates(6, "cpu", stand_alone)
     for _ in range(2):
@@ -159,7 +71,7 @@ def test_every_row_equals_plain_python(seed):
         index = torch.tensor([*slots, states.size])  # the last row is nobody's
         place = states.places_of(index)
         outputs = [[] for _ in slots]
-        for _ in range(steps):
+        for _ in range(8):
             logits = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(int(rng.integers(1 << 30))))
             masked = logits.clone()
             states.constrain(masked, index, place, catalogues)

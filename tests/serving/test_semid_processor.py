@@ -1,0 +1,347 @@
+"""The logits processor behind both interfaces of vLLM, and in a real engine."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from reference_states import Case, expected_row
+from serving_folders import random_folder
+from transformers import AutoConfig, AutoTokenizer
+
+from llmrec.decoding.trie import SemIDTrie
+from llmrec.model_folder import SEMIDS
+from llmrec.semids import SemIDIndex
+from llmrec.serving.semid_states import SemIDRequest
+
+DEPTH = 4
+PROCESSOR = "llmrec.serving.semid_processor:SemIDProcessor"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_folder(tmp_path_factory.mktemp("generate") / "model", depth=DEPTH, num_items=60, prompt="next_item")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def trie(folder, tokenizer):
+    return SemIDTrie.from_index(SemIDIndex.load(folder / SEMIDS), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def case(folder, tokenizer):
+    index = SemIDIndex.load(folder / SEMIDS)
+    semids = {tuple(tokenizer.convert_tokens_to_ids(index.tokens_of_row(row))) for row in range(len(index))}
+    ids = tokenizer.convert_tokens_to_ids(index.tokens)
+    rng = np.random.default_rng(0)
+    removed = {tuple(rng.choice(ids, 3).tolist()) for _ in range(20)} - semids
+    return Case(semids, sorted(removed), set(ids), eos=tokenizer.eos_token_id)
+
+
+def prompts_of(case: Case, count: int, seed: int = 0) -> list[list[int]]:
+    """Texts with SemIDs in them, also of removed items, that end in text."""
+    rng = np.random.default_rng(seed)
+    text = [token for token in range(5, 100) if token not in case.tokens and token != case.eos]
+    semids = [*sorted(case.semids), *case.removed]
+    prompts = []
+    for _ in range(count):
+        history = [semids[i] for i in rng.integers(0, len(semids), rng.integers(0, 4))]
+        prompts.append([*rng.choice(text, 5).tolist(), *sum(history, ()), *rng.choice(text, 3).tolist()])
+    return prompts
+
+
+# Both interfaces, without an engine: V2 needs a GPU
+
+
+class Live(SimpleNamespace):
+    """A request of the simulated engine."""
+
+
+class Simulation:
+    """An engine that hands the same requests to a processor of each interface, in batches of their own order."""
+
+    def __init__(self, folder, case: Case, size: int, seed: int, mode: str, drafts: int = 0):
+        from llmrec.serving.semid_processor import SemIDProcessor
+
+        self.case, self.size, self.rng, self.mode = case, size, np.random.default_rng(seed), mode
+        self.vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+        config = SimpleNamespace(
+            model_config=SimpleNamespace(model=str(folder), logprobs_mode="processed_logits"),
+            scheduler_config=SimpleNamespace(max_num_seqs=size),
+            additional_config={"semid": {"default": mode}},
+            speculative_config=SimpleNamespace(num_speculative_tokens=drafts) if drafts else None,
+        )
+        self.tokens = torch.zeros(size, 64, dtype=torch.int32)
+        self.prompt_len, self.prefill_len = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        states = SimpleNamespace(
+            device=torch.device("cpu"),
+            max_num_reqs=size,
+            all_token_ids=SimpleNamespace(gpu=self.tokens),
+            prompt_len=SimpleNamespace(np=self.prompt_len),
+            prefill_len=SimpleNamespace(np=self.prefill_len),
+        )
+        self.v1 = SemIDProcessor(config, torch.device("cpu"), False)
+        self.v2 = SemIDProcessor(config, states)
+        self.rows: list[Live | None] = []  # V1's batch
+        self.free = list(range(size))  # V2's slots
+        self.waiting: list[Live] = []  # were preempted
+
+    def new_request(self) -> Live:
+        from vllm import SamplingParams
+
+        rng, case = self.rng, self.case
+        semids = [*sorted(case.semids), *case.removed]
+        prompt = prompts_of(case, 1, int(rng.integers(1 << 30)))[0]
+        if rng.random() < 0.5:  # a beam, or a history that the answer goes on with
+            prompt = prompt + list(sum((semids[i] for i in rng.integers(0, len(semids), rng.integers(1, 3))), ()))
+            prompt = prompt[: len(prompt) - int(rng.integers(0, 3))]
+        extra = {"other": 1}
+        if rng.random() < 0.7:
+            extra["semid"] = ["inside", "next"][rng.integers(2)]
+        if rng.random() < 0.2:
+            extra["semid_start"] = int(rng.integers(len(prompt) - 2, len(prompt) + 1))
+        if rng.random() < 0.5:
+            extra["semid_normalize"] = "catalogue"
+        params = SamplingParams(extra_args=extra, logprobs=[None, 3][rng.integers(2)])
+        request = SemIDRequest.of(extra, self.mode)
+        return Live(prompt=prompt, output=[], params=params, request=request, chunked=bool(rng.random() < 0.3))
+
+    def expected(self, live: Live, logits: torch.Tensor, drafts: tuple = ()) -> torch.Tensor:
+        reported = live.params.logprobs is not None
+        output = [*live.output, *drafts]
+        return expected_row(logits, live.request, live.prompt, output, self.case, True, reported)
+
+    def change(self) -> None:
+        """Requests finish, are preempted, come, and move."""
+        from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+        removed, added, moved = [], [], []
+        for index, live in enumerate(self.rows):
+            if self.rng.random() < 0.2:
+                if self.rng.random() < 0.3:
+                    self.waiting.append(live)
+                self.free.append(live.slot)
+                self.rows[index] = None
+                removed.append(index)
+        for _ in range(self.rng.integers(0, 4)):
+            if not self.free:
+                break
+            live = self.waiting.pop() if self.waiting and self.rng.random() < 0.7 else self.new_request()
+            live.slot, live.fed = self.free.pop(), 0
+            if removed and self.rng.random() < 0.8:
+                index = removed.pop(0)
+                self.rows[index] = live
+            else:
+                index = len(self.rows)
+                self.rows.append(live)
+            added.append((index, live.params, live.prompt, live.output))
+            everything = live.prompt + live.output
+            self.tokens[live.slot, : len(everything)] = torch.tensor(everything, dtype=torch.int32)
+            self.prompt_len[live.slot], self.prefill_len[live.slot] = len(live.prompt), len(everything)
+            self.v2.add_request(live.slot, live.params)
+        self.v2.apply_staged_writes()
+        while None in self.rows:  # the last request takes the first empty place
+            last = self.rows.pop()
+            if last is not None:
+                index = self.rows.index(None)
+                self.rows[index] = last
+                moved.append((len(self.rows), index, MoveDirectionality.UNIDIRECTIONAL))
+        if len(self.rows) > 1 and self.rng.random() < 0.5:
+            a, b = self.rng.choice(len(self.rows), 2, replace=False).tolist()
+            self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+            moved.append((a, b, MoveDirectionality.SWAP))
+        changed = removed or added or moved
+        self.v1.update_state(BatchUpdate(len(self.rows), removed, added, moved) if changed else None)
+
+    def step(self) -> None:
+        """One token for every request, but for prompts that are fed in two chunks."""
+        logits = torch.from_numpy(self.rng.normal(size=(len(self.rows), self.vocabulary)).astype(np.float32))
+        by_v1 = self.v1.apply(logits.clone())
+        order = self.rng.permutation(len(self.rows)).tolist()
+        rows = [self.rows[index] for index in order]
+        partial = [live.fed == 0 and live.chunked for live in rows]
+        ends = [len(live.prompt + live.output) - 2 * chunk for live, chunk in zip(rows, partial)]
+        by_v2 = self.apply_v2(logits[order], rows, [0] * len(rows), ends)
+        for place, (index, live, chunk) in enumerate(zip(order, rows, partial)):
+            live.fed = ends[place]
+            if chunk:
+                continue
+            expected = self.expected(live, logits[index])
+            torch.testing.assert_close(by_v1[index], expected)
+            torch.testing.assert_close(by_v2[place], expected)
+            allowed = expected.isfinite().nonzero()[:, 0]
+            self.commit(live, int(self.rng.choice(allowed if self.rng.random() < 0.9 else self.vocabulary)))
+
+    def commit(self, live: Live, token: int) -> None:
+        self.tokens[live.slot, len(live.prompt + live.output)] = token
+        live.output.append(token)
+
+    def apply_v2(self, logits, rows, local, ends, fed=None) -> torch.Tensor:
+        """V2's answer for rows that stand at `local` of their requests, which have `ends` tokens."""
+        slots = [live.slot for live in rows]
+        batch = np.array(list(dict.fromkeys(slots)), np.int32)
+        if fed is None:
+            fed = [(live.prompt + live.output)[end - 1] for live, end in zip(rows, ends)]
+        ctx = SimpleNamespace(
+            expanded_idx_mapping=torch.tensor(slots, dtype=torch.int32),
+            idx_mapping_np=batch,
+            expanded_local_pos=torch.tensor(local, dtype=torch.int32),
+            input_ids=torch.tensor(fed, dtype=torch.int32),
+            pos=torch.tensor(ends) - 1,
+            seq_lens_upper_bound_np=np.array([max(e for e, s in zip(ends, slots) if s == slot) for slot in batch]),
+        )
+        return self.v2.apply(logits.clone(), ctx)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("seed", range(6))
+def test_both_interfaces_equal_plain_python(folder, case, seed):
+    simulation = Simulation(folder, case, 6, seed, ["inside", "next"][seed % 2])
+    for _ in range(40):
+        simulation.change()
+        if simulation.rows:
+            simulation.step()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("seed", range(2))
+def test_drafts_of_speculative_decoding_see_what_stands_before_them(folder, case, seed):
+    simulation = Simulation(folder, case, 4, seed, ["inside", "next"][seed % 2], drafts=2)
+    rng = simulation.rng
+    while len(simulation.rows) < 4:
+        simulation.change()
+    for live in simulation.rows:
+        live.fed = 1
+    for _ in range(12):
+        rows, local, ends, fed, drafts = [], [], [], [], []
+        for live in simulation.rows:
+            live.drafts = rng.choice([*case.tokens, 5, 6, 7], rng.integers(0, 3)).tolist()
+            everything = live.prompt + live.output
+            for place in range(len(live.drafts) + 1):
+                rows.append(live)
+                local.append(place)
+                ends.append(len(everything) + place)
+                fed.append([everything[-1], *live.drafts][place])
+                drafts.append(live.drafts[:place])
+        logits = torch.from_numpy(rng.normal(size=(len(rows), simulation.vocabulary)).astype(np.float32))
+        masked = simulation.apply_v2(logits, rows, local, ends, fed)
+        for row, live in enumerate(rows):
+            torch.testing.assert_close(masked[row], simulation.expected(live, logits[row], tuple(drafts[row])))
+        for live in simulation.rows:  # some are accepted, then one token is sampled
+            for token in [*live.drafts[: rng.integers(0, len(live.drafts) + 1)], int(rng.choice(list(case.tokens)))]:
+                simulation.commit(live, token)
+
+
+@pytest.mark.vllm
+def test_tokens_that_vllm_takes_back_are_forgotten(folder, case):
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    simulation = Simulation(folder, case, 2, 0, "next")
+    semid = max(case.semids, key=len)
+    output = list(semid[:3])
+    simulation.v1.update_state(BatchUpdate(1, [], [(0, SamplingParams(), [5, 6], output)], []))
+    simulation.v1.apply(torch.zeros(1, simulation.vocabulary))
+    del output[1:]
+    masked = simulation.v1.apply(torch.zeros(1, simulation.vocabulary))[0]
+    expected = expected_row(
+        torch.zeros(simulation.vocabulary), SemIDRequest("next"), [5, 6], output, case, True, False
+    )
+    torch.testing.assert_close(masked, expected)
+
+
+@pytest.mark.vllm
+def test_wrong_settings_of_an_engine_are_refused(folder, case, tmp_path):
+    def start(settings, model=folder):
+        from llmrec.serving.semid_processor import SemIDProcessor
+
+        config = SimpleNamespace(
+            model_config=SimpleNamespace(model=str(model), logprobs_mode="raw_logprobs"),
+            scheduler_config=SimpleNamespace(max_num_seqs=2),
+            additional_config={"semid": settings},
+        )
+        return SemIDProcessor(config, torch.device("cpu"), False)
+
+    with pytest.raises(ValueError, match="default should be one of inside, next"):
+        start({"default": "tail"})
+    with pytest.raises(ValueError, match="normalize should be one of"):
+        start({"normalize": "no"})
+    with pytest.raises(ValueError, match="unknown field 'mode'"):
+        start({"mode": "next"})
+    with pytest.raises(ValueError, match="no llmrec model folder"):
+        start({}, tmp_path)
+
+
+# A real engine
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    from vllm import LLM
+
+    engine = LLM(
+        str(folder),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        distributed_executor_backend="uni",
+        logits_processors=[PROCESSOR],
+        logprobs_mode="processed_logits",
+        max_logprobs=400,
+        additional_config={"semid": {"default": "next"}},
+    )
+    yield engine
+    del engine
+    gc.collect()
+
+
+def tokens_of(prompts: list[list[int]]) -> list[dict]:
+    return [{"prompt_token_ids": prompt} for prompt in prompts]
+
+
+def beams_of(answer, prompt: list[int], eos: int) -> list[tuple[tuple, float]]:
+    """A beam search of vLLM in the form of `reference_search`; -inf is what fills a beam that has too few SemIDs."""
+    beams = [(beam.tokens[len(prompt) :], beam.cum_logprob) for beam in answer.sequences]
+    return [(tuple(t for t in tokens if t != eos), score) for tokens, score in beams if score > -np.inf]
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("num_beams", [10, 100])
+def test_beam_search_is_that_of_transformers(engine, model, trie, case, monkeypatch, num_beams):
+    from vllm.sampling_params import BeamSearchParams
+
+    monkeypatch.setattr("reference_search.EOS", case.eos)
+    prompts = prompts_of(case, 6)
+    params = BeamSearchParams(beam_width=num_beams, max_tokens=DEPTH, length_penalty=0.0)
+    answers = engine.beam_search(tokens_of(prompts), params)
+    for number, (prompt, answer) in enumerate(zip(prompts, answers)):
+        ids = torch.tensor([prompt])
+        expected = found(tree_beam_search(model, ids, torch.ones_like(ids), trie, num_beams), 0)
+        assert_same(beams_of(answer, prompt, case.eos), expected)
+        if number < 2:
+            assert_same(reference_search(model, prompt, sorted(case.semids), num_beams), expected)
+    assert len(expected) == min(num_beams, len(case.semids))
+
+
+@pytest.mark.vllm
+def test_sampled_answers_are_items(engine, case):
+    from vllm import SamplingParams
+
+    prompts = prompts_of(case, 8, seed=1)
+    answers = engine.generate(tokens_of(prompts), SamplingParams(n=20, max_tokens=DEPTH + 1, logprobs=0))
+    tokens = [tuple(output.token_ids) for answer in answers for output in answer.outputs]
+    assert len(tokens) == 160 and len(set(tokens)) > 20
+    for output in tokens:
+        assert (
+            output[:-1] in case.semids and output[-1] == case.eos if output[-1] == case.eos else output in case.semids
+        )
