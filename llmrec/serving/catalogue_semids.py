@@ -54,10 +54,14 @@ class NewSemIDs:
             codes |= self._brought(index, brought)
         rest = [put for put in puts if put.item_id not in codes]
         if rest:
-            there = [(item, row) for item, rows in codes.items() if item not in reserved for row in rows]
-            ids = [*index.item_ids, *(item for item, _ in there)]
-            grown = index.replaced(ids, np.concatenate([index.codes, _matrix(index, [row for _, row in there])]))
-            codes |= self._made(grown, rest, schema)
+            # To whoever makes codes, those in use and those reserved are alike: taken. An index without items is cheap
+            # to continue.
+            taken = [
+                *index.codes.tolist(),
+                *(row for item, rows in codes.items() if item not in reserved for row in rows),
+            ]
+            info = {"reserved": {**reserved, "": taken}}
+            codes |= self._made(index.replaced([], _matrix(index, []), info), rest, schema)
         return codes
 
     def _brought(self, index: SemIDIndex, puts: Sequence[Put]) -> dict[str, list[list[int]]]:

@@ -2,23 +2,38 @@
 
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 from tiny import tiny_data
 
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
+from llmrec.serving.catalogue_store import CatalogueVersion
 
 
-def write_living_folder(folder: Path, collision: str = "append") -> Path:
-    """Everything of a model folder that a catalogue needs; weights and tokenizer are not among it."""
+def write_living_folder(
+    folder: Path, collision: str = "append", codebook_sizes=(4, 4), items: pa.Table | None = None
+) -> Path:
+    """Everything of a model folder that a catalogue needs; weights and tokenizer are not among it.
+
+    Args:
+        items (`pa.Table`, *optional*): other columns for the tiny catalogue.
+    """
     data = tiny_data()
+    items = data.items if items is None else items
     features = ItemFeatures([{"kind": "text", "encoder": "tfidf", "dim": 8}]).fit(data.items, data.train, 0)
-    matrix = features.encode(data.items)
-    tokenizer = RQKMeans([4, 4], niter=5)
-    index = fit_semids(tokenizer, matrix, data.items, data.train, collision=collision)
+    tokenizer = RQKMeans(list(codebook_sizes), niter=5)
+    index = fit_semids(tokenizer, features.encode(items), items, data.train, collision=collision)
     tokenizer.save_pretrained(folder / ITEM_TOKENIZER)
     features.save_pretrained(folder / ITEM_TOKENIZER / "features")
-    np.save(folder / "features.npy", matrix)
-    write_sidecars(folder, RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict()), index, data.items)
+    write_sidecars(folder, RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict()), index, items)
     return folder
+
+
+def same(one: CatalogueVersion, other: CatalogueVersion, number: bool = True) -> bool:
+    """Whether two versions are equal; without their numbers, whether they hold the same items in the same order."""
+    reserved = not number or one.index.info.get("reserved", {}) == other.index.info.get("reserved", {})
+    numbers = not number or one.number == other.number
+    aligned = one.items["item_id"].to_pylist() == one.index.item_ids
+    equal = one.index.fingerprint == other.index.fingerprint and one.items.equals(other.items)
+    return numbers and reserved and aligned and equal
