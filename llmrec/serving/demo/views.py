@@ -1,0 +1,152 @@
+"""HTML of the page's parts. Every text of the server goes through `escape`."""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+
+_TOKEN = re.compile(r"<[^<>]+>")
+_TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
+
+
+def escape(text: object) -> str:
+    """A text of the server for HTML, also inside attributes and Gradio's own templates."""
+    return html.escape(str(text), quote=True).translate(_TEMPLATE)
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %" if share >= 0.001 else "< 0.1 %"
+
+
+def shares(scores: Sequence[float]) -> list[float]:
+    """The softmax of scores: what part of the list's probability each item has; they sum to 1."""
+    if not scores:
+        return []
+    best = max(scores)
+    masses = [math.exp(score - best) for score in scores]
+    return [mass / sum(masses) for mass in masses]
+
+
+def tokens_of(semid: str) -> list[str]:
+    """`"<a_12><b_7>"` → `["<a_12>", "<b_7>"]`; a Semantic ID of another form is one token."""
+    return _TOKEN.findall(semid) if "".join(_TOKEN.findall(semid)) == semid and semid else [semid]
+
+
+def bare(token: str, length: int) -> str:
+    """`<a_12>` → `a_12`, cut to a length."""
+    return shortened(token.strip("<>|"), length)
+
+
+def codes(semid: str) -> str:
+    """A Semantic ID as small coloured tokens, one colour per level."""
+    tokens = enumerate(tokens_of(semid), start=1)
+    return "".join(f'<code class="c{level}">{escape(bare(token, 12))}</code>' for level, token in tokens)
+
+
+def notice(text: str, kind: str = "info") -> str:
+    """A message in words; `kind` is info, warning or error."""
+    return f'<div class="notice {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</div>'
+
+
+def empty(title: str, text: str) -> str:
+    return f'<div class="empty"><b>{escape(title)}</b><span>{escape(text)}</span></div>'
+
+
+def header(model: str, items: int | None = None, version: int | None = None, alive: bool = True) -> str:
+    facts = [f"{items:,} items", f"catalogue version {version}"] if items is not None else []
+    state = f'<i class="dot {"up" if alive else "down"}"></i>{"online" if alive else "not connected"}'
+    tags = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    return (
+        f'<header><div><h1>llmrec</h1><p>{escape(model)}</p></div><div class="facts">{tags}<span>{state}</span></div>'
+        '<button class="theme" data-action="theme" aria-label="light or dark">◐</button></header>'
+    )
+
+
+def named(item: dict) -> str:
+    """The title of an item on one line; the whole of it appears under the pointer."""
+    return f'<span title="{escape(item["title"])}">{escape(item["title"] or item["item_id"])}</span>'
+
+
+def found(items: Sequence[dict], query: str) -> str:
+    """Results of a search, each with a button that adds it."""
+    if not items:
+        return empty(f"Nothing is called “{query}”", "Try fewer or other words of a title.") if query else ""
+    rows = "".join(
+        f'<li><button data-action="add" data-item="{escape(item["item_id"])}" data-title="{escape(item["title"])}" '
+        f'aria-label="add">+</button>{named(item)}</li>'
+        for item in items
+    )
+    return f'<ul class="found">{rows}</ul>'
+
+
+def history(items: Sequence[dict]) -> str:
+    """The history, oldest first, each with a button that removes it."""
+    if not items:
+        return empty("No history yet", "Search for items and add them, oldest first.")
+    rows = "".join(
+        f"<li><em>{place + 1}</em>{named(item)}"
+        f'<button data-action="remove" data-place="{place}" aria-label="remove">×</button></li>'
+        for place, item in enumerate(items)
+    )
+    return f'<ol class="history">{rows}</ol>'
+
+
+def conditions(where: Sequence[Sequence]) -> str:
+    chips = "".join(
+        f"<li><span>{escape(column)} {escape(operator)} {escape(value)}</span>"
+        f'<button data-action="drop" data-place="{place}" aria-label="remove">×</button></li>'
+        for place, (column, operator, value) in enumerate(where)
+    )
+    return f'<ul class="chips">{chips}</ul>' if chips else '<p class="quiet">No conditions.</p>'
+
+
+def recommendations(items: Sequence[dict], k: int, target: str | None = None, explains: bool = False) -> str:
+    """The first k items with their scores; shares are of the whole list, which may be longer.
+
+    Args:
+        items: `item_id`, `title`, `semid`, `score`, best first.
+        target (*optional*): the true next item's id, which is marked.
+        explains: whether each item gets a button that asks why.
+    """
+    rows = ""
+    of_list = shares([item["score"] for item in items])
+    for rank, (item, share) in enumerate(zip(items[:k], of_list), start=1):
+        hit = item["item_id"] == target
+        why = f'<button class="why" data-action="why" data-item="{escape(item["item_id"])}">Why?</button>'
+        rows += (
+            f'<li class="{"hit" if hit else ""}"><em>{rank}</em>'
+            f'<div class="what"><b title="{escape(item["title"])}">{"★ " if hit else ""}'
+            f"{escape(item['title'] or item['item_id'])}</b>"
+            f'<small><span class="id">{escape(item["item_id"])}</span>{codes(item["semid"])}</small></div>'
+            f'<div class="score"><span>{percent(share)}</span><small>log p {item["score"]:.2f}</small>'
+            f'<i style="--share:{share / max(of_list):.3f}"></i></div>{why if explains else ""}</li>'
+        )
+    return f'<ol class="recommendations">{rows}</ol>'
+
+
+def quiet(text: str) -> str:
+    return f'<p class="quiet">{escape(text)}</p>'
+
+
+def explanation(title: str, words: str) -> str:
+    return f"<blockquote><b>{escape(title)}</b><p>{escape(words)}</p></blockquote>"
+
+
+def outcome(answer: dict, k: int, target: dict | None) -> str:
+    """One line above the list: how long it took, what is missing, where the true next item stands."""
+    items = answer["items"]
+    parts = [f"the first {k} of {len(items)}" if len(items) > k else f"{len(items)} items"]
+    if total := (answer.get("timings_ms") or {}).get("total"):
+        parts.append(f"{total:.0f} ms")
+    if target:
+        rank = next((i for i, item in enumerate(items, start=1) if item["item_id"] == target["item_id"]), None)
+        place = f"rank {rank}" if rank else f"not among these {len(items)}"
+        true = f"★ Chosen next: {shortened(target['title'] or target['item_id'], 70)} ({place})"
+    line = f'<p class="outcome">{escape(" · ".join(parts))}</p>'
+    line += f'<p class="outcome next">{escape(true)}</p>' if target else ""
+    message = answer.get("message") if len(items) < k else None
+    return (notice(message, "warning") if message else "") + line
