@@ -67,7 +67,7 @@ def checked(changes: Changes, version: CatalogueVersion) -> tuple[list[Put], lis
     unknown = next((item for item in removed if not version.has(item)), None)
     if unknown is not None:
         raise ValueError(f"item {unknown!r} is to be removed, but is not in the catalogue: leave it out of remove")
-    if len(removed) == len(version.index.items) and not any(put.is_new for put in puts):
+    if len(removed) == version.num_items and not any(put.is_new for put in puts):
         raise ValueError("remove names all items: a catalogue needs at least one, so keep one or put another")
     kinds = {field.name: field.type for field in version.items.schema}
     for name in dict.fromkeys(name for put in puts for name in put.columns):

@@ -125,6 +125,8 @@ class CatalogueLog:
 
     def append(self, record: dict) -> None:
         """Writes a record: when this returns, no crash can lose it; an `OSError` leaves the log without it."""
+        if self._file is None:
+            raise ValueError(f"{self.directory}: this catalogue is closed; open it again")
         if self._torn:
             raise OSError(f"{self.directory}: a failed write could not be undone; open the catalogue again")
         line, check = _line(self._check, record)
@@ -147,7 +149,8 @@ class CatalogueLog:
             sync(path)
         sync(self.directory)
         self._write_header(start)
-        os.close(self._file)
+        before, self._file = self._file, None
+        os.close(before)
         self._open(start)
 
     def forget_before(self, start: int) -> None:

@@ -34,19 +34,20 @@ def checked_values(pairs: Sequence[tuple[str, Any]], name: str, kind: pa.DataTyp
 
 
 def _strict(values: list, name: str, kind: pa.DataType) -> pa.Array:
-    """As `to_array`, without its friendliness: no 1.5 in whole numbers, no true in numbers, no NaN, no null title."""
+    """As `to_array`, without its friendliness: no 1.5 as 1, no "ab" as ["a", "b"], no true as 1.0, NaN or null title."""
     array = to_array(values, kind)
     if name == "title" and array.null_count:
         raise ValueError("every item has a title")
     flat = array
     while any(is_kind(flat.type) for is_kind in _LISTS):
         flat = flat.flatten()
-    if types.is_integer(flat.type) and array.to_pylist() != values:
-        raise ValueError("no whole number")
-    if types.is_floating(kind) and any(isinstance(value, bool) for value in values):
-        raise ValueError("no number")
-    if types.is_floating(flat.type) and pc.any(pc.invert(pc.is_finite(flat))).as_py():
-        raise ValueError("not finite; give null where there is no value")
+    if types.is_floating(flat.type):
+        if any(isinstance(value, bool) for value in values):
+            raise ValueError("no number")
+        if pc.any(pc.invert(pc.is_finite(flat))).as_py():
+            raise ValueError("not finite; give null where there is no value")
+    elif not any(is_kind(kind) for is_kind in _WRITTEN_AS_TEXT) and array.to_pylist() != values:
+        raise ValueError(f"it would become {array.to_pylist()!r:.80}")
     return array
 
 

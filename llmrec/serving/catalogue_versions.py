@@ -45,6 +45,11 @@ class CatalogueVersion:
         plain = [field.with_type(_decoded(field.type)) for field in items.schema]
         return cls(number, index, items.cast(pa.schema(plain)).replace_schema_metadata(None))
 
+    @property
+    def num_items(self) -> int:
+        """Items, not rows."""
+        return len(self.index._rows_of_item)
+
     def has(self, item_id: str) -> bool:
         """Whether an item is in the catalogue."""
         return bool(self.rows_of(item_id))

@@ -1,0 +1,474 @@
+"""Items come, change and go while a model serves: what holds after any row of changes, and what is refused."""
+
+import datetime
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving.living_catalogue import same, write_living_folder
+from tiny import tiny_data, tiny_index
+
+from llmrec import LLMRecommender
+from llmrec.files import read_json, write_json
+from llmrec.filters import CatalogueFilter, Filter
+from llmrec.item_tokenizers import ItemFeatures, add_items, load_item_tokenizer, remove_items
+from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN, taken_codes
+from llmrec.item_tokenizers.streams import join_streams
+from llmrec.model_folder import CONFIG, ITEM_TOKENIZER, RecommenderConfig, semids_table, write_sidecars
+from llmrec.semids import SemIDIndex
+from llmrec.serving.catalogue_store import CatalogueStore, Changes, apply_record, apply_records, load_version
+
+TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
+NEW = {"item_id": "new", "title": "red gadget number 77"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_living_folder(tmp_path_factory.mktemp("living") / "model")
+
+
+@pytest.fixture
+def store(folder, tmp_path):
+    with CatalogueStore(folder, tmp_path / "log") as store:
+        yield store
+
+
+def row(version, item):
+    return version.items.take([version.index.row(item)]).to_pylist()[0]
+
+
+def bare(folder, index, items=None):
+    """A model folder without item tokenizer."""
+    data = tiny_data()
+    write_sidecars(folder, RecommenderConfig.of(data, index, prompt={}), index, data.items if items is None else items)
+    return folder
+
+
+def random_changes(data, version):
+    """Some items of a few that come and go, and a few of the first version."""
+    here = {item for item in [f"item-{i:02d}" for i in range(4)] + [f"new-{i}" for i in range(4)] if version.has(item)}
+    items = data.draw(
+        st.lists(st.sampled_from([*sorted(here), "new-0", "new-1", "new-2", "new-3"]), min_size=1, unique=True)
+    )
+    removed = [item for item in items if item in here and data.draw(st.booleans())]
+    put = []
+    for item in items:
+        if item not in removed:
+            columns = {"title": data.draw(st.sampled_from(TITLES))}
+            if data.draw(st.booleans()):
+                columns["price"] = data.draw(st.none() | st.floats(-10, 10, width=16))
+            put.append({"item_id": item, **columns})
+    return Changes(put, removed)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("log")
+    store = CatalogueStore(folder, directory)
+    versions, content, records = {0: store.current}, {0: contents(store.current)}, []
+    own = {item: store.current.index.encode(item) for item in store.current.index.items}
+    owners = {semid: item for item, semid in own.items()}
+    for _ in range(data.draw(st.integers(1, 8))):
+        before = store.current
+        kind = data.draw(st.sampled_from(["change", "change", "change", "roll back", "compact", "reopen"]))
+        if kind == "compact":
+            store.compact()
+        elif kind == "reopen":
+            store.close()
+            store = CatalogueStore(folder, directory)
+            assert same(store.current, before)
+        elif kind == "roll back" and len(versions) > 1:
+            number = data.draw(st.sampled_from(sorted(versions)[:-1]))
+            records.append(store.rollback(number))
+            assert same(store.current, versions[number], number=False)
+            assert store.history()[-1].rollback_of == number
+        else:
+            changes = random_changes(data, before)
+            records.append(store.apply(changes))
+            expected = contents(before)
+            for item in changes.remove:
+                del expected[item]
+            for put in changes.put:
+                known = expected.setdefault(put["item_id"], dict.fromkeys(before.items.column_names))
+                expected[put["item_id"]] = {**known, **put}
+            assert contents(store.current) == expected
+        current = store.current
+        versions[current.number], content[current.number] = current, contents(current)
+        assert same(load_version(folder, directory), current)
+        for item in current.index.items:
+            semid = current.index.encode(item)
+            assert own.setdefault(item, semid) == semid and owners.setdefault(semid, item) == item
+        assert current.index.level_tokens == versions[0].index.level_tokens
+        assert set(current.index.info.get("reserved", {})) == set(own) - set(current.index.items)
+    assert all(same(store.version(number), version) for number, version in versions.items())
+    assert all(contents(version) == content[number] for number, version in versions.items())
+    assert list(store.records()) == records == json.loads(json.dumps(records))
+    step = versions[0]
+    for record in records:
+        step = apply_record(step, json.loads(json.dumps(record)))
+        assert same(step, versions[step.number])
+    assert same(apply_records(versions[0], records), store.current)
+    store.close()
+
+
+def contents(version):
+    return {entry["item_id"]: entry for entry in version.items.to_pylist()}
+
+
+def test_new_items_get_what_update_catalogue_would_give_them(folder, store):
+    data = tiny_data()
+    new = [
+        {"item_id": "n1", "title": "red gadget number 77", "brand": "brand 1", "price": 3},
+        {"item_id": "n2", "title": "green <b>gadget</b>  number 78", "brand": "brand 2"},
+        {"item_id": "n3", "title": "red gadget number 0", "brand": "brand 0", "categories": "Shop > red"},
+    ]
+    index = store.current.index
+    store.apply(Changes(new, ["item-05"]))
+    features = ItemFeatures.from_pretrained(folder / ITEM_TOKENIZER / "features")
+    tokenizer = load_item_tokenizer(folder / ITEM_TOKENIZER)
+    columns = {name: [entry.get(name) for entry in new] for name in data.items.column_names}
+    columns["title"][1] = "green gadget number 78"
+    table = pa.table(columns, schema=data.items.schema)
+    theirs = add_items(remove_items(index, ["item-05"]), tokenizer, features.encode(table), ["n1", "n2", "n3"], table)
+    assert store.current.index.fingerprint == theirs.fingerprint
+    assert store.current.index.info["reserved"] == theirs.info["reserved"]
+    assert row(store.current, "n2") == {
+        **{"item_id": "n2", "title": "green gadget number 78", "brand": "brand 2"},
+        **{"categories": None, "price": None},
+    }
+    assert row(store.current, "n1")["price"] == 3.0
+
+
+def test_a_change_of_columns_leaves_the_index_alone(store):
+    before = store.current
+    record = store.apply(
+        Changes([{"item_id": "item-03", "price": 9, "brand": None}, {"item_id": "item-01", "price": 1}])
+    )
+    assert store.current.index is before.index and record["remove"] == []
+    assert store.current.items["title"].equals(before.items["title"])
+    assert row(store.current, "item-03") == {**row(before, "item-03"), "price": 9.0, "brand": None}
+    assert row(before, "item-03")["price"] == 3.0  # whoever began with it finishes with it
+    cheap = CatalogueFilter(store.current.items)(Filter(where=[("price", "<", 2.0)]))[0]
+    assert np.flatnonzero(cheap).tolist() == [0, 1]
+
+
+def test_a_version_is_seen_only_when_it_is_committed(folder, store, tmp_path):
+    first = store.prepare(Changes(remove=["item-00"]))
+    second = store.prepare(Changes(remove=["item-01"]))
+    assert store.current.number == 0 and load_version(folder, tmp_path / "log").number == 0
+    assert not second.version.has("item-01") and second.version.has("item-00")
+    assert store.commit(second) == second.record and store.current is second.version
+    with pytest.raises(ValueError, match="version 1 was prepared after version 0, but version 2 is current now"):
+        store.commit(first)
+    third = store.prepare_rollback(0)
+    assert (third.record["number"], third.record["parent"], third.record["rollback_of"]) == (3, 2, 0)
+    store.commit(third)
+    assert [entry.number for entry in store.history()] == [2, 3]
+    with pytest.raises(ValueError, match="the record of version 3 follows version 2, not 3"):
+        apply_record(store.current, third.record)
+    with pytest.raises(ValueError, match="version 3 is the current one"):
+        store.rollback(3)
+    for number in (1, 4):
+        with pytest.raises(ValueError, match=f"no catalogue version {number}; the last one before it is"):
+            store.rollback(number)
+
+
+def test_writers_of_one_process_wait_for_each_other(folder, tmp_path):
+    store = CatalogueStore(folder, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        changes = [Changes([{"item_id": f"item-{i % 24:02d}", "price": float(i)}]) for i in range(40)]
+        numbers = [record["number"] for record in pool.map(store.apply, changes)]
+    assert sorted(numbers) == list(range(1, 41)) == [entry.number for entry in store.history()]
+    current = store.current
+    store.close()
+    assert same(load_version(folder, tmp_path), current)
+    with pytest.raises(ValueError, match="this catalogue is closed; open it again"):
+        store.apply(changes[0])
+
+
+def test_an_item_comes_back_with_its_semantic_id_and_without_its_old_columns(store):
+    semid = store.current.index.encode("item-07")
+    store.apply(Changes(remove=["item-07"]))
+    assert store.current.index.encode("item-07") == semid and not store.current.has("item-07")
+    store.apply(Changes(put=[{"item_id": "item-07", "title": "again"}]))
+    assert store.current.index.items[-1] == "item-07" and store.current.index.encode("item-07") == semid
+    assert row(store.current, "item-07")["brand"] is None and store.current.index.info["reserved"] == {}
+    own = store.current.index.tokens_of_row(23)
+    store.apply(Changes(remove=["item-07"]))
+    with pytest.raises(ValueError, match="item 'item-07' had the semid .* and gets it back: leave semid out"):
+        store.prepare(Changes([{"item_id": "item-07", "title": "x", "semid": ["<a_0>", "<b_0>", "<c_9>"]}]))
+    store.apply(Changes([{"item_id": "item-07", "title": "x", "semid": own}]))
+    assert store.current.index.encode("item-07") == semid
+
+
+def test_embeddings_and_semids_may_be_brought(folder, store):
+    features = ItemFeatures.from_pretrained(folder / ITEM_TOKENIZER / "features")
+    columns = store.current.items.slice(4, 1)
+    vector = features.encode(columns)[0]
+    free = ["<a_0>", "<b_0>", "<c_30>"]
+    new = [
+        {**NEW, "embedding": vector.tolist()},
+        {"item_id": "own", "title": "x", "semid": free},
+        {**NEW, "item_id": "b"},
+    ]
+    store.apply(Changes(new))
+    index = store.current.index
+    four = index.codes[4, :2].tolist()
+    assert index.codes[index.row("new"), :2].tolist() == four and index.codes[index.row("new"), 2] >= 0
+    assert index.tokens_of_row(index.row("own")) == free
+    # What says nothing new about a known item may stand there: a feed may repeat itself.
+    store.apply(Changes([{**new[0], "price": 1}, {**new[1], "price": 2}]))
+    assert store.current.index is index
+    assert len({index.semid_of_row(row) for row in range(len(index))}) == len(index)
+
+
+def test_a_folder_without_item_tokenizer_takes_ready_made_semantic_ids(tmp_path):
+    folder = bare(tmp_path / "bare", tiny_index(tiny_data()))
+    with CatalogueStore(folder) as store:
+        with pytest.raises(ValueError, match="'new' needs a semid of its own: .* no item_tokenizer"):
+            store.apply(Changes([NEW]))
+        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-01"]))  # nothing at level b
+        assert store.current.index.codes[-1].tolist() == [5, -1, 3]
+        store.apply(Changes([{"item_id": "item-01", "title": "back"}]))
+    assert load_version(folder).index.encode("item-01") == tiny_index(tiny_data()).encode("item-01")
+    assert (folder / "catalogue" / "changes-0.jsonl").exists()
+
+
+def test_levels_that_share_tokens_are_told_apart_by_what_they_read(tmp_path):
+    data = tiny_data(num_items=3)
+    words = [[" red", " lamp"], [" lamp", " red"]]
+    index = SemIDIndex(
+        data.items["item_id"].to_pylist(), [[0, 0], [0, 1], [1, -1]], [2, 2], level_tokens=words, adds_tokens=False
+    )
+    with CatalogueStore(bare(tmp_path / "words", index, data.items)) as store:
+        for taken, owner in (([" red", " lamp"], "item-00"), ([" lamp"], "item-02")):
+            with pytest.raises(ValueError, match=f"item 'new': item '{owner}' has or had its semid"):
+                store.prepare(Changes([{**NEW, "semid": taken}]))
+        store.apply(Changes([{**NEW, "semid": [" lamp", " red"]}]))
+        assert store.current.index.encode("new") == " lamp red;"
+
+
+def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
+    data = tiny_data()
+    joined = join_streams({"one": tiny_index(data), "two": tiny_index(data).shuffled(0)})
+    with CatalogueStore(bare(tmp_path / "joined", joined)) as store:
+        start = store.current
+        store.apply(Changes([{"item_id": "item-03", "price": 77.0}], ["item-02"]))
+        assert store.current.index.item_ids.count("item-02") == 0 and len(store.current.index) == len(joined) - 2
+        prices = dict.fromkeys(store.version(1).rows_of("item-03"), 77.0)
+        assert {row: store.current.items["price"][row].as_py() for row in prices} == prices and len(prices) == 2
+        store.apply(Changes([{"item_id": "item-02", "title": "back"}]))
+        assert store.current.index.encode("item-02") == start.index.encode("item-02")
+        store.rollback(0)
+        assert same(store.current, start, number=False)
+        for extra in ({}, {"semid": start.index.tokens_of_row(0)}):
+            with pytest.raises(ValueError, match="'new'.* streams"):
+                store.prepare(Changes([{**NEW, **extra}]))
+
+
+def test_an_item_of_an_updated_folder_keeps_the_version_it_came_with(tmp_path):
+    items = tiny_data().items.append_column(VERSION_COLUMN, pa.array([1] * 23 + [2], pa.int32()))
+    index = tiny_index(tiny_data())
+    index.info["version"] = 2
+    with CatalogueStore(bare(tmp_path / "second", index, items)) as store:
+        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-23", "item-22"]))
+        assert row(store.current, "new")[VERSION_COLUMN] == 3
+        assert store.current.index.info["reserved_versions"] == {"item-23": 2}
+        store.apply(Changes([{"item_id": item, "title": "back"} for item in ("item-23", "item-22")], ["new"]))
+        assert (
+            row(store.current, "item-23")[VERSION_COLUMN] == 2 and row(store.current, "item-22")[VERSION_COLUMN] == 1
+        )
+        assert store.current.index.info["reserved_versions"] == {"new": 3}
+        with pytest.raises(ValueError, match=f"column '{VERSION_COLUMN}': the catalogue has"):
+            store.prepare(Changes([{"item_id": "item-01", VERSION_COLUMN: 1}]))
+
+
+def test_columns_of_many_types(tmp_path):
+    items = tiny_data().items
+    n = items.num_rows
+    day = datetime.date(2024, 2, 29)
+    noon = datetime.datetime(2024, 2, 29, 12, 0, 0, 500, datetime.UTC)
+    further = {
+        "stock": pa.array(range(n), pa.int16()),
+        "in_stock": pa.array([True] * n),
+        "tags": pa.array([["a", "b"], None, []] * (n // 3), pa.list_(pa.string())),
+        "sizes": pa.array([[1, 2]] * n, pa.list_(pa.int32())),
+        "since": pa.array([day] * n),
+        "seen": pa.array([noon] * n, pa.timestamp("us", "UTC")),
+        "cost": pa.array([Decimal("1.50")] * n, pa.decimal128(9, 2)),
+        "colour": pa.array(["red"] * n).dictionary_encode(),
+        "vector": pa.array([[0.5, 1.0]] * n, pa.list_(pa.float32())),
+        "raw": pa.array([b"\0"] * n),
+    }
+    for name, column in further.items():
+        items = items.append_column(name, column)
+    folder = bare(tmp_path / "types", tiny_index(tiny_data()), items)
+    values = {
+        **{"stock": 7, "in_stock": False, "tags": ["c"], "sizes": [], "since": "2025-01-01"},
+        **{"seen": "2025-01-01T00:00:00Z", "cost": "2.25", "colour": "blue", "vector": [2, 0.1]},
+    }
+    with CatalogueStore(folder) as store:
+        start = store.current
+        store.apply(Changes([{"item_id": "item-04", **values}]))
+        now = row(store.current, "item-04")
+        assert now["since"] == datetime.date(2025, 1, 1) and now["cost"] == Decimal("2.25")
+        assert now["seen"] == datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+        assert (now["stock"], now["in_stock"], now["tags"], now["colour"]) == (7, False, ["c"], "blue")
+        assert now["vector"] == [2.0, np.float32(0.1)] and now["raw"] == b"\0"
+        wrong = {
+            **{"stock": [1.5, True, "7", 10**9], "in_stock": [1, "yes"], "tags": ["ab", [1]], "sizes": [[1.5], 3]},
+            **{"since": ["soon", 3], "seen": ["2025-01-01 00:00"], "cost": ["dear", "1.234"], "colour": [3]},
+            **{"vector": [[float("nan")], ["x"]], "raw": ["x"], "price": [True, "1", float("inf"), [1.0], {}]},
+            **{"title": [None, 3, "\ud800"]},
+        }
+        for name, value in ((name, value) for name, values in wrong.items() for value in values):
+            changes = Changes([{"item_id": "item-03", "price": 1.0}, {"item_id": "item-04", name: value}])
+            with pytest.raises(ValueError, match=f"item 'item-04', column '{name}'"):
+                store.prepare(changes)
+        current = store.current
+    assert same(load_version(folder), current)
+    with CatalogueStore(folder) as store:
+        store.rollback(0)
+        assert same(store.current, start, number=False)
+        store.apply(Changes(remove=["item-04"]))
+        with pytest.raises(ValueError, match="column 'raw' of type binary cannot be written"):
+            store.rollback(0)
+
+
+GIVEN = {**NEW, "embedding": [0.0] * 8}
+REFUSED = [
+    (Changes(), "nothing to change"),
+    (Changes(remove=["nobody"]), "item 'nobody' is to be removed, but is not in the catalogue"),
+    (Changes(remove=["item-01", "item-01"]), "'item-01' stands twice in remove"),
+    (Changes(remove=[f"item-{i:02d}" for i in range(24)]), "remove names all items"),
+    (Changes(remove=[7]), r"remove\[0\] is 7"),
+    (Changes([NEW, NEW]), "'new' stands twice in put"),
+    (Changes([{"item_id": "item-01", "price": 1.0}], ["item-01"]), "'item-01' stands in put and in remove"),
+    (Changes(["item-01"]), r"put\[0\] is 'item-01', it should be an item's columns"),
+    (Changes([{"title": "x"}]), r"put\[0\].item_id is None"),
+    (Changes([{"item_id": 12, "title": "x"}]), r"put\[0\].item_id is 12"),
+    (Changes([{"item_id": " ", "title": "x"}]), r"put\[0\].item_id is ' '"),
+    (Changes([{"item_id": "\ud800", "title": "x"}]), r"put\[0\].item_id is "),
+    (Changes([{"item_id": "item-01"}]), "'item-01' is known and no column of it is given"),
+    (Changes([{"item_id": "item-01", "colour": "red"}]), "item 'item-01', column 'colour': the catalogue has"),
+    (Changes([{**NEW, "codes": [1, 2, 3]}]), "item 'new', column 'codes': the catalogue has"),
+    (Changes([{"item_id": "new", "price": 1.0}]), "'new' is new and has no title"),
+    (Changes([{**NEW, "price": "cheap"}]), "item 'new', column 'price': 'cheap' is not double"),
+    (Changes([{**NEW, "embedding": [1.0] * 7}]), "'new' gets no Semantic ID: features have 7 dimensions"),
+    (
+        Changes([GIVEN, {**GIVEN, "item_id": "b", "embedding": [1.0]}]),
+        "item 'b': its embedding holds 1 numbers, not 8",
+    ),
+    (Changes([{**NEW, "embedding": [float("nan")] * 8}]), "item 'new': embedding is .* list of finite numbers"),
+    (Changes([{**NEW, "embedding": [10**400] * 8}]), "item 'new': embedding is"),
+    (Changes([{**NEW, "embedding": "abc"}]), "item 'new': embedding is 'abc'"),
+    (Changes([{**NEW, "embedding": []}]), "item 'new': embedding is"),
+    (Changes([{**NEW, "semid": "<a_1>"}]), "item 'new': semid is '<a_1>', it should be a list of tokens"),
+    (Changes([{**NEW, "semid": []}]), "item 'new': semid is"),
+    (Changes([{**NEW, "semid": ["<a_4>"]}]), "item 'new': '<a_4>' of its semid is no token"),
+    (Changes([{**NEW, "semid": ["<b_1>", "<a_1>"]}]), "item 'new': '<a_1>' of its semid is no token of a level after"),
+    (Changes([{**NEW, "semid": ["<a_1>", "<b_1>", "<c_1>", "<d_1>"]}]), "item 'new': '<d_1>'"),
+    (
+        Changes([{**NEW, "semid": ["<a_1>", "<c_9>"]}, {**NEW, "item_id": "b", "semid": ["<a_1>", "<c_9>"]}]),
+        "item 'b': item 'new' has or had its semid",
+    ),
+    (
+        Changes([{"item_id": "item-01", "price": 1.0, "semid": ["<a_0>"]}]),
+        "item 'item-01' has the semid .* and keeps it",
+    ),
+]
+
+
+@pytest.mark.parametrize("changes, message", REFUSED, ids=range(len(REFUSED)))
+def test_what_does_not_fit_is_refused_and_leaves_no_trace(store, changes, message):
+    before, size = store.current, store._log.size
+    with pytest.raises(ValueError, match=message):
+        store.apply(changes)
+    assert store.current is before and store._log.size == size
+    assert store.apply(Changes([{"item_id": "item-01", "price": 1.0}]))["number"] == store.current.number
+
+
+def test_no_semantic_id_is_given_that_somebody_has_or_had(store):
+    store.apply(Changes(remove=["item-09"]))
+    index = store.current.index
+    for item, tokens in (("item-08", index.tokens_of_row(index.row("item-08"))), ("item-09", None)):
+        codes = index.info["reserved"]["item-09"][0]
+        tokens = tokens or [index.token(level, code) for level, code in enumerate(codes) if code >= 0]
+        with pytest.raises(ValueError, match=f"item 'new': item '{item}' has or had its semid; give it a free one"):
+            store.prepare(Changes([{**NEW, "semid": tokens}]))
+    store.apply(Changes([{**NEW, "semid": ["<a_0>", "<b_0>", "<c_20>"]}]))
+    same_title = [{"item_id": f"n{i}", "title": "red gadget number 0", "brand": "brand 0"} for i in range(5)]
+    store.apply(Changes(same_title, ["new"]))
+    taken = taken_codes(store.current.index)
+    assert len(np.unique(taken, axis=0)) == len(taken) == 24 + 1 + 5
+
+
+def test_a_full_collision_level_is_said_before_anything_happens(store):
+    many = [{"item_id": f"n{i}", "title": "red gadget number 0"} for i in range(60)]
+    with pytest.raises(
+        ValueError, match="'n0' .or one of the 59 items beside it. gets no Semantic ID: .* collision level full"
+    ):
+        store.apply(Changes(many))
+    assert store.current.number == 0
+
+
+def test_folders_that_cannot_name_new_items(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "blind", ignore=shutil.ignore_patterns("features"))
+    with CatalogueStore(tmp_path / "blind") as store:
+        with pytest.raises(ValueError, match="no encoder .*: give item 'new' an embedding or a semid"):
+            store.apply(Changes([NEW]))
+        store.apply(Changes([GIVEN]))
+    shutil.copytree(folder, tmp_path / "other")
+    config = read_json(tmp_path / "other" / ITEM_TOKENIZER / "config.json")
+    other = write_living_folder(tmp_path / "third", codebook_sizes=(4, 3))
+    shutil.rmtree(tmp_path / "other" / ITEM_TOKENIZER)
+    shutil.copytree(other / ITEM_TOKENIZER, tmp_path / "other" / ITEM_TOKENIZER)
+    assert config != read_json(tmp_path / "other" / ITEM_TOKENIZER / "config.json")
+    with CatalogueStore(tmp_path / "other") as store:
+        with pytest.raises(ValueError, match="'new' gets no Semantic ID: this index was not built with this"):
+            store.apply(Changes([NEW]))
+
+
+def test_items_whose_tokens_depend_on_the_history_need_a_semid(tmp_path):
+    index = tiny_index(tiny_data())
+    index.info["item_tokenizer"] = {"name": "pctx"}
+    with CatalogueStore(bare(tmp_path / "contextual", index)) as store:
+        with pytest.raises(ValueError, match="needs a semid of its own: .* 'pctx' knows the items it was fitted with"):
+            store.apply(Changes([NEW]))
+
+
+def test_a_folder_without_recorded_fingerprint_is_known_by_its_index(tmp_path):
+    folder = bare(tmp_path / "old", tiny_index(tiny_data()))
+    config = read_json(folder / CONFIG)
+    with CatalogueStore(folder) as store:
+        store.apply(Changes(remove=["item-00"]))
+    write_json(folder / CONFIG, {**config, "semid_fingerprint": ""})
+    assert load_version(folder).number == 1
+    write_json(folder / CONFIG, config)
+    shuffled = semids_table(folder).take(list(reversed(range(24))))
+    tiny_index(tiny_data()).aligned(shuffled).save(
+        folder / "semids.parquet", shuffled.drop_columns(["semid", "codes"])
+    )
+    with pytest.raises(ValueError, match="is not the one the model was trained with"):
+        CatalogueStore(folder)
+
+
+def test_a_recommender_of_a_version_recommends_its_items(tmp_path):
+    from tiny import write_tiny_base
+
+    data = tiny_data()
+    folder = write_tiny_base(tmp_path / "model", data, tiny_index(data))
+    with CatalogueStore(folder) as store:
+        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-03"]))
+        version = store.current
+    base = LLMRecommender.from_pretrained(folder)
+    ours = LLMRecommender(base.model, base.tokenizer, version.index, version.items, base.config)
+    found = [item.item_id for item in ours.recommend([["item-01", "item-03"]], k=24)[0]]
+    assert sorted(found) == sorted(version.index.items) and "new" in found and "item-03" not in found
