@@ -57,7 +57,10 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
             "max_num_seqs": 128,
         }
     elif mode == GENERATE:
+        from vllm.platforms import current_platform
+
         arguments |= {
+            "enforce_eager": current_platform.is_cpu(),  # compiling takes longer there than it saves
             "logits_processors": [PROCESSOR],
             # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
             # Semantic ID are -inf.

@@ -1,0 +1,94 @@
+"""Serves a model folder over HTTP.
+
+    python -m llmrec.serving out/quickstart/model
+    python -m llmrec.serving out/quickstart/model --modes recommend,generate --port 8000
+
+The key that clients must send is read from LLMREC_API_KEY, that for changes of the catalogue from LLMREC_ADMIN_KEY.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from llmrec.serving.http.settings import Settings
+
+# Limits of the front, as flags
+_LIMITS = ("max_k", "max_beams", "max_history", "max_batch", "max_concurrent", "max_queue", "timeout_s")
+_MODES = ("recommend", "generate")
+
+
+def _modes(text: str) -> list[str]:
+    modes = text.split(",")
+    if not set(modes) <= set(_MODES) or len(set(modes)) != len(modes):
+        raise argparse.ArgumentTypeError(f"{text!r} should be recommend, generate, or recommend,generate")
+    return modes
+
+
+def _object(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a JSON object, e.g. '{{\"max_num_seqs\": 64}}'")
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the server."""
+    parser = argparse.ArgumentParser("python -m llmrec.serving", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="model folder: of recipes/sft.py or recipes/grpo.py, LoRA merged")
+    parser.add_argument(
+        "--modes", type=_modes, default=["recommend"], help="recommend, generate, or both with a comma"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--name", help="of the model, in requests and answers; by default the folder's")
+    parser.add_argument("--catalogue_dir", type=Path, help="where changes of the catalogue are kept; by default "
+                        "<folder>/catalogue")  # fmt: skip
+    parser.add_argument("--dtype", default="auto", help="of the weights, e.g. bfloat16, float32")
+    parser.add_argument("--vllm", type=_object, default={}, help="JSON: more arguments of vLLM, for every engine")
+    for mode in _MODES:
+        parser.add_argument(f"--vllm_{mode}", type=_object, default={}, help=f"the same for the {mode} engine alone")
+    defaults = {field.name: field.default for field in fields(Settings)}
+    for name in _LIMITS:
+        parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")
+    parser.add_argument("--log_histories", action="store_true", help="the log repeats what requests ask")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the flags and serves."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
+    settings = Settings(
+        model=args.name or args.folder.resolve().name,
+        api_key=os.environ.get("LLMREC_API_KEY") or None,
+        admin_key=os.environ.get("LLMREC_ADMIN_KEY") or None,
+        log_histories=args.log_histories,
+        **{name: getattr(args, name) for name in _LIMITS},
+    )
+    engine = {"dtype": args.dtype} | args.vllm
+    from vllm.platforms import current_platform
+
+    if len(args.modes) > 1 and current_platform.is_cuda_alike():
+        engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
+    from llmrec.serving.server import serve
+
+    of_mode = {mode: getattr(args, f"vllm_{mode}") for mode in _MODES}
+    try:
+        asyncio.run(
+            serve(args.folder, args.modes, settings, args.host, args.port, args.catalogue_dir, engine, of_mode)
+        )
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
