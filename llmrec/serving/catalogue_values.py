@@ -34,7 +34,7 @@ def checked_values(pairs: Sequence[tuple[str, Any]], name: str, kind: pa.DataTyp
 
 
 def _strict(values: list, name: str, kind: pa.DataType) -> pa.Array:
-    """As `to_array`, without its friendliness: no 1.5 as 1, no "ab" as ["a", "b"], no true as 1.0, NaN or null title."""
+    """As `to_array`, without its friendliness: no 1.5 as 1, "ab" as ["a", "b"], true as 1.0, NaN or null title."""
     array = to_array(values, kind)
     if name == "title" and array.null_count:
         raise ValueError("every item has a title")

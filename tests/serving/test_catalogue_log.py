@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # Imports once; every line on its input starts a writer that goes on until it is killed.
 WRITERS = """if True:
     import os, sys
+    import faiss, sklearn.feature_extraction.text  # for the item tokenizer of every writer
     from llmrec.serving.catalogue_store import CatalogueStore, Changes
 
     def write():
@@ -69,7 +70,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(folder, tmp_path):
     directory = tmp_path / "log"
     acknowledged = {0: 24}
     with run_python(WRITERS, folder, directory, stdin=subprocess.PIPE) as writers:
-        for _ in range(8):
+        for _ in range(6):
             print(file=writers.stdin, flush=True)
             lines = [writers.stdout.readline().split() for _ in range(2)]  # it writes now, as fast as it can
             time.sleep(moment.uniform(0, 0.3))
@@ -87,7 +88,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(folder, tmp_path):
                     if number:
                         assert version.items["price"][version.index.row("item-03")].as_py() == number - 1
                 acknowledged[store.current.number] = store.current.items.num_rows
-        assert len(acknowledged) > 16
+        assert len(acknowledged) > 12
         writers.stdin.close()
 
 

@@ -68,7 +68,7 @@ def random_changes(data, version):
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("log")
     store = CatalogueStore(folder, directory)
