@@ -1,0 +1,89 @@
+"""Ray on this machine makes the file that one process makes."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+from llmrec.filters import Filter
+from llmrec.serving.recommend_file import load, recommend_file, settings_of
+
+DATA = tiny_data()
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory):
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=2**27)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model folder and users."""
+    folder = tmp_path_factory.mktemp("ray")
+    rng = np.random.default_rng(0)
+    items = DATA.items["item_id"].to_pylist()
+    histories = [rng.choice(items, number % 9).tolist() for number in range(50)]
+    rows = pa.table({"user_id": [f"u{number}" for number in range(50)], "history": histories})
+    pq.write_table(rows, folder / "users.parquet", row_group_size=30)
+    return write_tiny_base(folder / "model", DATA, tiny_index(DATA), head_dim=32), folder / "users.parquet"
+
+
+def assert_same(many, one):
+    """Equal but for the last bits of scores."""
+    many, one = map(pq.read_table, (many, one))
+    assert many.schema.equals(one.schema)
+    assert many.drop_columns("scores").equals(one.drop_columns("scores"))
+    scores = [table["scores"].combine_chunks().flatten() for table in (many, one)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+@pytest.mark.vllm
+def test_vllm_in_an_actor_makes_the_file_of_one_process(ray, files, tmp_path):
+    from llmrec.serving.ray_recommend import ray_recommend_file
+
+    folder, users = files
+    asked = {"k": 4, "filters": Filter(exclude_seen=True), "part_rows": 8, "num_beams": 8}
+    engine = {"dtype": "float32", "distributed_executor_backend": "uni", "max_model_len": 256}
+    one = recommend_file(load(folder), users, tmp_path / "one.parquet", **asked)
+    many = ray_recommend_file(folder, users, tmp_path / "many.parquet", "vllm", engine, 1, 0, **asked)
+    assert_same(many, one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.parquet", "one.parquet"]
+
+
+@pytest.mark.vllm
+def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
+    from llmrec.serving.ray_recommend import ray_recommend_file
+
+    folder, users = files
+    recommender, settings = load(folder), settings_of(folder, "hf", {})
+    one = recommend_file(recommender, users, tmp_path / "one.parquet", part_rows=8, settings=settings)
+    recommend, calls = recommender.recommend, []
+
+    def stopped(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return recommend(*args, **kwargs)
+
+    recommender.recommend = stopped
+    output = tmp_path / "many.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        recommend_file(recommender, users, output, part_rows=8, settings=settings)
+    begun = [path.name for path in (tmp_path / "many.parquet.parts").glob("*.parquet")]
+    assert sorted(begun) == ["000000.parquet", "000001.parquet"]
+    assert_same(ray_recommend_file(folder, users, output, "hf", {}, 2, 0, part_rows=8), one)
+
+
+@pytest.mark.vllm
+def test_an_error_of_an_actor_reaches_the_caller(ray, files, tmp_path):
+    from llmrec.serving.ray_recommend import ray_recommend_file
+
+    folder, users = files
+    request = Filter(where=[("colour", "==", "red")])
+    with pytest.raises(ValueError, match="filter column 'colour' is not in the catalogue"):
+        ray_recommend_file(folder, users, tmp_path / "lists.parquet", "hf", {}, 1, 0, filters=request)
+    assert not (tmp_path / "lists.parquet").exists()
