@@ -29,8 +29,8 @@ WRITERS = """if True:
         for step in range(store.current.number, 10**6):
             put = [{"item_id": "item-03", "price": float(step)}]
             if step % 3 == 0:
-                put.append({"item_id": f"new-{step}", "title": f"red gadget number {step}"})
-            store.apply(Changes(put, [f"new-{step - 1}"] if step % 3 == 1 else []))
+                put.append({"item_id": f"new-{step % 30}", "title": f"red gadget number {step}"})
+            store.apply(Changes(put, [f"new-{(step - 1) % 30}"] if step % 3 == 1 else []))
             print(store.current.number, store.current.items.num_rows, flush=True)
             if step % 20 == 19:
                 store.compact()
