@@ -56,6 +56,27 @@ def test_more_than_the_catalogue_and_filters(recommender):
 
 
 @pytest.mark.parametrize(
+    "limits", [{"brand": 1}, {"brand": 2}, {"brand": 3, "categories": 2}, {"price": 1}, {"categories": 1}]
+)
+def test_at_most_takes_the_best_of_every_value(recommender, limits):
+    ranking = recommender.recommend([["item-01"]], k=100)[0]
+    rows = {row["item_id"]: row for row in recommender.filter.items.to_pylist()}
+    expected, taken = [], {}
+    for item in ranking:
+        values = [(column, rows[item.item_id][column]) for column in limits]
+        if all(taken.get(value, 0) < limits[value[0]] for value in values):
+            expected.append(item.item_id)
+            for value in values:
+                taken[value] = taken.get(value, 0) + 1
+    for k in (1, 3, 100):
+        found = recommender.recommend([["item-01"]], k=k, filters=Filter(at_most=limits), num_beams=24)[0]
+        assert [item.item_id for item in found] == expected[:k]
+    # narrow beams widen until there are enough
+    narrow = recommender.recommend([["item-01"]], k=3, filters=Filter(at_most=limits), num_beams=1)[0]
+    assert len(narrow) == 3
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         ({"histories": [["nothing"]]}, "'nothing' has no Semantic ID"),
@@ -64,6 +85,8 @@ def test_more_than_the_catalogue_and_filters(recommender):
         ({"histories": [[]], "filters": Filter(where=[("colour", "==", "red")])}, "'colour' is not in the catalogue"),
         ({"histories": [[]], "filters": Filter(where=[("price", "~", 3)])}, "operator '~'"),
         ({"histories": [[]], "filters": Filter(where=[("price", "<", "x")])}, "does not fit the columns' types"),
+        ({"histories": [[]], "filters": Filter(at_most={"colour": 1})}, "'colour' is not in the catalogue"),
+        ({"histories": [[]], "filters": Filter(at_most={"brand": 0})}, "at_most\\['brand'\\] is 0"),
         ({"histories": [[]], "filters": Filter(deny=["gone"])}, "'gone', which is not in the catalogue"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What vLLM finds through entry points: the architectures of `recommend` mode, and the routes for `vllm serve`."""
+"""What vLLM finds through entry points: the architectures of `recommend` mode, and routes for its own `vllm serve`."""
 
 # architecture of a model folder -> class of llmrec.serving.pooling_model
 ARCHITECTURES = {
@@ -15,3 +15,10 @@ def register() -> None:
 
     for name in set(ARCHITECTURES.values()):
         ModelRegistry.register_model(name, f"llmrec.serving.pooling_model:{name}")
+
+
+def endpoint_plugin():
+    """The HTTP front for `vllm serve`, where `VLLM_PLUGINS` names `llmrec`."""
+    from llmrec.serving.vllm_routes import FrontRoutes
+
+    return FrontRoutes()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -101,14 +102,8 @@ async def serve(
             more = (engine or {}) | ((of_mode or {}).get(mode) or {})
             clients[mode] = await _start(engine_arguments(folder, mode, store.directory, **more))
             stack.callback(clients[mode].shutdown)
-        engines = Engines(clients, asyncio.get_running_loop())
-        make = _recommenders(folder, engines)
-        service = await asyncio.to_thread(
-            Service, store, make, publish=engines.publish, retire=engines.retire, check=engines.check
-        )
-        depth = store.current.index.num_levels
-        room = min(client.model_config.max_model_len for client in clients.values()) - depth
-        settings = replace(settings, max_prompt_tokens=min(settings.max_prompt_tokens or room, room))
+        service = await open_service(folder, store, clients)
+        settings = settings_of(folder, store, clients, settings)
         generate = await _openai(clients[GENERATE], settings.model, folder) if GENERATE in clients else None
         app = create_app(service, settings, generate)
         config = uvicorn.Config(
@@ -120,6 +115,25 @@ async def serve(
         # Threads that wait for a search need the loop: the front stops first, then the engines.
         await uvicorn.Server(config).serve()
         await asyncio.to_thread(service.close)
+
+
+async def open_service(folder: str | Path, store: CatalogueStore, clients: dict) -> Service:
+    """The service over engines by mode that run in this event loop, and hold the store's current version."""
+    engines = Engines(clients, asyncio.get_running_loop())
+    make = _recommenders(folder, engines)
+    hooks = {"publish": engines.publish, "retire": engines.retire, "check": engines.check}
+    return await asyncio.to_thread(Service, store, make, **hooks)
+
+
+def settings_of(
+    folder: str | Path, store: CatalogueStore, clients: dict, settings: Settings | None = None
+) -> Settings:
+    """Settings with the room that the engines have for a prompt; by default with the keys of the environment."""
+    if settings is None:
+        keys = {name: os.environ.get(f"LLMREC_{name.upper()}") or None for name in ("api_key", "admin_key")}
+        settings = Settings(Path(folder).resolve().name, **keys)
+    room = min(client.model_config.max_model_len for client in clients.values()) - store.current.index.num_levels
+    return replace(settings, max_prompt_tokens=min(settings.max_prompt_tokens or room, room))
 
 
 async def _start(arguments: dict):

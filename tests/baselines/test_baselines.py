@@ -69,6 +69,11 @@ def test_protocol_filters_and_folder(name, baselines, data, tmp_path):
     assert sorted(ids[1])[-1] <= "item-03" and len(ids[1]) == 3
     assert len(ids[2]) == 23 and "item-11" not in ids[2]
     assert ids[3] == ["item-00"]
+    (one_each,) = recommender.recommend(histories[:1], k=100, filters=Filter(at_most={"brand": 1}))
+    (whole,) = recommender.recommend(histories[:1], k=100)
+    brand = dict(zip(data.items["item_id"].to_pylist(), data.items["brand"].to_pylist()))
+    first = {brand[item.item_id]: item.item_id for item in reversed(whole)}
+    assert sorted(item.item_id for item in one_each) == sorted(first.values())
     recommender.save_pretrained(tmp_path / name, {"data_fingerprint": data.fingerprint})
     again = load_recommender(tmp_path / name).recommend(histories, k=[100, 3, 24, 5], filters=filters)
     assert again == lists

@@ -16,8 +16,11 @@ from llmrec.vocabulary import extend_vocabulary
 FAMILIES = {"qwen3": {}, "qwen2": {"model_type": "qwen2"}, "llama": {"model_type": "llama"}}
 
 
-def random_catalogue(num_items: int, depth: int, seed: int) -> tuple[SemIDIndex, pa.Table]:
-    """Ragged Semantic IDs of 1 to `depth` tokens; some are shared by items, some begin others, some items have two."""
+def random_catalogue(num_items: int, depth: int, seed: int, fixed: bool = False) -> tuple[SemIDIndex, pa.Table]:
+    """Ragged Semantic IDs of 1 to `depth` tokens; some are shared by items, some begin others, some items have two.
+
+    `fixed` ones are distinct, and all of `depth` tokens.
+    """
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 6, (num_items, depth)).astype(np.int32)
     lengths = rng.integers(min(2, depth), depth + 1, num_items)
@@ -29,6 +32,9 @@ def random_catalogue(num_items: int, depth: int, seed: int) -> tuple[SemIDIndex,
     rows = [*range(num_items), *again.tolist()]
     extra = rng.integers(0, 6, (len(again), depth)).astype(np.int32)
     index = SemIDIndex([names[row] for row in rows], np.concatenate([codes, extra]), [6] * depth)
+    if fixed:
+        numbers = rng.permutation(6**depth)[:num_items]
+        index = SemIDIndex(names, np.stack(np.unravel_index(numbers, (6,) * depth), 1).astype(np.int32), [6] * depth)
     items = pa.table(
         {
             "item_id": names,
@@ -49,10 +55,11 @@ def random_folder(
     depth: int = 4,
     seed: int = 0,
     prompt: str = "stream",
+    fixed: bool = False,
     **settings,
 ) -> Path:
     """A model folder with weights large enough for beams to matter; heads have a width that vLLM has on a CPU."""
-    index, items = random_catalogue(num_items, depth, seed)
+    index, items = random_catalogue(num_items, depth, seed, fixed)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist()))
     tokenizer = train_tokenizer(titles.values(), 300)
     config = {**MODEL, "head_dim": 32, "tie_word_embeddings": tied, "initializer_range": 0.2, **FAMILIES[family]}
