@@ -9,6 +9,7 @@ from llmrec.serving.demo.tree_view import draw
 from llmrec.serving.demo.users import Users
 
 MOST_ITEMS = 50
+PLAIN = ("item_id", "title", "description", "source_id")  # seldom what a condition is about
 LISTS = ("list", "large_list", "fixed_size_list", "struct")  # columns that no condition fits
 NOT_SEARCHED = views.empty("Nothing searched yet", "What you find is listed here, to be added.")
 FIRST = views.empty("Nothing asked yet", "Build a history on the left, then press Recommend.")
@@ -34,14 +35,15 @@ class Actions:
             offline = views.header(self.client.url, alive=False), views.notice(str(error), "error"), WHY, {}, False
             return *offline, gr.update(choices=[], value=None), gr.update(choices=[no_limit], value="")
         columns = {name: kind for name, kind in catalogue["columns"].items() if not kind.startswith(LISTS)}
+        names = sorted(columns, key=lambda name: name in PLAIN)
         return (
             views.header(model, catalogue["items"], catalogue["version"]),
             FIRST,
             WHY if explains else NO_WORDS,
             columns,
             explains,
-            gr.update(choices=list(columns), value=next(iter(columns), None)),
-            gr.update(choices=[no_limit, *((name, name) for name in columns)], value=""),
+            gr.update(choices=names, value=next(iter(names), None)),
+            gr.update(choices=[no_limit, *((name, name) for name in names)], value=""),
         )
 
     def search(self, query: str, key: str) -> str:

@@ -9,7 +9,7 @@ from llmrec.serving.demo.client import Client
 from llmrec.serving.demo.questions import OPERATORS, QUESTIONS, Question
 from llmrec.serving.demo.users import Users
 
-BEAMS = [("model's own", 0), *((str(beams), beams) for beams in (10, 20, 50, 100, 200, 512))]
+BEAMS = [("model's own", 0), *((str(beams), beams) for beams in (50, 100, 200, 512))]
 STYLE = Path(__file__).with_name("style.css")
 # A click on anything with `data-action` reaches Python with all its `data-` attributes.
 TELL = """element.addEventListener("click", event => {

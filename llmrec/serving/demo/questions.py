@@ -1,9 +1,10 @@
 """What the person chose on the page as the body of `/v1/recommend`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-TREE_ITEMS = 50  # the tree of fewer would be a twig
+TREE_ITEMS = 50  # the tree of fewer would be a twig; a search is at least so many beams wide
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
 
 
@@ -45,7 +46,9 @@ def typed(text: str, operator: str, kind: str):
         if kind.startswith(("int", "uint")):
             return int(text)
         if kind.startswith(("double", "float", "half")):
-            return float(text)
+            if math.isfinite(number := float(text)):
+                return number
+            raise ValueError
     except (ValueError, KeyError):
         raise ValueError(f"“{text}” does not fit a column of type {kind}.") from None
     return text

@@ -19,7 +19,10 @@ def shortened(text: str, length: int) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %" if share >= 0.001 else "< 0.1 %"
+    """A share in [0, 1] for people, as HTML."""
+    if share < 0.001:
+        return "&lt; 0.1 %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def shares(scores: Sequence[float]) -> list[float]:
@@ -54,6 +57,14 @@ def notice(text: str, kind: str = "info") -> str:
 
 def empty(title: str, text: str) -> str:
     return f'<div class="empty"><b>{escape(title)}</b><span>{escape(text)}</span></div>'
+
+
+def quiet(text: str) -> str:
+    return f'<p class="quiet">{escape(text)}</p>'
+
+
+def explanation(title: str, words: str) -> str:
+    return f"<blockquote><b>{escape(title)}</b><p>{escape(words)}</p></blockquote>"
 
 
 def header(model: str, items: int | None = None, version: int | None = None, alive: bool = True) -> str:
@@ -126,14 +137,6 @@ def recommendations(items: Sequence[dict], k: int, target: str | None = None, ex
             f'<i style="--share:{share / max(of_list):.3f}"></i></div>{why if explains else ""}</li>'
         )
     return f'<ol class="recommendations">{rows}</ol>'
-
-
-def quiet(text: str) -> str:
-    return f'<p class="quiet">{escape(text)}</p>'
-
-
-def explanation(title: str, words: str) -> str:
-    return f"<blockquote><b>{escape(title)}</b><p>{escape(words)}</p></blockquote>"
 
 
 def outcome(answer: dict, k: int, target: dict | None) -> str:

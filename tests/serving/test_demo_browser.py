@@ -1,0 +1,169 @@
+"""The demo in a real headless browser: Debian's chromium, driven by playwright.
+
+apt-get install -y chromium && pip install gradio playwright
+pytest -m browser tests/serving/test_demo_browser.py
+"""
+
+import dataclasses
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from demo_server import listening
+from http_fixtures import Server
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no chromium", allow_module_level=True)
+pytestmark = pytest.mark.browser
+
+from llmrec.serving.demo.client import Client  # noqa: E402
+from llmrec.serving.demo.page import look, page  # noqa: E402
+from llmrec.serving.demo.users import Users  # noqa: E402
+
+EVIL = "green <img src=x onerror=window.hacked=1> ${window.hacked=2} {{value}} `x`</script>"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """`(model folder, data folder)`; two titles are hostile."""
+    folder, data = tmp_path_factory.mktemp("browser"), tiny_data(num_items=60)
+    titles = data.items["title"].to_pylist()
+    titles[7] = titles[8] = EVIL
+    place = data.items.column_names.index("title")
+    data = dataclasses.replace(data, items=data.items.set_column(place, "title", pa.array(titles)))
+    for name in ("test", "valid"):
+        pq.write_table(getattr(data, name), folder / f"{name}.parquet")
+    return write_tiny_base(folder / "model", data, tiny_index(data), "next_item"), folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, made, tmp_path):
+    """Opens the page of a server with some settings; at the end nothing has gone wrong in it or left the machine."""
+    from contextlib import ExitStack
+
+    wrong: list[str] = []
+    with ExitStack() as stack:
+
+        def opened(width: int = 1280, key: str = "", **settings):
+            server = Server(made[0], tmp_path / "log", **settings)
+            stack.callback(server.close)
+            blocks = page(Client(stack.enter_context(listening(server.app)), key), Users(made[1]))
+            _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **look())
+            stack.callback(blocks.close)
+            tab = browser.new_page(viewport={"width": width, "height": 900})
+            stack.callback(tab.close)
+            tab.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+            tab.on("pageerror", lambda error: wrong.append(str(error)))
+            tab.on(
+                "request",
+                lambda sent: wrong.append(sent.url) if not sent.url.startswith((url, "data:", "blob:")) else None,
+            )
+            tab.goto(url)
+            tab.wait_for_selector("#header .dot")
+            return tab
+
+        yield opened
+    assert not wrong
+
+
+def add(tab, query: str, number: int = 0) -> None:
+    before = tab.locator("#history li").count()
+    tab.locator("#search textarea, #search input").fill(query)
+    tab.locator("#found li", has_text=query.split()[0]).nth(number).locator("button").click()
+    playwright.expect(tab.locator("#history li")).to_have_count(before + 1)
+
+
+def recommend(tab) -> list[str]:
+    tab.locator("#listed").evaluate("element => element.querySelectorAll('.outcome').forEach(line => line.remove())")
+    tab.locator("#recommend").click()
+    playwright.expect(tab.locator("#listed .outcome").first).to_be_visible(timeout=60_000)
+    return tab.locator("#listed .what b").all_inner_texts()
+
+
+def test_a_history_by_search_recommendations_filters_and_the_tree(visit):
+    tab = visit()
+    playwright.expect(tab.locator("#header")).to_contain_text("60 items")
+    add(tab, "red gadget", 1)
+    add(tab, "blue gadget", 0)
+    add(tab, "blue gadget", 2)
+    tab.locator("#history li button").nth(1).click()
+    playwright.expect(tab.locator("#history li")).to_have_count(2)
+    place = "document.querySelector('#tree').getBoundingClientRect().top + scrollY"
+    before = tab.evaluate(place)
+    titles = recommend(tab)
+    assert len(titles) == 10 and tab.evaluate(place) == before  # nothing jumps
+    levels = tab.locator("#tree svg g.level")
+    playwright.expect(levels).to_have_count(5)  # prompt, three levels, items
+    delays = levels.evaluate_all("groups => groups.map(group => parseFloat(getComputedStyle(group).animationDelay))")
+    assert delays == sorted(delays) and delays[0] == 0 and len(set(delays)) == 5
+    tab.wait_for_timeout(1000 * delays[-1] + 700)
+    assert levels.evaluate_all("groups => groups.map(group => getComputedStyle(group).opacity)") == ["1"] * 5
+    assert {*tab.locator("#tree .title:not(.folded)").all_inner_texts()} >= {*titles}
+    assert tab.locator("#why").inner_text().startswith("This server writes no explanations")
+    assert tab.locator("#listed .why").count() == 0
+
+    tab.locator("#filters button").first.click()
+    tab.locator("#value textarea, #value input").fill("brand 1")
+    tab.locator("#add-condition").click()
+    playwright.expect(tab.locator("#conditions li")).to_have_text(["brand == brand 1×"])
+    filtered = recommend(tab)
+    assert len(filtered) == 10 and filtered != titles
+    tab.locator("#conditions li button").click()
+    playwright.expect(tab.locator("#conditions li")).to_have_count(0)
+    assert recommend(tab) == titles
+
+
+def test_hostile_titles_are_shown_as_they_are(visit):
+    tab = visit()
+    add(tab, "green <img")
+    recommend(tab)
+    for part in ("#found span", "#history span"):
+        assert tab.locator(part).first.inner_text() == EVIL
+    assert tab.locator("#columns img").count() == 0 and tab.evaluate("window.hacked") is None
+
+
+def test_a_user_of_the_data_and_a_wish(visit):
+    tab = visit()
+    tab.locator("#any-user").click()
+    playwright.expect(tab.locator("#listed .outcome.next")).to_contain_text("Chosen next", timeout=60_000)
+    history = tab.locator("#history li").count()
+    assert history in (6, 7)
+    tab.locator("#question input").click()
+    tab.get_by_role("option", name="Search in words").click()
+    playwright.expect(tab.locator("#text")).to_contain_text("Query")
+    tab.locator("#recommend").click()
+    playwright.expect(tab.locator("#listed .notice")).to_contain_text("Type something")
+    tab.locator("#text textarea, #text input").fill("green gadget")
+    assert len(recommend(tab)) == 10
+
+
+def test_a_key_is_asked_for(visit):
+    tab = visit(api_key="secret")
+    playwright.expect(tab.locator("#listed [role=alert]")).to_contain_text("API key")
+    tab.get_by_role("button", name="Access").click()
+    tab.locator("input[type=password]").fill("secret")
+    tab.get_by_role("button", name="Reconnect").click()
+    playwright.expect(tab.locator("#header .dot.up")).to_be_visible()
+    add(tab, "red gadget")
+    assert len(recommend(tab)) == 10
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
+def test_nothing_is_wider_than_the_window(visit, width):
+    tab = visit(width)
+    add(tab, "red gadget")
+    recommend(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width

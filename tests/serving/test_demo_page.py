@@ -1,0 +1,101 @@
+"""The page's actions without a browser, against the real front; `test_demo_browser.py` has the browser."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from demo_server import free_port, listening
+from http_fixtures import Server
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+gr = pytest.importorskip("gradio")
+
+from llmrec.serving.demo.actions import FIRST, NO_TREE, NO_WORDS, Actions  # noqa: E402
+from llmrec.serving.demo.client import Client  # noqa: E402
+from llmrec.serving.demo.page import look, page  # noqa: E402
+from llmrec.serving.demo.users import Users  # noqa: E402
+
+DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
+FORM = ("What comes next?", "", 5, 0, False, [], 2, "", "", False)
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory):
+    folder, data = tmp_path_factory.mktemp("page"), tiny_data()
+    for name in ("test", "valid"):
+        pq.write_table(getattr(data, name), folder / f"{name}.parquet")
+    base = write_tiny_base(folder / "model", data, tiny_index(data), "next_item")
+    server = Server(base, folder / "log", api_key="key")
+    with listening(server.app) as url:
+        yield Actions(Client(url, "key"), Users(folder))
+    server.close()
+
+
+def test_connecting_fills_the_page(acts):
+    header, listed, why, columns, explains, column, group = acts.connect("")
+    assert "24 items" in header and "catalogue version 0" in header and "online" in header
+    assert (listed, why, explains) == (FIRST, NO_WORDS, False)
+    assert columns["price"] == "double" and column["value"] == "brand" and "brand" in column["choices"]
+    assert group["choices"][0] == ("no limit", "")
+
+
+def test_a_wrong_key_is_told(acts):
+    header, listed, *_ = acts.connect("wrong")
+    assert "not connected" in header and "API key" in listed and 'role="alert"' in listed
+    assert "API key" in acts.search("gadget", "wrong")
+    assert "API key" in acts.recommend([{"item_id": "item-01"}], None, *FORM[:-2], "wrong", False)[0]
+
+
+def test_no_server_is_told():
+    url = f"http://127.0.0.1:{free_port()}"
+    header, listed, *_ = Actions(Client(url), None).connect("")
+    assert url in header and "not connected" in header and "Nothing answers" in listed
+
+
+def test_a_user_is_shown_with_what_they_chose_next(acts):
+    row = acts.users.rows[0]
+    history, listed_history, target, listed, tree, why, titles = acts.pick(0, *FORM)
+    assert [item["item_id"] for item in history] == row["history"] and target["item_id"] == row["target"]
+    assert listed_history.count("<li>") == len(history)
+    assert "★ Chosen next" in listed and target["title"] in listed and len(titles) == 24
+    assert listed.count('class="what"') == 5 and tree.count("★") >= 1 and why == NO_WORDS
+
+
+def test_conditions_reach_the_list(acts):
+    where, chips, value = acts.condition([], "brand", "==", "brand 1", {"brand": "string"})
+    assert (where, value) == ([["brand", "==", "brand 1"]], "") and "brand 1" in chips
+    where, chips, value = acts.condition(where, "price", "<", "cheap", {"price": "double"})
+    assert len(where) == 1 and "does not fit" in chips and value == "cheap"
+    listed, tree, _, titles = acts.recommend(
+        [{"item_id": "item-01"}], None, *FORM[:2], 10, 0, True, where, 2, "", "", False
+    )
+    assert len(titles) == 5 and all(int(item[-2:]) % 4 == 1 for item in titles) and "warning" in listed
+    listed, *_ = acts.recommend([{"item_id": "item-01"}], None, *FORM[:5], [["brand", "==", "none"]], 2, "", "", False)
+    assert "0 items" in listed
+
+
+def test_what_is_missing_is_told_before_the_server_is_asked(acts):
+    assert "Add an item" in acts.recommend([], None, *FORM)[0]
+    listed, tree, *_ = acts.recommend([{"item_id": "item-01"}], None, "Search in words", *FORM[1:])
+    assert "“Query”" in listed and tree == NO_TREE
+
+
+def test_a_refusal_is_told_kindly(acts):
+    listed, tree, *_ = acts.recommend([{"item_id": "item-99"}], None, *FORM)
+    assert "item-99" in listed and "warning" in listed and tree == NO_TREE
+
+
+def test_nothing_of_the_page_comes_from_elsewhere(acts):
+    blocks = page(acts.client, acts.users)
+    assert not re.search(r"https?://", look()["css"])
+    assert "http" not in str(look()["theme"]._font_css)
+    assert len(blocks.fns) > 10
+
+
+@pytest.mark.parametrize("arguments", [["--url", "ftp://host"], ["--data", "/nowhere"]])
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(DEMO))["main"](arguments)
+    assert error.value.code == 2 and arguments[1] in capsys.readouterr().err
