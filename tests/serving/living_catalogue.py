@@ -8,6 +8,7 @@ from tiny import tiny_data
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
+from llmrec.semids import SemIDIndex
 from llmrec.serving.catalogue_store import CatalogueVersion
 
 
@@ -37,3 +38,15 @@ def same(one: CatalogueVersion, other: CatalogueVersion, number: bool = True) ->
     aligned = one.items["item_id"].to_pylist() == one.index.item_ids
     equal = one.index.fingerprint == other.index.fingerprint and one.items.equals(other.items)
     return numbers and reserved and aligned and equal
+
+
+def row(version: CatalogueVersion, item: str) -> dict:
+    """The columns of an item."""
+    return version.items.take([version.index.row(item)]).to_pylist()[0]
+
+
+def bare(folder: Path, index: SemIDIndex, items: pa.Table | None = None) -> Path:
+    """A model folder without item tokenizer."""
+    data = tiny_data()
+    write_sidecars(folder, RecommenderConfig.of(data, index, prompt={}), index, data.items if items is None else items)
+    return folder
