@@ -82,7 +82,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._active = np.zeros(size, bool)
         self._unread = np.zeros(size, np.int64)  # output that was there before the request came to its slot
         self._position = torch.zeros(size + 1, dtype=torch.long, device=device)  # tokens of each slot that were read
-        speculative = getattr(vllm_config, "speculative_config", None)
+        speculative = vllm_config.speculative_config
         self._drafts = speculative.num_speculative_tokens if speculative else 0
 
     @classmethod
