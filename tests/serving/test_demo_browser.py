@@ -6,6 +6,7 @@ pytest -m browser tests/serving/test_demo_browser.py
 
 import dataclasses
 import shutil
+from contextlib import ExitStack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,44 +39,59 @@ def made(tmp_path_factory):
     data = dataclasses.replace(data, items=data.items.set_column(place, "title", pa.array(titles)))
     for name in ("test", "valid"):
         pq.write_table(getattr(data, name), folder / f"{name}.parquet")
-    return write_tiny_base(folder / "model", data, tiny_index(data), "next_item"), folder
+    return write_tiny_base(folder / "model", data, tiny_index(data, ragged=False), "next_item"), folder
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
+        playwright.expect.set_options(timeout=30_000)
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
 
-@pytest.fixture
-def visit(browser, made, tmp_path):
-    """Opens the page of a server with some settings; at the end nothing has gone wrong in it or left the machine."""
-    from contextlib import ExitStack
+@pytest.fixture(scope="module")
+def start(made, tmp_path_factory):
+    """Starts a server with some settings and a page for it: the page's URL."""
+    with ExitStack() as stack:
 
+        def started(**settings):
+            server = Server(made[0], tmp_path_factory.mktemp("log") / "log", **settings)
+            stack.callback(server.close)
+            blocks = page(Client(stack.enter_context(listening(server.app))), Users(made[1]))
+            stack.callback(blocks.close)
+            return blocks.launch(prevent_thread_lock=True, quiet=True, **look())[1]
+
+        yield started
+
+
+@pytest.fixture(scope="module")
+def url(start):
+    return start()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; at the end nothing has gone wrong in it or was fetched from elsewhere."""
     wrong: list[str] = []
     with ExitStack() as stack:
 
-        def opened(width: int = 1280, key: str = "", **settings):
-            server = Server(made[0], tmp_path / "log", **settings)
-            stack.callback(server.close)
-            blocks = page(Client(stack.enter_context(listening(server.app)), key), Users(made[1]))
-            _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **look())
-            stack.callback(blocks.close)
+        def visited(url: str, width: int = 1280):
+            def sent(request):
+                if not request.url.startswith((url, "data:", "blob:")):
+                    wrong.append(request.url)
+
             tab = browser.new_page(viewport={"width": width, "height": 900})
             stack.callback(tab.close)
             tab.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
             tab.on("pageerror", lambda error: wrong.append(str(error)))
-            tab.on(
-                "request",
-                lambda sent: wrong.append(sent.url) if not sent.url.startswith((url, "data:", "blob:")) else None,
-            )
+            tab.on("request", sent)
             tab.goto(url)
-            tab.wait_for_selector("#header .dot")
+            playwright.expect(tab.locator("#header .dot.up, #listed [role=alert]")).to_be_visible()
             return tab
 
-        yield opened
+        yield visited
     assert not wrong
 
 
@@ -89,12 +105,12 @@ def add(tab, query: str, number: int = 0) -> None:
 def recommend(tab) -> list[str]:
     tab.locator("#listed").evaluate("element => element.querySelectorAll('.outcome').forEach(line => line.remove())")
     tab.locator("#recommend").click()
-    playwright.expect(tab.locator("#listed .outcome").first).to_be_visible(timeout=60_000)
+    playwright.expect(tab.locator("#listed .outcome").first).to_be_visible()
     return tab.locator("#listed .what b").all_inner_texts()
 
 
-def test_a_history_by_search_recommendations_filters_and_the_tree(visit):
-    tab = visit()
+def test_a_history_by_search_recommendations_filters_and_the_tree(visit, url):
+    tab = visit(url)
     playwright.expect(tab.locator("#header")).to_contain_text("60 items")
     add(tab, "red gadget", 1)
     add(tab, "blue gadget", 0)
@@ -126,8 +142,8 @@ def test_a_history_by_search_recommendations_filters_and_the_tree(visit):
     assert recommend(tab) == titles
 
 
-def test_hostile_titles_are_shown_as_they_are(visit):
-    tab = visit()
+def test_hostile_titles_are_shown_as_they_are(visit, url):
+    tab = visit(url)
     add(tab, "green <img")
     recommend(tab)
     for part in ("#found span", "#history span"):
@@ -135,10 +151,10 @@ def test_hostile_titles_are_shown_as_they_are(visit):
     assert tab.locator("#columns img").count() == 0 and tab.evaluate("window.hacked") is None
 
 
-def test_a_user_of_the_data_and_a_wish(visit):
-    tab = visit()
+def test_a_user_of_the_data_and_a_wish(visit, url):
+    tab = visit(url)
     tab.locator("#any-user").click()
-    playwright.expect(tab.locator("#listed .outcome.next")).to_contain_text("Chosen next", timeout=60_000)
+    playwright.expect(tab.locator("#listed .outcome.next")).to_contain_text("Chosen next")
     history = tab.locator("#history li").count()
     assert history in (6, 7)
     tab.locator("#question input").click()
@@ -150,8 +166,8 @@ def test_a_user_of_the_data_and_a_wish(visit):
     assert len(recommend(tab)) == 10
 
 
-def test_a_key_is_asked_for(visit):
-    tab = visit(api_key="secret")
+def test_a_key_is_asked_for(visit, start):
+    tab = visit(start(api_key="secret"))
     playwright.expect(tab.locator("#listed [role=alert]")).to_contain_text("API key")
     tab.get_by_role("button", name="Access").click()
     tab.locator("input[type=password]").fill("secret")
@@ -162,8 +178,8 @@ def test_a_key_is_asked_for(visit):
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280, 1920])
-def test_nothing_is_wider_than_the_window(visit, width):
-    tab = visit(width)
+def test_nothing_is_wider_than_the_window(visit, url, width):
+    tab = visit(url, width)
     add(tab, "red gadget")
     recommend(tab)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -36,7 +36,7 @@ def look() -> dict:
         font_mono=["ui-monospace", "monospace"],
         radius_size="lg",
     )
-    return {"theme": theme, "css": STYLE.read_text(encoding="utf-8"), "footer_links": []}
+    return {"theme": theme, "css": STYLE.read_text(encoding="utf-8"), "footer_links": [], "ssr_mode": False}
 
 
 def page(client: Client, users: Users | None = None) -> gr.Blocks:
