@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmrec.semids import RowsOfItems
+
 _OPERATORS = ("=", "==", "!=", "<", ">", "<=", ">=", "in", "not in")
 _CACHED_MASKS, _CACHED_ROWS = 64, 2**28
 
@@ -51,13 +53,12 @@ class CatalogueFilter:
 
     Args:
         items (`pa.Table`): has `item_id`; repeated ids (an item with several SemIDs) are allowed.
+        rows (`RowsOfItems`, *optional*): of its ids, where they are known.
     """
 
-    def __init__(self, items: pa.Table):
+    def __init__(self, items: pa.Table, rows: RowsOfItems | None = None):
         self.items = items
-        self.rows: dict[str, list[int]] = {}
-        for row, item in enumerate(items["item_id"].to_pylist()):
-            self.rows.setdefault(item, []).append(row)
+        self.rows = RowsOfItems(items["item_id"].to_pylist()) if rows is None else rows
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self._groups: dict[str, np.ndarray] = {}
 
@@ -80,7 +81,7 @@ class CatalogueFilter:
             mask = allowed if mask is None else mask & allowed
         denied = self._rows_of(request.deny or (), "deny")
         if request.exclude_seen:
-            seen = [row for item in history for row in self.rows.get(item, ())]
+            seen = [row for item in history for row in self.rows[item]]
             denied = np.concatenate([denied, np.asarray(seen, np.int64)])
         return mask, np.unique(denied)
 
@@ -112,7 +113,7 @@ class CatalogueFilter:
             raise ValueError(f"filter column {column!r} is not in the catalogue; it has {self.items.column_names}")
 
     def _rows_of(self, item_ids: Sequence[str], field: str) -> np.ndarray:
-        unknown = next((item for item in item_ids if item not in self.rows), None)
+        unknown = next((item for item in item_ids if item not in self.rows.first), None)
         if unknown is not None:
             raise ValueError(f"filter {field!r} names item {unknown!r}, which is not in the catalogue")
         return np.asarray([row for item in item_ids for row in self.rows[item]], np.int64)

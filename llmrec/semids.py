@@ -29,6 +29,26 @@ PATTERNS = {
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+class RowsOfItems:
+    """Where items stand in a list of ids that may repeat; small for ids that do not.
+
+    Attributes:
+        first (`dict[str, int]`): item → its first row, in order of first appearance.
+    """
+
+    def __init__(self, item_ids: Sequence[str]):
+        self.first: dict[str, int] = {}
+        self._others: dict[str, list[int]] = {}
+        for row, item in enumerate(item_ids):
+            if self.first.setdefault(item, row) != row:
+                self._others.setdefault(item, []).append(row)
+
+    def __getitem__(self, item_id: str) -> list[int]:
+        """All its rows; none for an unknown item."""
+        row = self.first.get(item_id)
+        return [] if row is None else [row, *self._others.get(item_id, ())]
+
+
 class SemIDIndex:
     """Item ids and their Semantic IDs.
 
@@ -100,9 +120,7 @@ class SemIDIndex:
         self.behaviours = [str(behaviour) for behaviour in behaviours]
         if len(set(self.tokens)) != len(self.tokens):
             raise ValueError(f"behaviours {self.behaviours} repeat, or read like tokens of the Semantic IDs")
-        self._rows_of_item: dict[str, list[int]] = {}
-        for row, item in enumerate(self.item_ids):
-            self._rows_of_item.setdefault(item, []).append(row)
+        self.rows_of_items = RowsOfItems(self.item_ids)
         self._rows_of_semid: dict[str, list[int]] | None = None
 
     # Tokens
@@ -158,17 +176,20 @@ class SemIDIndex:
     @cached_property
     def items(self) -> list[str]:
         """Distinct item ids in order of first appearance."""
-        return list(self._rows_of_item)
+        return list(self.rows_of_items.first)
 
-    def _rows(self, item_id: str) -> list[int]:
-        try:
-            return self._rows_of_item[item_id]
-        except KeyError:
-            raise ValueError(f"item {item_id!r} has no Semantic ID: is it in the catalogue?") from None
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self.rows_of_items.first
+
+    def rows(self, item_id: str) -> list[int]:
+        """The rows of an item, that of its primary SemID first; raises `ValueError` for an unknown item."""
+        if item_id not in self:
+            raise ValueError(f"item {item_id!r} has no Semantic ID: is it in the catalogue?")
+        return self.rows_of_items[item_id]
 
     def row(self, item_id: str) -> int:
         """The row of an item's primary SemID; raises `ValueError` for an unknown item."""
-        return self._rows(item_id)[0]
+        return self.rows(item_id)[0]
 
     def tokens_of_row(self, row: int) -> list[str]:
         """The tokens of a row's SemID."""
@@ -183,7 +204,7 @@ class SemIDIndex:
         An item that was removed still has the one that is reserved for it, so that histories with it can be read.
         """
         reserved = self.info.get("reserved", {})
-        if item_id in reserved and item_id not in self._rows_of_item:
+        if item_id in reserved and item_id not in self:
             return self._joined(self._tokens_of(reserved[item_id][0]))
         return self.semid_of_row(self.row(item_id))
 
@@ -208,13 +229,13 @@ class SemIDIndex:
     def aligned(self, items: pa.Table) -> "SemIDIndex":
         """The same SemIDs for exactly the items of a catalogue, in its order; raises `ValueError` if one has none."""
         wanted = items["item_id"].to_pylist()
-        without = [item for item in wanted if item not in self._rows_of_item]
+        without = [item for item in wanted if item not in self]
         if without:
             raise ValueError(
                 f"item {without[0]!r} of the catalogue has no Semantic ID here ({len(without)} such items): "
                 "these Semantic IDs were made for other items"
             )
-        return self.rows_at([row for item in wanted for row in self._rows(item)])
+        return self.rows_at([row for item in wanted for row in self.rows(item)])
 
     def rows_at(self, rows: Sequence[int]) -> "SemIDIndex":
         """The same index with these rows, in this order."""
@@ -236,8 +257,8 @@ class SemIDIndex:
         """A control: the same SemIDs, exchanged between random items, so that they carry no meaning."""
         items = self.items
         givers = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
-        rows = [row for giver in givers for row in self._rows_of_item[giver]]
-        takers = [item for item, giver in zip(items, givers) for _ in self._rows_of_item[giver]]
+        rows = [row for giver in givers for row in self.rows_of_items[giver]]
+        takers = [item for item, giver in zip(items, givers) for _ in self.rows_of_items[giver]]
         return self.replaced(takers, self.codes[rows], {"shuffled": seed})
 
     @property
@@ -293,10 +314,10 @@ class SemIDIndex:
         if header is None or "codes" not in table.column_names:
             raise ValueError(f"{path} was not written by llmrec: it holds no SemID codes")
         header = json.loads(header)
-        lists = table["codes"].to_pylist()
+        lists = table["codes"].combine_chunks()
         codes = np.full((len(lists), len(header["codebook_sizes"])), -1, np.int32)
-        for row, values in enumerate(lists):
-            codes[row, : len(values)] = values
+        held = np.arange(codes.shape[1]) < lists.value_lengths().to_numpy()[:, None]
+        codes[held] = lists.flatten().to_numpy()
         ids, sizes, pattern = table["item_id"].to_pylist(), header["codebook_sizes"], header["pattern"]
         behaviours = header.get("behaviours", ())
         if "vocabularies" not in header:

@@ -39,7 +39,7 @@ class SearchableCatalogue:
 
     def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, streams: Sequence[str] = ()):
         self._index, self._tokenizer = index, tokenizer
-        self.filter = CatalogueFilter(items)
+        self.filter = CatalogueFilter(items, index.rows_of_items)
         self.streams: dict[str, np.ndarray | None] = {}
         for name in streams or [next(iter(stream_names(index)), "")]:
             self.streams[name] = np.isin(np.arange(len(index)), stream_rows(index, name)) if name else None

@@ -48,7 +48,7 @@ class CatalogueVersion:
     @property
     def num_items(self) -> int:
         """Items, not rows."""
-        return len(self.index._rows_of_item)
+        return len(self.index.items)
 
     def has(self, item_id: str) -> bool:
         """Whether an item is in the catalogue."""
@@ -56,7 +56,7 @@ class CatalogueVersion:
 
     def rows_of(self, item_id: str) -> Sequence[int]:
         """The rows of an item, its primary Semantic ID first; none where it is not in the catalogue."""
-        return self.index._rows_of_item.get(item_id, ())
+        return self.index.rows(item_id) if item_id in self.index else ()
 
 
 def apply_record(version: CatalogueVersion, record: Mapping) -> CatalogueVersion:

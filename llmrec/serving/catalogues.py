@@ -49,9 +49,9 @@ class WorkerCatalogues:
             return record["number"]
 
     def drop(self, number: int) -> None:
-        """Forgets a version that no request uses any more."""
+        """Forgets a version that no request uses any more, or that was loaded in vain."""
         with self._lock:
-            if number != self.newest:
+            if len(self._versions) > 1:
                 self._versions.pop(number, None)
 
     def _add(self, version: CatalogueVersion) -> None:

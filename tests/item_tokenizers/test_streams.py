@@ -56,9 +56,9 @@ def test_a_shuffled_control_keeps_an_items_streams_together(setting):
     _, index, _, _ = setting
     control = index.shuffled(0)
     parts = [control.rows_at(stream_rows(control, name)) for name in stream_names(control)]
-    before = {index.encode(item): index.codes[index._rows(item)].tolist() for item in index.items}
+    before = {index.encode(item): index.codes[index.rows(item)].tolist() for item in index.items}
     assert all(sorted(part.items) == sorted(index.items) for part in parts)
-    assert all(control.codes[control._rows(item)].tolist() == before[control.encode(item)] for item in control.items)
+    assert all(control.codes[control.rows(item)].tolist() == before[control.encode(item)] for item in control.items)
     assert any(control.encode(item) != index.encode(item) for item in index.items)
 
 
