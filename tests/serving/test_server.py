@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     server = serve(folder, "--modes", "recommend,generate", LLMREC_API_KEY="secret")
-    server.http.headers |= KEY
+    server.http.headers.update(KEY)
     yield server
     assert server.stop() == 0
 
