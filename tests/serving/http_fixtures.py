@@ -1,6 +1,7 @@
 """A whole server on a tiny real model, for tests of the HTTP front."""
 
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,3 +83,29 @@ def serving(folder: Path, log: Path, **settings):
             yield server, client
     finally:
         server.close()
+
+
+@contextmanager
+def listening(folder: Path, log: Path, **settings):
+    """`(server, url)`; uvicorn runs the application on a free port."""
+    import uvicorn
+
+    server = Server(folder, log, **settings)
+    web = uvicorn.Server(uvicorn.Config(server.app, port=0, log_config=None))
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    try:
+        wait_for(lambda: web.started)
+        yield server, f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        web.should_exit = True
+        thread.join()
+        server.close()
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Returns when `condition()` holds, fails when it does not come to."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to hold"
+        time.sleep(0.005)

@@ -1,7 +1,6 @@
 """`create_app`: the whole HTTP front."""
 
 import time
-from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -26,7 +25,7 @@ def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
     """The ASGI application, for uvicorn.
 
     Args:
-        service (`Service`): what is served. The application closes its own threads at shutdown, not the service.
+        service (`Service`): what is served; who made it closes it.
         settings (`Settings`).
         generate (`Generate`, *optional*): vLLM's serving objects for chats and completions
             (`llmrec.serving.http.openai_routes`); without it these routes do not exist.
@@ -39,14 +38,7 @@ def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
     metrics.gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
     metrics.gauge("llmrec_catalogue_items", "Items of the current version.", lambda: service.current.num_items)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI):
-        yield
-        gate.close()
-
-    app = FastAPI(
-        title="llmrec", version=llmrec.__version__, redirect_slashes=False, redoc_url=None, lifespan=lifespan
-    )
+    app = FastAPI(title="llmrec", version=llmrec.__version__, redirect_slashes=False, redoc_url=None)
     install_error_handlers(app)
     app.include_router(recommend_router(service, settings, gate, metrics))
     app.include_router(catalogue_router(service, changes))
@@ -94,8 +86,8 @@ def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
     def limit(path: str) -> int:
         return settings.max_catalogue_bytes if path == _ADMIN else settings.max_body_bytes
 
-    app.add_middleware(BodyLimit, limit=limit, timeout_s=settings.timeout_s)
     app.add_middleware(ApiKeys, keys_of=keys_of)
+    app.add_middleware(BodyLimit, limit=limit, timeout_s=settings.timeout_s)
     app.add_middleware(RequestLog, metrics=metrics)
     app.openapi = lambda: _schema(app, keys_of)
     return app

@@ -6,6 +6,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Match
 
 logger = logging.getLogger("llmrec.serving")
 
@@ -79,7 +80,7 @@ def _validation_error(error: RequestValidationError) -> ApiError:
 
 
 def _http_error(request: Request, error: StarletteHTTPException) -> ApiError:
-    status, message = error.status_code, str(error.detail)
+    status, message, headers = error.status_code, str(error.detail), error.headers
     if isinstance(error.__cause__, UnicodeDecodeError):
         message = "the body is not UTF-8"
     elif isinstance(error.__cause__, RecursionError):
@@ -89,8 +90,10 @@ def _http_error(request: Request, error: StarletteHTTPException) -> ApiError:
     elif status == 404:
         message = f"there is no route {request.url.path}; /openapi.json lists all"
     elif status == 405:
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        headers = {"Allow": ", ".join(sorted({method for route in routes for method in route.methods}))}
         message = f"{request.url.path} has no method {request.method}; /openapi.json lists all"
-    return ApiError(status, message, headers=error.headers)
+    return ApiError(status, message, headers=headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -66,10 +66,6 @@ class Gate:
         except TimeoutError as error:
             raise self._refused(503, f"no answer within {self.timeout_s:g} s: try again later", "timeout") from error
 
-    def close(self) -> None:
-        """Takes no more calls; those that run come to their end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def _enter(self) -> float:
         if self._free.locked() and self.waiting >= self.max_queue:
             raise self._refused(429, f"{self.waiting} requests are waiting already: try again later", "queue_full")
@@ -119,6 +115,8 @@ async def _disconnected(request: Request) -> None:
 class BodyLimit:
     """ASGI middleware: a body that is too large, or does not come, is refused while it is read.
 
+    An answer that comes before the end of the body closes the connection: a server would read on.
+
     Args:
         limit: path → bytes.
         timeout_s (`float`): for the whole body.
@@ -130,13 +128,11 @@ class BodyLimit:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        limit = self.limit(scope["path"])
-        too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > limit:
-            return await too_large.response()(scope, receive, send)
-        size, complete = 0, False
+        limit, headers = self.limit(scope["path"]), dict(scope["headers"])
+        length = int(headers.get(b"content-length", b"0"))  # servers refuse what is no number
+        size, complete = 0, not length and b"transfer-encoding" not in headers
         deadline = time.monotonic() + self.timeout_s
+        too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
 
         async def limited() -> dict:
             nonlocal size, complete
@@ -148,12 +144,19 @@ class BodyLimit:
             except TimeoutError as error:
                 raise ApiError(400, f"the body did not arrive within {self.timeout_s:g} s") from error
             size += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
             if size > limit:
                 raise too_large
+            complete = not message.get("more_body", False)
             return message
 
-        await self.app(scope, limited, send)
+        async def closing(message) -> None:
+            if message["type"] == "http.response.start" and not complete:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if length > limit:
+            return await too_large.response()(scope, receive, closing)
+        await self.app(scope, limited, closing)
 
 
 class ApiKeys:
