@@ -279,12 +279,9 @@ class SemIDStates:
             for level in range(trie.depth):
                 here = (key == this) & (place.level == level) & ruled
                 children = trie.children(place.node.masked_fill(~here, DEAD), level)
-                valid = children.valid
-                if trie.has_end[level]:
-                    ends = valid & (children.column == 0)
-                    valid = valid & ~(ends & ~strict[:, None])
-                    ruled &= strict | ~ends.any(1)  # a SemID of a text that may be over leaves the next word free
-                choices.append((trie.head_ids[level][children.column], valid))
+                if trie.has_end[level]:  # a SemID of a text that may be over leaves the next word free
+                    ruled &= strict | ~(children.valid & (children.column == 0)).any(1)
+                choices.append((trie.head_ids[level][children.column], children.valid))
         free = (key >= 0) & ~ruled
         scored = (ruled & ~done) | (free & self._reported[slots])
         if self.device.type != "cpu" or bool(scored.any()):
