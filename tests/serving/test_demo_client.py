@@ -9,6 +9,7 @@ from demo_server import free_port, listening
 from http_fixtures import Server
 from tiny import tiny_data, tiny_index, write_tiny_base
 
+from llmrec.answers import prompt_texts
 from llmrec.filters import Filter
 from llmrec.serving.demo.client import Client, ServerError
 from llmrec.serving.demo.questions import QUESTIONS, body, typed
@@ -80,6 +81,20 @@ def test_a_question_reaches_the_server_as_typed(served):
     made = server.service.current.recommender.ask("like_but", [{"about": "item-04", "wish": "cheaper & red"}], 50)[0]
     assert [item["item_id"] for item in answer["items"]] == [hit.item_id for hit in made]
     assert "red" in answer["prompt"]
+
+
+def test_why_is_asked_as_in_training(served):
+    server, url = served
+    recommender = server.service.current.recommender
+    messages = Client(url).why(["item-03", "item-04"], "item-09")
+    text = recommender.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == prompt_texts(recommender, "explain", [{"history": ["item-03", "item-04"], "about": "item-09"}])[0]
+
+
+def test_a_server_without_words(served):
+    with pytest.raises(ServerError) as error:
+        Client(served[1]).explain(["item-03"], "item-09")
+    assert error.value.status == 404
 
 
 def test_a_key(folder, tmp_path):

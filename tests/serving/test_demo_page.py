@@ -99,3 +99,17 @@ def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         runpy.run_path(str(DEMO))["main"](arguments)
     assert error.value.code == 2 and arguments[1] in capsys.readouterr().err
+
+
+def test_a_history_grows_and_shrinks(acts):
+    def clicked(**data):
+        return gr.EventData(None, data)
+
+    history, shown, target = acts.add([], clicked(item="item-01", title="one <b>"))
+    assert history == [{"item_id": "item-01", "title": "one <b>"}] and "one &lt;b&gt;" in shown and target is None
+    history, *_ = acts.add(history, clicked(item="item-02", title=""))
+    history, shown, _ = acts.remove(history, clicked(place="0"))
+    assert [item["item_id"] for item in history] == ["item-02"] and "item-02" in shown
+    assert acts.clear()[0] == []
+    assert acts.drop([["a", "<", 1], ["b", "<", 2]], clicked(place="1"))[0] == [["a", "<", 1]]
+    assert "warning" in acts.why(history, {}, "", clicked(item="item-03"))  # no mode generate, told in words

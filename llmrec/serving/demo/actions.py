@@ -129,7 +129,9 @@ class Actions:
             words = self.client.with_key(key).explain([item["item_id"] for item in history], event.item)
         except ServerError as error:
             return views.notice(str(error), "warning")
-        return views.explanation(titles.get(event.item) or event.item, words or "The model has nothing to say.")
+        if not views.TOKEN.sub("", words).strip():  # nothing, or Semantic IDs alone
+            return views.notice("This model has no words for it: it has not learned the task explain.", "warning")
+        return views.explanation(titles.get(event.item) or event.item, words)
 
     @staticmethod
     def _chosen(history: list[dict]):

@@ -72,21 +72,19 @@ class Client:
         return answer | {"items": _titled(answer["items"])}
 
     def explain(self, history: Sequence[str], item_id: str) -> str:
-        """Why the item fits the history, in the words of the model (task `explain`)."""
-        prompt = load_prompt("explain")
-        *before, item = self.items([*history, item_id])
-        slots = {
-            "history": prompt.separator.join(other["semid"] for other in before),
-            "item": item["semid"],
-            "title": item["title"],
-        }
-        messages = [
-            {"role": "system", "content": prompt.system},
-            {"role": "user", "content": prompt.templates[0].prompt.format(**slots)},
-        ]
+        """Why the item fits the history, in the words of the model."""
+        messages = self.why(history, item_id)
         body = {"model": self.models()[0], "messages": messages, "max_tokens": 128, "temperature": 0}
         choice = self.call("/v1/chat/completions", body)["choices"][0]
         return (choice["message"]["content"] or "").strip()
+
+    def why(self, history: Sequence[str], item_id: str) -> list[dict]:
+        """The chat that asks for an explanation, in the words that the model was trained with (task `explain`)."""
+        prompt = load_prompt("explain")
+        *before, item = self.items([*history, item_id])
+        chosen = prompt.separator.join(other["semid"] for other in before)
+        text = prompt.templates[0].prompt.format(history=chosen, item=item["semid"], title=item["title"])
+        return [{"role": "system", "content": prompt.system}, {"role": "user", "content": text}]
 
     def call(self, path: str, body: dict | None = None) -> dict:
         """GET, or POST where there is a body.

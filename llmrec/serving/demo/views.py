@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-_TOKEN = re.compile(r"<[^<>]+>")
+TOKEN = re.compile(r"<[^<>]+>")
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
 
 
@@ -36,7 +36,7 @@ def shares(scores: Sequence[float]) -> list[float]:
 
 def tokens_of(semid: str) -> list[str]:
     """`"<a_12><b_7>"` → `["<a_12>", "<b_7>"]`; a Semantic ID of another form is one token."""
-    return _TOKEN.findall(semid) if "".join(_TOKEN.findall(semid)) == semid and semid else [semid]
+    return TOKEN.findall(semid) if "".join(TOKEN.findall(semid)) == semid and semid else [semid]
 
 
 def bare(token: str, length: int) -> str:
