@@ -1,0 +1,73 @@
+"""Schemathesis asks what the OpenAPI schema allows, and what it forbids: every answer is one that it documents."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from serving.http_fixtures import Server
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+from llmrec.serving.http.app import create_app
+from llmrec.serving.http.settings import Settings
+
+schemathesis = pytest.importorskip("schemathesis")
+
+ITEMS = tiny_data().items["item_id"].to_pylist()
+# That an item does not exist is 400 or 404, whatever the schema says of its id.
+CONFIG = {"checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404]}}}
+
+
+answered: Counter[tuple[str, int]] = Counter()  # how often each status of each route came
+
+
+class Running:
+    """The application, from when the fixture starts it: tests are collected before."""
+
+    app = None
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+schema = schemathesis.openapi.from_dict(
+    create_app(None, Settings("tiny", api_key="key")).openapi(), config=schemathesis.Config.from_dict(CONFIG)
+)
+schema.app = Running()
+
+
+@schema.hook
+def map_body(context, body):
+    """Known items in histories, so that not all ends there."""
+    for one in [body, *(body.get("requests") or ())] if isinstance(body, dict) else ():
+        history = one.get("history") if isinstance(one, dict) else None
+        if isinstance(history, list) and one.get("history_format", "item_id") == "item_id":
+            known = [ITEMS[len(entry) % len(ITEMS)] if isinstance(entry, str) else entry for entry in history]
+            one["history"] = known
+    return body
+
+
+@schema.hook
+def after_call(context, case, response):
+    answered[case.operation.label, response.status_code] += 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    folder, data = tmp_path_factory.mktemp("http"), tiny_data()
+    server = Server(write_tiny_base(folder / "model", data, tiny_index(data)), folder / "log", api_key="key", max_k=50)
+    schema.app.app = server.app
+    yield server
+    server.close()
+
+
+@schema.parametrize()
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_answers_are_documented(case):
+    case.call_and_validate(headers={"Authorization": "Bearer key"})
+
+
+def test_the_server_was_asked_and_goes_on(server):
+    assert sum(answered.values()) > 300
+    assert answered["POST /v1/recommend/batch", 200] and answered["POST /v1/recommend", 400]
+    assert all(status < 500 for _, status in answered)
+    assert len(server.service.current.recommender.recommend([ITEMS[:2]], 5)[0]) == 5
