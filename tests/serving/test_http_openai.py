@@ -1,0 +1,102 @@
+"""Chats and completions of a real vLLM engine behind the front: what is refused, streamed, and let go."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+from serving_folders import random_folder
+
+
+@asynccontextmanager
+async def front(folder, log, **settings):
+    """`(client, gates)` of an application with a generating engine in this event loop."""
+    import httpx
+
+    from llmrec.serving.catalogue_store import CatalogueStore
+    from llmrec.serving.engines import GENERATE, engine_arguments
+    from llmrec.serving.http.app import create_app
+    from llmrec.serving.http.settings import Settings
+    from llmrec.serving.server import _openai, _start, open_service
+
+    with CatalogueStore(folder, log) as store:
+        engine = await _start(
+            engine_arguments(folder, GENERATE, log, dtype="float32", distributed_executor_backend="uni")
+        )
+        try:
+            service = await open_service(folder, store, {GENERATE: engine})
+            app = create_app(service, Settings("shop", **settings), await _openai(engine, "shop", folder))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=300) as client:
+                yield client, service
+            await asyncio.to_thread(service.close)
+        finally:
+            engine.shutdown()
+
+
+@pytest.mark.vllm
+def test_chats_and_completions(tmp_path):
+    folder = random_folder(tmp_path / "shop", depth=3, num_items=60)
+    asyncio.run(_ask(folder, tmp_path / "log"))
+
+
+async def _ask(folder, log):
+    async with front(folder, log) as (client, service):
+        index = service.store.current.index
+        chat = {"model": "shop", "messages": [{"role": "user", "content": "what is new?"}], "max_tokens": 30}
+        text = {"model": "shop", "prompt": "gadget", "max_tokens": 8}
+        beams = {"use_beam_search": True, "n": 5, "temperature": 0, "max_tokens": 4}
+
+        async def post(path: str, body: dict, status: int = 200) -> dict:
+            answer = await client.post(f"/v1/{path}", json=body)
+            assert answer.status_code == status, answer.text
+            return answer.json()
+
+        # Refused, each in our shape
+        for path, body, status, param in [
+            ("chat/completions", chat | {"messages": "hello"}, 400, "messages"),
+            ("chat/completions", chat | {"model": "other"}, 404, "model"),
+            ("chat/completions", chat | {"max_tokens": -1}, 400, "max_tokens"),
+            ("chat/completions", chat | {"vllm_xargs": {"semid": "outside"}}, 400, None),
+            ("chat/completions", chat | {"vllm_xargs": {"semid_version": 0}}, 400, "vllm_xargs.semid_version"),
+            ("completions", text | {"prompt": "word " * 5000}, 400, None),
+            ("completions", text | beams | {"prompt": ["one", "two"]}, 400, "prompt"),
+            ("completions", text | beams | {"stream": True}, 400, None),
+        ]:
+            error = (await post(path, body, status))["error"]
+            assert set(error) == {"message", "type", "param", "code"}, error
+            assert param is None or error["param"] == param, error
+
+        # Beams are Semantic IDs and nothing else, after one prompt given as text or in a list
+        for prompt in ("gadget", ["gadget"]):
+            choices = (await post("completions", text | beams | {"prompt": prompt}))["choices"]
+            assert len(choices) == 5
+            for choice in choices:
+                assert [item["item_id"] for item in choice["items"]] == list(
+                    dict.fromkeys(index.decode(choice["text"]))
+                )
+                assert choice["items"]
+        choices = (await post("chat/completions", chat | beams))["choices"]
+        assert all(index.decode(choice["message"]["content"]) for choice in choices)
+
+        # Streams end with the items that the text names
+        for path, body in (("chat/completions", chat), ("completions", text)):
+            body = body | {"vllm_xargs": {"semid": "next"}, "temperature": 1.0, "n": 3, "stream": True, "seed": 2}
+            answer = await client.post(f"/v1/{path}", json=body)
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            *events, last = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+            assert last == "[DONE]"
+            said = {0: "", 1: "", 2: ""}
+            for event in map(json.loads, events):
+                for choice in event["choices"]:
+                    said[choice["index"]] += choice.get("text") or choice.get("delta", {}).get("content") or ""
+            named = {choice["index"]: choice["items"] for choice in json.loads(events[-1])["choices"]}
+            assert {number: [item["item_id"] for item in items] for number, items in named.items()} == {
+                number: list(dict.fromkeys(index.decode(text))) for number, text in said.items()
+            }
+            assert all(named.values())
+
+        # Places and versions are let go
+        metrics = (await client.get("/metrics")).text
+        assert "llmrec_generating 0.0" in metrics
+        assert not any(service._uses.values())
