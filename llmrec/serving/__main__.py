@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         asyncio.run(
             serve(args.folder, args.modes, settings, args.host, args.port, args.catalogue_dir, engine, of_mode)
         )
+    except KeyboardInterrupt:
+        logging.getLogger("llmrec.serving").info("stopped")
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

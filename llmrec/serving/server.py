@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -90,8 +91,14 @@ async def serve(
     """
     import uvicorn
 
-    from llmrec.serving.plugin import register
+    from llmrec.serving.plugin import FRONT, register
 
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    # While engines start, and once more after uvicorn has handled it: engines are always shut down.
+    signal.signal(signal.SIGTERM, interrupt)
+    os.environ[FRONT] = str(os.getpid())
     register()
     store = CatalogueStore(folder, directory)  # first: the engines load what it says
     async with AsyncExitStack() as stack:
