@@ -40,7 +40,8 @@ def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
 
     app = FastAPI(title="llmrec", version=llmrec.__version__, redirect_slashes=False, redoc_url=None)
     install_error_handlers(app)
-    app.include_router(recommend_router(service, settings, gate, metrics))
+    if settings.recommend:
+        app.include_router(recommend_router(service, settings, gate, metrics))
     app.include_router(catalogue_router(service, changes))
     if generate is not None:
         from llmrec.serving.http.openai_routes import add_openai_routes

@@ -118,8 +118,12 @@ def _refusal(error: Exception) -> ApiError:
 def _api_error(response, error: Exception | None = None) -> ApiError:
     """vLLM's `ErrorResponse` as ours."""
     info = response.error
-    if info.code < 500:
-        return ApiError(info.code, info.message, info.param)
+    if info.code == 404:
+        return ApiError(404, info.message, info.param)
+    if info.code == 429:
+        return ApiError(429, info.message, info.param, headers={"Retry-After": "1"})
+    if info.code < 500 or info.code == 501:  # 501: what vLLM does not do
+        return ApiError(400, info.message, info.param)
     logger.error("the engine failed: %s", info.message, exc_info=error)
     return ApiError(503, "the engine failed: try again later", code="engine", headers={"Retry-After": "1"})
 

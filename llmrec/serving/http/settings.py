@@ -21,8 +21,12 @@ class Settings:
             completions as many again.
         max_queue (`int`): requests that wait beside them; one more is answered 429.
         timeout_s (`float`): a request that has waited and searched for longer is answered 503.
+        recommend (`bool`): whether there are routes that recommend; without an engine for it there should be none.
         log_histories (`bool`): whether the log repeats what requests ask. By default it holds no history, title or
             prompt.
+
+    Raises:
+        ValueError: a limit below its least, or a key that is empty.
     """
 
     model: str
@@ -38,4 +42,18 @@ class Settings:
     max_concurrent: int = 64
     max_queue: int = 256
     timeout_s: float = 30.0
+    recommend: bool = True
     log_histories: bool = False
+
+    def __post_init__(self):
+        for name in ("api_key", "admin_key"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give one, or None for none")
+        for name, value in vars(self).items():
+            least = 0 if name == "max_queue" else 1
+            if name.startswith("max_") and value is not None and value < least:
+                raise ValueError(f"{name} is {value}, it should be at least {least}")
+        if self.max_k > self.max_beams:
+            raise ValueError(f"max_k is {self.max_k}, more than max_beams={self.max_beams}: a search is as wide as k")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s is {self.timeout_s}, it should be more than 0")
