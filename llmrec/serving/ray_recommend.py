@@ -9,8 +9,8 @@ Checked with ray 2.60.
 
 from pathlib import Path
 
-from llmrec.filters import Filter
-from llmrec.model_folder import RecommenderConfig, load_index
+from llmrec.filters import CatalogueFilter, Filter
+from llmrec.model_folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.file_parts import Job, Known, Part, PartWorker
 from llmrec.serving.recommend_file import complete, load, settings_of
 
@@ -54,6 +54,7 @@ def ray_recommend_file(
 
     Raises:
         ValueError: see `recommend_file`; a folder that is no model folder.
+        ray.exceptions.RayTaskError: what failed in an actor; the parts that are done stay.
     """
     import ray
 
@@ -75,4 +76,7 @@ def ray_recommend_file(
             yield row["rows"]
 
     known = Known.of(load_index(model, RecommenderConfig.load(model)))
+    allowed = CatalogueFilter(semids_table(model))  # what does not fit is refused before actors start
+    allowed(filters)
+    allowed.limits(filters)
     return complete(job, known, settings_of(model, backend, engine), run)

@@ -79,11 +79,23 @@ def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
 
 
 @pytest.mark.vllm
-def test_an_error_of_an_actor_reaches_the_caller(ray, files, tmp_path):
+def test_a_filter_that_does_not_fit_is_refused_before_actors_start(ray, files, tmp_path):
     from llmrec.serving.ray_recommend import ray_recommend_file
 
     folder, users = files
-    request = Filter(where=[("colour", "==", "red")])
-    with pytest.raises(ValueError, match="filter column 'colour' is not in the catalogue"):
-        ray_recommend_file(folder, users, tmp_path / "lists.parquet", "hf", {}, 1, 0, filters=request)
-    assert not (tmp_path / "lists.parquet").exists()
+    for request in (Filter(where=[("colour", "==", "red")]), Filter(at_most={"colour": 1})):
+        with pytest.raises(ValueError, match="filter column 'colour' is not in the catalogue"):
+            ray_recommend_file(folder, users, tmp_path / "lists.parquet", "hf", {}, 1, 0, filters=request)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.vllm
+def test_parts_stay_where_an_actor_fails(ray, files, tmp_path):
+    from llmrec.serving.ray_recommend import ray_recommend_file
+
+    folder, users = files
+    output = tmp_path / "lists.parquet"
+    with pytest.raises(ray.exceptions.RayTaskError, match="num_beens"):
+        ray_recommend_file(folder, users, output, "hf", {}, 1, 0, num_beens=3)
+    assert not output.exists()
+    assert (tmp_path / "lists.parquet.parts" / "settings.json").exists()
