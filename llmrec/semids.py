@@ -217,9 +217,10 @@ class SemIDIndex:
     def decode(self, semid: str) -> list[str]:
         """The items that have this SemID (several under policy "keep"); an unknown SemID gives an empty list."""
         if self._rows_of_semid is None:
-            self._rows_of_semid = {}
+            rows: dict[str, list[int]] = {}
             for row in range(len(self)):
-                self._rows_of_semid.setdefault(self.semid_of_row(row), []).append(row)
+                rows.setdefault(self.semid_of_row(row), []).append(row)
+            self._rows_of_semid = rows  # whole: other threads may read it
         return [self.item_ids[row] for row in self._rows_of_semid.get(semid, [])]
 
     def groups(self) -> np.ndarray:

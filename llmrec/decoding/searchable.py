@@ -38,7 +38,7 @@ class SearchableCatalogue:
     """
 
     def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, streams: Sequence[str] = ()):
-        self._index, self._tokenizer = index, tokenizer
+        self.index, self._tokenizer = index, tokenizer
         self.filter = CatalogueFilter(items, index.rows_of_items)
         self.streams: dict[str, np.ndarray | None] = {}
         for name in streams or [next(iter(stream_names(index)), "")]:
@@ -47,15 +47,15 @@ class SearchableCatalogue:
     @cached_property
     def trie(self) -> SemIDTrie:
         """Built when it is first needed: who only checks filters needs none."""
-        return SemIDTrie.from_index(self._index, self._tokenizer)
+        return SemIDTrie.from_index(self.index, self._tokenizer)
 
     @cached_property
     def item_of_row(self) -> np.ndarray:
         """int64 [R]: the number of every row's item in `index.items`."""
         return np.fromiter(
-            map({item: number for number, item in enumerate(self._index.items)}.__getitem__, self._index.item_ids),
+            map({item: number for number, item in enumerate(self.index.items)}.__getitem__, self.index.item_ids),
             np.int64,
-            len(self._index),
+            len(self.index),
         )
 
     def restrictions(

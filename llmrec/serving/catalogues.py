@@ -23,8 +23,8 @@ class WorkerCatalogues:
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.config = RecommenderConfig.load(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue]] = {}
         self._lock = threading.Lock()
         self._add(load_version(folder, directory))

@@ -34,6 +34,8 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     Raises:
         ValueError: an unknown mode, or a model that cannot serve it.
     """
+    from vllm.platforms import current_platform
+
     config = read_json(Path(folder) / "config.json")
     length = more.get("max_model_len") or config.get("max_position_embeddings") or 4096
     arguments = {
@@ -42,6 +44,13 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         "worker_extension_cls": "llmrec.serving.worker.CatalogueWorker",
         "additional_config": {"catalogue": None if directory is None else str(directory)},
     }
+    if current_platform.is_cpu():
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        # The model runs in the engine's process, as on one GPU: the process that vLLM starts for it on a CPU is waited
+        # for in a loop that takes as much time as the model. (By class: the name "uni" is taken for "mp" there.)
+        arguments["distributed_executor_backend"] = UniProcExecutor
+        arguments["enforce_eager"] = True  # compiling takes longer than it saves
     if mode == RECOMMEND:
         architecture = config["architectures"][0]
         if architecture not in ARCHITECTURES:
@@ -57,10 +66,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
             "max_num_seqs": 128,
         }
     elif mode == GENERATE:
-        from vllm.platforms import current_platform
-
         arguments |= {
-            "enforce_eager": current_platform.is_cpu(),  # compiling takes longer there than it saves
             "logits_processors": [PROCESSOR],
             # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
             # Semantic ID are -inf.

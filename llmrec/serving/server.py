@@ -140,7 +140,8 @@ def settings_of(
         keys = {name: os.environ.get(f"LLMREC_{name.upper()}") or None for name in ("api_key", "admin_key")}
         settings = Settings(Path(folder).resolve().name, **keys)
     room = min(client.model_config.max_model_len for client in clients.values()) - store.current.index.num_levels
-    return replace(settings, max_prompt_tokens=min(settings.max_prompt_tokens or room, room))
+    room = min(settings.max_prompt_tokens or room, room)
+    return replace(settings, max_prompt_tokens=room, recommend=RECOMMEND in clients)
 
 
 async def _start(arguments: dict):

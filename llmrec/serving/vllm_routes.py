@@ -41,14 +41,14 @@ class FrontRoutes:
         self._app = create_app(service, settings_of(folder, store, clients))
 
 
-def flags(folder: str | Path) -> list[str]:
-    """The flags of `vllm serve` for `recommend` mode."""
+def flags(folder: str | Path, directory: str | Path | None = None) -> list[str]:
+    """The flags of `vllm serve` for `recommend` mode, with the catalogue's log in `directory`."""
     made = []
-    for name, value in engine_arguments(folder, RECOMMEND).items():
+    for name, value in engine_arguments(folder, RECOMMEND, directory).items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             made.append(flag if value else flag.replace("--", "--no-", 1))
-        elif name != "model":
+        elif name not in ("model", "distributed_executor_backend"):
             made += [flag, json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)]
     return made
 

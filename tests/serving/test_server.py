@@ -152,12 +152,12 @@ def test_killed_and_started_again(folder, hf, tmp_path):
 
 
 @pytest.mark.vllm
-def test_vllms_own_server_has_our_routes(folder, hf):
+def test_vllms_own_server_has_our_routes(folder, hf, tmp_path):
     from llmrec.serving.vllm_routes import flags
 
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
     log = folder.with_name("vllm.log")
-    server = ServerProcess([*command, *flags(folder)], log, VLLM_PLUGINS="llmrec")
+    server = ServerProcess([*command, *flags(folder, tmp_path / "catalogue")], log, VLLM_PLUGINS="llmrec")
     try:
         history = histories(hf, 1)[0]
         found = recommended(server, history=history, k=10)
