@@ -310,9 +310,9 @@ class SemIDIndex:
         """Reads a file written by `save`, or an LC-Rec / MiniOneRec `index.json` (by its ending)."""
         if str(path).endswith(".json"):
             return cls.from_index_json(path)
-        table = read_parquet(path)
+        table = read_parquet(path, ["item_id", "codes"])
         header = (table.schema.metadata or {}).get(b"llmrec")
-        if header is None or "codes" not in table.column_names:
+        if header is None or table.column_names != ["item_id", "codes"]:
             raise ValueError(f"{path} was not written by llmrec: it holds no SemID codes")
         header = json.loads(header)
         lists = table["codes"].combine_chunks()
