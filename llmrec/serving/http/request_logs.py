@@ -8,6 +8,7 @@ from uuid import uuid4
 from llmrec.serving.http.metrics import Metrics
 
 logger = logging.getLogger("llmrec.serving")
+_PROBES = ("/health", "/metrics")  # asked every few seconds by machines
 
 
 class RequestLog:
@@ -41,4 +42,5 @@ class RequestLog:
             self.metrics.requests.labels(route, str(status)).inc()
             took = round((time.perf_counter() - began) * 1000, 2)
             line = {"id": state["id"], "route": route, "method": scope["method"], "status": status, "ms": took}
-            logger.info(json.dumps(line | state["log"]))
+            level = logging.DEBUG if route in _PROBES and status == 200 else logging.INFO
+            logger.log(level, json.dumps(line | state["log"]))
