@@ -16,7 +16,7 @@ if [[ " $* " == *" -m"*vllm* && " $* " != *"not vllm"* ]]; then
     export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-ERROR}"
-    export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+    export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 fi
 
 python -m pytest "$@"

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from llmrec.serving.beam_pooler import SearchRequest
+    from llmrec.serving.inside_vllm.beam_pooler import SearchRequest
 
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
-PROCESSOR = "llmrec.serving.semid_processor:SemIDProcessor"
+PROCESSOR = "llmrec.serving.inside_vllm.semid_processor:SemIDProcessor"
 
 
 def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None = None, **more) -> dict:
@@ -41,7 +41,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     arguments = {
         "model": str(folder),
         "max_model_len": length,
-        "worker_extension_cls": "llmrec.serving.worker.CatalogueWorker",
+        "worker_extension_cls": "llmrec.serving.inside_vllm.worker.CatalogueWorker",
         "additional_config": {"catalogue": None if directory is None else str(directory)},
     }
     if current_platform.is_cpu():

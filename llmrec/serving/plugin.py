@@ -4,7 +4,7 @@ import os
 
 FRONT = "LLMREC_FRONT_PID"  # set in the environment of a server's engines
 
-# architecture of a model folder -> class of llmrec.serving.pooling_model
+# architecture of a model folder -> class of llmrec.serving.inside_vllm.pooling_model
 ARCHITECTURES = {
     "Qwen2ForCausalLM": "Qwen2Recommender",
     "Qwen3ForCausalLM": "Qwen3Recommender",
@@ -24,7 +24,7 @@ def register() -> None:
         _die_with_parent()
 
     for name in set(ARCHITECTURES.values()):
-        ModelRegistry.register_model(name, f"llmrec.serving.pooling_model:{name}")
+        ModelRegistry.register_model(name, f"llmrec.serving.inside_vllm.pooling_model:{name}")
 
 
 def _die_with_parent() -> None:

@@ -11,8 +11,8 @@ from llmrec.instructions.render import item_of
 from llmrec.model_folder import RecommenderConfig, load_parts
 from llmrec.recommender import LLMRecommender
 from llmrec.semids import SemIDIndex
-from llmrec.serving.beam_pooler import SearchRequest
 from llmrec.serving.engines import GENERATE, RECOMMEND, Engine, OfflineEngine
+from llmrec.serving.inside_vllm.beam_pooler import SearchRequest
 
 
 class VLLMRecommender(LLMRecommender):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig
-from llmrec.serving.catalogue_store import CatalogueStore, CatalogueVersion, Prepared
+from llmrec.serving.catalogue.store import CatalogueStore, CatalogueVersion, Prepared
 from llmrec.serving.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service

@@ -29,7 +29,7 @@ class FrontRoutes:
 
     async def init_state(self, engine_client, state, args) -> None:
         """Opens the catalogue beside the engine."""
-        from llmrec.serving.catalogue_store import CatalogueStore
+        from llmrec.serving.catalogue.store import CatalogueStore
         from llmrec.serving.http.app import create_app
         from llmrec.serving.server import open_service, settings_of
 

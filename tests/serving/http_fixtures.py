@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.model_folder import RecommenderConfig
 from llmrec.recommender import LLMRecommender
-from llmrec.serving.catalogue_store import CatalogueStore
+from llmrec.serving.catalogue.store import CatalogueStore
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings

@@ -9,7 +9,7 @@ from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
 from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
 from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue_store import CatalogueVersion
+from llmrec.serving.catalogue.store import CatalogueVersion
 
 
 def write_living_folder(

@@ -14,7 +14,7 @@ from llmrec.item_tokenizers.lifecycle import taken_codes
 from llmrec.item_tokenizers.streams import join_streams
 from llmrec.model_folder import ITEM_TOKENIZER
 from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue_store import CatalogueStore, Changes, load_version
+from llmrec.serving.catalogue.store import CatalogueStore, Changes, load_version
 
 NEW = {"item_id": "new", "title": "red gadget number 77"}
 GIVEN = {**NEW, "embedding": [0.0] * 8}

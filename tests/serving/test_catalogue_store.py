@@ -18,7 +18,7 @@ from llmrec.files import read_json, write_json
 from llmrec.filters import CatalogueFilter, Filter
 from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN
 from llmrec.model_folder import CONFIG, semids_table
-from llmrec.serving.catalogue_store import CatalogueStore, Changes, apply_record, apply_records, load_version
+from llmrec.serving.catalogue.store import CatalogueStore, Changes, apply_record, apply_records, load_version
 
 TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
 NEW = {"item_id": "new", "title": "red gadget number 77"}

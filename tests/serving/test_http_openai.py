@@ -13,7 +13,7 @@ async def front(folder, log, **settings):
     """`(client, gates)` of an application with a generating engine in this event loop."""
     import httpx
 
-    from llmrec.serving.catalogue_store import CatalogueStore
+    from llmrec.serving.catalogue.store import CatalogueStore
     from llmrec.serving.engines import GENERATE, engine_arguments
     from llmrec.serving.http.app import create_app
     from llmrec.serving.http.settings import Settings

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from llmrec.serving.catalogue_store import Changes
-from llmrec.serving.catalogue_values import to_json
+from llmrec.serving.catalogue.store import Changes
+from llmrec.serving.catalogue.values import to_json
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.limits import Gate
 from llmrec.serving.http.responses import errors

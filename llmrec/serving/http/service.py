@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from llmrec.recommender import LLMRecommender
-from llmrec.serving.catalogue_store import CatalogueStore, CatalogueVersion, Changes, Prepared
+from llmrec.serving.catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared
 from llmrec.serving.http.semid_scan import SemIDScanner
 
 logger = logging.getLogger("llmrec.serving")

@@ -11,7 +11,7 @@ from llmrec.item_tokenizers import ItemFeatures, ItemTokenizer, add_items, load_
 from llmrec.item_tokenizers.lifecycle import check_updatable, taken_codes
 from llmrec.model_folder import ITEM_TOKENIZER
 from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue_changes import Put, table_of
+from llmrec.serving.catalogue.changes import Put, table_of
 
 
 class NewSemIDs:

@@ -3,7 +3,7 @@
 import json
 import threading
 
-from llmrec.serving import catalogues
+from llmrec.serving.inside_vllm import catalogues
 
 
 class CatalogueWorker:

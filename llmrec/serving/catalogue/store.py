@@ -1,6 +1,6 @@
 """`CatalogueStore`: the living catalogue of a model folder, one immutable version after the other.
 
-What `commit` has returned for is on disk (`catalogue_log`) and comes back after any crash. A server prepares a
+What `commit` has returned for is on disk (`catalogue.log`) and comes back after any crash. A server prepares a
 version, loads it into its engines, and commits it, so that nobody sees a version that some engine lacks:
 
     prepared = store.prepare(Changes(put=[{"item_id": "B02", "price": 3.0}], remove=["B01"]))
@@ -20,10 +20,10 @@ from llmrec.files import read_parquet
 from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN, reserved_versions
 from llmrec.model_folder import RecommenderConfig, load_index, semids_table
 from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue_changes import Changes, checked
-from llmrec.serving.catalogue_log import CatalogueLog, now, read_segment, segment_starts, snapshot_path
-from llmrec.serving.catalogue_semids import NewSemIDs
-from llmrec.serving.catalogue_versions import CatalogueVersion, apply_record, apply_records, difference
+from llmrec.serving.catalogue.changes import Changes, checked
+from llmrec.serving.catalogue.log import CatalogueLog, now, read_segment, segment_starts, snapshot_path
+from llmrec.serving.catalogue.semids import NewSemIDs
+from llmrec.serving.catalogue.versions import CatalogueVersion, apply_record, apply_records, difference
 
 __all__ = [
     "CatalogueStore",

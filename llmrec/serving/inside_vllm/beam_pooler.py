@@ -16,8 +16,8 @@ from vllm.pooling_params import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from llmrec.filters import Filter
-from llmrec.serving.catalogues import WorkerCatalogues
-from llmrec.serving.shared_prompts import SharedPrompts
+from llmrec.serving.inside_vllm.catalogues import WorkerCatalogues
+from llmrec.serving.inside_vllm.shared_prompts import SharedPrompts
 
 logger = logging.getLogger(__name__)
 TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through

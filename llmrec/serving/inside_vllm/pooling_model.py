@@ -5,8 +5,8 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-from llmrec.serving import catalogues
-from llmrec.serving.beam_pooler import BeamPooler
+from llmrec.serving.inside_vllm import catalogues
+from llmrec.serving.inside_vllm.beam_pooler import BeamPooler
 
 
 class _Recommender:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.model_folder import RecommenderConfig
-from llmrec.serving.catalogue_store import CatalogueVersion, apply_record, load_version
+from llmrec.serving.catalogue.store import CatalogueVersion, apply_record, load_version
 
 
 class WorkerCatalogues:

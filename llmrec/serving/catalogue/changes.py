@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN
-from llmrec.serving.catalogue_values import checked_values, to_array
-from llmrec.serving.catalogue_versions import CatalogueVersion
+from llmrec.serving.catalogue.values import checked_values, to_array
+from llmrec.serving.catalogue.versions import CatalogueVersion
 
 
 @dataclass(frozen=True)

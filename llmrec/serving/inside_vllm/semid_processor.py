@@ -1,9 +1,9 @@
 """`SemIDProcessor`: Semantic IDs in ordinary vLLM, as a logits processor for both of its model runners.
 
-    --logits-processors llmrec.serving.semid_processor:SemIDProcessor --logprobs-mode processed_logits
+    --logits-processors llmrec.serving.inside_vllm.semid_processor:SemIDProcessor --logprobs-mode processed_logits
     --additional-config '{"semid": {"default": "next"}}'
 
-What a request may set stands in `llmrec.serving.semid_states.SemIDRequest`; `default` and `normalize` in
+What a request may set stands in `llmrec.serving.inside_vllm.semid_states.SemIDRequest`; `default` and `normalize` in
 `additional_config["semid"]` are the engine's defaults for requests without `semid` and `semid_normalize`.
 
 With default "next", temperature 0 and `logprobs_mode="processed_logits"` vLLM's own beam search is exact: it sums the
@@ -24,8 +24,8 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 
 from llmrec.model_folder import RecommenderConfig, load_index
-from llmrec.serving import catalogues
-from llmrec.serving.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
+from llmrec.serving.inside_vllm import catalogues
+from llmrec.serving.inside_vllm.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
 from llmrec.vocabulary import semid_token_ids
 
 try:

@@ -21,7 +21,7 @@ import pyarrow.types as types
 
 from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN
 from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue_values import to_array, to_json
+from llmrec.serving.catalogue.values import to_array, to_json
 
 
 @dataclass(frozen=True)
