@@ -5,9 +5,11 @@
 
 A random model with 3,500 items. Requests come at twice the rate that the server managed in a closed loop, whether or
 not earlier ones were answered. Every 5 seconds ten items are removed, or put back. Then the server is killed with
-SIGKILL and started again. Counted are answers that name an item which their catalogue version lacks, answers from a version
-older than one that was acknowledged before the request was sent, requests without an answer, refusals without
-Retry-After, other statuses; and memory is watched. All counts should be 0; the exit status says so.
+SIGKILL and started again.
+
+Counted are answers that name an item which their catalogue version lacks, answers from a version older than one that
+was acknowledged before the request was sent, requests without an answer, refusals without Retry-After, and other
+statuses; memory is watched. All counts should be 0; the exit status says so.
 """
 
 import argparse
