@@ -85,6 +85,33 @@ class CatalogueFilter:
             denied = np.concatenate([denied, np.asarray(seen, np.int64)])
         return mask, np.unique(denied)
 
+    def check(self, request: Filter | None) -> None:
+        """Raises what the filter raises, without looking at the catalogue's rows."""
+        if request is None:
+            return
+        if request.where:
+            self._matches(self.items.slice(0, 0), request.where)
+        for field in ("allow", "deny"):
+            self._rows_of(getattr(request, field) or (), field)
+        self._check_limits(request)
+
+    def satisfied(self, request: Filter | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> int:
+        """How many of some items of the catalogue, best first, a filter allows; looked up in their own columns."""
+        if request is None:
+            return len(item_ids)
+        rows = self.items.take(pa.array([self.rows[item][0] for item in item_ids], pa.int64()))
+        matches = self._matches(rows, request.where) if request.where else np.ones(len(item_ids), bool)
+        out = {*(request.deny or ()), *(history if request.exclude_seen else ())}
+        taken: dict[tuple, int] = {}
+        count = 0
+        for item, row, matched in zip(item_ids, rows.select(list(request.at_most or ())).to_pylist(), matches):
+            for value in row.items():
+                taken[value] = taken.get(value, 0) + 1
+            within = all(taken[v] <= request.at_most[v[0]] for v in row.items() if v[1] is not None)
+            listed = request.allow is None or item in request.allow
+            count += bool(matched) and within and listed and item not in out
+        return count
+
     def allowed(self, request: Filter | None, history: Sequence[str] = ()) -> np.ndarray:
         """bool [rows]: the same as one fresh mask, for recommenders that rank the whole catalogue."""
         mask, denied = self(request, history)
@@ -95,18 +122,22 @@ class CatalogueFilter:
     def limits(self, request: Filter | None) -> list[Limit]:
         """The limits of `at_most`; raises `ValueError` for an unknown column, or a count below 1."""
         limits = []
+        self._check_limits(request)
+        for column, count in ((request and request.at_most) or {}).items():
+            if column not in self._groups:
+                codes = self.items[column].combine_chunks().dictionary_encode()
+                self._groups[column] = pc.fill_null(codes.indices, -1).to_numpy().astype(np.int64)
+            limits.append(Limit(self._groups[column], count))
+        return limits
+
+    def _check_limits(self, request: Filter | None) -> None:
         for column, count in ((request and request.at_most) or {}).items():
             self._check_column(column)
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"filter at_most[{column!r}] is {count!r}, it should be a whole number of at least 1")
-            if column not in self._groups:
-                try:
-                    codes = self.items[column].combine_chunks().dictionary_encode()
-                except pa.ArrowException as error:
-                    raise ValueError(f"filter at_most: column {column!r} cannot be grouped: {error}") from error
-                self._groups[column] = pc.fill_null(codes.indices, -1).to_numpy().astype(np.int64)
-            limits.append(Limit(self._groups[column], count))
-        return limits
+            kind = self.items.schema.field(column).type
+            if pa.types.is_nested(kind):
+                raise ValueError(f"filter at_most: column {column!r} holds {kind}, which cannot be grouped")
 
     def _check_column(self, column: str) -> None:
         if column not in self.items.column_names:
@@ -119,28 +150,32 @@ class CatalogueFilter:
         return np.asarray([row for item in item_ids for row in self.rows[item]], np.int64)
 
     def _where(self, where: Sequence[tuple]) -> np.ndarray:
-        conditions = [tuple(condition) for condition in where]
-        key = repr(conditions)
+        key = repr([tuple(condition) for condition in where])
         mask = self._masks.get(key)
         if mask is None:
-            for condition in conditions:
-                if len(condition) != 3:
-                    raise ValueError(f"filter condition {condition!r} should be (column, operator, value)")
-                column, operator, value = condition
-                self._check_column(column)
-                if operator not in _OPERATORS:
-                    raise ValueError(f"filter operator {operator!r} is not one of {', '.join(_OPERATORS)}")
-            try:
-                matched = self.items.append_column("__row__", pa.array(np.arange(self.items.num_rows))).filter(
-                    pq.filters_to_expression(conditions)
-                )
-            except (pa.ArrowException, TypeError) as error:
-                raise ValueError(f"filter {conditions} does not fit the columns' types: {error}") from error
-            mask = np.zeros(self.items.num_rows, bool)
-            mask[pc.cast(matched["__row__"], pa.int64()).to_numpy()] = True
-            self._masks[key] = mask
+            mask = self._masks[key] = self._matches(self.items, where)
             if len(self._masks) > max(1, min(_CACHED_MASKS, _CACHED_ROWS // max(1, len(mask)))):
                 self._masks.popitem(last=False)
+        return mask
+
+    def _matches(self, items: pa.Table, where: Sequence[tuple]) -> np.ndarray:
+        """bool [rows]: for which of some rows all conditions hold."""
+        conditions = [tuple(condition) for condition in where]
+        for condition in conditions:
+            if len(condition) != 3:
+                raise ValueError(f"filter condition {condition!r} should be (column, operator, value)")
+            column, operator, _ = condition
+            self._check_column(column)
+            if operator not in _OPERATORS:
+                raise ValueError(f"filter operator {operator!r} is not one of {', '.join(_OPERATORS)}")
+        numbers = pa.array(np.arange(items.num_rows))
+        table = items.select(list(dict.fromkeys(column for column, _, _ in conditions)))
+        try:
+            matched = table.append_column("__row__", numbers).filter(pq.filters_to_expression(conditions))
+        except (pa.ArrowException, TypeError) as error:
+            raise ValueError(f"filter {conditions} does not fit the columns' types: {error}") from error
+        mask = np.zeros(items.num_rows, bool)
+        mask[pc.cast(matched["__row__"], pa.int64()).to_numpy()] = True
         return mask
 
 

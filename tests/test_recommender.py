@@ -118,3 +118,18 @@ def test_several_semids_per_item_count_once():
     recommender = LLMRecommender(model.eval(), tokenizer, both, pa.concat_tables([data.items, data.items]), config)
     items = recommender.recommend([["item-03"]], k=24)[0]
     assert len({item.item_id for item in items}) == 24
+
+
+def test_filters_are_checked_and_counted_without_the_catalogue(recommender):
+    history = ["item-03", "item-04"]
+    ids = [item.item_id for item in recommender.recommend([history], k=100)[0]]
+    rows = {row["item_id"]: row for row in recommender.filter.items.to_pylist()}
+    cheap = Filter(where=[("price", "<", 9)], exclude_seen=True, deny=["item-05"])
+    expected = [i for i in ids if rows[i]["price"] < 9 and i not in {*history, "item-05"}]
+    assert recommender.filter.satisfied(cheap, ids, history) == len(expected) == 6
+    assert recommender.filter.satisfied(Filter(allow=ids[:3]), ids[1:6]) == 2
+    assert recommender.filter.satisfied(Filter(at_most={"brand": 2}), ids) == 8
+    for wrong in (Filter(where=[("colour", "==", "red")]), Filter(where=[("price", "<", "x")]), Filter(deny=["gone"])):
+        with pytest.raises(ValueError):
+            recommender.filter.check(wrong)
+    recommender.filter.check(cheap)

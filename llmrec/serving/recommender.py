@@ -79,8 +79,7 @@ class VLLMRecommender(LLMRecommender):
         for number, k in enumerate(ks):
             one = requests[number] if requests is not None else None
             history = [*map(item_of, histories[number])] if histories is not None and one and one.exclude_seen else ()
-            self.filter(one, history)  # what does not fit is refused here
-            self.filter.limits(one)
+            self.filter.check(one)  # what does not fit is refused here
             fields = None if one is None else {name: getattr(one, name) for name in Filter.__dataclass_fields__}
             beams = num_beams or self.config.num_beams
             asked.append(SearchRequest(k, beams, self.version, stream, fields, tuple(history)))

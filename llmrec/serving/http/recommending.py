@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.answers import prompt_texts
-from llmrec.filters import Filter, within_limits
+from llmrec.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.prompts import prompts_folder
 from llmrec.recommender import Recommendation
@@ -86,7 +86,7 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     if body.task is None and (given := [name for name in _TASK_FIELDS if getattr(body, name) is not None]):
         raise ApiError(400, f"{given[0]} belongs to a task: name it in task", given[0])
     history, alike = _history(body, served)
-    chosen = _filter(body, served, [*map(_item, history)], alike)
+    chosen = _filter(body, served, alike)
     prompt = _prompt(body, served, history)
     follows = body.messages is not None or body.task is not None
     if follows and settings.max_prompt_tokens is not None:
@@ -208,15 +208,14 @@ def _items_of_titles(titles: list[str], served: Served) -> list[str]:
     return [next(iter(items_of[title])) for title in titles]
 
 
-def _filter(body: RecommendRequest, served: Served, history: list[str], alike: list[str]) -> Filter | None:
+def _filter(body: RecommendRequest, served: Served, alike: list[str]) -> Filter | None:
     chosen = None if body.filter is None else Filter(**body.filter.model_dump())
     check = served.recommender.filter
     if chosen is not None:
         if chosen.exclude_seen and alike:
             chosen = replace(chosen, deny=[*(chosen.deny or ()), *alike])
         try:
-            check(chosen, history)
-            check.limits(chosen)
+            check.check(chosen)
         except _BAD_FILTER as error:
             raise ApiError(400, str(error), "filter") from error
     if body.domain is None:
@@ -275,12 +274,5 @@ def _chat(body: RecommendRequest, served: Served) -> str:
 
 def _count_valid(one: Asked, items: list[Recommendation], served: Served) -> int:
     """How many of the items are in the version's catalogue and allowed."""
-    check = served.recommender.filter
-    mask, denied = check(one.filter, [*map(_item, one.history)])
-    denied = set(denied.tolist())
-    rows_of = [served.version.rows_of(item.item_id) for item in items]
-    allowed = [
-        next((row for row in rows if (mask is None or mask[row]) and row not in denied), None) for rows in rows_of
-    ]
-    rows = [row for row in allowed if row is not None]
-    return len(within_limits(rows, check.limits(one.filter)))
+    known = [item.item_id for item in items if served.version.has(item.item_id)]
+    return served.recommender.filter.satisfied(one.filter, known, [*map(_item, one.history)])
