@@ -192,13 +192,24 @@ def within_limits(rows: Sequence[int], limits: Sequence[Limit]) -> list[int]:
     return kept
 
 
-def most_within(limits: Sequence[Limit], mask: np.ndarray | None, denied: np.ndarray) -> int:
-    """How many rows can be taken at most, so that a search does not widen in vain."""
-    most = [np.iinfo(np.int64).max]
+def most_within(limits: Sequence[Limit], rows: np.ndarray) -> int:
+    """How many items can be taken at most, of which `rows` (int64) holds one allowed row each.
+
+    It is exact with one limit, so that a search does not widen in vain, and too large at worst with several.
+    """
+    most = [len(rows)]
     for limit in limits:
-        groups = limit.groups if mask is None else limit.groups[mask]
-        counts = np.bincount(groups + 1)
-        out = denied if mask is None else denied[mask[denied]]
-        counts -= np.bincount(limit.groups[out] + 1, minlength=len(counts))
+        counts = np.bincount(limit.groups[rows] + 1, minlength=1)
         most.append(int(counts[0] + np.minimum(counts[1:], limit.count).sum()))
     return min(most)
+
+
+def full_groups(limits: Sequence[Limit], taken: np.ndarray) -> np.ndarray:
+    """bool [R]: rows that are no longer wanted, because a group of theirs is full of the rows that were taken."""
+    out = np.zeros(len(limits[0].groups), bool)
+    for limit in limits:
+        counts = np.bincount(limit.groups[taken] + 1, minlength=1)
+        counts[0] = 0
+        out |= np.isin(limit.groups, np.flatnonzero(counts >= limit.count) - 1)
+    out[taken] = False
+    return out

@@ -71,6 +71,8 @@ def test_at_most_takes_the_best_of_every_value(recommender, limits):
     for k in (1, 3, 100):
         found = recommender.recommend([["item-01"]], k=k, filters=Filter(at_most=limits), num_beams=24)[0]
         assert [item.item_id for item in found] == expected[:k]
+    nothing = Filter(where=[("price", ">", 1000)], at_most=limits)
+    assert recommender.recommend([["item-01"]], k=3, filters=nothing) == [[]]
     # narrow beams widen until there are enough
     narrow = recommender.recommend([["item-01"]], k=3, filters=Filter(at_most=limits), num_beams=1)[0]
     assert len(narrow) == 3

@@ -8,7 +8,7 @@ import torch
 
 from llmrec.decoding.beam_search import Normalize, Search, open_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
-from llmrec.filters import Limit, within_limits
+from llmrec.filters import Limit, full_groups, within_limits
 
 
 class ScoredItem(NamedTuple):
@@ -45,7 +45,8 @@ def search_items(
         k: items wanted, one number per prompt.
         masks (N of bool [R] or `None`): rows allowed; equal masks should be one object.
         denied (N of int64): rows to leave out besides.
-        limits (N of `Limit`s): items beyond them are passed over, the best of a group first.
+        limits (N of `Limit`s): items beyond them are passed over, the best of a group first. Where the beams must
+            widen, groups that are full leave the search.
 
     Returns:
         for each prompt at most k items by falling score, equal scores by row; fewer only where fewer are allowed.
@@ -75,28 +76,37 @@ def widen(
         num_beams: what each request starts with.
     """
     order = trie.order.cpu().numpy()
+    if limits is not None and allowed is None:
+        allowed = RowFilter(trie, [None] * len(k), None)
+    narrowed = False
     found: list[list[ScoredItem]] = [[] for _ in k]
     beams = list(num_beams)
     pending = list(range(len(k)))
     while pending:
         width = min(beams[i] for i in pending)
         batch = [i for i in pending if beams[i] == width]
-        everything = len(batch) == len(k)
+        everything = len(batch) == len(k) and not narrowed
         output = search(
-            None if everything else torch.tensor(batch, device=trie.device),
+            None if len(batch) == len(k) else torch.tensor(batch, device=trie.device),
             min(width, trie.num_leaves),
-            allowed if everything or allowed is None else allowed.select(batch),
+            allowed if allowed is None or everything else allowed.select(batch),
         )
         scores, low, high, exhausted = (
             part.cpu().numpy() for part in (output.scores, output.low, output.high, output.exhausted)
         )
         for number, i in enumerate(batch):
             items = _items(scores[number], low[number], high[number], order, item_of_row, allowed, i)
-            if limits is not None:
-                items = [items[place] for place in within_limits([item.row for item in items], limits[i])]
+            of_request = limits[i] if limits is not None else ()
+            if of_request:
+                items = [items[place] for place in within_limits([item.row for item in items], of_request)]
             if len(items) >= k[i] or exhausted[number]:
                 found[i] = items[: k[i]]
                 pending.remove(i)
+            elif of_request:  # what can no longer be taken gives up its beams
+                full = full_groups(of_request, np.array([item.row for item in items], np.int64))
+                mask = allowed.masks[i]
+                kept = ~full if mask is None else mask & ~full
+                allowed.masks[i], narrowed = kept, True
             beams[i] *= 2
     return found
 

@@ -81,8 +81,18 @@ class SearchableCatalogue:
         """The best items after each of N prompts, with a search that is open over them."""
         if within is None:
             return widen(search, self.trie, self.item_of_row, k, [max(pair) for pair in zip(k, num_beams)])
-        k = [min(wanted, most_within(limits, mask, denied)) if limits else wanted
-             for wanted, mask, denied, limits in zip(k, *within)]  # fmt: skip
+        k = [
+            min(wanted, most_within(limits, self._item_rows(mask, denied))) if limits else wanted
+            for wanted, mask, denied, limits in zip(k, *within)
+        ]
         allowed = RowFilter(self.trie, within.masks, within.denied)
         beams = [max(pair) for pair in zip(k, num_beams)]
         return widen(search, self.trie, self.item_of_row, k, beams, allowed, within.limits)
+
+    def _item_rows(self, mask: np.ndarray | None, denied: np.ndarray) -> np.ndarray:
+        """int64: one allowed row of every item that has one."""
+        rows = np.arange(len(self.index)) if mask is None else np.flatnonzero(mask)
+        rows = rows[~np.isin(rows, denied)]
+        if len(self.index.items) == len(self.index):
+            return rows
+        return rows[np.unique(self.item_of_row[rows], return_index=True)[1]]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmrec.serving.inside_vllm.beam_pooler import SearchRequest
 
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
+_LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
 PROCESSOR = "llmrec.serving.inside_vllm.semid_processor:SemIDProcessor"
 
 
@@ -28,8 +29,8 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     Args:
         folder: a merged model folder.
         mode: `"recommend"` or `"generate"`.
-        directory (*optional*): of the catalogue log, by default the folder's.
-        more: of vLLM's own, such as `dtype` or `gpu_memory_utilization`; they win.
+        directory (*optional*): of a catalogue log, whose last version is served; without it the folder's own items.
+        more: of vLLM's own, such as `dtype` or `gpu_memory_utilization`; they win, key by key where both are mappings.
 
     Raises:
         ValueError: an unknown mode, or a model that cannot serve it.
@@ -37,7 +38,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     from vllm.platforms import current_platform
 
     config = read_json(Path(folder) / "config.json")
-    length = more.get("max_model_len") or config.get("max_position_embeddings") or 4096
+    length = more.get("max_model_len") or min(config.get("max_position_embeddings") or _LENGTH, _LENGTH)
     arguments = {
         "model": str(folder),
         "max_model_len": length,
@@ -75,6 +76,9 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         }
     else:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    for name in arguments.keys() & more.keys():
+        if isinstance(arguments[name], dict):
+            more[name] = arguments[name] | more[name]
     return arguments | more
 
 

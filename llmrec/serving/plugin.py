@@ -33,6 +33,8 @@ def _die_with_parent() -> None:
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.environ[FRONT] != str(os.getppid()):  # it died a moment ago
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def endpoint_plugin():

@@ -110,6 +110,7 @@ async def serve(
             clients[mode] = await _start(engine_arguments(folder, mode, store.directory, **more))
             stack.callback(clients[mode].shutdown)
         service = await open_service(folder, store, clients)
+        stack.callback(service.close)
         settings = settings_of(folder, store, clients, settings)
         generate = await _openai(clients[GENERATE], settings.model, folder) if GENERATE in clients else None
         app = create_app(service, settings, generate)
@@ -121,7 +122,6 @@ async def serve(
         )
         # Threads that wait for a search need the loop: the front stops first, then the engines.
         await uvicorn.Server(config).serve()
-        await asyncio.to_thread(service.close)
 
 
 async def open_service(folder: str | Path, store: CatalogueStore, clients: dict) -> Service:
@@ -165,6 +165,8 @@ def _recommenders(folder: str | Path, engines: Engines):
     def make(version: CatalogueVersion) -> VLLMRecommender:
         if is_contextual(version.index) and not readers:
             readers["item_tokenizer"] = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER)
+        if writer is not None:
+            version.index.decode("")  # makes the table now, not while the event loop names the items of a text
         parts = searcher, tokenizer, version.index, version.items, config, writer, version.number
         return VLLMRecommender(*parts, sequence_tokenizer=readers.get("item_tokenizer"))
 

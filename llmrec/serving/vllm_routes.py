@@ -42,8 +42,8 @@ class FrontRoutes:
 
 
 def flags(folder: str | Path, directory: str | Path | None = None) -> list[str]:
-    """The flags of `vllm serve` for `recommend` mode, with the catalogue's log in `directory`."""
-    made = []
+    """The flags of `vllm serve` for `recommend` mode; the catalogue's log is in `directory`, or in the folder."""
+    made, directory = [], directory or Path(folder) / "catalogue"
     for name, value in engine_arguments(folder, RECOMMEND, directory).items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):

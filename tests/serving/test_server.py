@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import psutil
 import pytest
 from server_process import ServerProcess, serve
 from serving_folders import random_folder
@@ -103,6 +104,7 @@ def test_a_change_is_seen_by_both_engines(server, hf):
     assert answer.status_code == 200, answer.text
     assert answer.json()["removed"] == [first]
     assert first not in recommended(server, history=history, k=119)
+    assert len(recommended(server, history=[first, second], k=5)) == 5  # histories keep what is gone
     assert recommended(server, history=history, k=3, filter={"where": [["price", ">", 999]]}) == [second]
     body = {"model": "shop", "prompt": hf.prompts([history])[0], "max_tokens": 3, "n": 119, "temperature": 0,
             "use_beam_search": True, "ignore_eos": True, "length_penalty": 0}  # fmt: skip
@@ -140,7 +142,12 @@ def test_killed_and_started_again(folder, hf, tmp_path):
     for number in range(3):
         gone = server.http.post("/v1/catalogue", json={"remove": [f"item-{number:04d}"]})
         assert gone.status_code == 200, gone.text
-    server.kill()
+    front = psutil.Process(server.process.pid)
+    engines = [one for one in front.children(recursive=True) if "VLLM" in " ".join(one.cmdline())]
+    assert engines
+    server.process.kill()  # the front alone: its engines must not outlive it
+    _, alive = psutil.wait_procs(engines, timeout=20)
+    assert not alive
     server = serve(folder, *flags)
     try:
         state = server.http.get("/v1/catalogue").json()

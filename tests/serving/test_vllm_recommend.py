@@ -79,7 +79,7 @@ def test_filters(both):
         Filter(allow=hf.item_ids[5:9], exclude_seen=True),
         Filter(deny=hf.item_ids[:20], at_most={"brand": 1}),
         Filter(where=[("brand", "in", ["brand 1", "brand 2"])], at_most={"brand": 2}),
-        Filter(where=[("price", ">", 2.0)]),
+        Filter(where=[("price", ">", 2.0)], at_most={"brand": 1}),
     ]
     found = ours.recommend(asked, 30, requests)
     assert_equal(found, hf.recommend(asked, 30, requests))
@@ -88,3 +88,18 @@ def test_filters(both):
     with pytest.raises(ValueError, match="'colour' is not in the catalogue"):
         ours.recommend(asked[:1], 5, Filter(where=[("colour", "==", "red")]))
     assert_equal(ours.recommend(asked[:1], 5), hf.recommend(asked[:1], 5))
+
+
+@pytest.mark.vllm
+def test_a_prompt_that_is_too_long_fails_alone(both):
+    hf, ours = both
+    prompts = ours._ids(ours.prompts(histories(hf, 3)))
+    tokens = (prompts[0] * 300)[:256]  # the model has 256 positions, and a Semantic ID needs some
+    from llmrec.serving.inside_vllm.beam_pooler import SearchRequest
+
+    outputs = ours.engine.search([prompts[0], tokens, prompts[1]], [SearchRequest(3, 5)] * 3)
+    longest = 256 if hf.trie.depth > 1 else 255  # one token is scored without a further position
+    assert [len(output) for output in outputs] == ([4, 1, 4] if longest == 256 else [4, 4, 4])
+    with pytest.raises(RuntimeError, match="the search failed"):
+        ours.search([prompts[0]], [3], [["item-0001"]], [Filter(exclude_seen=True)], stream="none")
+    assert_equal(ours.recommend(histories(hf, 1), k=3), hf.recommend(histories(hf, 1), k=3))

@@ -113,5 +113,5 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def rest(request: Request, error: Exception):
-        logger.exception("%s failed", request.url.path, exc_info=error)
+        logger.exception("%s failed", getattr(request.scope.get("route"), "path", "a request"), exc_info=error)
         return ApiError(500, "this request failed in the server, whose log says why", code="internal_error").response()

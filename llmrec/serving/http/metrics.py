@@ -1,4 +1,4 @@
-"""Prometheus metrics of the front; `/metrics` shows them beside vLLM's own."""
+"""Prometheus metrics of the front; the engines' own are not collected."""
 
 from collections.abc import Callable
 

@@ -89,10 +89,10 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     chosen = _filter(body, served, alike)
     prompt = _prompt(body, served, history)
     follows = body.messages is not None or body.task is not None
-    if follows and settings.max_prompt_tokens is not None:
+    if settings.max_prompt_tokens is not None:
         length = len(recommender.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if length > settings.max_prompt_tokens:
-            field = "messages" if body.messages is not None else "task"
+            field = "messages" if body.messages is not None else "task" if body.task is not None else "history"
             message = f"the prompt of {field} has {length} tokens, the limit here is {settings.max_prompt_tokens}"
             raise ApiError(400, message, field)
     return Asked(body, history, chosen, prompt, follows, beams)
@@ -137,6 +137,8 @@ def shortage(one: Asked, found: Found) -> str | None:
         return None
     items = "1 item is" if number == 1 else f"{number} items are" if number else "no item is"
     where = "by this filter" if one.filter is not None else "in this catalogue"
+    if one.filter is not None and len(one.filter.at_most or ()) > 1:
+        where += ", which takes the best items first for several limits at once"
     return f"only {items} allowed {where}, k is {one.body.k}" if number else f"{items} allowed {where}"
 
 
@@ -163,7 +165,8 @@ def _history(body: RecommendRequest, served: Served) -> tuple[list, list[str]]:
             alike += others
     else:
         items = body.history
-        known = [served.version.has(item) for item in items]
+        reserved = served.version.index.info.get("reserved", {})  # of removed items, which histories still hold
+        known = [served.version.has(item) or item in reserved for item in items]
         if not all(known):
             place = known.index(False)
             message = f"item {items[place]!r} is not in the catalogue: leave it out, or find items at /v1/items?query="

@@ -20,8 +20,8 @@ class FilterBody(Body):
     """What may be recommended (`llmrec.filters.Filter`)."""
 
     exclude_seen: bool = Field(False, description="leave out the items of the history")
-    allow: list[str] | None = Field(None, description="only these item ids")
-    deny: list[str] | None = Field(None, description="none of these item ids")
+    allow: list[str] | None = Field(None, max_length=10_000, description="only these item ids")
+    deny: list[str] | None = Field(None, max_length=10_000, description="none of these item ids")
     where: list[Condition] | None = Field(
         None, description="conditions on columns, all of which hold", examples=[[["price", "<", 20]]]
     )

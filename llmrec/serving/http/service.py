@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -115,8 +115,8 @@ class Service:
             return self._serve(self.store.prepare_rollback(number))
 
     def close(self) -> None:
-        """Waits for the retirements that were begun."""
-        self._retiring.shutdown()
+        """Retires nothing any more; the engines go too."""
+        self._retiring.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self, prepared: Prepared) -> dict:
         number = prepared.version.number
@@ -136,7 +136,8 @@ class Service:
     def _retire_unused(self, number: int) -> None:
         if number != self.current.number and not self._uses[number]:
             del self._uses[number]
-            self._retiring.submit(self._retire_logged, number)
+            with suppress(RuntimeError):  # the service is closed
+                self._retiring.submit(self._retire_logged, number)
 
     def _retire_logged(self, number: int) -> None:
         try:

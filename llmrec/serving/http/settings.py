@@ -20,7 +20,8 @@ class Settings:
         max_concurrent (`int`): searches that run at a time, each in a thread that waits for the engine; of chats and
             completions as many again.
         max_queue (`int`): requests that wait beside them; one more is answered 429.
-        timeout_s (`float`): a request that has waited and searched for longer is answered 503.
+        timeout_s (`float`): a recommendation that has waited and searched for longer is answered 503, and so is a chat
+            that has waited for longer; one that has begun is written to its end.
         recommend (`bool`): whether there are routes that recommend; without an engine for it there should be none.
         log_histories (`bool`): whether the log repeats what requests ask. By default it holds no history, title or
             prompt.

@@ -22,6 +22,8 @@ from llmrec.serving.inside_vllm.shared_prompts import SharedPrompts
 logger = logging.getLogger(__name__)
 TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
 _BEAMS = 2**13  # beams that run together
+_MASK_ROWS = 2**27  # rows of the masks that requests of a group may have for themselves
+_FAILED = torch.ones(1, 3, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,17 @@ class SearchRequest:
 class BeamPooler(Pooler):
     """Searches after every prompt of an engine step.
 
+    Args:
+        model: of vLLM; catalogues: those of this process; max_length: tokens of a prompt with its Semantic ID.
+
     A request's output is float64 [1 + n, 3]: first `(status, milliseconds of its search, prompts searched with it)`,
     then `(number of the item, score, row of the index)`, best first. The status is 0, or 1 where the search failed:
     the engine's log says why, and other requests go on.
     """
 
-    def __init__(self, model: torch.nn.Module, catalogues: WorkerCatalogues):
+    def __init__(self, model: torch.nn.Module, catalogues: WorkerCatalogues, max_length: int):
         super().__init__()
-        self._prompts, self._catalogues = SharedPrompts(model), catalogues
+        self._prompts, self._catalogues, self._max_length = SharedPrompts(model), catalogues, max_length
 
     def get_supported_tasks(self) -> Set[str]:
         return {TASK}
@@ -77,28 +82,43 @@ class BeamPooler(Pooler):
             raise ValueError("prompts must come whole: start vLLM without chunked prefill and prefix caching")
         lengths = cursor.num_scheduled_tokens_cpu.to(torch.long)
         starts = lengths.cumsum(0) - lengths
-        requests = [SearchRequest.of(params) for params in pooling_metadata.pooling_params]
-        outputs = [torch.zeros(1, 3, dtype=torch.float64) for _ in requests]
-        if None in requests:
-            # vLLM measures memory with as many prompts as it ever runs: one group is as much as runs at a time
-            group = list(range(min(len(requests), _BEAMS // self._catalogues.config.num_beams)))
-            dummy = SearchRequest(1, self._catalogues.config.num_beams)
-            self._search(hidden_states, group, starts, lengths, [dummy] * len(requests))
+        requests = [_parsed(params) for params in pooling_metadata.pooling_params]
+        try:
+            if not any(requests):
+                return self._dummy(hidden_states, starts, lengths)
+            outputs = [_FAILED] * len(requests)
+            ours = [number for number, request in enumerate(requests) if request is not None]
+            rows = len(self._catalogues.get().index)
+            for group in _groups(ours, requests, lengths.tolist(), rows):
+                for number, output in zip(group, self._try(hidden_states, group, starts, lengths, requests)):
+                    outputs[number] = output
             return outputs
-        for group in _groups(requests, lengths.tolist()):
-            try:
-                found = self._search(hidden_states, group, starts, lengths, requests)
-            except Exception:
-                logger.exception("the search of %d requests failed", len(group))
-                found = [torch.ones(1, 3, dtype=torch.float64)] * len(group)
-            for number, output in zip(group, found):
-                outputs[number] = output
-        return outputs
+        finally:
+            self._prompts.forget()
+
+    def _dummy(self, hidden, starts, lengths) -> list[torch.Tensor]:
+        """vLLM measures memory with as many prompts as it ever runs: one group is as much as runs at a time."""
+        beams = self._catalogues.config.num_beams
+        group = list(range(min(len(lengths), _BEAMS // beams)))
+        self._search(hidden, group, starts, lengths, [SearchRequest(1, beams)] * len(lengths))
+        return [_FAILED] * len(lengths)
+
+    def _try(self, hidden, group: list[int], starts, lengths, requests) -> list[torch.Tensor]:
+        """Searches a group; where that fails, each of it alone, so that nobody pays for another."""
+        try:
+            return self._search(hidden, group, starts, lengths, requests)
+        except Exception:
+            if len(group) == 1:
+                logger.exception("a search failed")
+                return [_FAILED]
+        return [output for number in group for output in self._try(hidden, [number], starts, lengths, requests)]
 
     def _search(self, hidden, group: list[int], starts, lengths, requests: list[SearchRequest]) -> list[torch.Tensor]:
         began = time.perf_counter()
         asked = [requests[number] for number in group]
         catalogue = self._catalogues.get(asked[0].version)
+        if (longest := int(lengths[group].max())) + catalogue.trie.depth - 1 > self._max_length:
+            raise ValueError(f"a prompt of {longest} tokens leaves no room for a Semantic ID")
         catalogue.trie.to(hidden.device)
         filters = [None if one.filter is None else Filter(**one.filter) for one in asked]
         within = catalogue.restrictions(filters, [one.history for one in asked], asked[0].stream)
@@ -114,17 +134,28 @@ class BeamPooler(Pooler):
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in found]
 
 
-def _groups(requests: list[SearchRequest], lengths: list[int]) -> list[list[int]]:
+def _parsed(params: PoolingParams) -> SearchRequest | None:
+    try:
+        return SearchRequest.of(params)
+    except TypeError:
+        logger.exception("a request has wrong fields")
+        return None
+
+
+def _groups(
+    numbers: list[int], requests: list[SearchRequest | None], lengths: list[int], rows: int
+) -> list[list[int]]:
     """Requests that are searched together: of one catalogue version and stream, about one length, in bounds."""
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].version or 0, requests[i].stream, lengths[i]))
+    order = sorted(numbers, key=lambda i: (requests[i].version or 0, requests[i].stream, lengths[i]))
+    most_masks = max(1, _MASK_ROWS // rows)
     groups: list[list[int]] = []
     for number in order:
-        request = requests[number]
         if groups:
-            last = requests[groups[-1][0]]
-            same = (last.version, last.stream) == (request.version, request.stream)
-            widest = max(max(requests[i].num_beams, requests[i].k) for i in [*groups[-1], number])
-            if same and widest * (len(groups[-1]) + 1) <= _BEAMS:
+            last, both = requests[groups[-1][0]], [requests[i] for i in [*groups[-1], number]]
+            same = (last.version, last.stream) == (requests[number].version, requests[number].stream)
+            widest = max(max(one.num_beams, one.k) for one in both)
+            masks = sum(bool(one.filter and (one.filter["allow"] or one.filter["at_most"])) for one in both)
+            if same and widest * len(both) <= _BEAMS and masks <= most_masks:
                 groups[-1].append(number)
                 continue
         groups.append([number])

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from llmrec.decoding.searchable import SearchableCatalogue
-from llmrec.model_folder import RecommenderConfig
+from llmrec.model_folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.catalogue.store import CatalogueVersion, apply_record, load_version
 
 
@@ -17,7 +17,7 @@ class WorkerCatalogues:
 
     Args:
         folder: a model folder.
-        directory (*optional*): of its catalogue log, by default the folder's; what it says last is loaded.
+        directory (*optional*): of a catalogue log, whose last version is loaded; without it the folder's own items.
     """
 
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
@@ -27,7 +27,12 @@ class WorkerCatalogues:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue]] = {}
         self._lock = threading.Lock()
-        self._add(load_version(folder, directory))
+        self._dropped: set[int] = set()
+        if directory is None:
+            table = semids_table(folder)
+            self._add(CatalogueVersion.of_table(0, load_index(folder, self.config), table))
+        else:
+            self._add(load_version(folder, directory))
 
     @property
     def newest(self) -> int:
@@ -44,13 +49,14 @@ class WorkerCatalogues:
     def load(self, record: dict) -> int:
         """Makes the version that a record of the log describes; a second time it does nothing."""
         with self._lock:
-            if record["number"] not in self._versions:
+            if record["number"] not in self._versions and record["number"] not in self._dropped:
                 self._add(apply_record(self._versions[record["parent"]][0], record))
             return record["number"]
 
     def drop(self, number: int) -> None:
         """Forgets a version that no request uses any more, or that was loaded in vain."""
         with self._lock:
+            self._dropped.add(number)  # it may still be loading
             if len(self._versions) > 1:
                 self._versions.pop(number, None)
 

@@ -18,7 +18,8 @@ class _Recommender:
             raise ValueError("recommend mode runs on one device: start one server for each")
         folder = vllm_config.model_config.model
         directory = vllm_config.additional_config.get("catalogue")
-        self.pooler = BeamPooler(self, catalogues.of(folder, directory))
+        length = vllm_config.model_config.max_model_len
+        self.pooler = BeamPooler(self, catalogues.of(folder, directory), length)
 
 
 class Qwen2Recommender(_Recommender, Qwen2ForCausalLM):

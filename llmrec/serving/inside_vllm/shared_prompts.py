@@ -94,6 +94,11 @@ class SharedPrompts:
 
         return search
 
+    def forget(self) -> None:
+        """Lets go of the prompts' keys and values."""
+        self._keys.clear()
+        self._values.clear()
+
     def _run(self, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
         """float [N, B, H]: the model after one more token of every beam."""
         tree.follow(parent)

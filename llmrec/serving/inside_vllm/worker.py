@@ -29,7 +29,7 @@ class CatalogueWorker:
 
     def llmrec_state(self, number: int) -> str:
         """`"loading"`, `"loaded"`, or why the version could not be loaded."""
-        return self.__dict__.get("_llmrec_states", {}).get(number, "loading")
+        return self.__dict__.get("_llmrec_states", {}).get(number, "nobody asked for it")
 
     def llmrec_drop(self, number: int) -> None:
         """Forgets a version."""
