@@ -182,9 +182,10 @@ def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, devi
 def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:
     try:
         from vllm import LLM, SamplingParams
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise ValueError("backend 'vllm' needs the package vllm: install it, or use transformers") from error
-    model = LLM(model=name)
+    model = LLM(model=name, enforce_eager=current_platform.is_cpu())  # compiling takes longer there than it saves
 
     def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
         settings = [
