@@ -99,7 +99,10 @@ class CatalogueFilter:
         """How many of some items of the catalogue, best first, a filter allows; looked up in their own columns."""
         if request is None:
             return len(item_ids)
-        rows = self.items.take(pa.array([self.rows[item][0] for item in item_ids], pa.int64()))
+        if not item_ids:
+            return 0
+        # slices: `take` would put all chunks of a column together first
+        rows = pa.concat_tables([self.items.slice(self.rows[item][0], 1) for item in item_ids])
         matches = self._matches(rows, request.where) if request.where else np.ones(len(item_ids), bool)
         out = {*(request.deny or ()), *(history if request.exclude_seen else ())}
         taken: dict[tuple, int] = {}

@@ -149,6 +149,7 @@ def many_items(folders: dict[int, Path], args) -> dict:
             for number, history in enumerate(histories)
         ]  # fmt: skip
         with running_server(folder, "--modes", "recommend") as server:
+            closed_loop(partial(recommend, []), server.url, bodies[:20], 1)  # every predicate once
             row, _ = loop(server, recommend, bodies[USERS:], bodies[:USERS])
             alone = closed_loop(partial(recommend, []), server.url, bodies[:USERS], 1)
             memory = server.memory_gib()

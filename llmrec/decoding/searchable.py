@@ -52,11 +52,11 @@ class SearchableCatalogue:
     @cached_property
     def item_of_row(self) -> np.ndarray:
         """int64 [R]: the number of every row's item in `index.items`."""
-        return np.fromiter(
-            map({item: number for number, item in enumerate(self.index.items)}.__getitem__, self.index.item_ids),
-            np.int64,
-            len(self.index),
-        )
+        index = self.index
+        if len(index.items) == len(index):
+            return np.arange(len(index))
+        number = {item: number for number, item in enumerate(index.items)}
+        return np.fromiter(map(number.__getitem__, index.item_ids), np.int64, len(index))
 
     def restrictions(
         self, requests: Sequence[Filter | None], histories: Sequence[Sequence[str]], stream: str = ""

@@ -233,7 +233,8 @@ class SemIDTrie:
             if mask.shape != (self.num_rows,) or mask.dtype != bool:
                 raise ValueError(f"a mask must be bool [{self.num_rows}], not {mask.dtype} {list(mask.shape)}")
             sums = torch.zeros(self.num_rows + 1, dtype=torch.int32, device=self.device)
-            sums[1:] = torch.from_numpy(mask).to(self.device)[self.order.long()].cumsum(0)
+            allowed = torch.from_numpy(mask).to(self.device).index_select(0, self.order)
+            torch.cumsum(allowed, 0, dtype=torch.int32, out=sums[1:])
             for dead in [key for key, (reference, _) in self._cumsums.items() if reference() is None]:
                 del self._cumsums[dead]
             kept = self._cumsums[id(mask)] = (weakref.ref(mask), sums)
