@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the model, in requests and answers; by default the folder's")
     parser.add_argument("--catalogue_dir", type=Path, help="where changes of the catalogue are kept; by default "
                         "<folder>/catalogue")  # fmt: skip
-    parser.add_argument("--dtype", default="auto", help="of the weights, e.g. bfloat16, float32")
+    parser.add_argument("--dtype", help="of the weights, e.g. bfloat16; by default as the folder has them")
     parser.add_argument("--vllm", type=_object, default={}, help="JSON: more arguments of vLLM, for every engine")
     for mode in _MODES:
         parser.add_argument(f"--vllm_{mode}", type=_object, default={}, help=f"the same for the {mode} engine alone")
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         log_histories=args.log_histories,
         **{name: getattr(args, name) for name in _LIMITS},
     )
-    engine = {"dtype": args.dtype} | args.vllm
+    engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
     from vllm.platforms import current_platform
 
     if len(args.modes) > 1 and current_platform.is_cuda_alike():

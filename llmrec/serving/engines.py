@@ -42,6 +42,8 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     arguments = {
         "model": str(folder),
         "max_model_len": length,
+        # the folder's own: vLLM's "auto" would halve float32, into other types for the two modes
+        "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
         "worker_extension_cls": "llmrec.serving.inside_vllm.worker.CatalogueWorker",
         "additional_config": {"catalogue": None if directory is None else str(directory)},
     }
