@@ -23,7 +23,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 
-from llmrec.model_folder import RecommenderConfig, load_index
+from llmrec.model_folder import RecommenderConfig
 from llmrec.serving.inside_vllm import catalogues
 from llmrec.serving.inside_vllm.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
 from llmrec.vocabulary import semid_token_ids
@@ -242,9 +242,9 @@ class _Catalogues:
     """The catalogue versions of this process as `Catalogue` objects on a device."""
 
     def __init__(self, vllm_config, device: torch.device):
-        folder = vllm_config.model_config.model
-        self._versions = catalogues.of(folder, vllm_config.additional_config.get("catalogue"))
-        index = load_index(folder, self._versions.config)
+        directory = vllm_config.additional_config.get("catalogue")
+        self._versions = catalogues.of(vllm_config.model_config.model, directory)
+        index = self._versions.get().index
         self.adds_tokens = index.adds_tokens
         self._levels = semid_token_ids(self._versions.tokenizer, index) or None  # every version has the same tokens
         self._device = device
