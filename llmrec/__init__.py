@@ -9,12 +9,12 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "PreparedData": "llmrec.data",
-    "SemIDIndex": "llmrec.semids",
+    "SemIDIndex": "llmrec.catalogue",
     "SemIDTrie": "llmrec.decoding",
-    "Filter": "llmrec.filters",
-    "Recommendation": "llmrec.recommender",
-    "Recommender": "llmrec.recommender",
-    "LLMRecommender": "llmrec.recommender",
+    "Filter": "llmrec.catalogue",
+    "Recommendation": "llmrec.recommenders",
+    "Recommender": "llmrec.recommenders",
+    "LLMRecommender": "llmrec.recommenders",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,3 +80,48 @@ def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
             digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
     return digest.hexdigest()[:16]
+
+
+def files_fingerprint(paths: Sequence[Path]) -> str:
+    """Changes with the content of the files, and with name, size or time of change of any file in the folders."""
+    parts = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            parts += [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+        elif path.exists():
+            with path.open("rb") as file:
+                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+        else:
+            raise ValueError(f"{path} does not exist")
+    return fingerprint(*parts)
+
+
+def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", config)
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary / "model.safetensors"
+        )
+
+
+def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def load_state(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Reads a folder written by `save_state`; raises `ValueError` naming the file that is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    try:
+        return config, load_file(folder / "model.safetensors")
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is missing or damaged: {error}") from error

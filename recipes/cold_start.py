@@ -16,9 +16,11 @@ from pathlib import Path
 from trl import TrlParser
 
 from llmrec.data import PreparedData
+from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
-from llmrec.evaluation import KS, check_trained_on, load_recommender
-from llmrec.evaluation.cold_start import evaluate_cold, hold_out_items, write_cold_report
+from llmrec.evaluation import KS
+from llmrec.evaluation.cold_start import evaluate_cold, write_cold_report
+from llmrec.recommenders import check_trained_on, load_recommender
 
 
 @dataclass

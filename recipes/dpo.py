@@ -20,8 +20,8 @@ from trl import DPOConfig, ModelConfig, TrlParser
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Prompt
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
 from llmrec.training import ValidationSample

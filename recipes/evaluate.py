@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
-from llmrec.evaluation import CONTROLS, KS, check_trained_on, evaluate, files_of, load_recommender
+from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
 from llmrec.evaluation.report import alignment_text, headline, write_report
 from llmrec.files import fingerprint, read_json
-from llmrec.semids import SemIDIndex
+from llmrec.recommenders import check_trained_on, files_of, load_recommender
 
 
 @dataclass

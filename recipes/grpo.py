@@ -20,8 +20,8 @@ import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Prompt, TaskMix
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders import LLMRecommender
 
 
 @dataclass

@@ -12,15 +12,14 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
-from llmrec.item_tokenizers import is_contextual
-from llmrec.item_tokenizers.streams import load_codebooks
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers.codebooks import load_codebooks
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.stages import begin_stage, finish_stage, settings_of
-from llmrec.vocabulary import extend_vocabulary
 
 
 @dataclass
@@ -45,7 +44,7 @@ def main(args: InitArguments) -> None:
     data = PreparedData.load(args.data_dir)
     semids = Path(args.semids)
     index = SemIDIndex.load(semids / "semids.parquet" if semids.is_dir() else semids).aligned(data.items)
-    if is_contextual(index) and (args.shuffle_semids or (args.behaviour_tokens and data.behaviours)):
+    if index.contextual and (args.shuffle_semids or (args.behaviour_tokens and data.behaviours)):
         raise ValueError("these Semantic IDs depend on the history: no shuffle_semids, and behaviour_tokens: false")
     if args.shuffle_semids:
         index = index.shuffled(args.seed)

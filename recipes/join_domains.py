@@ -13,12 +13,12 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from llmrec.catalogue.domains import join_domain_semids
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.domains import join_domains
 from llmrec.data.statistics import statistics_table
-from llmrec.item_tokenizers.domains import join_domain_semids
-from llmrec.model_folder import ITEM_TOKENIZER, SEMIDS
-from llmrec.semids import SemIDIndex
+from llmrec.models.folder import ITEM_TOKENIZER, SEMIDS
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 PARTS = ("data_dir", "semids")

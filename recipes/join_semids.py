@@ -1,9 +1,9 @@
-"""Joins the Semantic IDs of several folders of recipes/tokenize_items.py into streams side by side.
+"""Joins the Semantic IDs of several folders of recipes/tokenize_items.py into views side by side.
 
-    python recipes/join_semids.py --config my/streams.yaml
+    python recipes/join_semids.py --config my/views.yaml
 
 with `semids: {semantic: out/beauty/semids, collaborative: out/beauty/semids_cf}` and `output_dir` in the YAML; the
-first stream is the primary one. Writes semids.parquet and item_tokenizer/<stream>/, what recipes/init_model.py reads.
+first view is the primary one. Writes semids.parquet and item_tokenizer/<view>/, what recipes/init_model.py reads.
 """
 
 import shutil
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.model_folder import ITEM_TOKENIZER, SEMIDS, semids_table
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
+from llmrec.models.folder import ITEM_TOKENIZER, SEMIDS, semids_table
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
 @dataclass
 class JoinArguments:
-    semids: dict = field(metadata={"help": "YAML: stream name → folder of recipes/tokenize_items.py."})
+    semids: dict = field(metadata={"help": "YAML: view name → folder of recipes/tokenize_items.py."})
     output_dir: str = field(metadata={"help": "Folder to write."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
 
@@ -29,10 +29,10 @@ def main(args: JoinArguments) -> None:
     folders = {name: Path(folder) for name, folder in args.semids.items()}
     indexes = {name: SemIDIndex.load(folder / SEMIDS) for name, folder in folders.items()}
     settings = settings_of(args, ignore=("output_dir", "overwrite", "semids"))
-    settings |= {"streams": [[name, index.fingerprint] for name, index in indexes.items()]}  # the first is primary
-    joined, output = join_streams(indexes), Path(args.output_dir)
+    settings |= {"views": [[name, index.fingerprint] for name, index in indexes.items()]}  # the first is primary
+    joined, output = join_views(indexes), Path(args.output_dir)
     if begin_stage(output, settings, args.overwrite) == "done":
-        print(f"Reusing the Semantic IDs in {output} (same streams).")
+        print(f"Reusing the Semantic IDs in {output} (same views).")
         return
     for name, folder in folders.items():
         if (folder / ITEM_TOKENIZER).is_dir():

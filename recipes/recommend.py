@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
+from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
-from llmrec.filters import Filter
 from llmrec.instructions.render import item_of
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import requests_of
 
 
 @dataclass

@@ -19,8 +19,8 @@ from trl import ModelConfig, SFTConfig, TrlParser
 import llmrec.training as training
 from llmrec.data import PreparedData
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders import LLMRecommender
 from llmrec.training import SemIDSFTTrainer, StageArguments, ValidationSample
 
 
@@ -30,7 +30,7 @@ class DataArguments:
     tasks: list[str] = field(default_factory=lambda: ["stream"], metadata={"help": "The mixture (docs/tasks.md)."})
     texts: str | None = field(default=None, metadata={"help": "Texts to quote (recipes/generate_rationales.py)."})
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
-    fuse: list[str] = field(default_factory=list, metadata={"help": "Streams of Semantic IDs to search and fuse."})
+    fuse: list[str] = field(default_factory=list, metadata={"help": "Views (Semantic IDs) to search and fuse."})
     behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})

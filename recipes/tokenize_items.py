@@ -15,19 +15,14 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
+from llmrec.catalogue.collisions import COLLISION_POLICIES
+from llmrec.catalogue.ready_made import ready_made_semids
+from llmrec.catalogue.report import report_lines, semid_report, write_report
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
+from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, fingerprint
-from llmrec.item_tokenizers import (
-    COLLISION_POLICIES,
-    SEQUENCE_TOKENIZERS,
-    TOKENIZERS,
-    ItemFeatures,
-    fit_semids,
-    make_item_tokenizer,
-    ready_made_semids,
-)
-from llmrec.item_tokenizers.report import report_lines, semid_report, write_report
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, fit_semids, make_item_tokenizer
 from llmrec.stages import begin_stage, content_of, finish_stage, settings_of
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from llmrec.baselines.content_knn import ContentKNN, ContentKNNConfig
-from llmrec.baselines.item_knn import ItemKNN, ItemKNNConfig
-from llmrec.baselines.popularity import Popularity
-from llmrec.baselines.sasrec import SASRec, SASRecConfig
 from llmrec.data import PreparedData
-from llmrec.item_tokenizers import ItemFeatures
+from llmrec.features import ItemFeatures
+from llmrec.recommenders.content_knn import ContentKNN, ContentKNNConfig
+from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
+from llmrec.recommenders.popularity import Popularity
+from llmrec.recommenders.sasrec import SASRec, SASRecConfig
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 

@@ -17,21 +17,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from trl import TrlParser
 
-from llmrec.data import ids_to_rows
-from llmrec.files import atomic_path, read_parquet, write_json
-from llmrec.item_tokenizers import ItemFeatures, add_items, diff, load_item_tokenizer, remove_items
-from llmrec.item_tokenizers.drift import drift_lines, drift_report, write_drift_report
-from llmrec.item_tokenizers.lifecycle import (
+from llmrec.catalogue.drift import drift_lines, drift_report, write_drift_report
+from llmrec.catalogue.lifecycle import (
     VERSION_COLUMN,
     check_updatable,
+    diff,
     next_catalogue,
     next_version,
     read_catalogue,
-    reserved_versions,
+    remove_items,
     update_inputs,
 )
-from llmrec.model_update import update_model_folder
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data import ids_to_rows
+from llmrec.features import ItemFeatures
+from llmrec.files import atomic_path, read_parquet, write_json
+from llmrec.item_tokenizers import add_items, load_item_tokenizer
+from llmrec.models.update import update_model_folder
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
@@ -62,7 +64,7 @@ def main(args: UpdateArguments) -> None:
     index, table = SemIDIndex.load(source / "semids.parquet"), read_parquet(source / "semids.parquet")
     given = read_catalogue(args.items) if args.items else None
     columns = table.drop_columns(["semid", "codes"]).take(pa.array([index.row(item) for item in index.items]))
-    items = next_catalogue(columns, given, args.remove, index.info.get("version", 1) + 1, reserved_versions(index))
+    items = next_catalogue(columns, given, args.remove, index.version + 1, index.reserved_versions)
     new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
     check_updatable(index, source, adding=new.num_rows > 0)
     settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir"))

@@ -23,7 +23,7 @@ from llmrec.data import PreparedData
 from llmrec.evaluation import evaluate, row_metrics
 from llmrec.evaluation.bootstrap import paired_difference
 from llmrec.files import write_json
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 
 CONFIGS = Path("recipes/configs/industrial")
 FEATURES = "out/industrial/semids/features.npy"

@@ -35,14 +35,14 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.files import write_json
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig, plain_generation_config
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import RecommenderConfig, plain_generation_config
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl import Facts, PolicyArguments, SemIDGRPOTrainer, load_rewards
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import extend_vocabulary
 
 MODEL = {"model_type": "qwen3", "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 768}
 MODEL |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True}

@@ -21,12 +21,12 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.training.batches import SemIDCollator
-from llmrec.vocabulary import extend_vocabulary
 
 MODEL = {"model_type": "qwen3", "hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 1, "head_dim": 48,
          "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}  # fmt: skip

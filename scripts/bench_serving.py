@@ -34,7 +34,7 @@ from serving_runs import (
 )
 
 from llmrec.decoding import constrained_generate
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 
 BEAMS, USERS = 50, 32
 

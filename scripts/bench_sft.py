@@ -20,12 +20,13 @@ from trl import SFTConfig
 from llmrec.data import PreparedData
 from llmrec.data.prepare import prepare
 from llmrec.data.synthetic import generate_store
+from llmrec.features import ItemFeatures
 from llmrec.files import write_json
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset
-from llmrec.item_tokenizers import TOKENIZERS, ItemFeatures, build_semids
-from llmrec.scratch import model_from_config, train_tokenizer
+from llmrec.item_tokenizers import TOKENIZERS, build_semids
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.training import SemIDSFTTrainer
-from llmrec.vocabulary import extend_vocabulary
 
 
 class Clock(TrainerCallback):

@@ -20,8 +20,8 @@ from trl import SFTConfig
 from llmrec.data import PreparedData
 from llmrec.files import write_json
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, load_prompt
-from llmrec.model_folder import RecommenderConfig, load_index, semids_table
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import RecommenderConfig, load_index, semids_table
+from llmrec.recommenders import LLMRecommender
 from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout
 
 

@@ -17,7 +17,8 @@ import torch
 
 from llmrec.data import PreparedData
 from llmrec.files import write_json
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import requests_of
 
 K = 10
 

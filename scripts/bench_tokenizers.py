@@ -35,9 +35,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llmrec.catalogue.collisions import collision_stats
+from llmrec.features import ItemFeatures
 from llmrec.files import read_parquet, write_json
-from llmrec.item_tokenizers import RQVAE, ItemFeatures, RQKMeans
-from llmrec.item_tokenizers.actionpiece_vocabulary import (
+from llmrec.item_tokenizers import RQVAE, RQKMeans
+from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import (
     add_weights,
     find_pair,
     learn_merges,
@@ -45,7 +47,6 @@ from llmrec.item_tokenizers.actionpiece_vocabulary import (
     merge_pair,
     weight_unit,
 )
-from llmrec.item_tokenizers.collisions import collision_stats
 
 DIM = 384
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import torch
 from bench_decoding import random_model
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.files import atomic_path, write_json
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.scratch import train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import train_tokenizer
 
 LEVELS, SIZE = 3, 256
 

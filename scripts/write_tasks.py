@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, prepare
 from llmrec.data.synthetic import generate_store
 from llmrec.files import atomic_path
 from llmrec.instructions import TASKS, Catalogue, Renderer, load_prompt, task_rows
+from llmrec.instructions.item_words import category_path, leaf_category
 from llmrec.instructions.prompts import prompts_folder
-from llmrec.instructions.words import category_path, leaf_category
-from llmrec.scratch import train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.models.from_scratch import train_tokenizer
 
 PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
 ITEMS, USERS, MAX_HISTORY = 300, 60, 4

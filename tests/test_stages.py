@@ -2,7 +2,7 @@ import pytest
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.data.provenance import can_reuse
-from llmrec.evaluation import check_trained_on
+from llmrec.recommenders import check_trained_on
 from llmrec.stages import begin_stage, content_of, finish_stage
 
 

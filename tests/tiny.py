@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.prepared import SEQUENCES, TARGETS
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import extend_vocabulary
+from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 
 MODEL = {
     "model_type": "qwen3",

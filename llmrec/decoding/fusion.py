@@ -1,4 +1,4 @@
-"""Fuses the lists that several streams of Semantic IDs give for one request."""
+"""Fuses the lists that several views of Semantic IDs give for one request."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,21 @@ import numpy as np
 def fuse(
     lists: Sequence[Sequence[tuple[int, float]]], weights: Sequence[float] | None = None
 ) -> list[tuple[int, float]]:
-    """Items by the mixture of the streams' probabilities: the log-sum-exp of their scores.
+    """Items by the mixture of the views' probabilities: the log-sum-exp of their scores.
 
-    An item that one stream's list does not hold counts there with that list's floor, its lowest score: an upper bound
-    of what it would have had, so the longer the lists, the closer to the exact mixture. A stream with an empty list
+    An item that one view's list does not hold counts there with that list's floor, its lowest score: an upper bound
+    of what it would have had, so the longer the lists, the closer to the exact mixture. A view with an empty list
     has no say.
 
     Args:
-        lists: per stream (item, log-probability) pairs.
-        weights (*optional*): positive, one per stream; they are brought to a sum of 1, and are equal by default.
+        lists: per view (item, log-probability) pairs.
+        weights (*optional*): positive, one per view; they are brought to a sum of 1, and are equal by default.
 
     Returns:
         (item, score) of every item of any list, by falling score, equal scores by item.
 
     Raises:
-        ValueError: weights that are not positive, or not one per stream.
+        ValueError: weights that are not positive, or not one per view.
     """
     weights = np.ones(len(lists)) if weights is None else np.asarray(weights, np.float64)
     if len(weights) != len(lists) or not (weights > 0).all():

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from llmrec.catalogue.filters import Limit, full_groups, within_limits
 from llmrec.decoding.beam_search import Normalize, Search, open_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
-from llmrec.filters import Limit, full_groups, within_limits
 
 
 class ScoredItem(NamedTuple):

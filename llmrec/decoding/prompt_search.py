@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from llmrec.catalogue.filters import Filter
 from llmrec.decoding.beam_search import Normalize, open_search
 from llmrec.decoding.item_search import ScoredItem
 from llmrec.decoding.searchable import SearchableCatalogue
-from llmrec.filters import Filter
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def search_prompts(
     num_beams: int,
     requests: Sequence[Filter | None],
     histories: Sequence[Sequence[str]],
-    stream: str = "",
+    view: str = "",
     normalize: Normalize = "vocabulary",
     pad: int = 0,
     batch_size: int = 32,
@@ -32,7 +32,7 @@ def search_prompts(
         prompts (N sequences of `int`): token ids.
         k: items wanted, one number per prompt.
         requests, histories: the filters, and the item ids that they look at, one per prompt.
-        stream (`str`): the Semantic IDs that are searched; by default the first of the catalogue's.
+        view (`str`): the Semantic IDs that are searched; by default the first of the catalogue's.
         pad (`int`): the id of the padding, which nothing sees.
     """
     device = next(model.parameters()).device
@@ -45,7 +45,7 @@ def search_prompts(
         rows = torch.tensor([[*prompts[i], *[pad] * (width - len(prompts[i]))] for i in batch], device=device)
         lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
         held = (torch.arange(width, device=device) < lengths[:, None]).long()
-        within = catalogue.restrictions([requests[i] for i in batch], [histories[i] for i in batch], stream)
+        within = catalogue.restrictions([requests[i] for i in batch], [histories[i] for i in batch], view)
         search = open_search(model, rows, held, catalogue.trie, normalize)
         found = catalogue.find(search, [k[i] for i in batch], [num_beams] * len(batch), within)
         for number, hits in zip(batch, found):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from llmrec.catalogue.filters import CatalogueFilter, Filter, Limit, most_within
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import view_rows
 from llmrec.decoding.beam_search import Search
 from llmrec.decoding.item_search import ScoredItem, widen
 from llmrec.decoding.trie import RowFilter, SemIDTrie
-from llmrec.filters import CatalogueFilter, Filter, Limit, most_within
-from llmrec.item_tokenizers.streams import stream_names, stream_rows
-from llmrec.semids import SemIDIndex
 
 
 class Restrictions(NamedTuple):
@@ -30,19 +30,19 @@ class SearchableCatalogue:
         index (`SemIDIndex`): the Semantic IDs.
         items (`pa.Table`): one row per row of `index`.
         tokenizer: has the tokens of the index.
-        streams (sequence of `str`, *optional*): those that are searched; by default the first, or `""` where there
+        views (sequence of `str`, *optional*): those that are searched; by default the first, or `""` where there
             are none.
 
     Attributes:
-        streams (`dict`): name → bool [R], the rows of the stream; `None` for all.
+        views (`dict`): name → bool [R], the rows of the view; `None` for all.
     """
 
-    def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, streams: Sequence[str] = ()):
+    def __init__(self, index: SemIDIndex, items: pa.Table, tokenizer, views: Sequence[str] = ()):
         self.index, self._tokenizer = index, tokenizer
         self.filter = CatalogueFilter(items, index.rows_of_items)
-        self.streams: dict[str, np.ndarray | None] = {}
-        for name in streams or [next(iter(stream_names(index)), "")]:
-            self.streams[name] = np.isin(np.arange(len(index)), stream_rows(index, name)) if name else None
+        self.views: dict[str, np.ndarray | None] = {}
+        for name in views or [next(iter(index.views), "")]:
+            self.views[name] = np.isin(np.arange(len(index)), view_rows(index, name)) if name else None
 
     @cached_property
     def trie(self) -> SemIDTrie:
@@ -59,14 +59,14 @@ class SearchableCatalogue:
         return np.fromiter(map(number.__getitem__, index.item_ids), np.int64, len(index))
 
     def restrictions(
-        self, requests: Sequence[Filter | None], histories: Sequence[Sequence[str]], stream: str = ""
+        self, requests: Sequence[Filter | None], histories: Sequence[Sequence[str]], view: str = ""
     ) -> Restrictions | None:
-        """What filters allow after histories of item ids, within a stream; `None` for everything.
+        """What filters allow after histories of item ids, within a view; `None` for everything.
 
         Raises:
             ValueError: a filter that does not fit the catalogue.
         """
-        within = self.streams[stream or next(iter(self.streams))]
+        within = self.views[view or next(iter(self.views))]
         if within is None and all(request is None for request in requests):
             return None
         masks, denied = zip(*(self.filter(request, history) for request, history in zip(requests, histories)))

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmrec.instructions.prompts import Prompt
-
 RATIONALE, TARGET = "{rationale}", "{target}"
 
 
@@ -23,18 +21,17 @@ class ThoughtBlock(NamedTuple):
     closing: str
 
     @classmethod
-    def of(cls, prompt: Prompt) -> "ThoughtBlock":
-        """From the template that serving uses, the first.
+    def of(cls, completion: str) -> "ThoughtBlock":
+        """From the answer of a thinking prompt's template.
 
         Raises:
             ValueError: an answer that is not a rationale in a block, and then the target.
         """
-        completion = prompt.templates[0].completion
         opening, _, rest = completion.partition(RATIONALE)
         closing, _, after = rest.partition(TARGET)
         if RATIONALE not in completion or not rest.endswith(TARGET) or not closing.strip() or "{" in opening + closing:
             raise ValueError(
-                f"prompt of task {prompt.task!r} is thinking, so its completion should read like "
+                "the completion of a thinking prompt should read like "
                 f"'<think>\\n{RATIONALE}\\n</think>\\n\\n{TARGET}', not {completion!r}"
             )
         return cls(opening, closing)

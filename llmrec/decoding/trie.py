@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
 
 END = -1
 DEAD = -1

@@ -2,8 +2,8 @@
 
 from llmrec.evaluation.controls import CONTROLS, shuffle_histories, shuffle_order
 from llmrec.evaluation.evaluate import EvaluationResult, compare, evaluate
-from llmrec.evaluation.loading import check_trained_on, files_of, load_recommender
 from llmrec.evaluation.metrics import KS, row_metrics
+from llmrec.recommenders.loading import check_trained_on, files_of, load_recommender
 
 __all__ = [
     "CONTROLS",

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
-from llmrec.evaluation.loading import files_of
 from llmrec.evaluation.perplexity import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.wishes import phrases
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.loading import files_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.evaluation.bootstrap import confidence_intervals
-from llmrec.instructions.words import price_text
+from llmrec.instructions.item_words import price_text
 
 _PRICE = re.compile(r"\$\d[\d,]*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")

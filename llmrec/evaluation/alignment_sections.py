@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.answers import answered_items, answered_words, prompt_texts
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.decoding import ScoredItem
 from llmrec.evaluation.alignment_scores import (
@@ -22,7 +21,9 @@ from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_positions, row_metrics
 from llmrec.instructions import TASKS, Prompt, target_rows
 from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
+from llmrec.recommenders.protocol import requests_of
 
 K = 10
 ROOM = 16  # tokens that a written answer may have beyond the longest right one
@@ -98,7 +99,7 @@ def prefixes(
     recommender: LLMRecommender, answers: Sequence[Sequence[ScoredItem]], targets: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Whether the first answer's Semantic ID is the target's (`exact`), and agrees with it up to each level."""
-    index, within = recommender.index, next(iter(recommender.streams.values()))
+    index, within = recommender.index, next(iter(recommender.views.values()))
     rows = np.arange(len(index)) if within is None else np.flatnonzero(within)
     codes = index.codes[:, (index.codes[rows] >= 0).any(0)]
     of_item: dict[str, list[int]] = {}

@@ -15,126 +15,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from llmrec.data import PreparedData, ids_to_rows, lists_to_rows, training_rows
-from llmrec.data.rows import flatten_lists, list_array, offsets_of
-from llmrec.data.statistics import statistics
+from llmrec.catalogue.filters import Filter
+from llmrec.data import PreparedData, ids_to_rows
+from llmrec.data.cold_items import check_cold
 from llmrec.evaluation.evaluate import EvaluationResult, evaluate
 from llmrec.evaluation.metrics import KS
 from llmrec.evaluation.report import write_report
 from llmrec.files import atomic_path, write_json
-from llmrec.filters import Filter
-from llmrec.recommender import Recommendation, Recommender
+from llmrec.recommenders.protocol import Recommendation, Recommender
 
 COLD, COLD_ONLY, WARM = "cold targets", "cold targets, cold items only", "warm targets"
 _K = 10
 _COLUMNS = (f"recall@{_K}", f"ndcg@{_K}")
-
-
-def hold_out_items(
-    data: PreparedData, fraction: float = 0.05, seed: int = 0, from_training: bool = False
-) -> PreparedData:
-    """The same data as if some items had come after training.
-
-    - Items are drawn from those in training, evenly over popularity: one of every 1 / `fraction` neighbours in order
-      of their count. Items that training does not hold afterwards are all cold.
-    - Training sequences and validation histories lose the cold items; validation rows with a cold target become test
-      rows, since checkpoints are chosen on validation.
-    - Test histories stay whole: by then the items are in the shop.
-
-    Args:
-        fraction (`float`): share of the training items that becomes cold.
-        from_training (`bool`): cold targets cut out of training sequences become test rows, too. There are many, but
-            what the user did after them was trained on.
-
-    Returns:
-        Data with all items; `info["cold_items"]` lists the cold ones, `info["rules"]["hold_out"]` how they were drawn.
-
-    Raises:
-        ValueError: a fraction that leaves no item, or data without items in training.
-    """
-    catalogue = data.items["item_id"]
-    trained, _ = lists_to_rows(data.train["item_ids"], catalogue)
-    counts = np.bincount(trained, minlength=data.items.num_rows)
-    seen = np.flatnonzero(counts)
-    number = round(fraction * len(seen))
-    if not 1 <= number < len(seen):
-        raise ValueError(f"fraction {fraction} of {len(seen)} items in training holds out {number}: it should be some")
-    rng = np.random.default_rng(seed)
-    by_count = seen[np.lexsort((rng.permutation(len(seen)), counts[seen]))]
-    cold = np.zeros(data.items.num_rows, bool)
-    cold[[rng.choice(block) for block in np.array_split(by_count, number)]] = True
-    train = _without_items(data.train, cold[trained])
-    cold[:] = True
-    cold[lists_to_rows(train["item_ids"], catalogue)[0]] = False
-
-    of_valid = cold[ids_to_rows(data.valid["target"], catalogue)]
-    tests = [data.test, data.valid.filter(pa.array(of_valid))]
-    rules = data.info.get("rules", {})
-    if from_training:
-        rows = training_rows(data.train, rules.get("max_history"))
-        rows = rows.filter(pa.array(cold[ids_to_rows(rows["target"], catalogue)]))
-        rows = rows.filter(pa.array(np.diff(flatten_lists(rows["history"])[1]) > 0))
-        tests.append(rows.select(data.test.column_names).cast(data.test.schema))
-    valid = _warm_histories(data.valid.filter(pa.array(~of_valid)), cold, catalogue)
-    info = {key: value for key, value in data.info.items() if key not in ("settings", "inputs_fingerprint")}
-    hold_out = {"fraction": fraction, "seed": seed, "from_training": from_training, "of": data.fingerprint}
-    info |= {"name": f"{info.get('name', 'data')}_cold", "rules": {**rules, "hold_out": hold_out}}
-    info["cold_items"] = data.items.filter(pa.array(cold))["item_id"].to_pylist()
-    held = PreparedData(data.items, train, valid, pa.concat_tables(tests), info)
-    check_cold(held)
-    held.info["statistics"] = statistics(held)
-    return held
-
-
-def check_cold(data: PreparedData) -> list[str]:
-    """The cold items of a folder; raises `ValueError` if there are none, or training or validation holds one."""
-    cold_items = data.info.get("cold_items")
-    if not cold_items:
-        raise ValueError("the data names no cold items: make it with recipes/cold_start.py --step hold_out")
-    cold = np.zeros(data.items.num_rows, bool)
-    cold[ids_to_rows(pa.array(cold_items), data.items["item_id"])] = True
-    for name, column in (
-        ("train", data.train["item_ids"]),
-        ("validation histories", data.valid["history"]),
-    ):
-        values, _ = lists_to_rows(column, data.items["item_id"])
-        if cold[values].any():
-            item = data.items["item_id"][int(values[cold[values].argmax()])].as_py()
-            raise ValueError(f"leak: cold item {item!r} stands in {name}")
-    if cold[ids_to_rows(data.valid["target"], data.items["item_id"])].any():
-        raise ValueError("leak: a validation target is a cold item")
-    return cold_items
-
-
-def _without_items(train: pa.Table, out: np.ndarray) -> pa.Table:
-    """Training sequences without some of their elements (bool [elements]); empty ones disappear."""
-    lengths = np.diff(flatten_lists(train["item_ids"])[1])
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(out)) - (np.cumsum(lengths) - lengths)[sequence]
-    context = train["num_context"].to_numpy()
-    # The first item was context, so the first that is left is: a target needs a history.
-    shown = np.bincount(sequence[~out & (place < context[sequence])], minlength=len(lengths))
-    shown = pa.array(np.maximum(shown, np.minimum(context, 1)).astype(np.int32))
-    train = train.set_column(train.column_names.index("num_context"), train.schema.field("num_context"), shown)
-    return _shorter_lists(train, "item_ids", ~out)
-
-
-def _warm_histories(rows: pa.Table, cold: np.ndarray, catalogue: pa.ChunkedArray) -> pa.Table:
-    """Rows without the cold items of their histories; those without history disappear."""
-    return _shorter_lists(rows, "history", ~cold[lists_to_rows(rows["history"], catalogue)[0]])
-
-
-def _shorter_lists(table: pa.Table, name: str, stays: np.ndarray) -> pa.Table:
-    """Only these elements (bool [elements]) of a list column and of the lists beside it, which are parallel to it;
-    rows whose list is empty disappear."""
-    offsets = flatten_lists(table[name])[1]
-    row = np.repeat(np.arange(table.num_rows), np.diff(offsets))
-    left = np.bincount(row[stays], minlength=table.num_rows)
-    for number, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
-            values = flatten_lists(table[field.name])[0].filter(pa.array(stays))
-            table = table.set_column(number, field, list_array(values, offsets_of(left)).cast(field.type))
-    return table.filter(pa.array(left > 0))
 
 
 class Restricted:

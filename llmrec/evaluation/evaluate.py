@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
 from llmrec.data.rows import offsets_of
 from llmrec.evaluation.bootstrap import confidence_intervals, paired_difference
 from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
-from llmrec.recommender import Recommender, requests_of
-from llmrec.semids import SemIDIndex
+from llmrec.recommenders.protocol import Recommender, requests_of
 
 logger = logging.getLogger(__name__)
 _SLICE_K = 10

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import view_rows as rows_of_view
+from llmrec.instructions.item_words import short_text
 from llmrec.instructions.texts import Texts
 from llmrec.instructions.wishes import Wishes
-from llmrec.instructions.words import short_text
-from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
-from llmrec.item_tokenizers.streams import stream_rows as rows_of_stream
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Catalogue:
         self._columns: dict[str, dict] = {}
         self.titles = self.column("title")
         self._semids: dict[str, str] = {}
-        self._streams: dict[str, Catalogue] = {}
+        self._views: dict[str, Catalogue] = {}
         self.composed: dict[tuple[str, str], list[str]] = {}  # what tasks made up about an item, by kind and item
         if texts is not None:
             texts.check_leaks(self.titles, {item: self.semid(item) for item in index.items})
@@ -85,14 +85,14 @@ class Catalogue:
         found = self.texts.get(kind, user_id, item_id) if self.texts is not None else []
         return choose(found, row, kind) if found else None
 
-    def stream(self, name: str) -> "Catalogue":
-        """The same items in the Semantic IDs of one stream; `""` is the primary one. Unknown: `ValueError`."""
+    def view(self, name: str) -> "Catalogue":
+        """The same items in the Semantic IDs of one view; `""` is the primary one. Unknown: `ValueError`."""
         if not name:
             return self
-        if name not in self._streams:
-            other = self._streams[name] = copy.copy(self)
-            other.index, other._semids = self.index.rows_at(rows_of_stream(self.index, name)), {}
-        return self._streams[name]
+        if name not in self._views:
+            other = self._views[name] = copy.copy(self)
+            other.index, other._semids = self.index.rows_at(rows_of_view(self.index, name)), {}
+        return self._views[name]
 
     def semid(self, item_id: str) -> str:
         if item_id not in self._semids:

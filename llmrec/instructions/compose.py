@@ -7,8 +7,8 @@ Semantic ID; a preference knows only the history.
 from collections.abc import Callable
 
 from llmrec.instructions.catalogue import Catalogue, choose
+from llmrec.instructions.item_words import leaf_category, listing, most_common, price_text
 from llmrec.instructions.texts import leaks
-from llmrec.instructions.words import leaf_category, listing, most_common, price_text
 
 RELEVANT = 3  # items of the history that a rationale names
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from llmrec.catalogue.filters import CatalogueFilter, Filter
 from llmrec.data import PreparedData
 from llmrec.data.rows import ids_to_rows
-from llmrec.filters import CatalogueFilter, Filter
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.prompts import Prompt
 from llmrec.instructions.render import Renderer

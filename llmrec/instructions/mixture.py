@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import view_rows
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
 from llmrec.instructions.chat_data import ChatData
 from llmrec.instructions.prompts import Prompt, load_prompt
 from llmrec.instructions.tasks import TASKS
 from llmrec.instructions.wishes import kinds_of
-from llmrec.item_tokenizers.streams import stream_names, stream_rows
-from llmrec.semids import SemIDIndex
 
 _CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
 _CHAT = ("chat", "split", "weight", "cap")
@@ -34,7 +34,7 @@ class TaskMix:
         max_per_item (`int`, *optional*): at most so many rows in an epoch whose answer begins with one item, so that
             popular items do not drown the others.
         where (sequence of `(column, operator, value)`, *optional*): only rows whose answer begins with an item for
-            which all hold (`llmrec.filters.Filter`), or, where the answer is in words, that are about one: the
+            which all hold (`llmrec.Filter`), or, where the answer is in words, that are about one: the
             domains of joined data get weights of their own this way.
         wishes (sequence of `str`, *optional*): of a task with wishes, only rows with one of these kinds, such as
             `other_brand` (`llmrec.instructions.wishes`): the kinds that are hard to learn get weights of their own.
@@ -56,7 +56,7 @@ class TaskMix:
     def parse(cls, entry: str | dict) -> "TaskMix":
         """From a YAML entry: `"stream"`, `"stream:0.5"` or `{prompt: my/file.yaml, weight: 2, since: 2016-01-31}`.
 
-        `{prompt: stream, semids: collaborative}` writes the Semantic IDs of that stream (`Prompt.semids`);
+        `{prompt: stream, semids: collaborative}` writes the Semantic IDs of that view (`Prompt.semids`);
         `{chat: HuggingFaceH4/no_robots, split: train, cap: 5000}` mixes general conversations in.
         """
         if isinstance(entry, str):
@@ -129,29 +129,29 @@ class TaskMix:
 
 
 def parse_mixture(
-    entries: list[str | dict], prompt: Prompt, index: SemIDIndex, streams: Sequence[str] = ()
+    entries: list[str | dict], prompt: Prompt, index: SemIDIndex, views: Sequence[str] = ()
 ) -> list[TaskMix]:
     """A mixture that teaches what will be asked.
 
     Args:
         entries: see `TaskMix.parse`.
-        prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `streams` (if any).
+        prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `views` (if any).
 
     Raises:
-        ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a stream that the index
+        ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index
             does not have or that is asked for twice, or no entry that teaches the prompt.
     """
     if prompt.task in TASKS and not TASKS[prompt.task].recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
-    if len(set(streams)) < len(streams):
-        raise ValueError(f"the streams to fuse are {list(streams)}: name each of them once")
+    if len(set(views)) < len(views):
+        raise ValueError(f"the views to fuse are {list(views)}: name each of them once")
     mixture = [TaskMix.parse(entry) for entry in entries]
-    primary = next(iter(stream_names(index)), "")
+    primary = next(iter(index.views), "")
     taught = [dataclasses.replace(mix.prompt, semids=mix.prompt.semids or primary) for mix in mixture]
-    for name in [*streams, *(mix.prompt.semids for mix in mixture)]:
+    for name in [*views, *(mix.prompt.semids for mix in mixture)]:
         if name:
-            stream_rows(index, name)
-    for name in streams or [prompt.semids or primary]:
+            view_rows(index, name)
+    for name in views or [prompt.semids or primary]:
         if dataclasses.replace(prompt, semids=name) not in taught:
             where = f" with semids {name!r}" if name else ""
             raise ValueError(f"the prompt that asks for the next item{where} is none of the tasks {entries}")

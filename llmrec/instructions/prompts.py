@@ -47,8 +47,8 @@ class Prompt:
             history is the beginning of the assistant's own turn, so that every item of it can be a target.
         thinking (`bool`): the answer begins with a `<think>` block; chat templates that know the switch leave it on.
         separator (`str`): between the Semantic IDs of a history.
-        semids (`str`): the stream whose Semantic IDs are written, where there are several
-            (`llmrec.item_tokenizers.streams`); empty for the primary ones.
+        semids (`str`): the view whose Semantic IDs are written, where there are several
+            (`llmrec.catalogue.views`); empty for the primary ones.
         weight (`float`): how many of the task's rows an epoch holds, where a mixture does not say.
     """
 

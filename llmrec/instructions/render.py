@@ -51,7 +51,7 @@ class Renderer:
         """`(prompt, answer)`."""
         wording = prompt.templates[template] if isinstance(template, int) else template
         task = TASKS[prompt.task]
-        slots = task.slots(self.catalogue.stream(prompt.semids), row, prompt.separator)
+        slots = task.slots(self.catalogue.view(prompt.semids), row, prompt.separator)
         text = self._frame(prompt.system, len(wording.turns), prompt.thinking)
         for number, turn in enumerate(wording.turns):
             text = text.replace(_MARK.format(number), turn.format_map(slots).strip())

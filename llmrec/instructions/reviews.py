@@ -27,10 +27,10 @@ from llmrec.data.rows import flatten_lists
 from llmrec.data.validate import cast_column, standard_interactions
 from llmrec.files import read_parquet
 from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.item_words import listing
 from llmrec.instructions.teacher import Write
 from llmrec.instructions.texts import leaks
-from llmrec.instructions.words import listing
-from llmrec.item_tokenizers.text_ids import words_of
+from llmrec.item_tokenizers.words.text_ids import words_of
 
 KINDS = {"query": "item_id", "preference": "user_id"}  # whose reviews are set against those of the others
 QUERY_WORDS, PREFERENCE_TERMS = 4, 5  # a query has so many words or one more

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
 from llmrec.files import read_parquet, write_parquet
@@ -26,7 +27,6 @@ from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.reasoning import caption
 from llmrec.instructions.tasks.search import asked_rows, next_preferring_rows, preferring_rows
 from llmrec.instructions.texts import SCHEMA, Texts, leaks, taken_again
-from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
 ROWS = {
@@ -118,7 +118,7 @@ def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Call
 
     Args:
         prompt (`Prompt`): `prompts/teacher/<kind>.yaml` or one like it.
-        answer (callable): of `llmrec.text_generation.load_writer`.
+        answer (callable): of `llmrec.decoding.free_text.load_writer`.
         seed (`int`): an answer follows from it and the number of its row, whatever stands beside it.
     """
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from llmrec.data.rows import flatten_lists
 from llmrec.files import read_parquet, write_parquet
-from llmrec.instructions.words import says
+from llmrec.instructions.item_words import says
 
 KINDS = ("query", "intention", "preference", "rationale")
 SCHEMA = pa.schema([("kind", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()), ("text", pa.string())])

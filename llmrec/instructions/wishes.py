@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from llmrec.instructions.item_words import leaf_category
 from llmrec.instructions.prompts import prompts_folder
-from llmrec.instructions.words import leaf_category
 
 RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
 MOST_WORDS = 3  # of a title that `with=` wishes are made of

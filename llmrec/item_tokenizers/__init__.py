@@ -3,32 +3,33 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmrec.arguments import construct
+from llmrec.catalogue.collisions import COLLISION_POLICIES
+from llmrec.catalogue.lifecycle import diff, remove_items
+from llmrec.catalogue.ready_made import ready_made_semids
+from llmrec.features import ItemFeatures
+from llmrec.features.parts.part import rows_in_training
 from llmrec.files import read_json
-from llmrec.item_tokenizers.actionpiece import ActionPiece
-from llmrec.item_tokenizers.balanced_tree import BalancedTree
 from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
-from llmrec.item_tokenizers.category_tree import CategoryTree
-from llmrec.item_tokenizers.collisions import COLLISION_POLICIES
-from llmrec.item_tokenizers.cooccurrence_tree import CooccurrenceTree
-from llmrec.item_tokenizers.etegrec import ETEGRec
-from llmrec.item_tokenizers.features import ItemFeatures, rows_in_training
-from llmrec.item_tokenizers.item_numbers import ItemNumbers
-from llmrec.item_tokenizers.keywords import Keywords
-from llmrec.item_tokenizers.lifecycle import diff, remove_items
-from llmrec.item_tokenizers.mbgen import MBGen
+from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
+from llmrec.item_tokenizers.contextual.pctx import Pctx
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
 from llmrec.item_tokenizers.merged import Merged
-from llmrec.item_tokenizers.no_features import RandomIDs, SequentialIDs
-from llmrec.item_tokenizers.pctx import Pctx
+from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.product import OPQ, PQ
-from llmrec.item_tokenizers.protocol import ItemTokenizer, construct
-from llmrec.item_tokenizers.ready_made import ready_made_semids
-from llmrec.item_tokenizers.rq_kmeans import RQKMeans
-from llmrec.item_tokenizers.rq_kmeans_plus import RQKMeansPlus
-from llmrec.item_tokenizers.rq_vae import LETTER, RQVAE, CoST
-from llmrec.item_tokenizers.rvq import RVQ
-from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
-from llmrec.item_tokenizers.tags import Tags
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.residual.etegrec import ETEGRec
+from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
+from llmrec.item_tokenizers.residual.rq_kmeans_plus import RQKMeansPlus
+from llmrec.item_tokenizers.residual.rq_vae import LETTER, RQVAE, CoST
+from llmrec.item_tokenizers.residual.rvq import RVQ
+from llmrec.item_tokenizers.trees.balanced_tree import BalancedTree
+from llmrec.item_tokenizers.trees.category_tree import CategoryTree
+from llmrec.item_tokenizers.trees.cooccurrence_tree import CooccurrenceTree
+from llmrec.item_tokenizers.with_behaviour.mbgen import MBGen
+from llmrec.item_tokenizers.words.item_numbers import ItemNumbers
+from llmrec.item_tokenizers.words.keywords import Keywords
+from llmrec.item_tokenizers.words.tags import Tags
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     "rq_kmeans": RQKMeans,
@@ -85,18 +86,12 @@ __all__ = [
     "build_semids",
     "diff",
     "fit_semids",
-    "is_contextual",
     "load_item_tokenizer",
     "make_item_tokenizer",
     "ready_made_semids",
     "remove_items",
     "rows_in_training",
 ]
-
-
-def is_contextual(index: SemIDIndex) -> bool:
-    """Whether the tokens of an item depend on the history: the index was made by a `SequenceTokenizer`."""
-    return index.info.get("item_tokenizer", {}).get("name") in SEQUENCE_TOKENIZERS
 
 
 def make_item_tokenizer(

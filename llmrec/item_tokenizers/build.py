@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from llmrec.arrays import check_features
+from llmrec.catalogue.collisions import COLLISION_POLICIES, collision_stats
+from llmrec.catalogue.lifecycle import FIRST_VERSION, bring_back, next_version, taken_codes
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.features.parts.part import rows_in_training
 from llmrec.files import fingerprint
-from llmrec.item_tokenizers.collisions import COLLISION_POLICIES, collision_stats
-from llmrec.item_tokenizers.features import rows_in_training
-from llmrec.item_tokenizers.lifecycle import FIRST_VERSION, bring_back, next_version, taken_codes
-from llmrec.item_tokenizers.preprocess import check_features
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
 from llmrec.item_tokenizers.protocol import ItemTokenizer, tokenizer_fingerprint
-from llmrec.item_tokenizers.sequence_tokenizer import SequenceTokenizer
-from llmrec.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def add_items(
 
     The collision policy of the index is applied to the newcomers alone. One that meets an item without a further token
     gets one itself: the old SemID is then a prefix of the new one, which `SemIDTrie` handles. An item that was removed
-    and comes back gets the SemID it had (see `llmrec.item_tokenizers.lifecycle`).
+    and comes back gets the SemID it had (see `llmrec.catalogue.lifecycle`).
 
     Args:
         features (`np.ndarray`, float32, `[N, D]`): made as the features that `tokenizer` was fitted on.
@@ -146,10 +146,10 @@ def add_items(
     old = next((item for item in item_ids if item in known), None)
     if old is not None:
         raise ValueError(f"item {old!r} has a Semantic ID already: SemIDs of existing items never change")
-    if domains := ", ".join(index.info.get("domains", ())):
+    if domains := ", ".join(index.domains):
         raise ValueError(f"these are Semantic IDs of several domains: add the items to {domains}, and join them again")
-    if streams := ", ".join(index.info.get("streams", ())):
-        raise ValueError(f"these are joined Semantic IDs: add the items to {streams}, and join the streams again")
+    if views := ", ".join(index.views):
+        raise ValueError(f"these are joined Semantic IDs: add the items to {views}, and join the views again")
     if tokenizer.traits.contextual:
         raise ValueError(f"item tokenizer {tokenizer.name!r} knows the items it was fitted with only: fit it again")
     if index.info.get("item_tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.item_tokenizers.protocol import Saved, Traits, construct, not_fitted, part_of
+from llmrec.arguments import construct
+from llmrec.files import part_of
+from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted
 from llmrec.item_tokenizers.unigram import learn_unigram
 
 # Every code of every level is one character of the two private planes of Unicode.

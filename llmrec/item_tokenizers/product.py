@@ -12,9 +12,11 @@ from typing import Self
 
 import numpy as np
 
-from llmrec.item_tokenizers.preprocess import Preprocess, blocks, check_features, unique_rows
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, part_of
-from llmrec.item_tokenizers.residual import last_level_costs, nearest
+from llmrec.arrays import blocks, check_features, unique_rows
+from llmrec.files import part_of
+from llmrec.item_tokenizers.preprocess import Preprocess
+from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted
+from llmrec.item_tokenizers.residual.quantizer import last_level_costs, nearest
 
 _ROTATION_ITERATIONS = 10  # faiss's 50 take minutes on a few cores and move nothing after the first ten
 

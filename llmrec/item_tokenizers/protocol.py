@@ -3,16 +3,15 @@
 `Traits` say what a tokenizer can do, so that decoders and policies refuse the impossible instead of failing late.
 """
 
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.files import atomic_path, fingerprint, read_json, write_json
+from llmrec.files import fingerprint, load_state, save_state
 
 
 class Traits(NamedTuple):
@@ -128,25 +127,6 @@ def not_fitted() -> ValueError:
     return ValueError("this item tokenizer is not fitted: call fit(features) first")
 
 
-def construct(kind: Callable, arguments: Mapping, what: str):
-    """`kind(**arguments)` for arguments that a user wrote, in YAML for instance.
-
-    Raises:
-        ValueError: beginning with `what`: an argument that `kind` does not take (and those that it takes), or one
-            that it refuses.
-    """
-    known = inspect.signature(kind).parameters
-    open_ended = any(each.kind is each.VAR_KEYWORD for each in known.values())
-    unknown = next((name for name in arguments if name not in known), None)
-    if unknown is not None and not open_ended:
-        names = ", ".join(name for name in known if name != "cache_dir")
-        raise ValueError(f"{what}: there is no argument {unknown!r}; it takes {names or 'none'}")
-    try:
-        return kind(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what}: {error}") from error
-
-
 def check_sizes(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
     """Codebook sizes as a tuple; raises `ValueError` unless they are one or more positive numbers."""
     if not isinstance(codebook_sizes, Sequence | np.ndarray) or isinstance(codebook_sizes, str):
@@ -169,33 +149,3 @@ def tokenizer_fingerprint(tokenizer: ItemTokenizer) -> str:
     values, arrays = tokenizer.state()
     header = json.dumps([tokenizer.name, tokenizer.config, values], sort_keys=True)
     return fingerprint(header, *(part for name in sorted(arrays) for part in (name, arrays[name].tobytes())))
-
-
-def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all."""
-    from safetensors.numpy import save_file
-
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "config.json", config)
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary / "model.safetensors"
-        )
-
-
-def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def load_state(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """Reads a folder written by `save_state`; raises `ValueError` naming the file that is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    try:
-        return config, load_file(folder / "model.safetensors")
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is missing or damaged: {error}") from error

@@ -4,14 +4,9 @@ A balanced assignment, or a leaf of a tree, is no function of distances alone: a
 only items that were not there are routed.
 """
 
-from hashlib import blake2b
-
 import numpy as np
 
-
-def row_digests(rows: np.ndarray) -> list[bytes]:
-    """16 bytes for the content of every row."""
-    return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.ascontiguousarray(rows)]
+from llmrec.arrays import row_digests
 
 
 class Remembered:

@@ -1,6 +1,6 @@
 """Reinforcement learning over the items of a catalogue, with TRL's GRPO."""
 
-from llmrec.rl.draws import RollOut, searched_index
+from llmrec.rl.groups import RollOut, searched_index
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import Guard, plot_grpo
 from llmrec.rl.policy import PolicyArguments

@@ -20,13 +20,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.decoding import tree_beam_search
 from llmrec.decoding.trie import END, SemIDTrie
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import requests_of
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.rollout import completions
-from llmrec.semids import SemIDIndex
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
 from llmrec.training.lora import is_quantised, rows_in_float32
 from llmrec.training.stage import sharded
@@ -83,7 +84,7 @@ def check_dpo(args: DPOConfig, num_negatives: int, negatives: str, log_probs: st
 
 
 class WrongItems:
-    """The Semantic IDs that can be rejected: every item's first one in the stream that is searched.
+    """The Semantic IDs that can be rejected: every item's first one in the view that is searched.
 
     An item that shares a Semantic ID with the target is not wrong.
 
@@ -98,7 +99,7 @@ class WrongItems:
     """
 
     def __init__(self, recommender: LLMRecommender, train: pa.Table | None = None):
-        index, within = recommender.index, next(iter(recommender.streams.values()))
+        index, within = recommender.index, next(iter(recommender.views.values()))
         self.recommender, self.within = recommender, within
         self.number = index.groups()  # of the Semantic ID of each row
         rows = range(len(index)) if within is None else np.flatnonzero(within).tolist()

@@ -9,7 +9,7 @@ from llmrec.rl.rollout import RolloutArguments
 from llmrec.training.stage import sharded
 
 if TYPE_CHECKING:
-    from llmrec.rl.draws import RollOut
+    from llmrec.rl.groups import RollOut
 
 CHOICES = {
     "log_probs": ("catalogue", "vocabulary"),

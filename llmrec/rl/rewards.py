@@ -22,10 +22,10 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from llmrec.baselines.sasrec import SASRec
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists
 from llmrec.instructions.wishes import Wishes
-from llmrec.semids import SemIDIndex
+from llmrec.recommenders.sasrec import SASRec
 
 Reward = Callable[..., list[float | None]]
 

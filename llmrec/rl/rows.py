@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from llmrec.answers import prompt_texts
 from llmrec.data import PreparedData
 from llmrec.data.rows import offsets_of
 from llmrec.instructions import TASKS, Prompt
 from llmrec.instructions.dataset import MixturePart
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.spans import Sequences
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.ask import prompt_texts
 
 FEATURES = Features(
     {

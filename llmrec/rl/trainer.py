@@ -19,9 +19,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl.credit import first_difference, live_groups, skip_dead, weighted
-from llmrec.rl.draws import Draw, RollOut
+from llmrec.rl.groups import Draw, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
 from llmrec.rl.policy import PolicyArguments, check_settings

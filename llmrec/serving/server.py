@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig
-from llmrec.serving.catalogue.store import CatalogueStore, CatalogueVersion, Prepared
-from llmrec.serving.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
+from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Prepared
+from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
 
 logger = logging.getLogger("llmrec.serving")
 _LOADING_S = 600.0  # the longest that an engine may take for a catalogue version
@@ -91,7 +91,7 @@ async def serve(
     """
     import uvicorn
 
-    from llmrec.serving.plugin import FRONT, register
+    from llmrec.serving.vllm.plugin import FRONT, register
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
@@ -155,15 +155,15 @@ def _recommenders(folder: str | Path, engines: Engines):
     """Catalogue version → recommender over it."""
     from transformers import AutoTokenizer
 
-    from llmrec.item_tokenizers import is_contextual, load_item_tokenizer
-    from llmrec.serving.recommender import VLLMRecommender
+    from llmrec.item_tokenizers import load_item_tokenizer
+    from llmrec.serving.vllm.recommender import VLLMRecommender
 
     config, tokenizer = RecommenderConfig.load(folder), AutoTokenizer.from_pretrained(folder)
     searcher, writer = engines.of_mode.get(RECOMMEND), engines.of_mode.get(GENERATE)
     readers = {}
 
     def make(version: CatalogueVersion) -> VLLMRecommender:
-        if is_contextual(version.index) and not readers:
+        if version.index.contextual and not readers:
             readers["item_tokenizer"] = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER)
         if writer is not None:
             version.index.decode("")  # makes the table now, not while the event loop names the items of a text

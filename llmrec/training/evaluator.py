@@ -9,7 +9,8 @@ import torch
 from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.evaluation.metrics import first_occurrences, first_positions, row_metrics
 from llmrec.evaluation.slices import popularity_classes
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import requests_of
 
 SHOWN = 10  # places of a list that valid, coverage and head look at
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import Trainer
 from trl import ModelConfig
 
-from llmrec.model_card import write_model_card
-from llmrec.model_folder import RecommenderConfig
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.models.card import write_model_card
+from llmrec.models.folder import RecommenderConfig
 from llmrec.stages import finish_stage
 from llmrec.training.loading import reload_model
 from llmrec.training.lora import push_final_model, save_final_model

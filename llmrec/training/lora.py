@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
 from llmrec.training.stage import sharded
-from llmrec.vocabulary import behaviour_token_ids, semid_token_ids
 
 
 def lora_config(

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from llmrec.item_tokenizers import is_contextual
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
 from llmrec.training.stage import StageArguments
-from llmrec.vocabulary import behaviour_token_ids, semid_token_ids
 
 IGNORED = -100
 
@@ -118,7 +117,7 @@ def loss_weights(
         raise ValueError("behaviour_values needs interactions with kinds that have tokens (behaviour_tokens: true)")
     if behaviours and set(behaviours) != set(index.behaviours):
         raise ValueError(f"behaviour_values names {sorted(behaviours)}, the data has {sorted(index.behaviours)}")
-    fixed = index.adds_tokens and not is_contextual(index)
+    fixed = index.adds_tokens and not index.contextual
     if not fixed and (stage.level_weights or stage.text_weight != 1):
         raise ValueError(
             "level_weights and text_weight need Semantic IDs of fixed new tokens; these cannot be told from text: "

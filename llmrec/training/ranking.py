@@ -29,7 +29,7 @@ class RecommenderTrainer:
         return found
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """The recipe writes the card (`llmrec.model_card`); TRL's would replace it."""
+        """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the weights and what makes the folder a recommender."""

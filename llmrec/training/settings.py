@@ -6,11 +6,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
-from llmrec.semids import SemIDIndex
 from llmrec.stages import RECORD, begin_stage, settings_of
 from llmrec.training.resume import last_complete_checkpoint
 

@@ -10,19 +10,19 @@ from tiny import MODEL, tiny_data, tiny_index, tiny_model
 from transformers import GenerationConfig
 from trl import SFTConfig
 
+from llmrec.catalogue.filters import Filter
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
-from llmrec.filters import Filter
 from llmrec.instructions import Catalogue, TaskMix, Template, build_dataset, compose, load_prompt, task_rows
-from llmrec.model_folder import RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.recommender import LLMRecommender
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
+from llmrec.recommenders import LLMRecommender
 from llmrec.training import SemIDSFTTrainer
-from llmrec.vocabulary import extend_vocabulary
 
 HISTORIES = [["item-03"], ["item-01", "item-02"], ["item-20", "item-21", "item-22", "item-23"], ["item-09", "item-10"]]
 PROMPT = load_prompt("think_next_item")
-BLOCK = ThoughtBlock.of(PROMPT)
+BLOCK = ThoughtBlock.of(PROMPT.templates[0].completion)
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,8 @@ def test_a_behaviour_is_wanted_after_the_thought():
 def test_a_completion_that_is_no_thought_is_refused():
     for completion in ("{target}", "{rationale}{target}", "<think>{rationale}</think>{target} !", "<think></think>"):
         prompt = dataclasses.replace(PROMPT, templates=(Template("{history}", completion),))
-        with pytest.raises(ValueError, match="is thinking, so its completion should read like"):
-            ThoughtBlock.of(prompt)
+        with pytest.raises(ValueError, match="completion of a thinking prompt should read like"):
+            ThoughtBlock.of(prompt.templates[0].completion)
 
 
 def test_bad_numbers_are_named(recommender):

@@ -7,9 +7,9 @@ from reference_search import EOS, matrix, next_tokens
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import trie as trie_module
 from llmrec.decoding.trie import DEAD, END, RowFilter, SemIDTrie
-from llmrec.semids import SemIDIndex
 
 catalogues = st.lists(st.lists(st.integers(10, 16), min_size=1, max_size=4).map(tuple), min_size=1, max_size=30)
 quick = settings(deadline=None, max_examples=25)

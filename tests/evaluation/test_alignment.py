@@ -13,7 +13,7 @@ import torch
 import yaml
 from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
-from llmrec.answers import answered_items, answered_words, prompt_texts
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
 from llmrec.evaluation.alignment_scores import Attributes, common_prefixes, precision, same_words, token_f1
 from llmrec.evaluation.alignment_sections import LeftOut, Sample, retrieval, steering, wish_rows
@@ -23,11 +23,11 @@ from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dat
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.tasks.conversation import explanation, wish_slots
 from llmrec.instructions.wishes import Wishes, kinds_of
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import extend_vocabulary
+from llmrec.models.folder import RecommenderConfig
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
 
 # Short wordings, so that a tiny model learns them in seconds
 PROMPTS = {

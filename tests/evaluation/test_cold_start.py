@@ -14,27 +14,21 @@ from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
 from trl import SFTConfig, TrlParser
 
-from llmrec.baselines.content_knn import ContentKNN
-from llmrec.baselines.item_knn import ItemKNN
-from llmrec.baselines.popularity import Popularity
-from llmrec.baselines.sasrec import SASRec, SASRecConfig
+from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, prepare, training_rows
-from llmrec.evaluation.cold_start import (
-    COLD,
-    COLD_ONLY,
-    WARM,
-    Restricted,
-    check_cold,
-    cold_lines,
-    evaluate_cold,
-    hold_out_items,
-)
-from llmrec.filters import Filter
+from llmrec.data.cold_items import check_cold, hold_out_items
+from llmrec.evaluation.cold_start import COLD, COLD_ONLY, WARM, Restricted, cold_lines, evaluate_cold
+from llmrec.features import ItemFeatures
 from llmrec.instructions import load_prompt, task_rows
-from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
+from llmrec.item_tokenizers import RQKMeans, fit_semids
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender, requests_of
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.content_knn import ContentKNN
+from llmrec.recommenders.item_knn import ItemKNN
+from llmrec.recommenders.popularity import Popularity
+from llmrec.recommenders.protocol import requests_of
+from llmrec.recommenders.sasrec import SASRec, SASRecConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs" / "office14_cold"
@@ -194,7 +188,7 @@ class Oracle:
     """Knows the order of the walk, and nothing else."""
 
     def recommend(self, histories, k=10, filters=None):
-        from llmrec.baselines.catalogue import Catalogue
+        from llmrec.recommenders.ranker import Catalogue
 
         def score(values, offsets):
             steps = (np.arange(24) - values[offsets[1:] - 1][:, None] - 1) % 24

@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_data
 
-from llmrec.baselines.popularity import Popularity
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import TARGETS, PreparedData
-from llmrec.evaluation import compare, evaluate, load_recommender, shuffle_histories, shuffle_order
+from llmrec.evaluation import compare, evaluate, shuffle_histories, shuffle_order
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.report import headline, write_report
 from llmrec.evaluation.slices import popularity_classes, row_slices
-from llmrec.recommender import Recommendation
-from llmrec.semids import SemIDIndex
+from llmrec.recommenders import load_recommender
+from llmrec.recommenders.popularity import Popularity
+from llmrec.recommenders.protocol import Recommendation
 
 
 class Fixed:

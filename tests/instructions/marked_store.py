@@ -3,13 +3,13 @@
 import numpy as np
 import pyarrow as pa
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import prepare
 from llmrec.data.synthetic import generate_store
 from llmrec.instructions import Catalogue, Renderer
-from llmrec.instructions.words import category_path
-from llmrec.scratch import train_tokenizer
-from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import add_semid_tokens
+from llmrec.instructions.item_words import category_path
+from llmrec.models.from_scratch import train_tokenizer
+from llmrec.models.vocabulary import add_semid_tokens
 
 KINDS = ["view", "cart", "buy"]
 USERS = 12

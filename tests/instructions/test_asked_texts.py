@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 from marked_store import marked_setting
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.instructions import TASKS, Catalogue, Texts, compose, load_prompt, task_rows
+from llmrec.instructions.item_words import says
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.conversation import like_rows
 from llmrec.instructions.texts import leaks
 from llmrec.instructions.wishes import Wishes, conditions_of, phrases, say
-from llmrec.instructions.words import says
-from llmrec.semids import SemIDIndex
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,12 @@ import torch
 from tiny import tiny_data, tiny_index, tiny_model
 from trl import ModelConfig
 
+from llmrec.catalogue.filters import Filter
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
 from llmrec.data import PreparedData, prepare
 from llmrec.evaluation import evaluate
 from llmrec.evaluation.controls import shuffle_histories, shuffle_order
-from llmrec.filters import Filter
 from llmrec.instructions import (
     Catalogue,
     Renderer,
@@ -25,10 +27,9 @@ from llmrec.instructions import (
     target_rows,
     task_rows,
 )
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender, requests_of
-from llmrec.semids import SemIDIndex
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import requests_of
 from llmrec.training import lora_config
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +166,7 @@ def test_streams_and_behaviours_go_together(setting):
     data, index, _, tokenizer, _ = setting
     number = np.arange(24)
     other = SemIDIndex(index.item_ids, np.stack([number // 4, number % 4], 1), [6, 4])
-    joined = join_streams({"one": tiny_index(data), "two": other}).with_behaviours(KINDS)
+    joined = join_views({"one": tiny_index(data), "two": other}).with_behaviours(KINDS)
     catalogue = Catalogue(joined, data.items).stream("two")
     assert catalogue.semids(["item-05"], "", ["cart"]) == "<|cart|><d_1><e_1>"
 

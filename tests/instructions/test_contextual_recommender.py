@@ -11,13 +11,13 @@ import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec import LLMRecommender
+from llmrec.catalogue.views import join_views
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, load_prompt
 from llmrec.instructions.tasks.sequential import stream_slots
 from llmrec.item_tokenizers import ActionPiece, Pctx, add_items, fit_semids
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.vocabulary import extend_vocabulary
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 
 ROOT = Path(__file__).parents[2]
 KINDS = {
@@ -85,7 +85,7 @@ def test_what_contextual_semids_cannot_do_is_refused(folder):
         row = {"history": ["item-01"], "targets": ["item-02"]}
         stream_slots(Catalogue(index, data.items, contextual), row, " ")
     with pytest.raises(ValueError, match="stand alone"):
-        join_streams({"one": index, "two": index})
+        join_views({"one": index, "two": index})
     new = pa.table({"item_id": ["new"], "title": ["new"]})
     with pytest.raises(ValueError, match="knows the items it was fitted with only: fit it again"):
         add_items(index, contextual, np.zeros((1, 8), np.float32), ["new"], new)

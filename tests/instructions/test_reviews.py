@@ -10,10 +10,10 @@ import pytest
 from test_teacher import recipe, run  # noqa: F401
 from tiny import tiny_data, tiny_index
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.instructions import Catalogue, Texts
 from llmrec.instructions.reviews import load_reviews, readable, reviews_writer, terms_of
 from llmrec.instructions.teacher import Sequences, rows_to_write, write_texts
-from llmrec.semids import SemIDIndex
 
 DATA = tiny_data()
 CATALOGUE = Catalogue(tiny_index(DATA), DATA.items)

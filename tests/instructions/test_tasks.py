@@ -22,9 +22,9 @@ from llmrec.instructions import (
     parse_mixture,
     task_rows,
 )
+from llmrec.instructions.item_words import short_text
 from llmrec.instructions.prompts import prompts_folder
 from llmrec.instructions.wishes import kinds_of
-from llmrec.instructions.words import short_text
 
 ROOT = Path(__file__).parents[2]
 SEMID = re.compile(r"<a_\d+><b_\d+>")

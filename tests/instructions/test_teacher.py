@@ -13,8 +13,9 @@ from tiny import MODEL, tiny_data, tiny_index, write_tiny_base
 from transformers import AutoTokenizer
 from trl import TrlParser
 
-from llmrec import text_generation
 from llmrec.data.prepared import SEQUENCES
+from llmrec.decoding import free_text as text_generation
+from llmrec.decoding.free_text import load_writer
 from llmrec.files import read_json, read_parquet
 from llmrec.instructions import Catalogue, Texts, load_prompt, teacher
 from llmrec.instructions.compose import relevant_history
@@ -27,9 +28,8 @@ from llmrec.instructions.teacher import (
     unnamed_index,
     write_texts,
 )
-from llmrec.recommender import LLMRecommender
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.text_generation import load_writer
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.recommenders import LLMRecommender
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("query", "intention", "preference", "rationale")

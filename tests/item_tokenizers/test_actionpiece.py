@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train, with_cold_items
 
 from llmrec.item_tokenizers import ActionPiece
-from llmrec.item_tokenizers.actionpiece_vocabulary import Pieces, add_weights, learn_merges, make_chain, weight_unit
+from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import (
+    Pieces,
+    add_weights,
+    learn_merges,
+    make_chain,
+    weight_unit,
+)
 
 
 def reference_merges(sequences, num_tokens, num_merges):

@@ -6,15 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.item_tokenizers import (
-    COLLISION_POLICIES,
-    RQKMeans,
-    add_items,
-    build_semids,
-    fit_semids,
-    ready_made_semids,
-)
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.collisions import COLLISION_POLICIES
+from llmrec.catalogue.ready_made import ready_made_semids
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.item_tokenizers import RQKMeans, add_items, build_semids, fit_semids
 
 
 def catalogue(count=120, dim=6, seed=0):

@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import SMALL, blobs, small_items, small_train
 
-from llmrec.item_tokenizers import (
-    COLLISION_POLICIES,
-    RQVAE,
-    TOKENIZERS,
-    RQKMeans,
-    add_items,
-    build_semids,
-    load_item_tokenizer,
-)
+from llmrec.catalogue.collisions import COLLISION_POLICIES
+from llmrec.catalogue.report import level_figures
+from llmrec.item_tokenizers import RQVAE, TOKENIZERS, RQKMeans, add_items, build_semids, load_item_tokenizer
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
-from llmrec.item_tokenizers.report import level_figures
 
 VECTORS = [name for name, kind in TOKENIZERS.items() if kind.traits.decodes_to_vector]
 
@@ -211,7 +204,7 @@ def test_every_level_reaches_the_encoder():
     """The reference implementations lose the commitment gradient of all levels but the first."""
     import torch
 
-    from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, fit_codebooks
+    from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, fit_codebooks
 
     torch.manual_seed(0)
     x = torch.randn(60, 10)

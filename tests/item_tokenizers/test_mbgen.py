@@ -6,7 +6,7 @@ import pytest
 from item_tokenizers.small import blobs, small_items
 
 from llmrec.item_tokenizers import MBGen, add_items, build_semids
-from llmrec.item_tokenizers.mbgen_training import VQVAEModule, train
+from llmrec.item_tokenizers.with_behaviour.mbgen_training import VQVAEModule, train
 
 ARGUMENTS = {"codebook_sizes": [6, 5, 60], "hidden": [16], "latent_dim": 6, "epochs": 12, "batch_size": 100}
 

@@ -15,8 +15,8 @@ from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import Keywords, Merged, RQKMeans, fit_semids, load_item_tokenizer
 from llmrec.item_tokenizers.merged import ALGORITHMS, _character
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
 
 INNER = {"codebook_sizes": [8, 6, 4], "niter": 4}
 

@@ -4,7 +4,7 @@ import pytest
 from item_tokenizers.small import blobs, small_items, small_train, with_cold_items
 
 from llmrec.item_tokenizers import Pctx
-from llmrec.item_tokenizers.pctx import _merge_rare, prefix_contexts
+from llmrec.item_tokenizers.contextual.pctx import _merge_rare, prefix_contexts
 
 
 def two_worlds(users=200, seed=0):

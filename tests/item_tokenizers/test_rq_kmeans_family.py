@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import blobs
 
+from llmrec.arrays import check_features, l2_normalize, unique_rows
+from llmrec.catalogue.report import level_figures
 from llmrec.item_tokenizers import RVQ, RQKMeans
-from llmrec.item_tokenizers.balance import BALANCES
-from llmrec.item_tokenizers.preprocess import check_features, l2_normalize, unique_rows
-from llmrec.item_tokenizers.report import level_figures
-from llmrec.item_tokenizers.residual import nearest
+from llmrec.item_tokenizers.residual.balance import BALANCES
+from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
 def sizes(codes, size):

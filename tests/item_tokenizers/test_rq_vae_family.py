@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
 from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus
-from llmrec.item_tokenizers.etegrec_training import code_log_probabilities, training_windows
-from llmrec.item_tokenizers.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
-from llmrec.item_tokenizers.rq_vae_training import RQVAEModule, batches_of, train
+from llmrec.item_tokenizers.residual.etegrec_training import code_log_probabilities, training_windows
+from llmrec.item_tokenizers.residual.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
+from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, batches_of, train
 
 SMALL = {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6}
 

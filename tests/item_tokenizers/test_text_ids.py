@@ -18,14 +18,14 @@ from tiny import MODEL, tiny_data, tiny_model
 from transformers import AutoTokenizer
 from trl import ModelConfig
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import SemIDTrie
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import ItemNumbers, Keywords, Tags, build_semids, fit_semids, load_item_tokenizer
-from llmrec.item_tokenizers.text_ids import unique_words, words_of
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers.words.text_ids import unique_words, words_of
+from llmrec.models.folder import RecommenderConfig
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.recommenders import LLMRecommender
 from llmrec.training.lora import lora_config
 
 

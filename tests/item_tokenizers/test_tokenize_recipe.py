@@ -9,9 +9,10 @@ import yaml
 from tiny import tiny_data
 from trl import TrlParser
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
-from llmrec.item_tokenizers import ItemFeatures, add_items, load_item_tokenizer
-from llmrec.semids import SemIDIndex
+from llmrec.features import ItemFeatures
+from llmrec.item_tokenizers import add_items, load_item_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/semids.yaml"))

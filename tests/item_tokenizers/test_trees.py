@@ -19,9 +19,9 @@ from llmrec.item_tokenizers import (
     build_semids,
     load_item_tokenizer,
 )
-from llmrec.item_tokenizers.balance import greedy
-from llmrec.item_tokenizers.balanced_tree import assign_balanced
-from llmrec.item_tokenizers.cooccurrence_tree import shared_users, spectral_clusters
+from llmrec.item_tokenizers.residual.balance import greedy
+from llmrec.item_tokenizers.trees.balanced_tree import assign_balanced
+from llmrec.item_tokenizers.trees.cooccurrence_tree import shared_users, spectral_clusters
 
 # Balanced tree
 

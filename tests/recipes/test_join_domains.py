@@ -11,17 +11,18 @@ import yaml
 from tiny import MODEL, tiny_data, tiny_index, tiny_model
 from trl import TrlParser
 
+from llmrec.catalogue.domains import join_domain_semids
+from llmrec.catalogue.filters import Filter
+from llmrec.catalogue.lifecycle import check_updatable, remove_items
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
 from llmrec.data import PreparedData
 from llmrec.data.domains import join_domains
-from llmrec.filters import Filter
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import RQKMeans, add_items, build_semids
-from llmrec.item_tokenizers.domains import domain_codebooks, domain_names, join_domain_semids
-from llmrec.item_tokenizers.lifecycle import check_updatable, remove_items
-from llmrec.item_tokenizers.streams import join_streams, load_codebooks
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
-from llmrec.semids import SemIDIndex
+from llmrec.item_tokenizers.codebooks import domain_codebooks, load_codebooks
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("join_domains_recipe", ROOT / "recipes" / "join_domains.py")
@@ -44,7 +45,7 @@ def two_indexes() -> dict[str, SemIDIndex]:
 def test_the_first_token_says_the_domain_and_no_two_domains_share_a_token():
     parts = two_indexes()
     joined = join_domain_semids(parts)
-    assert domain_names(joined) == ["games", "books"] and joined.codebook_sizes == (2, 6 + 3, 6 + 5, 4)
+    assert list(joined.domains) == ["games", "books"] and joined.codebook_sizes == (2, 6 + 3, 6 + 5, 4)
     used: dict[str, set] = {"games": set(), "books": set()}
     for name, part in parts.items():
         for item in part.items:
@@ -64,7 +65,7 @@ def test_a_domain_that_is_added_last_changes_no_token_of_the_others(tmp_path):
     assert all(two.encode(item) == three.encode(item) for item in two.items)
     two.save(tmp_path / "semids.parquet")
     again = SemIDIndex.load(tmp_path / "semids.parquet")
-    assert again.fingerprint == two.fingerprint and domain_names(again) == domain_names(two)
+    assert again.fingerprint == two.fingerprint and list(again.domains) == list(two.domains)
 
 
 def test_removed_items_keep_their_semid_and_newcomers_go_to_their_domain():
@@ -90,7 +91,7 @@ def test_semids_that_cannot_be_tagged_are_named():
         (words, "'books': its Semantic IDs write tokens of their own"),
         (contextual, "'books': its Semantic IDs depend on the history"),
         (books.with_behaviours(["view", "buy"]), "'books': its Semantic IDs hold behaviours"),
-        (join_streams({"a": distinct, "b": distinct}), "'books': its Semantic IDs are joined ones already"),
+        (join_views({"a": distinct, "b": distinct}), "'books': its Semantic IDs are joined ones already"),
         (join_domain_semids(parts), "'books': its Semantic IDs are joined ones already"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,8 +6,8 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, ModelConfig
 
-from llmrec.model_folder import RecommenderConfig, load_parts
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import RecommenderConfig, load_parts
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl import Facts, PolicyArguments, SemIDGRPOTrainer, load_rewards, prompt_rows
 from llmrec.training import ValidationSample, lora_config
 

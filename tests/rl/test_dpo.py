@@ -16,9 +16,10 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
 from llmrec.decoding import tree_beam_search
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import (
     SemIDDPOTrainer,
@@ -29,7 +30,6 @@ from llmrec.rl.dpo import (
     sample_rows,
     softmax_dpo_loss,
 )
-from llmrec.semids import SemIDIndex
 from llmrec.training import ValidationSample, lora_config
 
 ROOT = Path(__file__).parents[2]
@@ -203,12 +203,12 @@ def test_negatives_are_other_items_and_follow_from_the_row(shared, negatives):
         assert other["rejected_ids"] != again["rejected_ids"]
 
 
-def test_of_several_streams_the_searched_one_is_compared(tmp_path):
+def test_of_several_views_the_searched_one_is_compared(tmp_path):
     other = SemIDIndex(INDEX.item_ids, np.stack([np.arange(24) // 5, np.arange(24) % 5], 1), [5, 5])
-    index = join_streams({"meaning": INDEX, "users": other})
+    index = join_views({"meaning": INDEX, "users": other})
     whole = LLMRecommender.from_pretrained(write_tiny_base(tmp_path, DATA, index))
-    for stream, levels in (("users", range(3, 5)), ("meaning", range(3))):
-        whole.config.fuse = [stream]
+    for view, levels in (("users", range(3, 5)), ("meaning", range(3))):
+        whole.config.fuse = [view]
         searched = LLMRecommender(whole.model, whole.tokenizer, index, DATA.items, whole.config, batch_size=7)
         rows = prompt_rows(DATA, searched).select(range(10))
         known = {token for level in levels for token in index.level_tokens[level]}

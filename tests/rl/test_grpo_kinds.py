@@ -12,13 +12,13 @@ from grpo_runs import DATA, INDEX, base_folder, batch_of, loaded, make_trainer, 
 from tiny import tiny_data, tiny_index, write_tiny_base
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
 from llmrec.instructions import TASKS
 from llmrec.instructions.mixture import TaskMix
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 from llmrec.rl import REWARDS, Facts, PolicyArguments, RollOut, prompt_rows, searched_index
 from llmrec.rl.rewards import checked
-from llmrec.semids import SemIDIndex
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -57,25 +57,25 @@ def test_checkpointed_gradients_are_the_gradients(base, tmp_path, lora):
         torch.testing.assert_close(checkpointed[name], value, atol=1e-6, rtol=1e-4)
 
 
-def test_of_several_streams_the_searched_one_is_drawn_and_rewarded(tmp_path):
+def test_of_several_views_the_searched_one_is_drawn_and_rewarded(tmp_path):
     users = SemIDIndex(INDEX.item_ids, np.stack([np.arange(24) // 5, np.arange(24) % 5], 1), [5, 5])
-    index = join_streams({"meaning": INDEX, "users": users})
+    index = join_views({"meaning": INDEX, "users": users})
     whole = LLMRecommender.from_pretrained(write_tiny_base(tmp_path, DATA, index))
     shares = {}
-    for stream in ("meaning", "users"):
-        whole.config.fuse = [stream]
+    for view in ("meaning", "users"):
+        whole.config.fuse = [view]
         recommender = LLMRecommender(whole.model, whole.tokenizer, index, DATA.items, whole.config)
         roll_out = RollOut(recommender, PolicyArguments(), 24, 1.0)
         drawn = roll_out(whole.model, [prompt_rows(DATA, recommender)[0]], (0,))
         assert {one["item"] for one in drawn} == set(INDEX.items)
-        first, last = index.info["streams"][stream]
+        first, last = index.views[view]
         known = {token for level in index.level_tokens[first:last] for token in level}
         known.add(recommender.tokenizer.eos_token)  # the end of a Semantic ID that others go on from
         for one in drawn:
             assert one["draw"].completion == roll_out.tokens(one["item"])
             assert set(recommender.tokenizer.convert_ids_to_tokens(one["draw"].completion)) <= known
         match = REWARDS["prefix_match"](Facts(searched_index(recommender), DATA.items, DATA.train))
-        shares[stream] = match(item=["item-00", "item-01", "item-12"], target=["item-12"] * 3)
+        shares[view] = match(item=["item-00", "item-01", "item-12"], target=["item-12"] * 3)
     assert shares == {"meaning": [0.5, 0, 1], "users": [0, 0, 1]}  # 0 and 12 share a first code in one of them
 
 

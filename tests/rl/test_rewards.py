@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index
 
-from llmrec.baselines.sasrec import SASRec, SASRecConfig, SASRecModel
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import SEQUENCES
+from llmrec.recommenders.sasrec import SASRec, SASRecConfig, SASRecModel
 from llmrec.rl import REWARDS, Facts, load_rewards
 from llmrec.rl.rewards import checked
-from llmrec.semids import SemIDIndex
 
 GROUP = ["w1", "t", "w2", "w3"]
 # `w1` shares the first code of `t`, `w2` the first two, `w3` none; `w` stands for any other item.

@@ -11,7 +11,7 @@ from rl_small import LENGTHS, distribution, written
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
 from llmrec.rl import RolloutArguments, Rollouts, roll_out, sample_without_replacement
-from llmrec.rl.draws import RollOut
+from llmrec.rl.groups import RollOut
 from llmrec.rl.rollout import completions, leaf_of, tokens_of_leaf, with_positives
 
 SEEDS = [11, 12, 13]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
-from llmrec.serving.catalogue.store import CatalogueStore
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
+from llmrec.serving.living_catalogue.store import CatalogueStore
 
 
 class LockedRecommender(LLMRecommender):

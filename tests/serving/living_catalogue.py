@@ -5,11 +5,12 @@ from pathlib import Path
 import pyarrow as pa
 from tiny import tiny_data
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.features import ItemFeatures
 from llmrec.instructions import load_prompt
-from llmrec.item_tokenizers import ItemFeatures, RQKMeans, fit_semids
-from llmrec.model_folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
-from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue.store import CatalogueVersion
+from llmrec.item_tokenizers import RQKMeans, fit_semids
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
+from llmrec.serving.living_catalogue.store import CatalogueVersion
 
 
 def write_living_folder(

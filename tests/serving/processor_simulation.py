@@ -7,7 +7,7 @@ import torch
 from reference_states import Case, expected_row
 from transformers import AutoConfig
 
-from llmrec.serving.inside_vllm.semid_states import SemIDRequest
+from llmrec.serving.vllm.semid_states import SemIDRequest
 
 
 def prompts_of(case: Case, count: int, seed: int = 0) -> list[list[int]]:
@@ -30,7 +30,7 @@ class Simulation:
     """An engine that hands the same requests to a processor of each interface, in batches of their own order."""
 
     def __init__(self, folder, case: Case, size: int, seed: int, mode: str, drafts: int = 0):
-        from llmrec.serving.inside_vllm.semid_processor import SemIDProcessor
+        from llmrec.serving.vllm.semid_processor import SemIDProcessor
 
         self.case, self.size, self.rng, self.mode = case, size, np.random.default_rng(seed), mode
         self.vocabulary = AutoConfig.from_pretrained(folder).vocab_size

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmrec.serving.inside_vllm.semid_states import Catalogue, SemIDRequest
+from llmrec.serving.vllm.semid_states import Catalogue, SemIDRequest
 
 EOS = 1
 

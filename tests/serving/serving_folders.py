@@ -7,11 +7,11 @@ import pyarrow as pa
 import torch
 from tiny import MODEL
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig, plain_generation_config, write_sidecars
-from llmrec.scratch import model_from_config, train_tokenizer
-from llmrec.semids import SemIDIndex
-from llmrec.vocabulary import extend_vocabulary
+from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.from_scratch import model_from_config, train_tokenizer
+from llmrec.models.vocabulary import extend_vocabulary
 
 FAMILIES = {"qwen3": {}, "qwen2": {"model_type": "qwen2"}, "llama": {"model_type": "llama"}}
 

@@ -13,16 +13,16 @@ import pytest
 from serving.living_catalogue import same, write_living_folder
 
 from llmrec.files import write_json
-from llmrec.serving.catalogue import log as catalogue_log
-from llmrec.serving.catalogue.log import segment_path
-from llmrec.serving.catalogue.store import CatalogueStore, Changes, load_version
+from llmrec.serving.living_catalogue import log as catalogue_log
+from llmrec.serving.living_catalogue.log import segment_path
+from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, load_version
 
 ROOT = Path(__file__).parents[2]
 # Imports once; every line on its input starts a writer that goes on until it is killed.
 WRITERS = """if True:
     import os, sys
     import faiss, sklearn.feature_extraction.text  # for the item tokenizer of every writer
-    from llmrec.serving.catalogue.store import CatalogueStore, Changes
+    from llmrec.serving.living_catalogue.store import CatalogueStore, Changes
 
     def write():
         store = CatalogueStore(sys.argv[1], sys.argv[2])
@@ -166,7 +166,7 @@ def test_one_writer_at_a_time(folder, tmp_path, store):
         CatalogueStore(folder, tmp_path / "log")
     code = """if True:
         import sys
-        from llmrec.serving.catalogue.store import CatalogueStore, load_version
+        from llmrec.serving.living_catalogue.store import CatalogueStore, load_version
         print(load_version(sys.argv[1], sys.argv[2]).number)
         try:
             CatalogueStore(sys.argv[1], sys.argv[2])
@@ -186,7 +186,7 @@ def test_a_full_disk_takes_nothing_back_and_half_a_record_is_never_there(folder,
     """A limit on the size of files is a full disk that a test can make."""
     code = """if True:
         import resource, sys
-        from llmrec.serving.catalogue.store import CatalogueStore, Changes
+        from llmrec.serving.living_catalogue.store import CatalogueStore, Changes
         store = CatalogueStore(sys.argv[1], sys.argv[2])
         store.apply(Changes(put=[{"item_id": "item-01", "price": 1.0}]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (store._log.size + 50, resource.RLIM_INFINITY))

@@ -8,13 +8,14 @@ import pytest
 from serving.living_catalogue import bare, row, same, write_living_folder
 from tiny import tiny_data, tiny_index
 
+from llmrec.catalogue.lifecycle import remove_items, taken_codes
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.catalogue.views import join_views
+from llmrec.features import ItemFeatures
 from llmrec.files import read_json
-from llmrec.item_tokenizers import ItemFeatures, add_items, load_item_tokenizer, remove_items
-from llmrec.item_tokenizers.lifecycle import taken_codes
-from llmrec.item_tokenizers.streams import join_streams
-from llmrec.model_folder import ITEM_TOKENIZER
-from llmrec.semids import SemIDIndex
-from llmrec.serving.catalogue.store import CatalogueStore, Changes, load_version
+from llmrec.item_tokenizers import add_items, load_item_tokenizer
+from llmrec.models.folder import ITEM_TOKENIZER
+from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, load_version
 
 NEW = {"item_id": "new", "title": "red gadget number 77"}
 GIVEN = {**NEW, "embedding": [0.0] * 8}
@@ -104,7 +105,7 @@ def test_levels_that_share_tokens_are_told_apart_by_what_they_read(tmp_path):
 
 def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
     data = tiny_data()
-    joined = join_streams({"one": tiny_index(data), "two": tiny_index(data).shuffled(0)})
+    joined = join_views({"one": tiny_index(data), "two": tiny_index(data).shuffled(0)})
     with CatalogueStore(bare(tmp_path / "joined", joined)) as store:
         start = store.current
         store.apply(Changes([{"item_id": "item-03", "price": 77.0}], ["item-02"]))
@@ -116,7 +117,7 @@ def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
         store.rollback(0)
         assert same(store.current, start, number=False)
         for extra in ({}, {"semid": start.index.tokens_of_row(0)}):
-            with pytest.raises(ValueError, match="'new'.* streams"):
+            with pytest.raises(ValueError, match="'new'.* views"):
                 store.prepare(Changes([{**NEW, **extra}]))
 
 

@@ -14,11 +14,11 @@ from serving.living_catalogue import bare, row, same, write_living_folder
 from tiny import tiny_data, tiny_index
 
 from llmrec import LLMRecommender
+from llmrec.catalogue.filters import CatalogueFilter, Filter
+from llmrec.catalogue.lifecycle import VERSION_COLUMN
 from llmrec.files import read_json, write_json
-from llmrec.filters import CatalogueFilter, Filter
-from llmrec.item_tokenizers.lifecycle import VERSION_COLUMN
-from llmrec.model_folder import CONFIG, semids_table
-from llmrec.serving.catalogue.store import CatalogueStore, Changes, apply_record, apply_records, load_version
+from llmrec.models.folder import CONFIG, semids_table
+from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, apply_record, apply_records, load_version
 
 TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
 NEW = {"item_id": "new", "title": "red gadget number 77"}

@@ -9,8 +9,8 @@ from demo_server import free_port, listening
 from http_fixtures import Server
 from tiny import tiny_data, tiny_index, write_tiny_base
 
-from llmrec.answers import prompt_texts
-from llmrec.filters import Filter
+from llmrec.catalogue.filters import Filter
+from llmrec.recommenders.ask import prompt_texts
 from llmrec.serving.demo.client import Client, ServerError
 from llmrec.serving.demo.questions import QUESTIONS, body, typed
 from llmrec.serving.demo.users import LISTED, Users

@@ -13,11 +13,11 @@ async def front(folder, log, **settings):
     """`(client, gates)` of an application with a generating engine in this event loop."""
     import httpx
 
-    from llmrec.serving.catalogue.store import CatalogueStore
-    from llmrec.serving.engines import GENERATE, engine_arguments
     from llmrec.serving.http.app import create_app
     from llmrec.serving.http.settings import Settings
+    from llmrec.serving.living_catalogue.store import CatalogueStore
     from llmrec.serving.server import _openai, _start, open_service
+    from llmrec.serving.vllm.engines import GENERATE, engine_arguments
 
     with CatalogueStore(folder, log) as store:
         engine = await _start(

@@ -8,8 +8,8 @@ import pytest
 from serving.http_fixtures import serving
 from tiny import tiny_data, tiny_index, write_tiny_base
 
-from llmrec.filters import Filter
-from llmrec.recommender import LLMRecommender
+from llmrec.catalogue.filters import Filter
+from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.recommending import item_prompts
 
 HISTORY = ["item-03", "item-04"]

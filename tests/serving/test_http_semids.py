@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_data, tiny_index
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.serving.http.engine_context import EngineContext, VersionedEngine, engine_context
 from llmrec.serving.http.semid_scan import SemIDScanner
 

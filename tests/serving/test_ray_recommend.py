@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_data, tiny_index, write_tiny_base
 
-from llmrec.filters import Filter
-from llmrec.serving.recommend_file import load, recommend_file, settings_of
+from llmrec.catalogue.filters import Filter
+from llmrec.serving.batch.recommend_file import load, recommend_file, settings_of
 
 DATA = tiny_data()
 
@@ -43,7 +43,7 @@ def assert_same(many, one):
 
 @pytest.mark.vllm
 def test_vllm_in_an_actor_makes_the_file_of_one_process(ray, files, tmp_path):
-    from llmrec.serving.ray_recommend import ray_recommend_file
+    from llmrec.serving.batch.on_ray import ray_recommend_file
 
     folder, users = files
     asked = {"k": 4, "filters": Filter(exclude_seen=True), "part_rows": 8, "num_beams": 8}
@@ -56,7 +56,7 @@ def test_vllm_in_an_actor_makes_the_file_of_one_process(ray, files, tmp_path):
 
 @pytest.mark.vllm
 def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
-    from llmrec.serving.ray_recommend import ray_recommend_file
+    from llmrec.serving.batch.on_ray import ray_recommend_file
 
     folder, users = files
     recommender, settings = load(folder), settings_of(folder, "hf", {})
@@ -80,7 +80,7 @@ def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
 
 @pytest.mark.vllm
 def test_a_filter_that_does_not_fit_is_refused_before_actors_start(ray, files, tmp_path):
-    from llmrec.serving.ray_recommend import ray_recommend_file
+    from llmrec.serving.batch.on_ray import ray_recommend_file
 
     folder, users = files
     for request in (Filter(where=[("colour", "==", "red")]), Filter(at_most={"colour": 1})):
@@ -91,7 +91,7 @@ def test_a_filter_that_does_not_fit_is_refused_before_actors_start(ray, files, t
 
 @pytest.mark.vllm
 def test_parts_stay_where_an_actor_fails(ray, files, tmp_path):
-    from llmrec.serving.ray_recommend import ray_recommend_file
+    from llmrec.serving.batch.on_ray import ray_recommend_file
 
     folder, users = files
     output = tmp_path / "lists.parquet"

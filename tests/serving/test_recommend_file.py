@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
 
-from llmrec.baselines.popularity import Popularity
-from llmrec.filters import Filter
+from llmrec.catalogue.filters import Filter
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
-from llmrec.serving.recommend_file import METADATA, RecommendFileArguments, load, main, recommend_file
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.popularity import Popularity
+from llmrec.serving.batch.recommend_file import METADATA, RecommendFileArguments, load, main, recommend_file
 
 DATA = tiny_data()
 ITEMS = DATA.items["item_id"].to_pylist()
@@ -255,7 +255,7 @@ def test_the_command_goes_on_after_kill_9(folder, recommender, tmp_path):
         "--options",
         '{"num_beams": 4}',
     ]
-    command = [sys.executable, "-m", "llmrec.serving.recommend_file", *map(str, arguments)]
+    command = [sys.executable, "-m", "llmrec.serving.batch.recommend_file", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     parts = tmp_path / "lists.parquet.parts"
     while process.poll() is None and len(list(parts.glob("*.parquet"))) < 3:

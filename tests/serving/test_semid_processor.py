@@ -12,14 +12,14 @@ from reference_states import Case, expected_row
 from serving_folders import random_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.beam_search import tree_beam_search
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.model_folder import SEMIDS
-from llmrec.semids import SemIDIndex
-from llmrec.serving.inside_vllm.semid_states import SemIDRequest
+from llmrec.models.folder import SEMIDS
+from llmrec.serving.vllm.semid_states import SemIDRequest
 
 DEPTH = 4
-PROCESSOR = "llmrec.serving.inside_vllm.semid_processor:SemIDProcessor"
+PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_tokens_that_vllm_takes_back_are_forgotten(folder, case):
 @pytest.mark.vllm
 def test_wrong_settings_of_an_engine_are_refused(folder, case, tmp_path):
     def start(settings, model=folder):
-        from llmrec.serving.inside_vllm.semid_processor import SemIDProcessor
+        from llmrec.serving.vllm.semid_processor import SemIDProcessor
 
         config = SimpleNamespace(
             model_config=SimpleNamespace(model=str(model), logprobs_mode="raw_logprobs"),
@@ -322,7 +322,7 @@ def test_catalogue_versions(folder, engine, model, case, tokenizer):
     from vllm import SamplingParams
     from vllm.sampling_params import BeamSearchParams
 
-    from llmrec.serving.inside_vllm import catalogues
+    from llmrec.serving.vllm import catalogues
 
     index = SemIDIndex.load(folder / SEMIDS)
     odd = sorted({index.item_ids[row] for row in range(len(index)) if index.lengths[row] != 3})

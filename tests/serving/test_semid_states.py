@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference_states import EOS, Case, expected_row
 
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.serving.inside_vllm.semid_states import Catalogue, Prefix, SemIDRequest, SemIDStates
+from llmrec.serving.vllm.semid_states import Catalogue, Prefix, SemIDRequest, SemIDStates
 
 VOCABULARY, CODES = 64, 4
 TEXT = list(range(2, 10))

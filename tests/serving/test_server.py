@@ -8,7 +8,7 @@ import pytest
 from server_process import ServerProcess, serve
 from serving_folders import random_folder
 
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 
 KEY = {"Authorization": "Bearer secret"}
 
@@ -160,7 +160,7 @@ def test_killed_and_started_again(folder, hf, tmp_path):
 
 @pytest.mark.vllm
 def test_vllms_own_server_has_our_routes(folder, hf, tmp_path):
-    from llmrec.serving.vllm_routes import flags
+    from llmrec.serving.vllm.routes import flags
 
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
     log = folder.with_name("vllm.log")

@@ -7,8 +7,8 @@ import pytest
 from decoding import reference_search
 from serving_folders import random_folder
 
-from llmrec.filters import Filter
-from llmrec.recommender import LLMRecommender
+from llmrec.catalogue.filters import Filter
+from llmrec.recommenders import LLMRecommender
 
 FOLDERS = {
     "qwen3, vocabulary": {"family": "qwen3", "depth": 8},
@@ -26,7 +26,7 @@ def histories(recommender: LLMRecommender, count: int) -> list[list[str]]:
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def both(request, tmp_path_factory):
-    from llmrec.serving.recommender import VLLMRecommender
+    from llmrec.serving.vllm.recommender import VLLMRecommender
 
     folder = random_folder(tmp_path_factory.mktemp("serving") / "model", **FOLDERS[request.param])
     ours = VLLMRecommender.from_pretrained(folder, **ENGINE)
@@ -95,11 +95,11 @@ def test_a_prompt_that_is_too_long_fails_alone(both):
     hf, ours = both
     prompts = ours._ids(ours.prompts(histories(hf, 3)))
     tokens = (prompts[0] * 300)[:256]  # the model has 256 positions, and a Semantic ID needs some
-    from llmrec.serving.inside_vllm.beam_pooler import SearchRequest
+    from llmrec.serving.vllm.beam_pooler import SearchRequest
 
     outputs = ours.engine.search([prompts[0], tokens, prompts[1]], [SearchRequest(3, 5)] * 3)
     longest = 256 if hf.trie.depth > 1 else 255  # one token is scored without a further position
     assert [len(output) for output in outputs] == ([4, 1, 4] if longest == 256 else [4, 4, 4])
     with pytest.raises(RuntimeError, match="the search failed"):
-        ours.search([prompts[0]], [3], [["item-0001"]], [Filter(exclude_seen=True)], stream="none")
+        ours.search([prompts[0]], [3], [["item-0001"]], [Filter(exclude_seen=True)], view="none")
     assert_equal(ours.recommend(histories(hf, 1), k=3), hf.recommend(histories(hf, 1), k=3))

@@ -7,7 +7,7 @@ from small_runs import INDEX, base_folder, make_trainer, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.training import lora_config, merged, reload_model, save_final_model
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}

@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny_data, tiny_index, tiny_model
 
 from llmrec.instructions import load_prompt
-from llmrec.model_folder import RecommenderConfig
-from llmrec.recommender import LLMRecommender
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders import LLMRecommender
 from llmrec.training import ValidationSample
 
 

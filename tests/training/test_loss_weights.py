@@ -8,7 +8,7 @@ import torch
 from small_runs import DATA, INDEX, base_folder, make_trainer, rows, settings
 from transformers import AutoTokenizer
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.training import LossWeights, StageArguments, loss_weights
 from llmrec.training.loss_weights import log_values
 

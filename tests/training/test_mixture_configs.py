@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import write_tiny_base
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import prepare
 from llmrec.data.synthetic import generate_store
-from llmrec.recommender import LLMRecommender
-from llmrec.semids import SemIDIndex
+from llmrec.recommenders import LLMRecommender
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--validation_rows", "4", "--num_beams", "5"]

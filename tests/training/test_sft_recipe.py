@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_index, write_tiny_base
 
-from llmrec.recommender import LLMRecommender
+from llmrec.recommenders import LLMRecommender
 from llmrec.training import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -12,11 +12,11 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.item_words import listing
 from llmrec.instructions.spans import Sequences, target_spans
 from llmrec.instructions.tasks.search import next_preferring_rows, with_about
 from llmrec.instructions.tasks.task import Task
 from llmrec.instructions.wishes import Wishes, say
-from llmrec.instructions.words import listing
 
 ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some

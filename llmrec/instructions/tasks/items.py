@@ -6,8 +6,8 @@ import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue, choose
+from llmrec.instructions.item_words import leaf_category, listing, price_text, short_text
 from llmrec.instructions.tasks.task import Task
-from llmrec.instructions.words import leaf_category, listing, price_text, short_text
 
 
 def item_rows(*columns: str, answers_item: bool):

@@ -6,11 +6,11 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.item_words import leaf_category, listing, most_common, short_text
 from llmrec.instructions.spans import last_target_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.search import next_preferring_rows
 from llmrec.instructions.tasks.task import Task
-from llmrec.instructions.words import leaf_category, listing, most_common, short_text
 
 PERSONA_ITEMS = 2  # examples behind every category of a persona
 

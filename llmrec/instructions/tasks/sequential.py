@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from llmrec.data import PreparedData
 from llmrec.data.rows import offsets_of
 from llmrec.instructions.catalogue import Catalogue
+from llmrec.instructions.item_words import short_text
 from llmrec.instructions.spans import Sequences, span_table, target_spans
 from llmrec.instructions.tasks.task import Task
-from llmrec.instructions.words import short_text
 
 
 def next_item_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -26,7 +26,7 @@ def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str
     return {"history": catalogue.history(row, separator), "target": catalogue.target(row, separator)}
 
 
-def stream_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+def view_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per user: every item after the context is a target (dense supervision, as SASRec has it).
 
     A sequence longer than `max_history + 1` is cut into windows of that length which overlap by half; an item is a
@@ -112,7 +112,7 @@ def history_to_words_slots(catalogue: Catalogue, row: dict, separator: str) -> d
 
 TASKS = {
     "next_item": Task(next_item_rows, next_item_slots, ends_with_item=True),
-    "stream": Task(stream_rows, stream_slots, ends_with_item=True),
+    "stream": Task(view_rows, stream_slots, ends_with_item=True),
     "history_to_title": Task(worded_rows("title"), history_to_words_slots, ends_with_item=False),
     "history_to_description": Task(worded_rows("description"), history_to_words_slots, ends_with_item=False),
     "titles_to_item": Task(next_item_rows, worded_history_slots, ends_with_item=True),

@@ -9,8 +9,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from llmrec.serving.catalogue.store import Changes
-from llmrec.serving.catalogue.values import to_json
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.limits import Gate
 from llmrec.serving.http.responses import errors
@@ -23,6 +21,8 @@ from llmrec.serving.http.schemas import (
     Rollback,
 )
 from llmrec.serving.http.service import ChangeFailed, Served, Service
+from llmrec.serving.living_catalogue.store import Changes
+from llmrec.serving.living_catalogue.values import to_json
 
 
 def catalogue_router(service: Service, gate: Gate) -> APIRouter:

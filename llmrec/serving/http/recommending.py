@@ -12,11 +12,11 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.answers import prompt_texts
-from llmrec.filters import Filter
+from llmrec.catalogue.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.prompts import prompts_folder
-from llmrec.recommender import Recommendation
+from llmrec.recommenders.ask import prompt_texts
+from llmrec.recommenders.protocol import Recommendation
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.schemas import RecommendRequest
 from llmrec.serving.http.service import Served
@@ -165,7 +165,7 @@ def _history(body: RecommendRequest, served: Served) -> tuple[list, list[str]]:
             alike += others
     else:
         items = body.history
-        reserved = served.version.index.info.get("reserved", {})  # of removed items, which histories still hold
+        reserved = served.version.index.reserved  # of removed items, which histories still hold
         known = [served.version.has(item) or item in reserved for item in items]
         if not all(known):
             place = known.index(False)

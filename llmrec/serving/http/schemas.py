@@ -17,7 +17,7 @@ class Body(BaseModel):
 
 
 class FilterBody(Body):
-    """What may be recommended (`llmrec.filters.Filter`)."""
+    """What may be recommended (`llmrec.catalogue.filters.Filter`)."""
 
     exclude_seen: bool = Field(False, description="leave out the items of the history")
     allow: list[str] | None = Field(None, max_length=10_000, description="only these item ids")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from llmrec.semids import SemIDIndex
+from llmrec.catalogue.semids import SemIDIndex
 
 
 class SemIDScanner:

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from llmrec.recommender import LLMRecommender
-from llmrec.serving.catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared
+from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.semid_scan import SemIDScanner
+from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared
 
 logger = logging.getLogger("llmrec.serving")
 

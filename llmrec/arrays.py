@@ -1,0 +1,100 @@
+"""Work on matrices that several rooms share: checks, blocks, norms, principal components, optimal transport."""
+
+from hashlib import blake2b
+
+import numpy as np
+
+
+def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
+    """The features as contiguous float32 `[N, D]`; no copy where they are that already, as a memory map may be.
+
+    Raises:
+        ValueError: not a matrix, no rows, NaN or inf (names the row), or another width than `dim`.
+    """
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features must be a non-empty matrix [items, dimensions], not of shape {features.shape}")
+    # The least and the greatest number of a block tell, without a matrix of truth values.
+    suspect = [block for block in blocks(len(features)) if not np.isfinite(_extremes(features[block])).all()]
+    if suspect:
+        bad = [block.start + np.flatnonzero(~np.isfinite(features[block]).all(1)) for block in suspect]
+        first, count = bad[0][0], sum(map(len, bad))
+        raise ValueError(f"features of row {first} hold NaN or inf ({count} such rows): mend or drop these items")
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"features have {features.shape[1]} dimensions, the item tokenizer was fitted with {dim}")
+    return features
+
+
+def _extremes(block: np.ndarray) -> tuple[float, float]:
+    return block.min(), block.max()
+
+
+def blocks(count: int, size: int = 8_192) -> list[slice]:
+    """Slices of at most `size` rows that cover `count` rows: small enough for copies of them to stay in the cache."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
+    """Rows of unit length; zero rows stay zero."""
+    norms = np.sqrt(np.vecdot(rows, rows))[:, None]
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def unique_rows(rows: np.ndarray) -> np.ndarray:
+    """int64: the first row of every distinct value, ascending. Linear, unlike `np.unique(axis=0)` on wide rows."""
+    # Equal rows begin with equal numbers: the others, which is nearly all of them, need no second look.
+    _, inverse, counts = np.unique(rows[:, 0].view(f"u{rows.itemsize}"), return_inverse=True, return_counts=True)
+    first: dict[bytes, int] = {}
+    keep = np.ones(len(rows), bool)
+    for i in np.flatnonzero(counts[inverse] > 1):
+        keep[i] = first.setdefault(row_digests(rows[i : i + 1])[0], i) == i
+    return np.flatnonzero(keep)
+
+
+def row_digests(rows: np.ndarray) -> list[bytes]:
+    """16 bytes for the content of every row."""
+    return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.ascontiguousarray(rows)]
+
+
+def principal_components(features: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean `[D]`, the first components `[dim, D]` and their variances `[dim]`, float64.
+
+    From the covariance, summed up block by block: sklearn's PCA holds several float64 copies of all rows. The largest
+    number of every component is positive, as there.
+    """
+    from scipy.linalg import eigh
+
+    mean = features.mean(0, dtype=np.float64)
+    width = len(mean)
+    covariance = np.zeros((width, width))
+    for block in blocks(len(features)):
+        centred = features[block] - mean
+        covariance += centred.T @ centred
+    variance, vectors = eigh(covariance / max(1, len(features) - 1), subset_by_index=[width - dim, width - 1])
+    components = vectors.T[::-1]
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
+    return mean, components * np.sign(largest), variance[::-1]
+
+
+def sinkhorn(cost: np.ndarray, epsilon: float = 0.003, iterations: int = 50) -> np.ndarray:
+    """Log of the transport plan, float64 `[B, K]`, between B rows of mass 1/B and K columns of mass 1/K.
+
+    Costs are scaled to [-1, 1] first, as LC-Rec does, so epsilon has no unit. Potentials are kept in the log domain:
+    exp(-1 / 0.003) is zero in any float. One row is nearest-first: a single item has nothing to be balanced against.
+    """
+    cost = cost.astype(np.float64)
+    if len(cost) == 1:
+        return -cost
+    low, high = cost.min(), cost.max()
+    log_kernel = -(cost - (high + low) / 2) / ((high - low) / 2 + 1e-12) / epsilon
+    g = np.zeros(cost.shape[1])
+    for _ in range(iterations):
+        f = -np.log(len(cost)) - _logsumexp(log_kernel + g, axis=1)
+        g = -np.log(cost.shape[1]) - _logsumexp(log_kernel + f[:, None], axis=0)
+    return log_kernel + f[:, None] + g
+
+
+def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
+    # scipy's costs ten times as much on matrices as small as these.
+    top = x.max(axis, keepdims=True)
+    return np.log(np.exp(x - top).sum(axis)) + top.squeeze(axis)

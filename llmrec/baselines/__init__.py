@@ -1,1 +1,0 @@
-"""Recommenders to beat: popularity, item-kNN, content-kNN and SASRec, behind the `Recommender` protocol."""

@@ -1,0 +1,170 @@
+"""Item tokenizers side by side: their reports as one table and one picture, and what a model made of them.
+
+Which figures to trust: none of them ranks tokenizers by recommendation quality. Entropy and usage were measured not
+to (SID-Repro, 2609.24430); the others say what is broken and what a SemID keeps. Only the downstream part ranks.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from llmrec.files import read_json
+
+NOTE = (
+    "Usage, entropy, collisions, reconstruction and neighbours tell broken Semantic IDs from sound ones. Entropy and "
+    "usage have been found *not* to predict ranking quality (level-1 entropy against NDCG@10: correlation -0.02, "
+    "SID-Repro, 2609.24430), and no other figure here has been shown to: do not choose a tokenizer by them."
+)
+
+
+def tokenizer_figures(folder: str | Path) -> dict:
+    """One row of the table, from a folder that recipes/tokenize_items.py wrote.
+
+    Returns:
+        `tokens` and `bits` per item, `collision_rate`, `colliding_items`, `largest_group` (before the policy), `usage`
+        (lowest of the levels that all items have), `entropy` (list, per level), `purity` and `purity_control` of the
+        first level, `error` of the best additive reconstruction and its control, `neighbours` kept and their control,
+        `fit_seconds`, `memory_gib` (peak of the whole stage).
+    """
+    report = read_json(Path(folder) / "report" / "report.json")
+    results = read_json(Path(folder) / "stage.json")["results"]
+    before = report["collisions"]["before"]
+    full = [level for level in report["levels"] if level["held"] == 1] or report["levels"][:1]
+    first = report["prefixes"][0]
+    return {
+        "tokens": report["tokens"],
+        "bits": report["bits"],
+        "collision_rate": before["collision_rate"],
+        "colliding_items": before["colliding_items"],
+        "largest_group": before["largest_group"],
+        "usage": min(level["usage"] for level in full),
+        "entropy": [level["entropy"] for level in report["levels"] if level["used"]],
+        "purity": first.get("purity"),
+        "purity_control": first.get("purity_control"),
+        "error": report["reconstruction"]["error"],
+        "error_control": report["reconstruction"]["control"],
+        "neighbours": report["neighbours"]["kept"],
+        "neighbours_control": report["neighbours"]["control"],
+        "fit_seconds": results["fit_seconds"],
+        "memory_gib": results["memory_gib"],
+    }
+
+
+def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
+    """`tokenizer_figures` by name as a Markdown table."""
+    lines = [
+        "| tokenizer | tokens | bits | collisions (1 - U/N) | largest group | usage | entropy by level | purity 1 "
+        "(random) | error (random) | neighbours@10 (random) | fit s | peak GiB |",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        entropy = " ".join(f"{abs(value):.2f}" for value in row["entropy"][:4]) + (
+            " ..." if len(row["entropy"]) > 4 else ""
+        )
+        lines.append(
+            f"| {name} | {row['tokens']:.2f} | {row['bits']:.0f} | {row['collision_rate']:.2%} "
+            f"| {row['largest_group']} | {row['usage']:.0%} | {entropy} "
+            f"| {_pair(row['purity'], row['purity_control'])} | {_pair(row['error'], row['error_control'])} "
+            f"| {_pair(row['neighbours'], row['neighbours_control'])} "
+            f"| {row['fit_seconds']:.1f} | {row['memory_gib']:.1f} |"
+        )
+    return lines
+
+
+def _pair(value: float | None, control: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} ({control:.3f})"
+
+
+def _drawn(value: float | None) -> float:
+    """A figure that a tokenizer does not have is not drawn, rather than as the best one."""
+    return float("nan") if value is None else value
+
+
+def downview_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
+    """Item-level quality by tokenizer, best ndcg@10 first.
+
+    Args:
+        runs: per tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
+        reference (`str`): the tokenizer that all others are compared with.
+
+    Returns:
+        per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,
+        bootstrap over rows of the seeds' mean) and `against_ci` (the same of the difference to the reference).
+    """
+    from llmrec.evaluation.bootstrap import confidence_intervals
+
+    means = {
+        name: {metric: np.mean([run[metric] for run in seeds], axis=0) for metric in seeds[0]}
+        for name, seeds in runs.items()
+    }
+    rows = []
+    for name, seeds in runs.items():
+        row = {"name": name, "seeds": len(seeds)}
+        for metric, values in means[name].items():
+            of_seeds = [float(np.mean(run[metric])) for run in seeds]
+            both = np.stack([values, values - means[reference][metric]], 1)
+            (low, low_against), (high, high_against) = confidence_intervals(both)
+            row[metric] = {
+                "mean": float(values.mean()),
+                "spread": max(of_seeds) - min(of_seeds),
+                "ci": [float(low), float(high)],
+                "against_ci": [float(low_against), float(high_against)],
+            }
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["ndcg@10"]["mean"])
+
+
+def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:
+    """`downview_rows` as a Markdown table."""
+    lines = [
+        f"| tokenizer | seeds | recall@10 | ndcg@10 | over seeds | ndcg@10 against {reference} |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        recall, ndcg = row["recall@10"], row["ndcg@10"]
+        spread = "-" if row["seeds"] == 1 else f"{ndcg['spread']:.4f}"
+        against = "-" if row["name"] == reference else "[{:+.4f}, {:+.4f}]".format(*ndcg["against_ci"])
+        lines.append(
+            f"| {row['name']} | {row['seeds']} | {_interval(recall)} | {_interval(ndcg)} | {spread} | {against} |"
+        )
+    return lines
+
+
+def _interval(figures: dict) -> str:
+    return "{:.4f} [{:.4f}, {:.4f}]".format(figures["mean"], *figures["ci"])
+
+
+def plot_comparison(rows: Mapping[str, dict], downstream: Sequence[dict] = ()) -> Figure:
+    """One bar per tokenizer and figure, random SemIDs as a tick; ndcg@10 with its interval where there is one."""
+    names = list(rows)
+    panels = [
+        ("collisions before the policy (1 - U/N)", "collision_rate", None),
+        ("first-level purity", "purity", "purity_control"),
+        ("missed by the best sum of codes", "error", "error_control"),
+        ("neighbours@10 kept", "neighbours", "neighbours_control"),
+    ]
+    figure = Figure(figsize=(3.1 * (len(panels) + bool(downstream)), 0.6 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(panels) + bool(downstream), sharey=True, squeeze=False)[0]
+    places = np.arange(len(names))[::-1]
+    for panel, (title, key, control) in zip(axes, panels):
+        panel.barh(places, [_drawn(rows[name][key]) for name in names], 0.7, color="#274c77")
+        if control:
+            panel.scatter(
+                [_drawn(rows[name][control]) for name in names], places, marker="|", s=90, color="#e8998d", zorder=3
+            )
+        panel.set_title(title, fontsize=9)
+    if downstream:
+        found = {row["name"]: row["ndcg@10"] for row in downstream}
+        for place, name in zip(places, names):
+            if name in found:
+                low, high = found[name]["ci"]
+                axes[-1].plot([low, high], [place, place], color="#a3cef1", lw=4)
+                axes[-1].plot(found[name]["mean"], place, "o", color="#274c77")
+        axes[-1].set_title("ndcg@10 of the same small model", fontsize=9)
+    axes[0].set_yticks(places, names)
+    for panel in axes:
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure

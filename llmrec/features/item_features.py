@@ -1,0 +1,157 @@
+"""Item features: a matrix float32 `[N, D]` made from a catalogue, and the state to make the same for new items.
+
+    features = ItemFeatures([{"kind": "text"}, {"kind": "cooccurrence", "dim": 64, "weight": 0.5}])
+    matrix = features.fit(items, train).encode(items)
+
+Every part gives rows of unit length (or zero rows, where it knows nothing about an item), times its `weight`; the
+parts stand side by side. A part is a `FeaturePart`, in a file of `feature_parts/`, with a line in `PARTS`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.arguments import construct
+from llmrec.arrays import check_features, l2_normalize
+from llmrec.features.parts.categorical import CategoricalFeatures
+from llmrec.features.parts.collaborative import CollaborativeFeatures, CooccurrenceFeatures
+from llmrec.features.parts.graph import GraphFeatures
+from llmrec.features.parts.image import ImageFeatures
+from llmrec.features.parts.part import FeaturePart, rows_in_training
+from llmrec.features.parts.precomputed import PrecomputedFeatures
+from llmrec.features.parts.reduction import Reduction
+from llmrec.features.parts.text import TextFeatures
+from llmrec.files import files_fingerprint, load_state, part_of, save_state
+
+__all__ = ["PARTS", "ItemFeatures", "rows_in_training"]
+
+PARTS: dict[str, type[FeaturePart]] = {
+    "text": TextFeatures,
+    "image": ImageFeatures,
+    "categorical": CategoricalFeatures,
+    "cooccurrence": CooccurrenceFeatures,
+    "collaborative": CollaborativeFeatures,
+    "graph": GraphFeatures,
+    "precomputed": PrecomputedFeatures,
+}
+
+
+class ItemFeatures:
+    """Several kinds of features side by side.
+
+    Args:
+        spec (sequence of mappings): each has `kind` (a key of `PARTS`), `weight` (default 1), `reduce`
+            (*optional*, the arguments of `Reduction`) and the part's arguments.
+        cache_dir (`str`, *optional*): where parts may keep what is costly to compute again.
+
+    Raises:
+        ValueError: naming the kind and what is wrong with its arguments.
+    """
+
+    def __init__(self, spec: Sequence[Mapping] = ({"kind": "text"},), cache_dir: str | Path | None = None):
+        if not spec or isinstance(spec, Mapping) or not all(isinstance(entry, Mapping) for entry in spec):
+            raise ValueError(f"features must be a list of parts, e.g. [{{'kind': 'text'}}], not {spec!r}")
+        self.kinds: list[str] = []
+        self.weights: list[float] = []
+        self.parts: list[FeaturePart] = []
+        self.reductions: list[Reduction | None] = []
+        for entry in spec:
+            arguments = dict(entry)
+            kind = arguments.pop("kind", None)
+            if kind not in PARTS:
+                raise ValueError(f"features kind {kind!r} is not one of {', '.join(PARTS)}")
+            with _naming(kind, TypeError):
+                self.kinds.append(kind)
+                self.weights.append(float(arguments.pop("weight", 1.0)))
+                reduce = arguments.pop("reduce", None)
+                self.reductions.append(None if reduce is None else Reduction(**reduce))
+                if kind == "graph" and "of" in arguments:
+                    of = arguments["of"]
+                    arguments["of"] = ItemFeatures([of] if isinstance(of, Mapping) else of, cache_dir)
+            self.parts.append(
+                construct(PARTS[kind], arguments | {"cache_dir": cache_dir}, f"features of kind {kind!r}")
+            )
+
+    @property
+    def config(self) -> list[dict]:
+        """The spec with every default and every `auto` resolved."""
+        return [
+            {"kind": kind, "weight": weight, **part.config, **({"reduce": reduce.config} if reduce else {})}
+            for kind, weight, part, reduce in zip(self.kinds, self.weights, self.parts, self.reductions)
+        ]
+
+    def describe(self) -> str:
+        """One short line, e.g. `text (tfidf) + 0.5 x cooccurrence`."""
+        names = []
+        for entry, part in zip(self.config, self.parts):
+            weight = "" if entry["weight"] == 1 else f"{entry['weight']:g} x "
+            detail = part.of.describe() if "of" in entry else entry.get("encoder", entry.get("method"))
+            names.append(weight + entry["kind"] + (f" ({detail})" if detail else ""))
+        return " + ".join(names)
+
+    def inputs(self) -> list[Path]:
+        """Files and folders beside the catalogue that decide the features."""
+        return [path for part in self.parts for path in part.inputs]
+
+    def inputs_fingerprint(self) -> str:
+        """Changes with the content of `inputs`; raises `ValueError` naming one that does not exist."""
+        return files_fingerprint(self.inputs())
+
+    def fit(self, items: pa.Table, train: pa.Table | None = None, seed: int = 0) -> Self:
+        """Learns from the catalogue's items in the training sequences (all items, where there are none)."""
+        for kind, part, reduce in zip(self.kinds, self.parts, self.reductions):
+            with _naming(kind):
+                part.fit(items, train, seed)
+                if reduce is not None:
+                    reduce.fit(check_features(part.encode(items.take(rows_in_training(items, train)))), seed)
+        return self
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        """float32 `[N, D]` for any items, new ones too; raises `ValueError` on NaN or inf, naming part and row."""
+        matrices = []
+        for kind, weight, part, reduce in zip(self.kinds, self.weights, self.parts, self.reductions):
+            with _naming(kind):
+                rows = check_features(part.encode(items))
+            matrices.append(weight * l2_normalize(rows if reduce is None else reduce(rows)))
+        return np.concatenate(matrices, axis=1).astype(np.float32)
+
+    def state(self) -> tuple[list[dict], dict[str, np.ndarray]]:
+        """What `fit` learned: plain JSON values per part, and arrays."""
+        states = [part.state() for part in self.parts]
+        arrays = {f"{i}.{name}": array for i, (_, group) in enumerate(states) for name, array in group.items()}
+        for i, reduce in enumerate(self.reductions):
+            if reduce is not None:
+                arrays |= {f"reduce{i}.{name}": array for name, array in reduce.arrays().items()}
+        return [values for values, _ in states], arrays
+
+    def restore(self, values: list[dict], arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        for i, (part, reduce) in enumerate(zip(self.parts, self.reductions)):
+            part.restore(values[i], part_of(arrays, f"{i}."))
+            if reduce is not None:
+                reduce.restore(part_of(arrays, f"reduce{i}."))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`: what `encode` needs for new items."""
+        values, arrays = self.state()
+        save_state(folder, {"spec": self.config, "values": values}, arrays)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, cache_dir: str | Path | None = None) -> Self:
+        config, arrays = load_state(folder)
+        features = cls(config["spec"], cache_dir)
+        features.restore(config["values"], arrays)
+        return features
+
+
+@contextlib.contextmanager
+def _naming(kind: str, *also: type[Exception]) -> Iterator[None]:
+    """A `ValueError`, and what else bad input raises here, becomes a `ValueError` that says which part it was."""
+    try:
+        yield
+    except (ValueError, *also) as error:
+        raise ValueError(f"features of kind {kind!r}: {error}") from error

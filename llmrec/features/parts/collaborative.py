@@ -1,0 +1,127 @@
+"""Features of kinds `collaborative` and `cooccurrence`: vectors of items learned from training sequences alone.
+
+`sasrec` trains the network of `llmrec.features.sasrec_network` and takes its item embeddings. It stops early on the
+last items of some training sequences, so no row of validation or test is read. `item2vec` and `svd` know neighbours
+only.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llmrec.data import PreparedData
+from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
+from llmrec.features.cooccurrence import cooccurrence_embeddings
+from llmrec.features.parts.item2vec import item2vec_embeddings
+from llmrec.features.parts.part import rows_in_training, vectors_of
+from llmrec.features.sasrec_network import SASRecConfig, train_sasrec
+
+_VALIDATION = 1000  # sequences that give their last item to early stopping; at most a tenth of all
+
+
+def sasrec_embeddings(
+    item_ids: list[str], train: pa.Table, dim: int = 64, epochs: int = 20, patience: int = 3, seed: int = 0
+) -> np.ndarray:
+    """float32 `[N, dim]`: SASRec's item embeddings; zeros for an item that no sequence it was trained on holds.
+
+    Args:
+        item_ids (list of `str`, length N): the items of the training sequences.
+        train (`pa.Table`): has `item_ids`; `num_context` is optional.
+        dim (`int`): even, for SASRec has two heads.
+        epochs (`int`): at most; `patience` epochs without a better validation ndcg@10 end the training.
+
+    Raises:
+        ValueError: no sequence is long enough to give away its last item.
+    """
+    flat, offsets = flatten_lists(train["item_ids"])
+    context = train["num_context"].to_numpy() if "num_context" in train.column_names else np.ones(len(train), np.int32)
+    long = np.flatnonzero(np.diff(offsets) > np.maximum(context, 1) + 1)
+    if not len(long):
+        raise ValueError("method 'sasrec' needs training sequences with two targets: one to learn, one to stop early")
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(long, max(1, min(_VALIDATION, len(long) // 10)), replace=False))
+    stops = offsets[1:].copy()
+    stops[chosen] -= 1
+    kept = flat.take(pa.array(ragged_arange(offsets[:-1], stops)))
+    lists = list_array(kept, offsets_of(stops - offsets[:-1]))
+    sequences = pa.table({"item_ids": lists, "num_context": context})
+    valid = pa.table({"history": lists.take(pa.array(chosen)), "target": flat.take(pa.array(stops[chosen]))})
+    items = pa.table({"item_id": item_ids})
+    data = PreparedData(items, sequences, valid, valid.slice(0, 0))
+    with torch.random.fork_rng():
+        model = train_sasrec(data, SASRecConfig(hidden_size=dim, max_epochs=epochs, patience=patience, seed=seed))
+    vectors = np.zeros((len(item_ids), dim), np.float32)
+    learned = rows_in_training(items, sequences)
+    vectors[learned] = model.items.weight.detach().cpu().numpy()[learned]
+    return vectors
+
+
+METHODS = {"sasrec": sasrec_embeddings, "item2vec": item2vec_embeddings, "svd": cooccurrence_embeddings}
+
+
+class _ItemVectors:
+    """Vectors of the items of the training sequences, found again by their ids; others get zeros."""
+
+    inputs: tuple[Path, ...] = ()
+    item_ids: Sequence[str] = ()
+    embeddings: np.ndarray = np.empty((0, 0), np.float32)
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        return vectors_of(items, self.item_ids, self.embeddings)
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        return {"item_ids": self.item_ids}, {"embeddings": self.embeddings}
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.item_ids, self.embeddings = values["item_ids"], arrays["embeddings"]
+
+
+class CollaborativeFeatures(_ItemVectors):
+    """Vectors learned by one of `METHODS`.
+
+    Args:
+        method (`str`): `"sasrec"`, `"item2vec"` or `"svd"` (what `cooccurrence` does).
+        kwargs: arguments of the method, such as `dim` and `epochs`.
+    """
+
+    def __init__(self, method: str = "sasrec", cache_dir: str | Path | None = None, **kwargs):
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        given_by_fit = ("item_ids", "train", "seed")
+        parameters = inspect.signature(METHODS[method]).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.name not in given_by_fit}
+        for name in kwargs:
+            if name not in defaults:
+                raise ValueError(f"method {method!r} has no argument {name!r}; it has {', '.join(defaults)}")
+        self.method = method
+        self.arguments = defaults | kwargs
+
+    @property
+    def config(self) -> dict:
+        return {"method": self.method, **self.arguments}
+
+    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
+        if train is None:
+            raise ValueError("they need training sequences")
+        self.item_ids = items["item_id"].take(pa.array(rows_in_training(items, train))).to_pylist()
+        self.embeddings = METHODS[self.method](self.item_ids, train, **self.arguments, seed=seed)
+        return self
+
+
+class CooccurrenceFeatures(_ItemVectors):
+    """`cooccurrence_embeddings` of the training sequences; an item that was not there gets zeros."""
+
+    def __init__(self, dim: int = 64, window: int = 5, cache_dir: str | Path | None = None):
+        self.config = {"dim": dim, "window": window}
+
+    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
+        if train is None:
+            raise ValueError("they need training sequences")
+        self.item_ids = items["item_id"].take(pa.array(rows_in_training(items, train))).to_pylist()
+        self.embeddings = cooccurrence_embeddings(self.item_ids, train, **self.config, seed=seed)
+        return self

@@ -1,0 +1,116 @@
+"""Features of kind `image`: pictures of items, through CLIP or any sentence-transformers model that reads images.
+
+Files only: nothing is downloaded. Embeddings are cached by the content of picture and model, as those of texts.
+"""
+
+import logging
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.features.embedding_cache import cached_embeddings, load_sentence_transformer, model_key
+from llmrec.features.parts.part import need_column, rows_in_training
+from llmrec.files import fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFeatures:
+    """Embeddings of pictures; an item without one gets zeros.
+
+    Args:
+        folder (`str`): where the pictures are; the column's paths are relative to it. A path without a file counts as
+            no picture (logged).
+        column (`str`): of the catalogue.
+        encoder (`str`): name or folder of a sentence-transformers model with images; a CLIP folder of transformers is
+            one.
+        batch_size (`int`).
+        cache_dir (`str`, *optional*).
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        column: str = "image",
+        encoder: str = "sentence-transformers/clip-ViT-B-32",
+        batch_size: int = 32,
+        cache_dir: str | Path | None = None,
+    ):
+        self.config = {"folder": str(folder), "column": column, "encoder": str(encoder), "batch_size": batch_size}
+        self.inputs = (Path(folder),)
+        self.cache_dir = cache_dir
+        self.dim = 0
+        self._model = None
+
+    @property
+    def model(self):
+        if self._model is None:
+            self._model = load_sentence_transformer(
+                self.config["encoder"],
+                "image encoder",
+                "give the folder of a model, or compute embeddings elsewhere and use kind: precomputed",
+            )
+            if "image" not in self._model.modalities:
+                raise ValueError(f"encoder {self.config['encoder']!r} reads {self._model.modalities}, no images")
+        return self._model
+
+    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
+        files = [file for file in self._files(items.take(rows_in_training(items, train))) if file is not None]
+        if not files:
+            column, folder = self.config["column"], self.config["folder"]
+            raise ValueError(f"no training item has a picture: column {column!r} names no file in {folder}")
+        self.dim = self._embed(files[:1]).shape[1]
+        return self
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        files = self._files(items)
+        held = np.flatnonzero([file is not None for file in files])
+        matrix = np.zeros((items.num_rows, self.dim), np.float32)
+        if len(held):
+            matrix[held] = self._embed([files[row] for row in held])
+        return matrix
+
+    def _files(self, items: pa.Table) -> list[Path | None]:
+        """The picture of every item, where there is one; raises `ValueError` on a URL."""
+        column, folder = self.config["column"], self.inputs[0]
+        files: list[Path | None] = []
+        for row, name in enumerate(need_column(items, column).to_pylist()):
+            if name and "://" in name:
+                raise ValueError(
+                    f"column {column!r}, row {row}: {name!r} is a URL; download the pictures and name files in folder"
+                )
+            files.append(folder / name if name else None)
+        absent = [file for file in files if file is not None and not file.is_file()]
+        if absent:
+            logger.warning("%d pictures of column %r do not exist, e.g. %s", len(absent), column, absent[0])
+        return [None if file is None or not file.is_file() else file for file in files]
+
+    def _embed(self, files: list[Path]) -> np.ndarray:
+        def embed(rows: list[int]) -> np.ndarray:
+            pictures = [_open(files[row]) for row in rows]
+            return self.model.encode(
+                pictures, batch_size=self.config["batch_size"], show_progress_bar=False, normalize_embeddings=True
+            )
+
+        key = model_key(self.model)
+        keys = [fingerprint(key, file.read_bytes()) for file in files]
+        folder = None if self.cache_dir is None else Path(self.cache_dir) / key
+        return cached_embeddings(keys, embed, folder, "images")
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        return {"dim": self.dim}, {}
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.dim = values["dim"]
+
+
+def _open(path: Path):
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from error

@@ -1,0 +1,66 @@
+"""`FeaturePart`: what a kind of features is, and what several kinds share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as types
+
+
+class FeaturePart(Protocol):
+    """A catalogue to a matrix. Its class takes the arguments of the spec, and `cache_dir`.
+
+    Attributes:
+        config (`dict`): the constructor's arguments, plain JSON, with every default and every `auto` resolved.
+        inputs (`tuple` of `Path`): files and folders beside the catalogue that decide the result.
+    """
+
+    config: dict
+    inputs: tuple[Path, ...]
+
+    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
+        """Learns from `rows_in_training` only; raises `ValueError` naming a column that is missing or says nothing."""
+        ...
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        """float `[N, D]` of any items; a zero row where nothing is known. No row depends on the rows beside it."""
+        ...
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """What `fit` learned: plain JSON values, and arrays."""
+        ...
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        ...
+
+
+def rows_in_training(items: pa.Table, train: pa.Table | None) -> np.ndarray:
+    """int64, ascending: the catalogue's rows that occur in training sequences (all, where there are none).
+
+    Whatever is learned about items is learned from these, so cold items stay unseen.
+    """
+    if train is None:
+        return np.arange(items.num_rows)
+    seen = pc.is_in(items["item_id"], value_set=pc.unique(pc.list_flatten(train["item_ids"])))
+    return np.flatnonzero(seen.to_numpy(zero_copy_only=False))
+
+
+def vectors_of(items: pa.Table, item_ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """`[N, D]`: the vectors of these items among those of `item_ids`; zeros for the others."""
+    found = pc.index_in(items["item_id"].cast(pa.string()), pa.array(item_ids, pa.string()))
+    rows = pc.fill_null(found, len(item_ids)).to_numpy()
+    return np.concatenate([vectors, np.zeros((1, vectors.shape[1]), vectors.dtype)])[rows]
+
+
+def need_column(items: pa.Table, column: str) -> pa.ChunkedArray:
+    if column not in items.column_names:
+        raise ValueError(f"the catalogue has no column {column!r}; it has {items.column_names}")
+    return items[column]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)

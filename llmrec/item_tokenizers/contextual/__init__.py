@@ -1,0 +1,1 @@
+"""Tokens of an item that depend on what the user did before."""

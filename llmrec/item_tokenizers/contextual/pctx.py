@@ -1,0 +1,285 @@
+"""Pctx: personalised context-aware SemIDs (Zhong et al., 2025): an item has a few SemIDs, one for each kind of
+context in which users come to it, and a user's own context picks among them.
+
+What the paper takes from DuoRec, a sequential model trained beforehand, is here a decayed sum of the co-occurrence
+embeddings of the items before (`prefix_contexts`): no training, the same result everywhere, and no model to carry
+along. Further differences: contexts of a prefix do not see the item itself; SemIDs of few interactions merge before
+the conflict digit is given, and only items that collide get one.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.arrays import check_features, l2_normalize, unique_rows
+from llmrec.catalogue.collisions import append
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
+from llmrec.features.cooccurrence import cooccurrence_embeddings
+from llmrec.features.parts.part import rows_in_training
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
+    Histories,
+    check_catalogue,
+    generator_for,
+    with_targets,
+)
+from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, tokenizer_fingerprint
+from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
+
+_BLOCK = 65_536
+
+
+class Pctx(Saved):
+    """A `SequenceTokenizer` with several SemIDs per item.
+
+    An item with n interactions has sqrt(n / 4) clusters of contexts, at least 1 and at most `max_clusters`. Every
+    cluster gets residual k-means codes of half its mean context, half the item's features.
+
+    Args:
+        codebook_sizes (sequence of `int`): codes per level, coarse to fine; a level of conflict digits follows.
+        context_dim (`int`): width of the co-occurrence embeddings that contexts are sums of.
+        feature_dim (`int`): principal components of the features.
+        decay (`float`): weight in a context of an item against the one after it.
+        max_clusters (`int`): of contexts, per item.
+        min_share (`float`): a SemID that holds less of an item's interactions merges into the item's nearest one.
+        augment (`float`): share of a history's items that get a random one of their SemIDs where a seed is given.
+    """
+
+    name = "pctx"
+    traits = Traits(
+        fixed_length=False,
+        contextual=True,
+        decodes_to_vector=False,
+        nearest=False,
+        needs=("features", "items", "train"),
+    )
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int] = (256, 256, 256),
+        context_dim: int = 64,
+        feature_dim: int = 128,
+        decay: float = 0.8,
+        max_clusters: int = 8,
+        min_share: float = 0.2,
+        augment: float = 0.6,
+    ):
+        if min(context_dim, feature_dim, max_clusters) < 1:
+            raise ValueError("context_dim, feature_dim and max_clusters must be at least 1")
+        for name, share in (("decay", decay), ("min_share", min_share), ("augment", augment)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must be between 0 and 1")
+        self.config = {
+            "codebook_sizes": list(check_sizes(codebook_sizes)),
+            "context_dim": context_dim,
+            "feature_dim": feature_dim,
+            "decay": decay,
+            "max_clusters": max_clusters,
+            "min_share": min_share,
+            "augment": augment,
+        }
+        self.item_ids: list[str] = []
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
+        features, item_ids = check_features(features), check_catalogue(features, items)
+        seen = rows_in_training(items, train)
+        embeddings = np.zeros((len(item_ids), self.config["context_dim"]), np.float32)
+        known = [item_ids[row] for row in seen]
+        embeddings[seen] = cooccurrence_embeddings(known, train, self.config["context_dim"], seed=seed)
+        values, offsets = lists_to_rows(train["item_ids"], item_ids)
+        contexts = prefix_contexts(embeddings, values, offsets, self.config["decay"])
+        informed = contexts.any(1)
+        values, contexts = values[informed], contexts[informed]
+        centroids, clusters = _cluster_contexts(values, contexts, len(item_ids), self.config["max_clusters"], seed)
+
+        item = np.repeat(np.arange(len(item_ids)), np.diff(clusters))
+        met = np.bincount(values, minlength=len(item_ids)) > 0
+        context_part = _principal(centroids, np.flatnonzero(met[item]), self.config["context_dim"])
+        context_part[~met[item]] = 0  # of an item without contexts: the mean
+        feature_part = _principal(features, seen, self.config["feature_dim"])
+        fused = np.concatenate([0.5 * context_part, 0.5 * feature_part[item]], axis=1)
+        quantizer = RQKMeans(self.config["codebook_sizes"])
+        codes = quantizer.fit(fused[np.isin(item, seen)], seed).encode(fused)
+        held = np.bincount(_nearest_cluster(values, contexts, centroids, clusters), minlength=len(item))
+        rows = []
+        semid_of_cluster = np.empty(len(item), np.int64)
+        for start, stop in zip(clusters[:-1], clusters[1:]):
+            own = slice(start, stop)
+            keeper = _merge_rare(codes[own], held[own], centroids[own], self.config["min_share"])
+            kept = sorted(set(keeper), key=lambda c: (-held[own][np.equal(keeper, c)].sum(), c))
+            semid_of_cluster[own] = [len(rows) + kept.index(c) for c in keeper]
+            rows += [start + c for c in kept]
+        arrays = {
+            "embeddings": embeddings,
+            "centroids": centroids,
+            "clusters": clusters,
+            "semid_of_cluster": semid_of_cluster,
+            "item_of_semid": item[rows],
+            "codes": _with_digits(codes[rows], np.isin(item[rows], seen)),
+        }
+        self.restore({"item_ids": item_ids}, arrays)
+        return self
+
+    def _semids(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the index for every interaction int64 `[n]`, and the offsets of the histories."""
+        if not self.arrays:
+            raise not_fitted()
+        values, offsets = lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
+        contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.config["decay"])
+        semids = self._bounds[values]
+        told = contexts.any(1)
+        centroids, clusters = self.arrays["centroids"], self.arrays["clusters"]
+        cluster = _nearest_cluster(values[told], contexts[told], centroids, clusters)
+        semids[told] = self.arrays["semid_of_cluster"][cluster]
+        return semids, offsets
+
+    def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
+        semids, offsets = self._semids(histories)
+        item = self.arrays["item_of_semid"][semids]
+        result = []
+        for history, start, stop in zip(histories, offsets[:-1], offsets[1:]):
+            rows = semids[start:stop]
+            if seed is not None:
+                generator = generator_for(seed, history)
+                own = item[start:stop]
+                exchanged = generator.random(len(rows)) < self.config["augment"]
+                rows = np.where(exchanged, generator.integers(self._bounds[own], self._bounds[own + 1]), rows)
+            result.append([token for row in rows for token in self._tokens[row]])
+        return result
+
+    def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
+        """See `SequenceTokenizer.encode_target`; the seed changes nothing, a target has the SemID of its context."""
+        semids, offsets = self._semids(with_targets(histories, targets))
+        return [list(self._tokens[row]) for row in semids[offsets[1:] - 1]]
+
+    def index(self) -> SemIDIndex:
+        if not self.arrays:
+            raise not_fitted()
+        codes = self.arrays["codes"]
+        return SemIDIndex(
+            [self.item_ids[row] for row in self.arrays["item_of_semid"]],
+            codes,
+            [*self.config["codebook_sizes"], max(1, int(codes[:, -1].max()) + 1)],
+            info={
+                "item_tokenizer": {"name": self.name, **self.config},
+                "item_tokenizer_fingerprint": tokenizer_fingerprint(self),
+            },
+        )
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        if not self.arrays:
+            raise not_fitted()
+        return {"item_ids": self.item_ids}, self.arrays
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.item_ids, self.arrays = values["item_ids"], arrays
+        # The SemIDs of item i are the rows from bounds[i] to bounds[i + 1].
+        self._bounds = np.searchsorted(arrays["item_of_semid"], np.arange(len(self.item_ids) + 1))
+        index = self.index()
+        self._tokens = [index.tokens_of_row(row) for row in range(len(index))]
+
+
+def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndarray, decay: float) -> np.ndarray:
+    """What a user was about before each interaction.
+
+    Args:
+        embeddings (`np.ndarray`, float32, `[N, d]`).
+        values, offsets: sequences of item rows, see `llmrec.data.rows`.
+
+    Returns:
+        `np.ndarray`, float32, `[len(values), d]`: the sum of the embeddings of the items before it in its sequence,
+        the k-th last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
+    """
+    contexts = np.zeros((len(values), embeddings.shape[1]), np.float32)
+    lengths = np.diff(offsets)
+    state = np.zeros((len(lengths), embeddings.shape[1]), np.float32)
+    for step in range(lengths.max(initial=0)):
+        rows = np.flatnonzero(lengths > step)
+        at = offsets[rows] + step
+        contexts[at] = state[rows]
+        state[rows] = decay * state[rows] + embeddings[values[at]]
+    return l2_normalize(contexts).astype(np.float32)
+
+
+def _with_digits(codes: np.ndarray, in_training: np.ndarray) -> np.ndarray:
+    """int32 `[R, L + 1]`: codes and conflict digits. Items of the training sequences get theirs first, so no other
+    item changes them."""
+    result = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
+    result[in_training] = append(codes[in_training], None, result[:0])
+    result[~in_training] = append(codes[~in_training], None, result[in_training])
+    return result
+
+
+def _nearest_cluster(
+    items: np.ndarray, contexts: np.ndarray, centroids: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """int64 `[n]`: for each interaction, the cluster of its item whose centroid is nearest to its context."""
+    result = np.empty(len(items), np.int64)
+    for start in range(0, len(items), _BLOCK):
+        block = items[start : start + _BLOCK]
+        firsts, counts = clusters[block], clusters[block + 1] - clusters[block]
+        row = np.repeat(np.arange(len(block)), counts)
+        cluster = ragged_arange(firsts, firsts + counts)
+        distances = ((contexts[start + row] - centroids[cluster]) ** 2).sum(1)
+        order = np.lexsort((cluster, distances, row))
+        result[start : start + _BLOCK] = cluster[order[offsets_of(counts)[:-1]]]
+    return result
+
+
+def _cluster_contexts(
+    values: np.ndarray, contexts: np.ndarray, num_items: int, max_clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids float32 `[C, d]`, one zero vector for an item without contexts, and offsets int64 `[N + 1]`: which
+    are whose."""
+    order = np.argsort(values, kind="stable")
+    bounds = np.searchsorted(values[order], np.arange(num_items + 1))
+    groups = []
+    for start, stop in zip(bounds[:-1], bounds[1:]):
+        count = int(np.clip(np.sqrt((stop - start) / 4), 1, max_clusters))
+        own = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
+        groups.append(_kmeans(own, count, seed))
+    return np.concatenate(groups), offsets_of(np.array([len(group) for group in groups]))
+
+
+def _kmeans(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    import faiss
+
+    count = min(count, len(unique_rows(rows))) if count > 1 else 1
+    if count == 1:
+        return rows.mean(0, keepdims=True)
+    kmeans = faiss.Kmeans(rows.shape[1], count, niter=20, seed=seed, min_points_per_centroid=1)
+    kmeans.train(np.ascontiguousarray(rows))
+    return kmeans.centroids.copy()
+
+
+def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarray:
+    """At most `dim` principal components, at unit length, float32."""
+    from sklearn.decomposition import PCA
+
+    sample = rows[learned_from].astype(np.float64)
+    pca = PCA(min(dim, *sample.shape), svd_solver="full").fit(sample)
+    return l2_normalize(pca.transform(rows.astype(np.float64))).astype(np.float32)
+
+
+def _merge_rare(codes: np.ndarray, held: np.ndarray, centroids: np.ndarray, min_share: float) -> list[int]:
+    """For each cluster of one item, the cluster whose codes it gets.
+
+    Clusters of equal codes are one SemID. While the smallest SemID holds too few of the interactions, it joins the
+    one with the cluster nearest to one of its own.
+    """
+    keeper = [int(np.flatnonzero((codes == row).all(1))[0]) for row in codes]
+    if len(set(keeper)) == 1:
+        return keeper
+    distances = ((centroids[:, None] - centroids) ** 2).sum(2)
+    while len(set(keeper)) > 1:
+        groups = {c: np.flatnonzero(np.equal(keeper, c)) for c in keeper}
+        rare = min(groups, key=lambda c: (held[groups[c]].sum(), c))
+        if held[groups[rare]].sum() >= min_share * held.sum():
+            break
+        others = [c for c in groups if c != rare]
+        nearest = min(others, key=lambda c: (distances[np.ix_(groups[rare], groups[c])].min(), c))
+        keeper = [nearest if c == rare else c for c in keeper]
+    return keeper

@@ -1,1 +1,0 @@
-"""Kinds of item features, one per file; `llmrec.item_tokenizers.features.PARTS` names them."""

@@ -1,0 +1,1 @@
+"""Residual quantisation: k-means and learned codebooks, a level after the other."""

@@ -1,0 +1,213 @@
+"""Residual quantisation: r_1 = z; c_l = argmin_k ||r_l - e_k||^2; r_{l+1} = r_l - e_{c_l}.
+
+With `normalize` every r_l is scaled to unit length first (GRID, 2507.22224): deeper levels then see directions of
+equal weight, which fills their codebooks, but there is no additive reconstruction of z any more.
+
+All arithmetic that decides a code is the same for one row and for a million, so encoding a training item again gives
+the code it had. Rows are taken in blocks: nothing of the size of the features is held beside them.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from llmrec.arrays import blocks, check_features, l2_normalize, row_digests, unique_rows
+from llmrec.files import part_of
+from llmrec.item_tokenizers.preprocess import Preprocess
+from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted
+from llmrec.item_tokenizers.remembered import Remembered
+
+# A residual this much shorter than the vector it came from is rounding noise; normalised, it would be a random code.
+_NOISE = 1e-5
+# Rows per code that codebooks are learned from at most, as in faiss: more hardly move a centroid.
+_ROWS_PER_CODE = 256
+
+
+def nearest(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """int32 `[N]`: the nearest row of `codebook [K, d]` for every row of `[N, d]`; the lower code wins a tie.
+
+    Distances from a matrix product differ in the last digits with the number of rows and threads; where the best two
+    are that close all are computed again in float64, and what is closer than float64 can tell is a tie.
+    """
+    import faiss
+
+    codes = np.empty(len(rows), np.int32)
+    for part in blocks(len(rows)):
+        block = np.ascontiguousarray(rows[part])
+        distances, best = faiss.knn(block, codebook, min(2, len(codebook)))
+        if best.shape[1] == 2:
+            scale = distances[:, 1] + np.vecdot(block, block)
+            close = np.flatnonzero(distances[:, 1] - distances[:, 0] <= 1e-4 * scale)
+            for some in np.array_split(close, len(close) * len(codebook) // 2**22 + 1):
+                best[some, 0] = _nearest_exactly(block[some], codebook)
+        codes[part] = best[:, 0]
+    return codes
+
+
+def _nearest_exactly(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    rows, codebook = rows.astype(np.float64), codebook.astype(np.float64)
+    squared = np.vecdot(rows, rows)[:, None] + np.vecdot(codebook, codebook) - 2 * rows @ codebook.T
+    tie = 1e-10 * (np.vecdot(rows, rows)[:, None] + np.abs(squared).min(1, keepdims=True))
+    return (squared <= squared.min(1, keepdims=True) + tie).argmax(1)
+
+
+def next_residual(residual: np.ndarray, code_vectors: np.ndarray) -> np.ndarray:
+    """`residual - code_vectors`, rounding noise set to zero."""
+    after = residual - code_vectors
+    after[np.vecdot(after, after) <= _NOISE**2 * np.vecdot(residual, residual)] = 0
+    return after
+
+
+def encode_residuals(z: np.ndarray, codebooks: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
+    """int32 `[N, L]`: codes of float32 `z [N, d]`."""
+    codes = np.empty((len(z), len(codebooks)), np.int32)
+    for block in blocks(len(z)):
+        residual = z[block]
+        for level, codebook in enumerate(codebooks):
+            residual = l2_normalize(residual) if normalize else residual
+            codes[block, level] = nearest(residual, codebook)
+            if level < len(codebooks) - 1:
+                residual = next_residual(residual, codebook[codes[block, level]])
+    return codes
+
+
+def last_level_costs(z: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
+    """float32 `[N, K_L]`: squared distances of the residual that codes `[:, :L-1]` leave to every last-level code."""
+    residual = z
+    for level, codebook in enumerate(codebooks):
+        residual = l2_normalize(residual) if normalize else residual
+        if level < len(codebooks) - 1:
+            residual = next_residual(residual, codebook[codes[:, level]])
+    last = codebooks[-1].astype(np.float64)
+    residual = residual.astype(np.float64)
+    squared = (residual**2).sum(1)[:, None] + (last**2).sum(1) - 2 * residual @ last.T
+    return np.maximum(squared, 0).astype(np.float32)
+
+
+def _taken(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
+    return rows if len(which) == len(rows) else rows[which]
+
+
+def _unique_directions(rows: np.ndarray) -> np.ndarray:
+    """int64: the first of all rows of unit length that differ by no more than rounding noise, as collinear ones do."""
+    digits = int(-np.log10(_NOISE))
+    return unique_rows(np.round(rows, digits) + np.float32(0))  # + 0: no -0.0
+
+
+class ResidualCodebooks(Saved):
+    """What tokenizers that learn one codebook after the other share: all but `learn_codebook`, and `config`.
+
+    Codebooks are learned from distinct rows: an item that is listed a hundred times pulls no centroid, and a residual
+    of zero (an item alone in its cluster) none at the next level. Of more than 256 rows per code of the largest level
+    a seeded sample of that size is taken. Neither holds with `balanced`: every distinct row is then assigned when
+    fitting, and keeps the codes it got; other rows go to the nearest.
+
+    `features` may be a memory map (`numpy.load(path, mmap_mode="r")`), and `encode` may be called for one batch of a
+    file after the other: a row's codes do not depend on the rows beside it.
+    """
+
+    traits = Traits()
+    level_tokens = None
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        normalize_residuals: bool,
+        preprocess: str,
+        preprocess_dim: int | None,
+        balanced: bool = False,
+    ):
+        self.codebook_sizes = check_sizes(codebook_sizes)
+        self.normalize_residuals = normalize_residuals
+        self.preprocess = Preprocess(preprocess, preprocess_dim)
+        self.traits = Traits(nearest=not balanced)
+        self.dim: int | None = None
+        self.codebooks: list[np.ndarray] = []
+        self._fitted: Remembered | None = None
+
+    @property
+    def config(self) -> dict:
+        return {
+            "codebook_sizes": list(self.codebook_sizes),
+            "normalize_residuals": self.normalize_residuals,
+            "preprocess": self.preprocess.mode,
+            "preprocess_dim": self.preprocess.dim,
+        }
+
+    def learn_codebook(self, rows: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The codebook of a level, float32 `[size, d]`, and the codes int32 `[N]` of its rows `[N, d]` if balanced."""
+        raise NotImplementedError
+
+    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
+        features = check_features(features)
+        self.dim = features.shape[1]
+        balanced = not self.traits.nearest
+        distinct, most = unique_rows(features), _ROWS_PER_CODE * max(self.codebook_sizes)
+        if len(distinct) > most and not balanced:
+            distinct = np.sort(np.random.default_rng(seed).choice(distinct, most, replace=False))
+            self.preprocess.fit(features[distinct])
+        else:
+            self.preprocess.fit(features)
+        rows = features[distinct]
+        digests = row_digests(rows) if balanced else []
+        residual = self.preprocess(rows)
+        if not balanced:
+            residual = _taken(residual, unique_rows(residual))  # unequal rows may have become equal
+        self.codebooks, codes = [], []
+        for level, size in enumerate(self.codebook_sizes):
+            if self.normalize_residuals:
+                for block in blocks(len(residual)):
+                    residual[block] = l2_normalize(residual[block])
+                if not balanced:
+                    residual = _taken(residual, _unique_directions(residual))
+            if len(residual) < size:
+                what = "distinct items" if level == 0 else "items that the levels before leave a rest of"
+                if self.normalize_residuals:
+                    what += " (counted by direction, as normalize_residuals=True leaves no length)"
+                raise ValueError(
+                    f"level {level + 1} has {size} codes for {len(residual)} {what}: lower codebook_sizes[{level}]"
+                )
+            codebook, code = self.learn_codebook(residual, size, seed + level)
+            self.codebooks.append(codebook)
+            codes.append(code)
+            if level < len(self.codebook_sizes) - 1:
+                code = code if balanced else nearest(residual, codebook)
+                for block in blocks(len(residual)):
+                    residual[block] = next_residual(residual[block], codebook[code[block]])
+                residual = residual if balanced else _taken(residual, np.flatnonzero(residual.any(1)))
+        self._fitted = Remembered(digests, np.stack(codes, 1)) if balanced else None
+        return self
+
+    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
+        features = self._checked(features)
+        codes = np.empty((len(features), len(self.codebooks)), np.int32)
+        for block in blocks(len(features)):
+            z = self.preprocess(features[block])
+            codes[block] = encode_residuals(z, self.codebooks, self.normalize_residuals)
+        if self._fitted is not None:
+            remembered, known = self._fitted.recall(features)
+            codes[known] = remembered[known]
+        return codes
+
+    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        z = self.preprocess(self._checked(features))
+        return last_level_costs(z, codes, self.codebooks, self.normalize_residuals)
+
+    def _checked(self, features: np.ndarray) -> np.ndarray:
+        if not self.codebooks:
+            raise not_fitted()
+        return check_features(features, self.dim)
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        if not self.codebooks:
+            raise not_fitted()
+        arrays = {f"codebooks.{level}": codebook for level, codebook in enumerate(self.codebooks)}
+        arrays |= {f"preprocess.{name}": array for name, array in self.preprocess.state.items()}
+        return {"dim": self.dim}, arrays | (self._fitted.arrays() if self._fitted else {})
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.dim = values["dim"]
+        self.codebooks = [arrays[f"codebooks.{level}"] for level in range(len(self.codebook_sizes))]
+        self.preprocess.state = part_of(arrays, "preprocess.")
+        self._fitted = None if self.traits.nearest else Remembered.of(arrays)

@@ -1,0 +1,1 @@
+"""Trees over the catalogue: by balanced clusters, by co-occurrence, by categories."""

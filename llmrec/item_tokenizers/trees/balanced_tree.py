@@ -1,0 +1,162 @@
+"""A balanced tree over the features (SEATER, SIGIR-AP 2024, 2309.13375): k-means with clusters of equal size, again
+inside every cluster, until one holds no more items than a node has children.
+
+SEATER builds it on SASRec's item embeddings and makes every node a token; here any features do, and a token is the
+number of a child, the same for all parents, unless `node_tokens` asks for the former.
+
+Items with equal features are one leaf. Balance is exact: the children of a node with n items have n // k or
+n // k + 1. Who goes where is decided greedily: all items name their nearest cluster with room, a cluster that too many
+name takes those that would lose most by their second choice, and the others choose again.
+"""
+
+from typing import Self
+
+import numpy as np
+
+from llmrec.arrays import check_features, row_digests, unique_rows
+from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted
+from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.residual.quantizer import nearest
+from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
+
+_ROUNDS = 10  # of balanced assignment and new centroids; most nodes settle before
+
+
+class BalancedTree(Saved):
+    """Balanced k-means tree.
+
+    Fitted rows are known by content. A new row goes to the child with the nearest centroid, down to a leaf, and gets
+    the code of the nearest item there: the collision policy tells the two apart.
+
+    Args:
+        branching (`int`): children of a node, and the most items of a leaf; SEATER takes 8 or 16.
+        node_tokens (`bool`): every node is a token of its own, items too: as many tokens as items, and more.
+    """
+
+    name = "balanced_tree"
+    traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
+    level_tokens = None
+    codebooks: list[np.ndarray] = []
+
+    def __init__(self, branching: int = 8, node_tokens: bool = False):
+        if branching < 2:
+            raise ValueError(f"branching={branching} must be at least 2")
+        self.branching, self.node_tokens = branching, node_tokens
+        self.codebook_sizes: tuple[int, ...] = ()
+        self._remembered: Remembered | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+        self._children: list[np.ndarray] = []
+        self._members: dict[int, np.ndarray] = {}
+
+    @property
+    def config(self) -> dict:
+        return {"branching": self.branching, "node_tokens": self.node_tokens}
+
+    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
+        rows = check_features(features)
+        rows = rows[unique_rows(rows)]
+        parents, centroids, leaf_of, leaves = self._grow(rows, seed)
+        codes = leaf_codes(leaves, len(rows))
+        codes = node_numbers(codes) if self.node_tokens else codes
+        self._remembered = Remembered(row_digests(rows), codes)
+        self._adopt({"rows": rows, "leaf_of": leaf_of, "parents": parents, "centroids": centroids})
+        return self
+
+    def _grow(self, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Leaf]]:
+        """Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row."""
+        parents, nodes, leaves = [-1], [((), np.arange(len(rows)))], []
+        leaf_of = np.empty(len(rows), np.int64)
+        for node, (path, members) in enumerate(nodes):
+            if len(members) <= self.branching:
+                leaf_of[members] = node
+                leaves.append((path, members))
+                continue
+            cluster = balanced_clusters(rows[members], self.branching, seed)
+            for child in range(self.branching):
+                parents.append(node)
+                nodes.append(((*path, child), members[cluster == child]))
+        centroids = np.stack([rows[members].mean(0, dtype=np.float64) for _, members in nodes]).astype(np.float32)
+        return np.array(parents), centroids, leaf_of, leaves
+
+    def _adopt(self, arrays: dict[str, np.ndarray]) -> None:
+        codes = self._remembered.codes
+        widths = codes.max(0) + 1 if self.node_tokens else np.full(codes.shape[1], self.branching)
+        self.codebook_sizes = tuple(widths.tolist())
+        self._arrays = arrays
+        # Siblings and the members of a leaf stand in the order in which they were numbered.
+        count = np.arange(len(arrays["parents"]) + 1)
+        by_parent = np.argsort(arrays["parents"], kind="stable")
+        self._children = np.split(by_parent, np.searchsorted(arrays["parents"][by_parent], count[:-1]))[1:]
+        by_leaf = np.argsort(arrays["leaf_of"], kind="stable")
+        leaves, starts = np.unique(arrays["leaf_of"][by_leaf], return_index=True)
+        self._members = dict(zip(leaves.tolist(), np.split(by_leaf, starts[1:])))
+
+    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
+        if self._remembered is None:
+            raise not_fitted()
+        features = check_features(features, self._arrays["rows"].shape[1])
+        codes, known = self._remembered.recall(features)
+        if not known.all():
+            codes[~known] = self._remembered.codes[self._route(features[~known])]
+        return codes
+
+    def _route(self, features: np.ndarray) -> np.ndarray:
+        """int64 `[N]`: the fitted row in whose place every new one belongs."""
+        result = np.empty(len(features), np.int64)
+        waiting = [(0, np.arange(len(features)))]
+        for node, here in waiting:
+            if node in self._members:
+                members = self._members[node]
+                result[here] = members[nearest(features[here], self._arrays["rows"][members])]
+                continue
+            chosen = nearest(features[here], self._arrays["centroids"][self._children[node]])
+            waiting += [(self._children[node][child], here[chosen == child]) for child in np.unique(chosen)]
+        return result
+
+    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        raise ValueError("item tokenizer 'balanced_tree' has leaves of several depths: no distances at a last level")
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        if self._remembered is None:
+            raise not_fitted()
+        return {}, self._arrays | self._remembered.arrays()
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self._remembered = Remembered.of(arrays)
+        self._adopt({name: array for name, array in arrays.items() if not name.startswith("remembered.")})
+
+
+def balanced_clusters(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """int64 `[N]`: k-means clusters of float32 `[N, D]` whose sizes are N // count or N // count + 1."""
+    import faiss
+
+    kmeans = faiss.Kmeans(rows.shape[1], count, niter=10, seed=seed, min_points_per_centroid=1)
+    kmeans.train(rows)
+    centroids, wide = kmeans.centroids.astype(np.float64), rows.astype(np.float64)
+    clusters = np.full(len(rows), -1)
+    for _ in range(_ROUNDS):
+        before = clusters
+        clusters = assign_balanced((centroids**2).sum(1) - 2 * wide @ centroids.T)
+        if (clusters == before).all():
+            break
+        centroids = np.stack([wide[clusters == cluster].mean(0) for cluster in range(count)])
+    return clusters
+
+
+def assign_balanced(costs: np.ndarray) -> np.ndarray:
+    """int64 `[N]`: a column of `costs [N, K]` for every row, each column N // K or N // K + 1 times; greedy."""
+    total, count = costs.shape
+    room = np.full(count, total // count)
+    wanted = np.bincount(costs.argmin(1), minlength=count)
+    room[np.argsort(-wanted, kind="stable")[: total % count]] += 1
+    result = np.full(total, -1)
+    while len(free := np.flatnonzero(result < 0)):
+        open_costs = np.where(room > 0, costs[free], np.inf)
+        choice = open_costs.argmin(1)
+        two = np.partition(open_costs, 1, axis=1) if count > 1 else open_costs
+        order = np.argsort(two[:, 0] - two[:, 1], kind="stable")  # the greatest loss by a second choice first
+        for column in np.unique(choice):
+            taken = order[choice[order] == column][: room[column]]
+            result[free[taken]] = column
+            room[column] -= len(taken)
+    return result

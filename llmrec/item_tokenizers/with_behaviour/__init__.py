@@ -1,0 +1,1 @@
+"""Semantic IDs beside tokens for kinds of interaction."""

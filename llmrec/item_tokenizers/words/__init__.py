@@ -1,0 +1,1 @@
+"""Semantic IDs in words that the LLM knows."""

@@ -1,0 +1,1 @@
+"""The language model: new tokens, the folder that recommends, its card and its updates."""

@@ -1,0 +1,135 @@
+"""One folder = one recommender: what lies beside the weights and the tokenizer.
+
+semids.parquet       SemIDIndex with the items' columns
+llmrec_config.json   prompt, lengths, beams, and the hashes of what the model was trained with
+item_tokenizer/      the fitted item tokenizer, if there is one
+"""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+import llmrec
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data.prepared import PreparedData, catalogue_fingerprint
+from llmrec.files import read_json, read_parquet, write_json
+from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
+
+CONFIG = "llmrec_config.json"
+SEMIDS = "semids.parquet"
+ITEM_TOKENIZER = "item_tokenizer"
+
+
+@dataclass
+class RecommenderConfig:
+    """How a model folder recommends.
+
+    Args:
+        prompt (`dict`): the `Prompt` that asks for the next item; a run uses one from SFT to serving.
+        max_history (`int`): items of the history that the prompt shows, the newest ones.
+        num_beams (`int`): width of the search; raised to k where a request wants more items.
+        normalize (`str`): `"vocabulary"` or `"catalogue"` (see `llmrec.decoding`).
+        fuse (list of `str`): views of Semantic IDs that are searched, each with the prompt in its own, and fused;
+            empty: the view of the prompt alone.
+        behaviour (`str`): the kind of interaction that is recommended where the index has behaviours; empty: its last.
+        thoughts (`int`): of a thinking prompt: rationales that are written before the search. One is greedy, several
+            are sampled, 0 is the empty thought.
+        max_thought_tokens (`int`): the longest rationale; it is closed there.
+        thought_temperature (`float`): of sampled rationales.
+        semid_fingerprint, catalogue_fingerprint (`str`): what the model was trained with; others are refused.
+        trained_on (`dict`): name and fingerprint of the data.
+    """
+
+    prompt: dict
+    max_history: int = 20
+    num_beams: int = 50
+    normalize: str = "vocabulary"
+    fuse: list[str] = field(default_factory=list)
+    behaviour: str = ""
+    thoughts: int = 1
+    max_thought_tokens: int = 128
+    thought_temperature: float = 1.0
+    semid_fingerprint: str = ""
+    catalogue_fingerprint: str = ""
+    trained_on: dict = field(default_factory=dict)
+    llmrec_version: str = llmrec.__version__
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RecommenderConfig":
+        path = Path(folder) / CONFIG
+        if not path.exists():
+            raise ValueError(f"{folder} is no llmrec model folder: it has no {CONFIG}")
+        fields = read_json(path)
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown or "prompt" not in fields:
+            raise ValueError(f"{path}: unknown fields {unknown}" if unknown else f"{path} has no prompt")
+        return cls(**fields)
+
+    @classmethod
+    def of(cls, data: PreparedData, index: SemIDIndex, **fields) -> "RecommenderConfig":
+        """For a model on this data with these Semantic IDs."""
+        return cls(
+            semid_fingerprint=index.fingerprint,
+            catalogue_fingerprint=data.catalogue_fingerprint,
+            trained_on={"name": data.info.get("name", ""), "fingerprint": data.fingerprint},
+            **fields,
+        )
+
+    def check_catalogue(self, items: pa.Table, folder: str | Path) -> None:
+        """Raises `ValueError` if a catalogue is not the one that the folder was made for."""
+        if self.catalogue_fingerprint and catalogue_fingerprint(items) != self.catalogue_fingerprint:
+            raise ValueError(
+                f"{folder} was made for another catalogue than the given data: "
+                "use the data it was made with, or run recipes/init_model.py again"
+            )
+
+
+def semids_table(folder: str | Path) -> pa.Table:
+    """The table of `semids.parquet`: item_id, semid, codes and the items' own columns."""
+    return read_parquet(Path(folder) / SEMIDS)
+
+
+def write_sidecars(
+    folder: str | Path,
+    config: RecommenderConfig,
+    index: SemIDIndex,
+    items: pa.Table,
+    item_tokenizer: Path | None = None,
+) -> None:
+    """Makes a folder that holds weights and tokenizer a recommender; `items` may be the table of another folder."""
+    folder = Path(folder)
+    index.save(folder / SEMIDS, items.drop_columns([c for c in ("semid", "codes") if c in items.column_names]))
+    if item_tokenizer is not None and item_tokenizer.is_dir():
+        shutil.copytree(item_tokenizer, folder / ITEM_TOKENIZER, dirs_exist_ok=True)
+    write_json(folder / CONFIG, asdict(config))
+
+
+def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy and unpenalised: an Instruct checkpoint's own sampling defaults filter constrained beams away."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    )
+
+
+def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:
+    """The folder's Semantic IDs, refused where they are not those that the model was trained with."""
+    index = SemIDIndex.load(Path(folder) / SEMIDS)
+    if config.semid_fingerprint and index.fingerprint != config.semid_fingerprint:
+        raise ValueError(
+            f"{folder}: semids.parquet ({index.fingerprint}) is not the one the model was trained with "
+            f"({config.semid_fingerprint}); restore it, or train again with recipes/sft.py"
+        )
+    return index
+
+
+def load_parts(folder: str | Path, config: RecommenderConfig) -> tuple[SemIDIndex, pa.Table, SequenceTokenizer | None]:
+    """What a folder holds beside the model: its index, its items, and its item tokenizer if that reads histories."""
+    index = load_index(folder, config)
+    reader = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if index.contextual else None
+    return index, semids_table(folder), reader

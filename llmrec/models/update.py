@@ -1,0 +1,85 @@
+"""The living catalogue: a trained model folder for the next version of its Semantic IDs, without training.
+
+The model speaks tokens, and no token changes: newcomers are new words made of known tokens, old items keep theirs. So
+the weights and the tokenizer stay as they are; `semids.parquet` and the two hashes of `llmrec_config.json` follow the
+catalogue. How well a model ranks items it has never seen is another question: recipes/cold_start.py measures it.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from llmrec.catalogue.lifecycle import IndexDiff, diff
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data.prepared import catalogue_fingerprint
+from llmrec.files import atomic_path
+from llmrec.models.folder import RecommenderConfig, load_index, write_sidecars
+
+# What belongs to the run that trained the model, not to the model.
+_LEFT_OUT = ("checkpoint-*", "stage.json", "runs")
+_CARD = """
+## Catalogue
+
+Updated without training, to version {version} of the Semantic IDs:
+
+```
+{changes}
+```
+"""
+
+
+def update_model_folder(
+    folder: str | Path, index: SemIDIndex, items: pa.Table, output_dir: str | Path, hard_links: bool = False
+) -> IndexDiff:
+    """Writes a copy of a model folder for a later version of its index; the old folder stays as it is.
+
+    Args:
+        folder: a model folder (recipes/sft.py).
+        index (`SemIDIndex`): of `add_items` and `remove_items`.
+        items (`pa.Table`): the columns of exactly its items; their order becomes the catalogue's.
+        output_dir: must not exist yet.
+        hard_links (`bool`): share the files that do not change with the old folder, where the disk is one; then
+            neither folder may be trained in place.
+
+    Returns:
+        What changed between the two folders.
+
+    Raises:
+        ValueError: other items than the index has, another item tokenizer, other tokens, or an item that would move:
+            the model would misread it.
+    """
+    folder, output_dir = Path(folder), Path(output_dir)
+    if output_dir.exists():
+        raise ValueError(f"{output_dir} exists: an updated model goes into a new folder")
+    config = RecommenderConfig.load(folder)
+    old = load_index(folder, config)
+    if set(index.items) != set(items["item_id"].to_pylist()):
+        raise ValueError("items must hold exactly the items of the index")
+    if index.behaviours and index.behaviours != old.behaviours:
+        raise ValueError(f"{folder} knows the behaviours {old.behaviours}, the new index {index.behaviours}")
+    index = index.aligned(items).with_behaviours(old.behaviours)
+    made_by = "item_tokenizer_fingerprint"
+    if old.info.get(made_by) != index.info.get(made_by):
+        raise ValueError(f"{folder} was trained on Semantic IDs of another item tokenizer: train it again")
+    if old.level_tokens != index.level_tokens or old.adds_tokens != index.adds_tokens:
+        raise ValueError(f"{folder} was trained with other Semantic ID tokens than the new ones have: train it again")
+    changes = diff(old, index)
+    if changes.moved:
+        item, (before, after) = next(iter(changes.moved.items()))
+        raise ValueError(f"{folder} knows item {item!r} as {before}, now it is {after}: train it again")
+    config = replace(config, semid_fingerprint=index.fingerprint, catalogue_fingerprint=catalogue_fingerprint(items))
+    with atomic_path(output_dir) as temporary:
+        copy = os.link if hard_links else shutil.copy2
+        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_OUT), copy_function=copy)
+        # Files that differ are written anew and put in place, never through a link.
+        write_sidecars(temporary, config, index, items)
+        card = temporary / "README.md"
+        if card.exists():
+            text = card.read_text(encoding="utf-8")
+            with atomic_path(card) as new:
+                note = _CARD.format(version=index.version, changes=changes)
+                new.write_text(text + note, encoding="utf-8")
+    return changes

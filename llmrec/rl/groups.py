@@ -1,0 +1,154 @@
+"""What a group is drawn as: items after a prompt, or thoughts with the items that are found after each.
+
+A thinking prompt's group is of sampled thoughts, and the constrained beams after a thought say what it is worth
+(OneRec-Think's rollout beam, arXiv 2510.11639): the reward goes to the thought, whose tokens are learned.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.decoding import SemIDTrie
+from llmrec.decoding.thoughts import write_thoughts
+from llmrec.recommenders import LLMRecommender
+from llmrec.rl.policy import PolicyArguments
+from llmrec.rl.rollout import completions, leaf_of, roll_out, tokens_of_leaf, with_positives
+
+
+class Draw(NamedTuple):
+    """One completion of a group.
+
+    Attributes:
+        prompt, completion (lists of `int`): token ids.
+        weight (`float`): its importance weight, the weights of a group sum to 1.
+        mass (`float`): the probability that the policy gives to the whole group; of thoughts, to the items found
+            after this one.
+        mask (list of `int`): 1 for each token of the completion that the policy chose; `None` for all.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    weight: float
+    mass: float
+    mask: list[int] | None = None
+
+
+def searched_index(recommender: LLMRecommender) -> SemIDIndex:
+    """The Semantic IDs of the view that is searched (of several the first)."""
+    within = next(iter(recommender.views.values()))
+    return recommender.index if within is None else recommender.index.rows_at(np.flatnonzero(within))
+
+
+class RollOut:
+    """Draws groups; `recommender` says how the model is asked.
+
+    Args:
+        size (`int`): completions of a group.
+        temperature (`float`): of sampled items and thoughts.
+    """
+
+    def __init__(self, recommender: LLMRecommender, policy: PolicyArguments, size: int, temperature: float):
+        self.recommender, self.policy, self.size, self.temperature = recommender, policy, size, temperature
+        self.index = searched_index(recommender)
+        self.trie = SemIDTrie.from_index(self.index, recommender.tokenizer)
+        self.row = {item: row for row, item in reversed(list(enumerate(self.index.item_ids)))}
+        self.thinks = recommender.block is not None
+        self._tokens: dict[str, list[int]] = {}
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a completion can have."""
+        if not self.thinks:
+            return self.trie.depth
+        return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
+
+    def tokens(self, item: str) -> list[int]:
+        """The completion that an item is, by its first Semantic ID."""
+        if item not in self._tokens:
+            leaf = leaf_of(self.trie, self.row[item])
+            self._tokens[item] = completions(tokens_of_leaf(self.trie, leaf)[None], self.trie)[0]
+        return self._tokens[item]
+
+    @staticmethod
+    def seed(*parts: int) -> int:
+        return zlib.crc32(np.array(parts, np.int64).tobytes())
+
+    def __call__(self, model, rows: Sequence[dict], seed: tuple[int, ...]) -> list[dict]:
+        """A group for each row, `size` entries side by side.
+
+        Args:
+            model: what rolls out, in no wrapper.
+            rows: with `prompt`, `target`, `following` and `row`.
+            seed: what is drawn for a row follows from it and from the row's number alone.
+
+        Returns:
+            dicts with `draw`, `item` (an item id; of a thought the best one found after it), `rank` (its place in the
+            group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether the model
+            closed it) and `thought_share` (its length, as a share of the longest).
+        """
+        prompts = self._ids([row["prompt"] for row in rows])
+        seeds = [self.seed(*seed, row["row"]) for row in rows]
+        return self._thoughts(model, prompts, seeds) if self.thinks else self._items(model, prompts, rows, seeds)
+
+    def _items(self, model, prompts: list[list[int]], rows: Sequence[dict], seeds: list[int]) -> list[dict]:
+        policy, pad = self.policy, self.recommender.tokenizer.pad_token_id
+        found = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, pad, policy.log_probs)
+        if policy.log_positives:
+            chosen = [[row["target"], *row["following"]][: policy.log_positives] for row in rows]
+            places = [[self.row[item] for item in items if item is not None] for items in chosen]
+            found = with_positives(found, self.trie, places)
+        ids = completions(found.tokens.flatten(0, 1), self.trie)
+        items = [self.index.item_ids[place] for place in self.trie.order[found.leaves.flatten()].tolist()]
+        weights, mass = found.weights.flatten().tolist(), found.mass.tolist()
+        return [
+            {
+                "draw": Draw(prompts[n // self.size], ids[n], weights[n], mass[n // self.size]),
+                "item": items[n],
+                "rank": n % self.size,
+            }
+            for n in range(len(ids))
+        ]
+
+    def _thoughts(self, model, prompts: list[list[int]], seeds: list[int]) -> list[dict]:
+        recommender, block = self.recommender, self.recommender.block
+        tokenizer, limit = recommender.tokenizer, recommender.config.max_thought_tokens
+        was_training, recommender.model = model.training, model.eval()
+        end = -1 if recommender.behaviours else None  # a behaviour's token stands after the thought
+        asked = [ids[:end] for ids in prompts]
+        thoughts = write_thoughts(
+            recommender.write, tokenizer, asked, block, self.size, limit, self.temperature, seeds
+        )
+        texts, ends = zip(*[thought for group in thoughts for thought in group])
+        blocks = self._ids([block.text(text) for text in texts])
+        opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))
+        own = [n // self.size for n in range(len(texts))]
+        tails = [prompts[n][end:] if end else [] for n in own]
+        found = recommender.search(
+            [[*asked[n], *ids, *tail] for n, ids, tail in zip(own, blocks, tails)],
+            [self.policy.thought_beams] * len(blocks),
+        )
+        model.train(was_training)
+        drawn = []
+        for n, (ids, length, closed, hits) in enumerate(zip(blocks, map(len, self._ids(list(texts))), ends, found)):
+            beams = [recommender.item_ids[hit.item] for hit in hits]
+            # The template opens a thought, and closes one that the model did not close.
+            mask = [0] * opening + [1] * (len(ids) - opening - closing) + [int(closed)] * closing
+            draw = Draw(asked[own[n]], ids, 1 / self.size, float(np.exp([hit.score for hit in hits]).sum()), mask)
+            drawn.append(
+                {
+                    "draw": draw,
+                    "item": beams[0],
+                    "rank": n % self.size,
+                    "beams": beams,
+                    "thought": texts[n],
+                    "closed": closed,
+                    "thought_share": min(1.0, length / limit),
+                }
+            )
+        return drawn
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.recommender.tokenizer(texts, add_special_tokens=False)["input_ids"]

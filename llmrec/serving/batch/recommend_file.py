@@ -1,0 +1,246 @@
+"""`recommend_file`: recommendations for the rows of a parquet file, millions of them.
+
+    python -m llmrec.serving.batch.recommend_file --model out/industrial/model --backend vllm --k 10 \
+        --input users.parquet --output lists.parquet --filters '{"exclude_seen": true}'
+
+Rows are recommended part by part into the folder `<output>.parts`; each file in it is whole or not there, and `output`
+appears by a rename when all are there. A run that was killed goes on where it stopped when it is started again, and
+gives the file of one that was not. With `--actors 4 --gpus_per_actor 1` Ray makes the parts
+(`llmrec.serving.batch.on_ray`).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from llmrec.catalogue.filters import Filter
+from llmrec.files import fingerprint, read_json, write_json
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.protocol import Recommender
+from llmrec.serving.batch.parts import Job, Known, Part, PartReader, PartWorker
+
+logger = logging.getLogger("llmrec.serving.batch.recommend_file")  # also where this is __main__
+BACKENDS = ("hf", "vllm")
+METADATA = b"llmrec.recommend_file"  # of the output's schema: the settings that made it, as JSON
+
+
+def recommend_file(
+    recommender: Recommender,
+    input: str | Path,
+    output: str | Path,
+    k: int = 10,
+    filters: Filter | None = None,
+    batch_size: int = 512,
+    part_rows: int = 8192,
+    on_unknown: str = "error",
+    titles: bool = False,
+    settings: dict | None = None,
+    **options,
+) -> Path:
+    """Recommends for every row of a parquet file.
+
+    Example:
+        >>> recommender = VLLMRecommender.from_pretrained("out/industrial/model")
+        >>> recommend_file(recommender, "users.parquet", "lists.parquet", k=10, filters=Filter(exclude_seen=True))
+
+    Args:
+        recommender: a model or a baseline.
+        input: parquet with a column `history` (list<string>: item ids, oldest first; may be empty), and `behaviours`
+            (list<string>, parallel to it) where the model has them. All columns are carried over.
+        output: parquet with the same rows in the same order, and for each `items` (list<string>, best first, at most
+            k) and `scores` (list<float>).
+        k: how many items.
+        filters (*optional*): what may be recommended, for all rows.
+        batch_size: rows in one call of `recommender.recommend`.
+        part_rows: rows in a part: those held in memory, and those that a killed run has to do again.
+        on_unknown: `"error"`, or `"drop"` to leave items that are not in the catalogue out of histories.
+        titles: also write `titles` (list<string>).
+        settings (*optional*): what else decides the result, such as which weights; parts of others are refused.
+        options: of `recommender.recommend`, such as `num_beams` or `behaviour`.
+
+    Returns:
+        `output`. Where it is there already, made with these settings, nothing is done.
+
+    Raises:
+        ValueError: an input that cannot be read, a row that cannot be recommended for (all are looked at before the
+            work begins), or a result of other settings in the way.
+    """
+    job = Job(str(input), str(output), k, filters, batch_size, part_rows, on_unknown, titles, options)
+    worker = PartWorker(recommender, job)
+    return complete(job, worker.reader.known, settings, lambda parts: map(worker, parts))
+
+
+def complete(job: Job, known: Known, settings: dict | None, run: Callable[[list[Part]], Iterable[int]]) -> Path:
+    """Makes the output.
+
+    Args:
+        known: to the recommender.
+        settings: see `recommend_file`.
+        run: makes the files of parts, in any order, and yields the number of rows of each.
+    """
+    reader, output = PartReader(job, known, ["history", "behaviours"]), Path(job.output)
+    with open(job.input, "rb") as file:
+        content = fingerprint(hashlib.file_digest(file, "sha256").digest())
+    asked = {name: value for name, value in asdict(job).items() if name not in ("output", "batch_size")}
+    settings = {**asked, "input": content, "semids": known.semids, **(settings or {})}
+    settings = json.loads(json.dumps(settings, default=str))
+    record = job.folder / "settings.json"
+    if output.exists():
+        _check_same(_settings_of(output), settings, output)
+        logger.info("%s is there already, made with these settings", output)
+        return output
+    if record.exists():
+        _check_same(read_json(record), settings, job.folder)
+    elif job.folder.exists() and any(job.folder.glob("[!.]*")):
+        raise ValueError(f"{job.folder} holds files of somebody else: move them, or choose another output")
+    parts = reader.parts()
+    dropped = sum(reader.histories(reader.read(part), part)[1] for part in parts)
+    if dropped:
+        logger.warning("%s: %s unknown items are left out of histories", job.input, f"{dropped:,}")
+    write_json(record, settings)
+    _recommend(job, parts, run)
+    _join(job, parts, reader.schema, settings)
+    return output
+
+
+def _recommend(job: Job, parts: list[Part], run: Callable[[list[Part]], Iterable[int]]) -> None:
+    missing = [part for part in parts if not job.path(part).exists()]
+    total, left = (sum(part.rows for part in some) for some in (parts, missing))
+    logger.info("%s: %s of %s rows to do, in parts of %s", job.input, f"{left:,}", f"{total:,}", job.folder)
+    began = time.perf_counter()
+    with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
+        for rows in run(missing) if missing else ():
+            progress.update(rows)
+    seconds = time.perf_counter() - began
+    logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
+
+
+def _join(job: Job, parts: list[Part], schema: pa.Schema, settings: dict) -> None:
+    """Writes the output and removes the parts."""
+    metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
+    schema = pa.schema([*schema, *job.new_columns()], metadata)
+    whole = job.folder / "whole.parquet"
+    with pq.ParquetWriter(whole, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.ParquetFile(job.path(part)).read().cast(schema))
+    os.replace(whole, job.output)
+    shutil.rmtree(job.folder)
+    logger.info("Wrote %s", job.output)
+
+
+def _settings_of(output: Path) -> dict:
+    try:
+        return json.loads(pq.read_schema(output).metadata[METADATA])
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
+        raise ValueError(f"{output} exists and recommend_file did not make it: choose another output") from error
+
+
+def _check_same(before: dict, settings: dict, where: Path) -> None:
+    changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+    if changed:
+        names = ", ".join(changed)
+        raise ValueError(f"{where} was made with other settings ({names}): remove it, or choose another output")
+
+
+def load(model: str | Path, backend: str = "hf", **engine) -> Recommender:
+    """The recommender of a folder.
+
+    Args:
+        model: a model folder, or with `"hf"` a model of the Hub or the folder of a baseline.
+        backend: `"hf"` or `"vllm"`.
+        engine: of vLLM's `LLM` or of transformers' `from_pretrained`, such as `dtype` or `device_map`.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, it should be one of {', '.join(BACKENDS)}")
+    if backend == "vllm":
+        from llmrec.serving.vllm.recommender import VLLMRecommender
+
+        return VLLMRecommender.from_pretrained(model, **engine)
+    if engine:
+        return LLMRecommender.from_pretrained(model, **engine)
+    from llmrec.recommenders import load_recommender
+
+    return load_recommender(model)
+
+
+def settings_of(model: str | Path, backend: str, engine: dict) -> dict:
+    """What tells the scores of one model from those of another, for the settings of a run."""
+    from llmrec.recommenders import files_of
+
+    files = files_of(Path(model).resolve()) or str(model)
+    return {"model": fingerprint(files), "backend": backend, "engine": engine}
+
+
+@dataclass
+class RecommendFileArguments:
+    model: str = field(metadata={"help": "Model folder; with backend hf also a Hub model or a baseline's folder."})
+    input: str = field(metadata={"help": "Parquet with a column history: lists of item ids, oldest first."})
+    output: str = field(metadata={"help": "Parquet to write: the rows of the input, and items and scores."})
+    k: int = field(default=10, metadata={"help": "How many items."})
+    filters: str = field(
+        default="{}",
+        metadata={"help": 'Fields of a Filter as JSON: {"exclude_seen": true, "where": [["price", "<", 30]]}'},
+    )
+    options: str = field(
+        default="{}", metadata={"help": 'More of recommend as JSON: {"num_beams": 20, "behaviour": "buy"}'}
+    )
+    titles: bool = field(default=False, metadata={"help": "Also write the titles of the items."})
+    on_unknown: str = field(default="error", metadata={"help": "Unknown items in histories: error or drop."})
+    backend: str = field(default="hf", metadata={"help": "hf or vllm."})
+    engine: str = field(default="{}", metadata={"help": 'Arguments of the backend as JSON: {"dtype": "bfloat16"}'})
+    batch_size: int = field(default=512, metadata={"help": "Rows per call of recommend."})
+    part_rows: int = field(default=8192, metadata={"help": "Rows per part."})
+    actors: int = field(default=0, metadata={"help": "Actors of Ray, each with a model of its own; 0: no Ray."})
+    gpus_per_actor: float = field(default=0, metadata={"help": "GPUs that Ray gives to each actor."})
+
+
+def main(args: RecommendFileArguments) -> None:
+    filters, options, engine = (_fields(args, name) for name in ("filters", "options", "engine"))
+    unknown = sorted(set(filters) - set(Filter.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"filters: unknown fields {unknown}; a filter has {list(Filter.__dataclass_fields__)}")
+    asked = {
+        "k": args.k,
+        "filters": Filter(**filters) if filters else None,
+        "batch_size": args.batch_size,
+        "part_rows": args.part_rows,
+        "on_unknown": args.on_unknown,
+        "titles": args.titles,
+    }
+    if args.actors:
+        from llmrec.serving.batch.on_ray import ray_recommend_file
+
+        where = {"actors": args.actors, "gpus_per_actor": args.gpus_per_actor}
+        ray_recommend_file(args.model, args.input, args.output, args.backend, engine, **where, **asked, **options)
+    else:
+        recommender = load(args.model, args.backend, **engine)
+        settings = settings_of(args.model, args.backend, engine)
+        recommend_file(recommender, args.input, args.output, settings=settings, **asked, **options)
+
+
+def _fields(args: RecommendFileArguments, name: str) -> dict:
+    try:
+        fields = json.loads(getattr(args, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name} is {fields!r}, it should be a JSON object")
+    return fields
+
+
+if __name__ == "__main__":
+    from trl import TrlParser
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
+    main(TrlParser((RecommendFileArguments,)).parse_args_and_config()[0])

@@ -1,0 +1,247 @@
+"""`CatalogueStore`: the living catalogue of a model folder, one immutable version after the other.
+
+What `commit` has returned for is on disk (`catalogue.log`) and comes back after any crash. A server prepares a
+version, loads it into its engines, and commits it, so that nobody sees a version that some engine lacks:
+
+    prepared = store.prepare(Changes(put=[{"item_id": "B02", "price": 3.0}], remove=["B01"]))
+    ...                                # apply_record(their version, prepared.record) wherever the version is needed
+    store.commit(prepared)             # durable, and store.current
+
+Nobody moves (docs/lifecycle.md): items keep their Semantic IDs, those of removed items stay reserved, through
+rollbacks too, and no token is added to the model.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from llmrec.catalogue.lifecycle import VERSION_COLUMN
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.files import read_parquet
+from llmrec.models.folder import RecommenderConfig, load_index, semids_table
+from llmrec.serving.living_catalogue.changes import Changes, checked
+from llmrec.serving.living_catalogue.log import CatalogueLog, now, read_segment, segment_starts, snapshot_path
+from llmrec.serving.living_catalogue.semids import NewSemIDs
+from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record, apply_records, difference
+
+__all__ = [
+    "CatalogueStore",
+    "CatalogueVersion",
+    "Changes",
+    "HistoryEntry",
+    "Prepared",
+    "apply_record",
+    "apply_records",
+    "load_version",
+]
+
+
+class Prepared(NamedTuple):
+    """A version that nobody sees yet, and the record (JSON) that makes it from `record["parent"]`."""
+
+    record: dict
+    version: CatalogueVersion
+
+
+class HistoryEntry(NamedTuple):
+    """What made a version: how many items came, changed and went, or which version it is again."""
+
+    number: int
+    time: str
+    added: int
+    updated: int
+    removed: int
+    rollback_of: int | None
+
+
+class CatalogueStore:
+    """The versions of a model folder's catalogue; one object at a time writes a directory.
+
+    Args:
+        folder: a model folder; it is only read.
+        directory (*optional*): of the log, by default `<folder>/catalogue`.
+        compact_bytes (`int`): when a log is opened that is longer, it is compacted first.
+
+    Attributes:
+        current (`CatalogueVersion`): the one that was committed last.
+
+    Raises:
+        ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
+    """
+
+    def __init__(self, folder: str | Path, directory: str | Path | None = None, compact_bytes: int = 2**25):
+        self.folder, self.directory = Path(folder), _directory(folder, directory)
+        self._make_semids = NewSemIDs(self.folder)
+        self._lock = threading.RLock()
+        self._log = CatalogueLog(self.directory, _fingerprint(self.folder))
+        try:
+            start = _start_version(self.folder, self.directory, self._log.start)
+            self.current = apply_records(start, self._log.records)
+            self._log.records.clear()  # they are many, and only their sum is needed
+            self._last_number = self.current.number
+            if self._log.size > compact_bytes:
+                self.compact()
+        except BaseException:
+            self._log.close()
+            raise
+
+    def prepare(self, changes: Changes) -> Prepared:
+        """The version after `current` with these changes; nothing is visible or durable yet.
+
+        Raises:
+            ValueError: changes that do not fit the catalogue (names item and column), or a new item for which the
+                folder has no Semantic ID.
+        """
+        with self._lock:
+            current = self.current
+            puts, removed = checked(changes, current)
+            if new := [put for put in puts if put.is_new]:
+                if VERSION_COLUMN in current.items.column_names:
+                    came, coming = current.index.reserved_versions, current.index.version + 1
+                    for put in new:
+                        put.columns[VERSION_COLUMN] = came.get(put.item_id, coming)
+                codes = self._make_semids(current.index, new, current.items.schema)
+                for put in new:
+                    put.codes.extend(codes[put.item_id])
+            return self._prepared({"remove": removed, "put": [put.written() for put in puts]})
+
+    def prepare_rollback(self, number: int) -> Prepared:
+        """A new version with the content of version `number`; raises `ValueError` as `version`."""
+        with self._lock:
+            if number == self.current.number:
+                raise ValueError(f"version {number} is the current one: there is nothing to roll back")
+            target = self.version(number)
+            prepared = self._prepared(difference(self.current, target), rollback_of=number)
+            assert prepared.version.index.fingerprint == target.index.fingerprint
+            return prepared
+
+    def commit(self, prepared: Prepared) -> dict:
+        """Makes a prepared version current, durably; gives its record.
+
+        Raises:
+            ValueError: another version became current since it was prepared.
+            OSError: it could not be written; `current` stays.
+        """
+        with self._lock:
+            if prepared.record["parent"] != self.current.number:
+                raise ValueError(
+                    f"version {prepared.record['number']} was prepared after version {prepared.record['parent']}, but "
+                    f"version {self.current.number} is current now: prepare the changes again"
+                )
+            self._log.append(prepared.record)
+            self.current = prepared.version
+            return prepared.record
+
+    def apply(self, changes: Changes) -> dict:
+        """`prepare` and `commit`; gives the record."""
+        with self._lock:
+            return self.commit(self.prepare(changes))
+
+    def rollback(self, number: int) -> dict:
+        """`prepare_rollback` and `commit`; gives the record."""
+        with self._lock:
+            return self.commit(self.prepare_rollback(number))
+
+    def records(self, after: int | None = None) -> Iterator[dict]:
+        """The committed records after a version, oldest first: by default all that the log still has."""
+        starts = segment_starts(self.directory)
+        after = starts[0] if after is None else after
+        for start in starts[max(0, sum(start <= after for start in starts) - 1) :]:
+            for record in read_segment(self.directory, start, self._log.semid_fingerprint).records:
+                if record["number"] > after:
+                    yield record
+
+    def history(self) -> list[HistoryEntry]:
+        """What made every version that the log still has, oldest first."""
+        return [
+            HistoryEntry(
+                record["number"],
+                record["time"],
+                sum("codes" in put for put in record["put"]),
+                sum("codes" not in put for put in record["put"]),
+                len(record["remove"]),
+                record["rollback_of"],
+            )
+            for record in self.records()
+        ]
+
+    def version(self, number: int) -> CatalogueVersion:
+        """Any version since the oldest snapshot that was kept (all, if `compact` never dropped one), made again.
+
+        Raises:
+            ValueError: there is no such version, or not any more.
+        """
+        current = self.current
+        return current if number == current.number else load_version(self.folder, self.directory, number)
+
+    def compact(self, keep: int | None = None) -> None:
+        """Writes a snapshot of `current` and begins a new file of the log, so that a restart replays nothing.
+
+        Args:
+            keep (`int`, *optional*): of how many snapshots, this one among them, the log stays; older versions are
+                forgotten and cannot be rolled back to. By default nothing is.
+        """
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep={keep} should be at least 1: the newest snapshot is the catalogue")
+        with self._lock:
+            version = self.current
+            if version.number > self._log.start:
+                self._log.begin(version.number, lambda path: version.index.save(path, version.items))
+            if keep is not None:
+                self._log.forget_before(segment_starts(self.directory)[-keep:][0])
+
+    def close(self) -> None:
+        """Lets others write the directory."""
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _prepared(self, content: dict, rollback_of: int | None = None) -> Prepared:
+        # A number is given once: an engine may still hold a version that was prepared in vain.
+        self._last_number += 1
+        numbers = {"number": self._last_number, "parent": self.current.number}
+        record = {**numbers, "time": now(), "rollback_of": rollback_of, **content}
+        return Prepared(record, apply_record(self.current, record))
+
+
+def load_version(
+    folder: str | Path, directory: str | Path | None = None, number: int | None = None
+) -> CatalogueVersion:
+    """A committed version of a model folder's catalogue, by default the last; for readers, beside a writer too.
+
+    Raises:
+        ValueError: no such version, or none any more; the log of another model folder, or a damaged one.
+    """
+    folder, directory = Path(folder), _directory(folder, directory)
+    starts = segment_starts(directory)
+    start = max((start for start in starts or [0] if number is None or start <= number), default=None)
+    if start is None:
+        raise ValueError(f"there is no catalogue version {number} any more; the oldest one is {starts[0]}")
+    records = read_segment(directory, start, _fingerprint(folder)).records if starts else []
+    wanted = [record for record in records if number is None or record["number"] <= number]
+    version = apply_records(_start_version(folder, directory, start), wanted)
+    if number is not None and version.number != number:
+        raise ValueError(f"there is no catalogue version {number}; the last one before it is {version.number}")
+    return version
+
+
+def _directory(folder: str | Path, directory: str | Path | None) -> Path:
+    return Path(folder) / "catalogue" if directory is None else Path(directory)
+
+
+def _fingerprint(folder: Path) -> str:
+    config = RecommenderConfig.load(folder)
+    return config.semid_fingerprint or load_index(folder, config).fingerprint
+
+
+def _start_version(folder: Path, directory: Path, start: int) -> CatalogueVersion:
+    """What a file of the log begins with."""
+    if start == 0:
+        return CatalogueVersion.of_table(0, load_index(folder, RecommenderConfig.load(folder)), semids_table(folder))
+    path = snapshot_path(directory, start)
+    return CatalogueVersion.of_table(start, SemIDIndex.load(path), read_parquet(path))

@@ -1,0 +1,164 @@
+"""How vLLM's engines are started for a model folder, one for each mode, and asked from plain Python.
+
+A vLLM engine pools or generates, so `recommend` and `generate` have an engine each, with weights of their own.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from llmrec.files import read_json
+from llmrec.serving.vllm.plugin import ARCHITECTURES
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from llmrec.serving.vllm.beam_pooler import SearchRequest
+
+RECOMMEND, GENERATE = MODES = ("recommend", "generate")
+_LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
+PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
+
+
+def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None = None, **more) -> dict:
+    """Keyword arguments of vLLM's `LLM` and `AsyncEngineArgs` for a mode.
+
+    Args:
+        folder: a merged model folder.
+        mode: `"recommend"` or `"generate"`.
+        directory (*optional*): of a catalogue log, whose last version is served; without it the folder's own items.
+        more: of vLLM's own, such as `dtype` or `gpu_memory_utilization`; they win, key by key where both are mappings.
+
+    Raises:
+        ValueError: an unknown mode, or a model that cannot serve it.
+    """
+    from vllm.platforms import current_platform
+
+    config = read_json(Path(folder) / "config.json")
+    length = more.get("max_model_len") or min(config.get("max_position_embeddings") or _LENGTH, _LENGTH)
+    arguments = {
+        "model": str(folder),
+        "max_model_len": length,
+        # the folder's own: vLLM's "auto" would halve float32, into other types for the two modes
+        "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
+        "worker_extension_cls": "llmrec.serving.vllm.worker.CatalogueWorker",
+        "additional_config": {"catalogue": None if directory is None else str(directory)},
+    }
+    if current_platform.is_cpu():
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        # The model runs in the engine's process, as on one GPU: the process that vLLM starts for it on a CPU is waited
+        # for in a loop that takes as much time as the model. (By class: the name "uni" is taken for "mp" there.)
+        arguments["distributed_executor_backend"] = UniProcExecutor
+        arguments["enforce_eager"] = True  # compiling takes longer than it saves
+    if mode == RECOMMEND:
+        architecture = config["architectures"][0]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"{folder} is a {architecture}; recommend mode knows {', '.join(ARCHITECTURES)}")
+        arguments |= {
+            "runner": "pooling",
+            "hf_overrides": {"architectures": [ARCHITECTURES[architecture]]},
+            # The pooler needs every prompt whole, and keys and values that pass through Python.
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "enable_prefix_caching": False,
+            "max_num_batched_tokens": max(8192, length),
+            "max_num_seqs": 128,
+        }
+    elif mode == GENERATE:
+        arguments |= {
+            "logits_processors": [PROCESSOR],
+            # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
+            # Semantic ID are -inf.
+            "logprobs_mode": "processed_logits",
+            "max_logprobs": 1024,
+        }
+    else:
+        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    for name in arguments.keys() & more.keys():
+        if isinstance(arguments[name], dict):
+            more[name] = arguments[name] | more[name]
+    return arguments | more
+
+
+class Engine(Protocol):
+    """What `VLLMRecommender` asks; calls block."""
+
+    def search(self, prompts: Sequence[Sequence[int]], requests: Sequence["SearchRequest"]) -> "list[torch.Tensor]":
+        """The outputs of `BeamPooler`, float64 [1 + n, 3] for each prompt."""
+        ...
+
+    def write(self, prompts: Sequence[Sequence[int]], params: "Sequence[SamplingParams]") -> list[str]:
+        """What follows each prompt."""
+        ...
+
+
+class OfflineEngine:
+    """vLLM's `LLM` in this process, for one mode.
+
+    Args:
+        folder, mode, more: see `engine_arguments`.
+    """
+
+    def __init__(self, folder: str | Path, mode: str = RECOMMEND, **more):
+        from vllm import LLM
+
+        from llmrec.serving.vllm.plugin import register
+
+        register()
+        self.llm = LLM(**engine_arguments(folder, mode, **more))
+
+    def search(self, prompts, requests):
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        params = [request.params() for request in requests]
+        outputs = self.llm.encode(inputs, params, pooling_task=params[0].task, use_tqdm=False)
+        return [output.outputs.data for output in outputs]
+
+    def write(self, prompts, params):
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [output.outputs[0].text for output in self.llm.generate(inputs, list(params), use_tqdm=False)]
+
+
+class OnlineEngine:
+    """An `AsyncLLM` that runs in the event loop of another thread.
+
+    Args:
+        client: the engine.
+        loop: where it runs; calls come from other threads and wait for it.
+    """
+
+    def __init__(self, client: "AsyncLLM", loop: asyncio.AbstractEventLoop):
+        self.client, self.loop = client, loop
+
+    def search(self, prompts, requests):
+        return self._all(
+            self.client.encode({"prompt_token_ids": list(prompt)}, request.params(), _request_id())
+            for prompt, request in zip(prompts, requests)
+        )
+
+    def write(self, prompts, params):
+        return self._all(
+            self.client.generate({"prompt_token_ids": list(prompt)}, one, _request_id())
+            for prompt, one in zip(prompts, params)
+        )
+
+    def _all(self, streams) -> list:
+        async def last(stream):
+            async for output in stream:  # noqa: B007 (the last one is wanted)
+                pass
+            # a pooling request has one output, a generated one a list
+            return output.outputs.data if hasattr(output.outputs, "data") else output.outputs[0].text
+
+        async def gather():
+            return await asyncio.gather(*map(last, streams))
+
+        return asyncio.run_coroutine_threadsafe(gather(), self.loop).result()
+
+
+def _request_id() -> str:
+    from uuid import uuid4
+
+    return uuid4().hex

@@ -1,0 +1,44 @@
+"""What vLLM finds through entry points: the architectures of `recommend` mode, and routes for its own `vllm serve`."""
+
+import os
+
+FRONT = "LLMREC_FRONT_PID"  # set in the environment of a server's engines
+
+# architecture of a model folder -> class of llmrec.serving.vllm.pooling_model
+ARCHITECTURES = {
+    "Qwen2ForCausalLM": "Qwen2Recommender",
+    "Qwen3ForCausalLM": "Qwen3Recommender",
+    "LlamaForCausalLM": "LlamaRecommender",
+    "MistralForCausalLM": "LlamaRecommender",
+}
+
+
+def register() -> None:
+    """Registers the architectures, in every process of vLLM; more than once does no harm.
+
+    The engines of a server also die with its front, even of SIGKILL: left over, they would hold the device's memory.
+    """
+    from vllm import ModelRegistry
+
+    if os.environ.get(FRONT) == str(os.getppid()):
+        _die_with_parent()
+
+    for name in set(ARCHITECTURES.values()):
+        ModelRegistry.register_model(name, f"llmrec.serving.vllm.pooling_model:{name}")
+
+
+def _die_with_parent() -> None:
+    import ctypes
+    import signal
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.environ[FRONT] != str(os.getppid()):  # it died a moment ago
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endpoint_plugin():
+    """The HTTP front for `vllm serve`, where `VLLM_PLUGINS` names `llmrec`."""
+    from llmrec.serving.vllm.routes import FrontRoutes
+
+    return FrontRoutes()

@@ -1,0 +1,57 @@
+"""The HTTP front inside vLLM's own server, as an endpoint plugin of vLLM.
+
+    VLLM_PLUGINS=llmrec vllm serve out/shop/model $(python -m llmrec.serving.vllm.routes out/shop/model)
+
+The command in brackets prints the flags that `recommend` mode needs. vLLM's routes stay as they are, every other path
+is the front's: /v1/recommend, /v1/items, /v1/catalogue. `python -m llmrec.serving` has all of it, and both modes.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from llmrec.serving.vllm.engines import RECOMMEND, engine_arguments
+
+
+class FrontRoutes:
+    """See `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`."""
+
+    name = "llmrec"
+    required_tasks = ("token_classify",)
+
+    def attach_router(self, app) -> None:
+        """Takes all paths that vLLM has no route for."""
+        app.mount("", self._front)
+
+    async def _front(self, scope, receive, send) -> None:
+        await self._app(scope, receive, send)
+
+    async def init_state(self, engine_client, state, args) -> None:
+        """Opens the catalogue beside the engine."""
+        from llmrec.serving.http.app import create_app
+        from llmrec.serving.living_catalogue.store import CatalogueStore
+        from llmrec.serving.server import open_service, settings_of
+
+        config = engine_client.vllm_config
+        folder = config.model_config.model
+        store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))
+        clients = {RECOMMEND: engine_client}
+        service = await open_service(folder, store, clients)
+        self._app = create_app(service, settings_of(folder, store, clients))
+
+
+def flags(folder: str | Path, directory: str | Path | None = None) -> list[str]:
+    """The flags of `vllm serve` for `recommend` mode; the catalogue's log is in `directory`, or in the folder."""
+    made, directory = [], directory or Path(folder) / "catalogue"
+    for name, value in engine_arguments(folder, RECOMMEND, directory).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            made.append(flag if value else flag.replace("--", "--no-", 1))
+        elif name not in ("model", "distributed_executor_backend"):
+            made += [flag, json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)]
+    return made
+
+
+if __name__ == "__main__":
+    sys.stdout.write(" ".join(flags(sys.argv[1])) + "\n")

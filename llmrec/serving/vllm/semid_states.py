@@ -1,0 +1,318 @@
+"""Where in a Semantic ID every request stands, and what may come next: the part of the logits processor without vLLM.
+
+A *place* is a node of the trie and its level. Two ways to read a token:
+
+inside: free text around Semantic IDs. Level 0 is outside of one; a token that begins a SemID of the catalogue enters
+    the trie, which rules until the SemID is complete. A SemID that is a prefix of another may go on or be over, and
+    then anything that text may hold can follow. SemID tokens that begin nothing in the catalogue (a removed item's,
+    or a second-level token on its own) are masked outside too, so that no SemID is written that is none.
+next: one SemID and then EOS only, at score 0. The end of a SemID that is a prefix of another is EOS, scored like any
+    token.
+
+All work is on tensors of fixed shape, by level and catalogue, without waiting for the device.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from llmrec.decoding.trie import DEAD, END, SemIDTrie
+
+OFF, INSIDE, NEXT = 0, 1, 2
+MODES = {"inside": INSIDE, "next": NEXT}
+NORMALIZATIONS = ("vocabulary", "catalogue")
+_FIELDS = ("semid", "semid_start", "semid_version", "semid_normalize")
+_UNKNOWN = 2**31 - 1  # no token has this id (see SemIDTrie)
+_LONGEST_RUN = 64  # SemIDs of a prompt that are read where no token says on its own that it begins one
+
+
+@dataclass(frozen=True)
+class SemIDRequest:
+    """What a request wants, from its `extra_args` (over HTTP: `vllm_xargs`).
+
+    Args:
+        mode (`str`): field `semid`: `"inside"` or `"next"`.
+        start (`int`, *optional*): field `semid_start`: the prompt's tokens from there on are the answer's beginning.
+            Only mode next looks at it.
+        version (`int`, *optional*): field `semid_version`: number of the catalogue version; default the newest.
+        normalize (`str`): field `semid_normalize`: log-probabilities over the `"vocabulary"` or over the tokens that
+            the `"catalogue"` allows.
+    """
+
+    mode: str = "inside"
+    start: int | None = None
+    version: int | None = None
+    normalize: str = "vocabulary"
+
+    @classmethod
+    def of(cls, extra_args: Mapping | None, mode: str = "inside", normalize: str = "vocabulary") -> "SemIDRequest":
+        """Reads the fields, with defaults for two of them; raises `ValueError` naming the field that is wrong."""
+        fields = {name: value for name, value in (extra_args or {}).items() if name.startswith("semid")}
+        unknown = sorted(set(fields) - set(_FIELDS))
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no field of a request; there are {', '.join(_FIELDS)}")
+        for name in ("semid_start", "semid_version"):
+            value = fields.get(name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} should be a whole number from 0 on, not {value!r}")
+        mode, normalize = fields.get("semid", mode), fields.get("semid_normalize", normalize)
+        if mode not in tuple(MODES):
+            raise ValueError(f"semid should be one of {', '.join(MODES)}, not {mode!r}")
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f"semid_normalize should be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}")
+        start = fields.get("semid_start") if mode == "next" else None
+        return cls(mode, start, fields.get("semid_version"), normalize)
+
+
+class Prefix(NamedTuple):
+    """The end of a prompt that belongs to the answer.
+
+    Attributes:
+        tokens (list of `int`): SemID tokens.
+        answer (`bool`): they are the answer so far and nothing else. Otherwise they are read as text.
+        alone (`bool`): no SemID token stands before them.
+        over (`bool`): the answer is already complete, and EOS stands after it.
+    """
+
+    tokens: list[int]
+    answer: bool = False
+    alone: bool = False
+    over: bool = False
+
+
+class Catalogue:
+    """A trie and what prompts and masks need to know beside it.
+
+    Args:
+        trie: needs an `eos_token_id`.
+        levels (list of int64 [K], *optional*): ids of all SemID tokens of the vocabulary by level, used or not
+            (`semid_token_ids`); without them (SemIDs in the LLM's own words) those of the trie.
+    """
+
+    def __init__(self, trie: SemIDTrie, levels: Sequence[np.ndarray] | None = None):
+        if trie.eos_token_id is None:
+            raise ValueError("the trie has no eos_token_id: after a complete Semantic ID nothing could follow")
+        self.trie = trie
+        levels = [set(np.asarray(ids).tolist()) for ids in levels or [vocab.cpu() for vocab in trie.vocab]]
+        self.tokens = frozenset().union(*levels) - {END}
+        self.starters = frozenset(levels[0].difference(*levels[1:]))  # a token of the first level alone begins a SemID
+        first = set(trie.vocab[0].tolist())
+        self.stray = torch.tensor(sorted(self.tokens - first), dtype=torch.long, device=trie.device)
+
+    def prefix(self, prompt: Sequence[int], start: int | None = None) -> Prefix:
+        """What of a prompt belongs to the answer: from `start`, or else the SemID tokens that it ends with."""
+        if start is not None:
+            return Prefix(list(prompt[start : start + self.trie.depth + 1]), answer=True)
+        end = low = len(prompt)
+        while end and prompt[end - 1] == self.trie.eos_token_id:
+            end -= 1
+        if end < low:
+            return Prefix([], over=bool(end) and prompt[end - 1] in self.tokens)
+        while low and prompt[low - 1] in self.tokens and end - low < _LONGEST_RUN * self.trie.depth:
+            low -= 1
+            if prompt[low] in self.starters:
+                break
+        return Prefix(list(prompt[low:]), alone=not low or prompt[low - 1] not in self.tokens)
+
+
+class Place(NamedTuple):
+    """Where each of N rows stands.
+
+    Attributes:
+        level (int64 [N]): 0 is outside of a SemID, or before its first token.
+        node (int64 [N]): of that level; `DEAD` where mode next has its SemID.
+    """
+
+    level: torch.Tensor
+    node: torch.Tensor
+
+
+class SemIDStates:
+    """The states of up to `size` requests in numbered slots; slot `size` is that of rows without a state.
+
+    Args:
+        size (`int`): number of slots.
+        device: of the logits and the tries.
+        answers_stand_alone (`bool`): prompts end in text, as chat templates do, so that one complete SemID at the end
+            of a prompt is the answer. Otherwise it is the history's, and the answer is still to come.
+    """
+
+    def __init__(self, size: int, device: torch.device | str, answers_stand_alone: bool = True):
+        self.size = size
+        self.device = torch.device(device)
+        self.answers_stand_alone = answers_stand_alone
+        self.places = Place(*(torch.zeros(size + 1, dtype=torch.long, device=self.device) for _ in range(2)))
+        self._mode, self._key = torch.zeros_like(self.places.level), torch.full_like(self.places.level, -1)
+        self._among_children = torch.zeros_like(self._mode, dtype=torch.bool)
+        self._reported = torch.zeros_like(self._among_children)
+        self._catalogues: dict[int, Catalogue] = {}
+        self._keys: dict[int, int] = {}  # slot -> key of its catalogue
+
+    # Slots
+
+    def begin(
+        self,
+        slots: Sequence[int],
+        requests: Sequence[SemIDRequest],
+        prefixes: Sequence[Prefix],
+        catalogues: Sequence[Catalogue],
+        reported: Sequence[bool],
+    ) -> None:
+        """Starts requests in slots, whatever was there before; `reported`: log-probabilities are asked for."""
+        self._forget(slots)
+        for slot, catalogue in zip(slots, catalogues):
+            self._keys[slot] = self._key_of(catalogue)
+        index = torch.tensor(slots, device=self.device)
+        self._mode[index] = self._tensor([MODES[request.mode] for request in requests])
+        self._key[index] = self._tensor([self._keys[slot] for slot in slots])
+        self._among_children[index] = self._tensor([r.normalize == "catalogue" for r in requests], torch.bool)
+        self._reported[index] = self._tensor(reported, torch.bool)
+        self.keep(index, self._read_prefixes(index, prefixes))
+
+    def end(self, slots: Sequence[int]) -> None:
+        """Rows of these slots are left alone from now on."""
+        self._forget(slots)
+        index = self._tensor(slots)
+        self._mode[index], self._key[index], self._reported[index] = OFF, -1, False
+
+    def _forget(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._keys.pop(slot, None)
+        used = set(self._keys.values())
+        self._catalogues = {key: catalogue for key, catalogue in self._catalogues.items() if key in used}
+
+    def _key_of(self, catalogue: Catalogue) -> int:
+        for key, known in self._catalogues.items():
+            if known is catalogue:
+                return key
+        key = max(self._catalogues, default=-1) + 1
+        self._catalogues[key] = catalogue
+        return key
+
+    def _tensor(self, values: Sequence, dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def _read_prefixes(self, slots: torch.Tensor, prefixes: Sequence[Prefix]) -> Place:
+        tokens, lengths = self.padded([prefix.tokens for prefix in prefixes])
+        following = self._mode[slots] == NEXT
+        answer = following & self._tensor([prefix.answer for prefix in prefixes], torch.bool)
+        place = Place(torch.zeros_like(slots), torch.zeros_like(slots))
+        whole = following & self._tensor([prefix.alone for prefix in prefixes], torch.bool)
+        whole &= torch.tensor(self.answers_stand_alone, device=self.device)
+        over = following & self._tensor([prefix.over for prefix in prefixes], torch.bool)
+        for column in range(tokens.shape[1]):
+            held = column < lengths
+            place, went_on, completed = self._read(place, slots, tokens[:, column], held, answer, self._catalogues)
+            over |= whole & completed & (column == lengths - 1)
+            whole &= went_on
+        return Place(place.level, place.node.masked_fill(over, DEAD))
+
+    def padded(self, lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token lists as one matrix (int64 [N, T]) and their lengths (int64 [N])."""
+        lengths = [len(tokens) for tokens in lists]
+        matrix = np.zeros((len(lists), max(lengths, default=0)), np.int64)
+        for row, tokens in enumerate(lists):
+            matrix[row, : len(tokens)] = tokens
+        return torch.from_numpy(matrix).to(self.device), self._tensor(lengths)
+
+    # Rows
+
+    def places_of(self, slots: torch.Tensor) -> Place:
+        """Where slots (int64 [N]) stand."""
+        return Place(self.places.level[slots], self.places.node[slots])
+
+    def keep(self, slots: torch.Tensor, place: Place) -> None:
+        """Makes rows' places those of their slots."""
+        self.places.level[slots], self.places.node[slots] = place
+
+    def catalogues_of(self, slots: Iterable[int]) -> dict[int, Catalogue]:
+        """What slots look at: the catalogues that `read` and `constrain` go through."""
+        return {key: self._catalogues[key] for key in {self._keys[slot] for slot in slots if slot in self._keys}}
+
+    def read(self, place: Place, slots, tokens, held, catalogues: Mapping[int, Catalogue]) -> Place:
+        """Where rows stand after one more token.
+
+        Args:
+            place: of N rows.
+            slots (int64 [N]): whose rows they are.
+            tokens (int64 [N]), held (bool [N]): what follows, in rows that have a token; the others stay.
+            catalogues: those of the slots.
+        """
+        return self._read(place, slots, tokens, held, self._mode[slots] == NEXT, catalogues)[0]
+
+    def _read(self, place: Place, slots, tokens, held, strict, catalogues) -> tuple[Place, torch.Tensor, torch.Tensor]:
+        """Also whether the row went on within its SemID, and whether it completed it (bool [N] each)."""
+        key = self._key[slots].masked_fill(~held, -1)
+        tokens = tokens.masked_fill(tokens < 0, _UNKNOWN)
+        child, over = _child(catalogues, key, place, tokens)
+        went_on, completed = (child >= 0) & ~over & held, (child >= 0) & over & held
+        again = ~strict & (child < 0) & (place.level > 0)  # text after a SemID, or the beginning of the next one
+        level = place.level.masked_fill(again, 0)
+        root = Place(level, torch.where(again, 0, DEAD))
+        first, first_over = _child(catalogues, key, root, tokens, levels=1)
+        child, over = torch.where(again, first, child), torch.where(again, first_over, over)
+        going = (child >= 0) & ~over
+        level = torch.where(going, level + 1, torch.where(strict, level, 0))
+        node = torch.where(going, child, torch.where(strict, DEAD, 0))
+        moved = Place(torch.where(held, level, place.level), torch.where(held, node, place.node))
+        return moved, went_on, completed
+
+    def constrain(self, logits: torch.Tensor, slots, place: Place, catalogues: Mapping[int, Catalogue]) -> None:
+        """Masks and scores the token after `place`, in place.
+
+        Args:
+            logits (float32 [N, V]): rows in a SemID become log-probabilities of what may follow, -inf elsewhere. Rows
+                in free text lose the SemID tokens that begin nothing and otherwise keep their logits, or become
+                log-probabilities where those are reported.
+            slots (int64 [N]): whose rows they are.
+            catalogues: those of the slots.
+        """
+        key, strict = self._key[slots], self._mode[slots] == NEXT
+        done = strict & (place.node < 0)
+        ruled = (key >= 0) & (strict | (place.level > 0))
+        choices = []  # by catalogue and level: ids and whether each may follow (int64, bool [N, W])
+        for this, catalogue in catalogues.items():
+            trie = catalogue.trie
+            for level in range(trie.depth):
+                here = (key == this) & (place.level == level) & ruled
+                children = trie.children(place.node.masked_fill(~here, DEAD), level)
+                if trie.has_end[level]:  # a SemID of a text that may be over leaves the next word free
+                    ruled &= strict | ~(children.valid & (children.column == 0)).any(1)
+                choices.append((trie.head_ids[level][children.column], children.valid))
+        free = (key >= 0) & ~ruled
+        scored = (ruled & ~done) | (free & self._reported[slots])
+        if self.device.type != "cpu" or bool(scored.any()):
+            shift = logits.logsumexp(-1).masked_fill(~scored, 0)
+            logits -= shift[:, None]
+        values = [_values(logits, *choice, ruled & self._among_children[slots]) for choice in choices]
+        if self.device.type != "cpu" or bool(ruled.any()):
+            logits.masked_fill_(ruled[:, None], -torch.inf)
+        for this, catalogue in catalogues.items():
+            kept = logits[:, catalogue.stray]
+            logits[:, catalogue.stray] = kept.masked_fill((free & (key == this))[:, None], -torch.inf)
+            end = catalogue.trie.eos_token_id
+            logits[:, end] = logits[:, end].masked_fill(done & (key == this), 0)
+        for (tokens, _), value in zip(choices, values):
+            logits.scatter_reduce_(1, tokens, value, "amax")  # padding and rows of other levels hold -inf
+
+
+def _child(catalogues, key, place: Place, tokens, levels: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The child of each place by a token, `DEAD` where there is none, and whether nothing but the end follows."""
+    child, over = torch.full_like(place.node, DEAD), torch.zeros_like(place.node, dtype=torch.bool)
+    for this, catalogue in catalogues.items():
+        trie = catalogue.trie
+        for level in range(levels or trie.depth):
+            here = (key == this) & (place.level == level)
+            node = trie.step(place.node.masked_fill(~here, DEAD), tokens, level)
+            child, over = torch.where(here, node, child), over | trie.complete(node, level + 1)
+    return child, over
+
+
+def _values(logits, tokens, valid, among_children) -> torch.Tensor:
+    """Scores of the tokens that may follow (float32 [N, W]), -inf elsewhere."""
+    values = logits.gather(1, tokens).masked_fill(~valid, -torch.inf)
+    total = values.logsumexp(-1)
+    return values - total.masked_fill(~among_children | total.isneginf(), 0)[:, None]
