@@ -64,7 +64,7 @@ def _lines(path: Path) -> list[dict]:
             fields = json.loads(line)
             said = fields.pop("check")
             check = fingerprint(check, json.dumps(fields))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = error
         if said != check:
             raise ValueError(f"{path}, line {number} is damaged ({said}): restore it, or cut it before this line")
