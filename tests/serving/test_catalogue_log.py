@@ -477,9 +477,7 @@ def test_an_old_log_beside_a_database_that_says_other_things_is_refused(folder, 
         price(store, 7.0)
     copy_of(old[0], directory)
     names = {path.name for path in directory.iterdir()}
-    with pytest.raises(
-        ValueError, match=r"holds catalogue.sqlite and a log of an older llmrec .*version 1 is another"
-    ):
+    with pytest.raises(ValueError, match=r"holds catalogue.sqlite and a log of an older llmrec .*different things"):
         CatalogueStore(folder, directory)
     with pytest.raises(ValueError, match="holds the log of an older llmrec"):
         load_version(folder, directory)

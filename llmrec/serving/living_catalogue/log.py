@@ -7,41 +7,43 @@ snapshot-<number>.parquet  a version in full, so that a start does not replay th
 writer.sqlite              whoever writes holds its lock; its `user_version` is the process
 
 SQLite takes a damaged end of its write-ahead log for changes that were never finished. So each change goes on into the
-database at once (`wal_autocheckpoint=1`), where the checksums tell damage from what never was.
+database at once (`wal_autocheckpoint`), where the checksums tell damage from what never was.
 """
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from llmrec.files import atomic_path, files_fingerprint, fingerprint
-from llmrec.serving.living_catalogue.old_log import old_log, put_away, read_old_log
+from llmrec.serving.living_catalogue.old_log import old_log, read_old_log
 
-FORMAT = 2  # 1 were files of JSON lines
+logger = logging.getLogger(__name__)
+
 DATABASE = "catalogue.sqlite"
-_TABLES = """
+FORMAT = 2  # 1 was that of `old_log`
+_TABLES = f"""
+    BEGIN;
+    PRAGMA user_version = {FORMAT};
     CREATE TABLE catalogue (semid_fingerprint TEXT, oldest INTEGER, newest INTEGER, chain TEXT);
     CREATE TABLE versions (number INTEGER PRIMARY KEY, record TEXT, chain TEXT);
-    CREATE TABLE snapshots (number INTEGER PRIMARY KEY, chain TEXT, file TEXT);
+    CREATE TABLE snapshots (number INTEGER PRIMARY KEY, chain TEXT, file_fingerprint TEXT);
 """
 
 
 class Recorded(NamedTuple):
-    """Records that follow version `start`: a snapshot whose file has that fingerprint, or (`None`) the model folder.
+    """Records after version `start`, which is a snapshot, or 0: what the model folder holds.
 
-    `oldest` is the oldest version that can be made again, `size` the length of all records after `start`.
+    `size` is the length of all that were read, `records` are those that were asked for.
     """
 
     start: int
-    file: str | None
     records: list[dict]
-    oldest: int = 0
-    size: int = 0
+    size: int
 
 
 def snapshot_path(directory: Path, number: int) -> Path:
@@ -52,51 +54,49 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     """The records up to version `until` (the last one), from the newest snapshot on or (`whole`) from the oldest.
 
     Raises:
-        ValueError: the log of a model folder with other Semantic IDs, a log of another format, or a damaged one.
+        ValueError: a version that is there no more; a log of other Semantic IDs, of another format, or damaged.
     """
     path = directory / DATABASE
     if not path.exists():
-        return Recorded(0, None, [])
+        return Recorded(0, [], 0)
     try:
         with closing(_connect(path, "mode=ro" if os.access(directory, os.W_OK) else "immutable=1")) as database:
-            return _read(database, path, semid_fingerprint, until, whole)
+            database.execute("BEGIN")  # one state of it, whatever is written meanwhile
+            (form,) = database.execute("PRAGMA user_version").fetchone()
+            if form != FORMAT:
+                raise ValueError(f"{path} is no catalogue log of this version of llmrec: its format is {form}")
+            owner, oldest, newest, end = database.execute("SELECT * FROM catalogue").fetchone()
+            until = newest if until is None else until
+            starts = {oldest: (owner, None)}
+            for number, chain, file in database.execute("SELECT * FROM snapshots WHERE number <= ?", [until]):
+                if number == oldest or not whole and snapshot_path(directory, number).exists():
+                    starts[number] = chain, file
+            start = max(starts)
+            rows = database.execute("SELECT * FROM versions WHERE number > ? ORDER BY number", [start]).fetchall()
     except (sqlite3.Error, TypeError) as error:
         raise ValueError(_damaged(path, error)) from error
-
-
-def _read(
-    database: sqlite3.Connection, path: Path, semid_fingerprint: str, until: int | None, whole: bool
-) -> Recorded:
-    database.execute("BEGIN")  # one state of it, whatever is written meanwhile
-    (form,) = database.execute("PRAGMA user_version").fetchone()
-    if form != FORMAT:
-        raise ValueError(f"{path} is no catalogue log of this version of llmrec: its format is {form}, not {FORMAT}")
-    owner, oldest, newest, end = database.execute("SELECT * FROM catalogue").fetchone()
     if owner != semid_fingerprint:
         raise ValueError(
             f"{path} belongs to a model folder with the Semantic IDs {owner}, not {semid_fingerprint}: give this "
             "model a directory of its own"
         )
-    until = newest if until is None else until
-    starts = {oldest: (owner, None)}  # of which version there is a table → the chain up to it, the file's fingerprint
-    for number, chain, file in database.execute("SELECT * FROM snapshots"):
-        usable = number <= until and not whole and snapshot_path(path.parent, number).exists()
-        if usable or number == oldest:
-            starts[number] = chain, file
-    start = number = max(starts)
+    if until < oldest:
+        raise ValueError(f"there is no catalogue version {until} any more; the oldest one is {oldest}")
     chain, file = starts[start]
-    records, size = [], 0
-    rows = database.execute("SELECT * FROM versions WHERE number > ? ORDER BY number", [start])
-    for number, record, check in rows:  # noqa: B007
-        chain = _chained(chain, number, record)
+    if file is not None and file != files_fingerprint([snapshot_path(directory, start)]):
+        raise ValueError(
+            f"{snapshot_path(directory, start)} is damaged: restore it, or delete it, so that the records before it "
+            "are read in its place"
+        )
+    last = start
+    for last, record, check in rows:
+        chain = _chained(chain, last, record)
         if chain != check:
-            raise ValueError(_damaged(path, f"version {number}"))
-        size += len(record)
-        if number <= until:
-            records.append(json.loads(record))
-    if (number, chain) != (newest, end):
-        raise ValueError(_damaged(path, f"what follows version {number}"))
-    return Recorded(start, file, records, oldest, size)
+            raise ValueError(_damaged(path, f"version {last}"))
+    if (last, chain) != (newest, end):
+        raise ValueError(_damaged(path, f"what follows version {last}"))
+    records = [json.loads(record) for number, record, _ in rows if number <= until]
+    return Recorded(start, records, sum(len(record) for _, record, _ in rows))
 
 
 class CatalogueLog:
@@ -120,14 +120,17 @@ class CatalogueLog:
             if not self.path.exists():
                 self._create(semid_fingerprint, old_records)
             elif old_records:
-                known = {record["number"]: record for record in read_log(directory, semid_fingerprint, whole=True)[2]}
-                other = next((old for old in old_records if known.get(old["number"]) != old), None)
-                if other is not None:
+                known = {
+                    record["number"]: record for record in read_log(directory, semid_fingerprint, whole=True).records
+                }
+                if any(known.get(record["number"]) != record for record in old_records):
                     raise ValueError(
-                        f"{directory} holds {DATABASE} and a log of an older llmrec (changes-*.jsonl), whose version "
-                        f"{other['number']} is another or missing there: move away the one that is not wanted"
+                        f"{directory} holds {DATABASE} and a log of an older llmrec (changes-*.jsonl), which say "
+                        "different things: move away the one that is not wanted"
                     )
-            put_away(directory)
+            for path in old_log(directory).values():
+                path.rename(f"{path}.migrated")
+                logger.warning("%s is in %s now; it is kept as %s.migrated", path, DATABASE, path.name)
         except BaseException:
             self.close()
             raise
@@ -138,7 +141,7 @@ class CatalogueLog:
             raise ValueError(f"{self.directory}: this catalogue is closed; open it again")
         try:
             if self._database is None:  # not before: engines may be forked, and no connection may go with them
-                self._database = _connect(self.path, "mode=rw")
+                self._database = _connect(self.path)
             with self._database as database:
                 _insert(database, record)
         except sqlite3.Error as error:
@@ -146,13 +149,12 @@ class CatalogueLog:
 
     def add_snapshot(self, number: int, write: Callable[[Path], None]) -> None:
         """Keeps the last version, `number`, in full beside the records."""
-        path = snapshot_path(self.directory, number)
-        with atomic_path(path) as scratch:
+        with atomic_path(snapshot_path(self.directory, number)) as scratch:
             write(scratch)
             _sync(scratch)
         _sync(self.directory)
-        with closing(_connect(self.path, "mode=rw")) as database, database:
-            _insert_snapshot(database, path, number)
+        with closing(_connect(self.path)) as database, database:
+            self._insert_snapshot(database, number)
 
     def close(self) -> None:
         """Gives the directory free."""
@@ -163,28 +165,35 @@ class CatalogueLog:
 
     def _create(self, semid_fingerprint: str, records: list[dict]) -> None:
         """The whole database or none, with the records of an old log."""
-        starts = old_log(self.directory)
-        oldest = min(starts, default=0)
+        old_starts = old_log(self.directory)
+        oldest = min(old_starts, default=0)
         with atomic_path(self.path) as scratch:
             with closing(_connect(scratch, "mode=rwc")) as database, database:
-                database.executescript(f"BEGIN; PRAGMA user_version = {FORMAT}; {_TABLES}")
+                database.executescript(_TABLES)
                 row = semid_fingerprint, oldest, oldest, semid_fingerprint
                 database.execute("INSERT INTO catalogue VALUES (?, ?, ?, ?)", row)
                 if oldest:
-                    _insert_snapshot(database, snapshot_path(self.directory, oldest), oldest)
+                    self._insert_snapshot(database, oldest)
                 for record in records:
                     _insert(database, record)
-                    path = snapshot_path(self.directory, record["number"])
-                    if record["number"] in starts and path.exists():
-                        _insert_snapshot(database, path, record["number"])
+                    if record["number"] in old_starts and snapshot_path(self.directory, record["number"]).exists():
+                        self._insert_snapshot(database, record["number"])
             _sync(scratch)
         _sync(self.directory)
         _sync(self.directory.parent)
 
+    def _insert_snapshot(self, database: sqlite3.Connection, number: int) -> None:
+        row = number, files_fingerprint([snapshot_path(self.directory, number)])
+        database.execute("REPLACE INTO snapshots SELECT newest, chain, ?2 FROM catalogue WHERE newest = ?1", row)
 
-def now() -> str:
-    """The time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?{access}"
+    database = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+    if access.startswith("mode=rw"):
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 1"):
+            database.execute(f"PRAGMA {setting}")
+    return database
 
 
 def _locked(directory: Path) -> sqlite3.Connection:
@@ -192,10 +201,8 @@ def _locked(directory: Path) -> sqlite3.Connection:
     path = directory / "writer.sqlite"
     lock = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
     try:
-        lock.execute("BEGIN IMMEDIATE")
-        lock.execute(f"PRAGMA user_version = {os.getpid()}")
-        lock.execute("COMMIT")
-        lock.execute("BEGIN IMMEDIATE")
+        for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {os.getpid()}", "COMMIT", "BEGIN IMMEDIATE"):
+            lock.execute(statement)
         return lock
     except sqlite3.Error as error:
         with closing(lock):
@@ -203,22 +210,10 @@ def _locked(directory: Path) -> sqlite3.Connection:
                 raise ValueError(f"{path} cannot be locked: {error}; if it is damaged, delete it") from error
             (owner,) = lock.execute("PRAGMA user_version").fetchone()
         if owner == os.getpid():
-            raise ValueError(
-                f"{directory} is open for writing in this process already: close that catalogue first"
-            ) from error
-        raise ValueError(
-            f"{directory} is being written by another process ({owner}): stop it, or give this one another directory"
-        ) from error
-
-
-def _connect(path: Path, access: str) -> sqlite3.Connection:
-    uri = f"{path.resolve().as_uri()}?{access}"
-    database = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
-    if access not in ("mode=ro", "immutable=1"):
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA wal_autocheckpoint = 1")
-    return database
+            problem = "is open for writing in this process already: close that catalogue first"
+        else:
+            problem = f"is being written by another process ({owner}): stop it, or give this one another directory"
+        raise ValueError(f"{directory} {problem}") from error
 
 
 def _insert(database: sqlite3.Connection, record: dict) -> None:
@@ -229,13 +224,8 @@ def _insert(database: sqlite3.Connection, record: dict) -> None:
     database.execute("UPDATE catalogue SET newest = ?, chain = ?", [number, chain])
 
 
-def _insert_snapshot(database: sqlite3.Connection, path: Path, number: int) -> None:
-    row = number, files_fingerprint([path])
-    database.execute("REPLACE INTO snapshots SELECT ?1, chain, ?2 FROM catalogue WHERE newest = ?1", row)
-
-
-def _chained(chain: str, number: int, text: str) -> str:
-    return fingerprint(chain, str(number), str(text))
+def _chained(chain: str, number: int, record: str) -> str:
+    return fingerprint(str(chain), str(number), str(record))
 
 
 def _damaged(path: Path, what: object) -> str:

@@ -1,23 +1,19 @@
-"""The catalogue log of llmrec before 0.2, chained lines of JSON in changes-<version>.jsonl: taken over once.
+"""The catalogue log of llmrec before 0.2, chained lines of JSON in changes-<version>.jsonl, is read once.
 
 This file can go with the version after 0.2.
 """
 
 import fcntl
 import json
-import logging
-import re
 from pathlib import Path
 
 from llmrec.files import fingerprint
 
-logger = logging.getLogger(__name__)
-
 
 def old_log(directory: Path) -> dict[int, Path]:
     """Version → the file with the records after it; empty where there is no old log."""
-    matches = {path: re.fullmatch(r"changes-(\d+)\.jsonl", path.name) for path in directory.glob("changes-*.jsonl")}
-    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
+    files = {path.stem.removeprefix("changes-"): path for path in directory.glob("changes-*.jsonl")}
+    return {int(start): files[start] for start in sorted(filter(str.isdecimal, files), key=int)}
 
 
 def read_old_log(directory: Path, semid_fingerprint: str) -> list[dict]:
@@ -39,19 +35,12 @@ def read_old_log(directory: Path, semid_fingerprint: str) -> list[dict]:
                 f"{path} belongs to a model folder with the Semantic IDs {header['semid_fingerprint']}, not "
                 f"{semid_fingerprint}: give this model a directory of its own"
             )
-        numbers, parents = ([line[name] for line in lines] for name in ("number", "parent"))
-        if [newest, start, *numbers][:-1] != [start, *parents]:
+        *before, last = newest, start, *(record["number"] for record in lines)
+        if before != [start, *(record["parent"] for record in lines)]:
             raise ValueError(f"{path} does not follow version {newest}, or a line is missing in it: restore it")
-        newest = [start, *numbers][-1]
+        newest = last
         records += lines
     return records
-
-
-def put_away(directory: Path) -> None:
-    """Gives its files names that are read no more."""
-    for path in old_log(directory).values():
-        path.rename(path.with_suffix(".jsonl.migrated"))
-        logger.warning("%s: its versions are in the database now; the file is kept as %s.migrated", path, path.name)
 
 
 def _lines(path: Path) -> list[dict]:

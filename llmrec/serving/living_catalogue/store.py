@@ -12,29 +12,19 @@ rollbacks too, and no token is added to the model.
 """
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from llmrec.catalogue.lifecycle import VERSION_COLUMN
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.files import files_fingerprint, read_parquet
+from llmrec.files import read_parquet
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.living_catalogue.changes import Changes, checked
-from llmrec.serving.living_catalogue.log import DATABASE, CatalogueLog, Recorded, now, read_log, snapshot_path
+from llmrec.serving.living_catalogue.log import DATABASE, CatalogueLog, Recorded, read_log, snapshot_path
 from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record, apply_records, difference
-
-__all__ = [
-    "CatalogueStore",
-    "CatalogueVersion",
-    "Changes",
-    "HistoryEntry",
-    "Prepared",
-    "apply_record",
-    "apply_records",
-    "load_version",
-]
 
 SNAPSHOT_SIZE = 2**25  # characters of records: a log that has more is not replayed from the beginning a second time
 
@@ -166,8 +156,9 @@ class CatalogueStore:
     def _prepared(self, content: dict, rollback_of: int | None = None) -> Prepared:
         # A number is given once: an engine may still hold a version that was prepared in vain.
         self._last_number += 1
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
         numbers = {"number": self._last_number, "parent": self.current.number}
-        record = {**numbers, "time": now(), "rollback_of": rollback_of, **content}
+        record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
         return Prepared(record, apply_record(self.current, record))
 
 
@@ -187,10 +178,7 @@ def load_version(
             f"server once, or run in Python: from {__name__} import CatalogueStore; "
             f"CatalogueStore({str(folder)!r}, {str(directory)!r}).close()"
         )
-    recorded = read_log(directory, _fingerprint(folder), number)
-    if number is not None and number < recorded.oldest:
-        raise ValueError(f"there is no catalogue version {number} any more; the oldest one is {recorded.oldest}")
-    version = _replayed(folder, directory, recorded)
+    version = _replayed(folder, directory, read_log(directory, _fingerprint(folder), number))
     if number is not None and version.number != number:
         raise ValueError(f"there is no catalogue version {number}; the last one before it is {version.number}")
     return version
@@ -207,11 +195,9 @@ def _fingerprint(folder: Path) -> str:
 
 def _replayed(folder: Path, directory: Path, recorded: Recorded) -> CatalogueVersion:
     """The version that records lead to."""
-    if recorded.file is None:
-        index, table = load_index(folder, RecommenderConfig.load(folder)), semids_table(folder)
-    else:
+    if recorded.start:
         path = snapshot_path(directory, recorded.start)
-        if files_fingerprint([path]) != recorded.file:
-            raise ValueError(f"{path} is damaged: restore it, or delete it, so that the records before it are read")
         index, table = SemIDIndex.load(path), read_parquet(path)
+    else:
+        index, table = load_index(folder, RecommenderConfig.load(folder)), semids_table(folder)
     return apply_records(CatalogueVersion.of_table(recorded.start, index, table), recorded.records)
