@@ -3,8 +3,8 @@
     python scripts/bench_catalogue.py --items 3500 --versions 0 1000 20000
     python scripts/bench_catalogue.py --items 10000000 --versions 0 --start_runs 1       # 8 GB of memory
 
-A change sets the price of one item of a random catalogue with six columns. `commits` are the durable part alone, without
-`prepare`; `start` opens a `CatalogueStore` over so many versions.
+A change sets the price of one item of a random catalogue with six columns. `changes` are prepared and committed,
+`commits` are the durable part alone; `start` opens a `CatalogueStore` over so many versions. Medians.
 """
 
 import argparse

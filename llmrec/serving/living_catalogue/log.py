@@ -60,7 +60,7 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     if not path.exists():
         return Recorded(0, [], 0)
     try:
-        with closing(_connect(path, "mode=ro" if os.access(directory, os.W_OK) else "immutable=1")) as database:
+        with closing(_connect(path, "mode=ro" if _may_be_written(path) else "immutable=1")) as database:
             database.execute("BEGIN")  # one state of it, whatever is written meanwhile
             (form,) = database.execute("PRAGMA user_version").fetchone()
             if form != FORMAT:
@@ -194,6 +194,11 @@ def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
         for setting in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 1"):
             database.execute(f"PRAGMA {setting}")
     return database
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether SQLite can put its files beside a database, or has: on a read-only disk nobody changes it."""
+    return os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
 
 
 def _locked(directory: Path) -> sqlite3.Connection:
