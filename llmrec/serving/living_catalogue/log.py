@@ -59,8 +59,9 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     path = directory / DATABASE
     if not path.exists():
         return Recorded(0, [], 0)
+    read_only_disk = not os.access(directory, os.W_OK) and not path.with_name(f"{DATABASE}-wal").exists()
     try:
-        with closing(_connect(path, "mode=ro" if _may_be_written(path) else "immutable=1")) as database:
+        with closing(_connect(path, "immutable=1" if read_only_disk else "mode=ro")) as database:
             database.execute("BEGIN")  # one state of it, whatever is written meanwhile
             (form,) = database.execute("PRAGMA user_version").fetchone()
             if form != FORMAT:
@@ -165,20 +166,15 @@ class CatalogueLog:
 
     def _create(self, semid_fingerprint: str, records: list[dict]) -> None:
         """The whole database or none, with the records of an old log."""
-        old_starts = old_log(self.directory)
-        oldest = min(old_starts, default=0)
-        with atomic_path(self.path) as scratch:
-            with closing(_connect(scratch, "mode=rwc")) as database, database:
-                database.executescript(_TABLES)
-                row = semid_fingerprint, oldest, oldest, semid_fingerprint
-                database.execute("INSERT INTO catalogue VALUES (?, ?, ?, ?)", row)
-                if oldest:
-                    self._insert_snapshot(database, oldest)
-                for record in records:
-                    _insert(database, record)
-                    if record["number"] in old_starts and snapshot_path(self.directory, record["number"]).exists():
-                        self._insert_snapshot(database, record["number"])
-            _sync(scratch)
+        oldest = min(old_log(self.directory), default=0)
+        with atomic_path(self.path) as scratch, closing(_connect(scratch, "mode=rwc")) as database, database:
+            database.executescript(_TABLES)
+            row = semid_fingerprint, oldest, oldest, semid_fingerprint
+            database.execute("INSERT INTO catalogue VALUES (?, ?, ?, ?)", row)
+            if oldest:
+                self._insert_snapshot(database, oldest)
+            for record in records:
+                _insert(database, record)
         _sync(self.directory)
         _sync(self.directory.parent)
 
@@ -194,11 +190,6 @@ def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
         for setting in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 1"):
             database.execute(f"PRAGMA {setting}")
     return database
-
-
-def _may_be_written(path: Path) -> bool:
-    """Whether SQLite can put its files beside a database, or has: on a read-only disk nobody changes it."""
-    return os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
 
 
 def _locked(directory: Path) -> sqlite3.Connection:

@@ -1,7 +1,7 @@
 """`CatalogueStore`: the living catalogue of a model folder, one immutable version after the other.
 
-What `commit` has returned for is on disk (`log.py`) and comes back after any crash. A server prepares a
-version, loads it into its engines, and commits it, so that nobody sees a version that some engine lacks:
+What `commit` has returned for is on disk (`log.py`) and comes back after any crash. A server prepares a version, loads
+it into its engines, and commits it, so that nobody sees a version that some engine lacks:
 
     prepared = store.prepare(Changes(put=[{"item_id": "B02", "price": 3.0}], remove=["B01"]))
     ...                                # apply_record(their version, prepared.record) wherever the version is needed
@@ -145,7 +145,8 @@ class CatalogueStore:
 
     def close(self) -> None:
         """Lets others write the directory."""
-        self._log.close()
+        with self._lock:
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
