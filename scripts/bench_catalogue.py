@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=300)
     parser.add_argument("--start_runs", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as scratch:  # a real disk: /tmp may be memory
+    with tempfile.TemporaryDirectory(dir=".") as scratch:  # the usual place may be memory
         scratch = Path(scratch)
         folder = make_folder(scratch / "model", args.items)
         figures = {"items": args.items} | changes_per_second(folder, scratch / "changes", args.changes, args.items)
