@@ -1,6 +1,7 @@
 """A model folder with a fitted item tokenizer and its text encoder, for tests of the living catalogue."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 from tiny import tiny_data
@@ -10,7 +11,9 @@ from llmrec.features import ItemFeatures
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers import RQKMeans, fit_semids
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, write_sidecars
-from llmrec.serving.living_catalogue.store import CatalogueVersion
+from llmrec.serving.living_catalogue import store as store_module
+from llmrec.serving.living_catalogue.log import read_log
+from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Changes
 
 
 def write_living_folder(
@@ -51,3 +54,24 @@ def bare(folder: Path, index: SemIDIndex, items: pa.Table | None = None) -> Path
     data = tiny_data()
     write_sidecars(folder, RecommenderConfig.of(data, index, prompt={}), index, data.items if items is None else items)
     return folder
+
+
+def change(store: CatalogueStore, changes: Changes) -> dict:
+    """Makes a version with these changes; gives its record."""
+    return store.commit(store.prepare(changes))
+
+
+def roll_back(store: CatalogueStore, number: int) -> dict:
+    """Makes a version with the content of an older one; gives its record."""
+    return store.commit(store.prepare_rollback(number))
+
+
+def records(folder: Path, directory: Path) -> list[dict]:
+    """All records of a log."""
+    return read_log(directory, RecommenderConfig.load(folder).semid_fingerprint, whole=True).records
+
+
+def opened_with_snapshot(folder: Path, directory: Path) -> CatalogueStore:
+    """A store that finds its log too long to be replayed once more."""
+    with patch.object(store_module, "SNAPSHOT_SIZE", 0):
+        return CatalogueStore(folder, directory)

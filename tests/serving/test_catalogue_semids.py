@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from serving.living_catalogue import bare, row, same, write_living_folder
+from serving.living_catalogue import bare, change, roll_back, row, same, write_living_folder
 from tiny import tiny_data, tiny_index
 
 from llmrec.catalogue.lifecycle import remove_items, taken_codes
@@ -40,7 +40,7 @@ def test_new_items_get_what_update_catalogue_would_give_them(folder, store):
         {"item_id": "n3", "title": "red gadget number 0", "brand": "brand 0", "categories": "Shop > red"},
     ]
     index = store.current.index
-    store.apply(Changes(new, ["item-05"]))
+    change(store, Changes(new, ["item-05"]))
     features = ItemFeatures.from_pretrained(folder / ITEM_TOKENIZER / "features")
     tokenizer = load_item_tokenizer(folder / ITEM_TOKENIZER)
     columns = {name: [entry.get(name) for entry in new] for name in data.items.column_names}
@@ -66,13 +66,13 @@ def test_embeddings_and_semids_may_be_brought(folder, store):
         {"item_id": "own", "title": "x", "semid": free},
         {**NEW, "item_id": "b"},
     ]
-    store.apply(Changes(new))
+    change(store, Changes(new))
     index = store.current.index
     four = index.codes[4, :2].tolist()
     assert index.codes[index.row("new"), :2].tolist() == four and index.codes[index.row("new"), 2] >= 0
     assert index.tokens_of_row(index.row("own")) == free
     # What says nothing new about a known item may stand there: a feed may repeat itself.
-    store.apply(Changes([{**new[0], "price": 1}, {**new[1], "price": 2}]))
+    change(store, Changes([{**new[0], "price": 1}, {**new[1], "price": 2}]))
     assert store.current.index is index
     assert len({index.semid_of_row(row) for row in range(len(index))}) == len(index)
 
@@ -81,12 +81,12 @@ def test_a_folder_without_item_tokenizer_takes_ready_made_semantic_ids(tmp_path)
     folder = bare(tmp_path / "bare", tiny_index(tiny_data()))
     with CatalogueStore(folder) as store:
         with pytest.raises(ValueError, match="'new' needs a semid of its own: .* no item_tokenizer"):
-            store.apply(Changes([NEW]))
-        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-01"]))  # nothing at level b
+            change(store, Changes([NEW]))
+        change(store, Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-01"]))  # nothing at level b
         assert store.current.index.codes[-1].tolist() == [5, -1, 3]
-        store.apply(Changes([{"item_id": "item-01", "title": "back"}]))
+        change(store, Changes([{"item_id": "item-01", "title": "back"}]))
     assert load_version(folder).index.encode("item-01") == tiny_index(tiny_data()).encode("item-01")
-    assert (folder / "catalogue" / "changes-0.jsonl").exists()
+    assert (folder / "catalogue" / "catalogue.sqlite").exists()
 
 
 def test_levels_that_share_tokens_are_told_apart_by_what_they_read(tmp_path):
@@ -99,7 +99,7 @@ def test_levels_that_share_tokens_are_told_apart_by_what_they_read(tmp_path):
         for taken, owner in (([" red", " lamp"], "item-00"), ([" lamp"], "item-02")):
             with pytest.raises(ValueError, match=f"item 'new': item '{owner}' has or had its semid"):
                 store.prepare(Changes([{**NEW, "semid": taken}]))
-        store.apply(Changes([{**NEW, "semid": [" lamp", " red"]}]))
+        change(store, Changes([{**NEW, "semid": [" lamp", " red"]}]))
         assert store.current.index.encode("new") == " lamp red;"
 
 
@@ -108,13 +108,13 @@ def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
     joined = join_views({"one": tiny_index(data), "two": tiny_index(data).shuffled(0)})
     with CatalogueStore(bare(tmp_path / "joined", joined)) as store:
         start = store.current
-        store.apply(Changes([{"item_id": "item-03", "price": 77.0}], ["item-02"]))
+        change(store, Changes([{"item_id": "item-03", "price": 77.0}], ["item-02"]))
         assert store.current.index.item_ids.count("item-02") == 0 and len(store.current.index) == len(joined) - 2
         prices = dict.fromkeys(store.version(1).rows_of("item-03"), 77.0)
         assert {row: store.current.items["price"][row].as_py() for row in prices} == prices and len(prices) == 2
-        store.apply(Changes([{"item_id": "item-02", "title": "back"}]))
+        change(store, Changes([{"item_id": "item-02", "title": "back"}]))
         assert store.current.index.encode("item-02") == start.index.encode("item-02")
-        store.rollback(0)
+        roll_back(store, 0)
         assert same(store.current, start, number=False)
         for extra in ({}, {"semid": start.index.tokens_of_row(0)}):
             with pytest.raises(ValueError, match="'new'.* views"):
@@ -122,16 +122,16 @@ def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
 
 
 def test_no_semantic_id_is_given_that_somebody_has_or_had(store):
-    store.apply(Changes(remove=["item-09"]))
+    change(store, Changes(remove=["item-09"]))
     index = store.current.index
     for item, tokens in (("item-08", index.tokens_of_row(index.row("item-08"))), ("item-09", None)):
         codes = index.info["reserved"]["item-09"][0]
         tokens = tokens or [index.token(level, code) for level, code in enumerate(codes) if code >= 0]
         with pytest.raises(ValueError, match=f"item 'new': item '{item}' has or had its semid; give it a free one"):
             store.prepare(Changes([{**NEW, "semid": tokens}]))
-    store.apply(Changes([{**NEW, "semid": ["<a_0>", "<b_0>", "<c_20>"]}]))
+    change(store, Changes([{**NEW, "semid": ["<a_0>", "<b_0>", "<c_20>"]}]))
     same_title = [{"item_id": f"n{i}", "title": "red gadget number 0", "brand": "brand 0"} for i in range(5)]
-    store.apply(Changes(same_title, ["new"]))
+    change(store, Changes(same_title, ["new"]))
     taken = taken_codes(store.current.index)
     assert len(np.unique(taken, axis=0)) == len(taken) == 24 + 1 + 5
 
@@ -141,7 +141,7 @@ def test_a_full_collision_level_is_said_before_anything_happens(store):
     with pytest.raises(
         ValueError, match="'n0' .or one of the 59 items beside it. gets no Semantic ID: .* collision level full"
     ):
-        store.apply(Changes(many))
+        change(store, Changes(many))
     assert store.current.number == 0
 
 
@@ -149,8 +149,8 @@ def test_folders_that_cannot_name_new_items(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "blind", ignore=shutil.ignore_patterns("features"))
     with CatalogueStore(tmp_path / "blind") as store:
         with pytest.raises(ValueError, match="no encoder .*: give item 'new' an embedding or a semid"):
-            store.apply(Changes([NEW]))
-        store.apply(Changes([GIVEN]))
+            change(store, Changes([NEW]))
+        change(store, Changes([GIVEN]))
     shutil.copytree(folder, tmp_path / "other")
     config = read_json(tmp_path / "other" / ITEM_TOKENIZER / "config.json")
     other = write_living_folder(tmp_path / "third", codebook_sizes=(4, 3))
@@ -159,7 +159,7 @@ def test_folders_that_cannot_name_new_items(folder, tmp_path):
     assert config != read_json(tmp_path / "other" / ITEM_TOKENIZER / "config.json")
     with CatalogueStore(tmp_path / "other") as store:
         with pytest.raises(ValueError, match="'new' gets no Semantic ID: this index was not built with this"):
-            store.apply(Changes([NEW]))
+            change(store, Changes([NEW]))
 
 
 def test_items_whose_tokens_depend_on_the_history_need_a_semid(tmp_path):
@@ -167,4 +167,4 @@ def test_items_whose_tokens_depend_on_the_history_need_a_semid(tmp_path):
     index.info["item_tokenizer"] = {"name": "pctx"}
     with CatalogueStore(bare(tmp_path / "contextual", index)) as store:
         with pytest.raises(ValueError, match="needs a semid of its own: .* 'pctx' knows the items it was fitted with"):
-            store.apply(Changes([NEW]))
+            change(store, Changes([NEW]))

@@ -10,7 +10,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving.living_catalogue import bare, row, same, write_living_folder
+from serving.living_catalogue import (
+    bare,
+    change,
+    opened_with_snapshot,
+    records,
+    roll_back,
+    row,
+    same,
+    write_living_folder,
+)
 from tiny import tiny_data, tiny_index
 
 from llmrec import LLMRecommender
@@ -18,6 +27,7 @@ from llmrec.catalogue.filters import CatalogueFilter, Filter
 from llmrec.catalogue.lifecycle import VERSION_COLUMN
 from llmrec.files import read_json, write_json
 from llmrec.models.folder import CONFIG, semids_table
+from llmrec.serving.http.service import Service
 from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, apply_record, apply_records, load_version
 
 TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
@@ -57,26 +67,24 @@ def random_changes(data, version):
 def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("log")
     store = CatalogueStore(folder, directory)
-    versions, content, records = {0: store.current}, {0: contents(store.current)}, []
+    versions, content, made = {0: store.current}, {0: contents(store.current)}, []
     own = {item: store.current.index.encode(item) for item in store.current.index.items}
     owners = {semid: item for item, semid in own.items()}
     for _ in range(data.draw(st.integers(1, 8))):
         before = store.current
-        kind = data.draw(st.sampled_from(["change", "change", "change", "roll back", "compact", "reopen"]))
-        if kind == "compact":
-            store.compact()
-        elif kind == "reopen":
+        kind = data.draw(st.sampled_from(["change", "change", "change", "roll back", "snapshot", "reopen"]))
+        if kind in ("snapshot", "reopen"):
             store.close()
-            store = CatalogueStore(folder, directory)
+            store = (opened_with_snapshot if kind == "snapshot" else CatalogueStore)(folder, directory)
             assert same(store.current, before)
         elif kind == "roll back" and len(versions) > 1:
             number = data.draw(st.sampled_from(sorted(versions)[:-1]))
-            records.append(store.rollback(number))
+            made.append(roll_back(store, number))
             assert same(store.current, versions[number], number=False)
             assert store.history()[-1].rollback_of == number
         else:
             changes = random_changes(data, before)
-            records.append(store.apply(changes))
+            made.append(change(store, changes))
             expected = contents(before)
             for item in changes.remove:
                 del expected[item]
@@ -94,12 +102,12 @@ def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_f
         assert set(current.index.info.get("reserved", {})) == set(own) - set(current.index.items)
     assert all(same(store.version(number), version) for number, version in versions.items())
     assert all(contents(version) == content[number] for number, version in versions.items())
-    assert list(store.records()) == records == json.loads(json.dumps(records))
+    assert records(folder, directory) == made == json.loads(json.dumps(made))
     step = versions[0]
-    for record in records:
+    for record in made:
         step = apply_record(step, json.loads(json.dumps(record)))
         assert same(step, versions[step.number])
-    assert same(apply_records(versions[0], records), store.current)
+    assert same(apply_records(versions[0], made), store.current)
     store.close()
 
 
@@ -109,8 +117,8 @@ def contents(version):
 
 def test_a_change_of_columns_leaves_the_index_alone(store):
     before = store.current
-    record = store.apply(
-        Changes([{"item_id": "item-03", "price": 9, "brand": None}, {"item_id": "item-01", "price": 1}])
+    record = change(
+        store, Changes([{"item_id": "item-03", "price": 9, "brand": None}, {"item_id": "item-01", "price": 1}])
     )
     assert store.current.index is before.index and record["remove"] == []
     assert store.current.items["title"].equals(before.items["title"])
@@ -135,37 +143,38 @@ def test_a_version_is_seen_only_when_it_is_committed(folder, store, tmp_path):
     with pytest.raises(ValueError, match="the record of version 3 follows version 2, not 3"):
         apply_record(store.current, third.record)
     with pytest.raises(ValueError, match="version 3 is the current one"):
-        store.rollback(3)
+        roll_back(store, 3)
     for number in (1, 4):
         with pytest.raises(ValueError, match=f"no catalogue version {number}; the last one before it is"):
-            store.rollback(number)
+            roll_back(store, number)
 
 
 def test_writers_of_one_process_wait_for_each_other(folder, tmp_path):
     store = CatalogueStore(folder, tmp_path)
+    service = Service(store, lambda version: None)
     with ThreadPoolExecutor(4) as pool:
         changes = [Changes([{"item_id": f"item-{i % 24:02d}", "price": float(i)}]) for i in range(40)]
-        numbers = [record["number"] for record in pool.map(store.apply, changes)]
+        numbers = [record["number"] for record in pool.map(service.change, changes)]
     assert sorted(numbers) == list(range(1, 41)) == [entry.number for entry in store.history()]
     current = store.current
     store.close()
     assert same(load_version(folder, tmp_path), current)
     with pytest.raises(ValueError, match="this catalogue is closed; open it again"):
-        store.apply(changes[0])
+        change(store, changes[0])
 
 
 def test_an_item_comes_back_with_its_semantic_id_and_without_its_old_columns(store):
     semid = store.current.index.encode("item-07")
-    store.apply(Changes(remove=["item-07"]))
+    change(store, Changes(remove=["item-07"]))
     assert store.current.index.encode("item-07") == semid and not store.current.has("item-07")
-    store.apply(Changes(put=[{"item_id": "item-07", "title": "again"}]))
+    change(store, Changes(put=[{"item_id": "item-07", "title": "again"}]))
     assert store.current.index.items[-1] == "item-07" and store.current.index.encode("item-07") == semid
     assert row(store.current, "item-07")["brand"] is None and store.current.index.info["reserved"] == {}
     own = store.current.index.tokens_of_row(23)
-    store.apply(Changes(remove=["item-07"]))
+    change(store, Changes(remove=["item-07"]))
     with pytest.raises(ValueError, match="item 'item-07' had the semid .* and gets it back: leave semid out"):
         store.prepare(Changes([{"item_id": "item-07", "title": "x", "semid": ["<a_0>", "<b_0>", "<c_9>"]}]))
-    store.apply(Changes([{"item_id": "item-07", "title": "x", "semid": own}]))
+    change(store, Changes([{"item_id": "item-07", "title": "x", "semid": own}]))
     assert store.current.index.encode("item-07") == semid
 
 
@@ -174,10 +183,10 @@ def test_an_item_of_an_updated_folder_keeps_the_version_it_came_with(tmp_path):
     index = tiny_index(tiny_data())
     index.info["version"] = 2
     with CatalogueStore(bare(tmp_path / "second", index, items)) as store:
-        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-23", "item-22"]))
+        change(store, Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-23", "item-22"]))
         assert row(store.current, "new")[VERSION_COLUMN] == 3
         assert store.current.index.info["reserved_versions"] == {"item-23": 2}
-        store.apply(Changes([{"item_id": item, "title": "back"} for item in ("item-23", "item-22")], ["new"]))
+        change(store, Changes([{"item_id": item, "title": "back"} for item in ("item-23", "item-22")], ["new"]))
         assert (
             row(store.current, "item-23")[VERSION_COLUMN] == 2 and row(store.current, "item-22")[VERSION_COLUMN] == 1
         )
@@ -212,7 +221,7 @@ def test_columns_of_many_types(tmp_path):
     }
     with CatalogueStore(folder) as store:
         start = store.current
-        store.apply(Changes([{"item_id": "item-04", **values}]))
+        change(store, Changes([{"item_id": "item-04", **values}]))
         now = row(store.current, "item-04")
         assert now["since"] == datetime.date(2025, 1, 1) and now["cost"] == Decimal("2.25")
         assert now["seen"] == datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
@@ -231,11 +240,11 @@ def test_columns_of_many_types(tmp_path):
         current = store.current
     assert same(load_version(folder), current)
     with CatalogueStore(folder) as store:
-        store.rollback(0)
+        roll_back(store, 0)
         assert same(store.current, start, number=False)
-        store.apply(Changes(remove=["item-04"]))
+        change(store, Changes(remove=["item-04"]))
         with pytest.raises(ValueError, match="column 'raw' of type binary cannot be written"):
-            store.rollback(0)
+            roll_back(store, 0)
 
 
 GIVEN = {**NEW, "embedding": [0.0] * 8}
@@ -284,18 +293,18 @@ REFUSED = [
 
 @pytest.mark.parametrize("changes, message", REFUSED, ids=range(len(REFUSED)))
 def test_what_does_not_fit_is_refused_and_leaves_no_trace(store, changes, message):
-    before, size = store.current, store._log.size
+    before, written = store.current, records(store.folder, store.directory)
     with pytest.raises(ValueError, match=message):
-        store.apply(changes)
-    assert store.current is before and store._log.size == size
-    assert store.apply(Changes([{"item_id": "item-01", "price": 1.0}]))["number"] == store.current.number
+        change(store, changes)
+    assert store.current is before and records(store.folder, store.directory) == written
+    assert change(store, Changes([{"item_id": "item-01", "price": 1.0}]))["number"] == store.current.number
 
 
 def test_a_folder_without_recorded_fingerprint_is_known_by_its_index(tmp_path):
     folder = bare(tmp_path / "old", tiny_index(tiny_data()))
     config = read_json(folder / CONFIG)
     with CatalogueStore(folder) as store:
-        store.apply(Changes(remove=["item-00"]))
+        change(store, Changes(remove=["item-00"]))
     write_json(folder / CONFIG, {**config, "semid_fingerprint": ""})
     assert load_version(folder).number == 1
     write_json(folder / CONFIG, config)
@@ -313,7 +322,7 @@ def test_a_recommender_of_a_version_recommends_its_items(tmp_path):
     data = tiny_data()
     folder = write_tiny_base(tmp_path / "model", data, tiny_index(data))
     with CatalogueStore(folder) as store:
-        store.apply(Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-03"]))
+        change(store, Changes([{**NEW, "semid": ["<a_5>", "<c_3>"]}], ["item-03"]))
         version = store.current
     base = LLMRecommender.from_pretrained(folder)
     ours = LLMRecommender(base.model, base.tokenizer, version.index, version.items, base.config)

@@ -1,5 +1,6 @@
 """What shall change in a living catalogue, checked before anything happens."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,8 +57,7 @@ def checked(changes: Changes, version: CatalogueVersion) -> tuple[list[Put], lis
     if not removed and not puts:
         raise ValueError("nothing to change: give items in put, in remove, or in both")
     for what, ids in (("put", [put.item_id for put in puts]), ("remove", removed)):
-        seen: set[str] = set()
-        twice = next((item for item in ids if item in seen or seen.add(item)), None)
+        twice = next((item for item, times in Counter(ids).items() if times > 1), None)
         if twice is not None:
             raise ValueError(f"item {twice!r} stands twice in {what}: name it once")
     gone = set(removed)
@@ -67,7 +67,7 @@ def checked(changes: Changes, version: CatalogueVersion) -> tuple[list[Put], lis
     unknown = next((item for item in removed if not version.has(item)), None)
     if unknown is not None:
         raise ValueError(f"item {unknown!r} is to be removed, but is not in the catalogue: leave it out of remove")
-    if len(removed) == version.num_items and not any(put.is_new for put in puts):
+    if len(removed) == len(version.index.items) and not any(put.is_new for put in puts):
         raise ValueError("remove names all items: a catalogue needs at least one, so keep one or put another")
     kinds = {field.name: field.type for field in version.items.schema}
     for name in dict.fromkeys(name for put in puts for name in put.columns):
@@ -106,19 +106,15 @@ def _split(entry: Mapping, position: int, version: CatalogueVersion) -> Put:
     ):
         raise ValueError(f"item {item!r}: semid is {semid!r:.80}, it should be a list of tokens")
     if not is_new and semid is not None:
-        own = version.index.tokens_of_row(version.rows_of(item)[0])
-        if list(semid) != own:
-            raise ValueError(f"item {item!r} has the semid {own} and keeps it: leave semid out")
+        tokens = version.index.tokens_of_row(version.rows_of(item)[0])
+        if list(semid) != tokens:
+            raise ValueError(f"item {item!r} has the semid {tokens} and keeps it: leave semid out")
     if not is_new and not columns:
         raise ValueError(f"item {item!r} is known and no column of it is given: give one or leave the item out")
     return Put(item, columns, is_new, **extra)
 
 
 def _item_id(item: Any, where: str) -> str:
-    if not isinstance(item, str) or not item.strip() or not _is_utf8(item):
+    if not isinstance(item, str) or not item.strip() or item.encode(errors="replace").decode() != item:  # no UTF-8
         raise ValueError(f"{where} is {item!r:.80}, an item id should be a text that is not empty")
     return item
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,238 +1,237 @@
-"""The log of a living catalogue: what was acknowledged is on disk, and comes back.
+"""The log of a living catalogue, an SQLite database: what was acknowledged is on disk, and comes back.
 
-A directory holds
+A directory (on a local disk) holds
 
-changes-<start>.jsonl      a header, then one record for every version after <start> (JSON lines, appended, fsynced)
-snapshot-<start>.parquet   version <start> in full; changes-0.jsonl begins with what the model folder holds
-lock                       whoever writes holds an fcntl lock on it
+catalogue.sqlite           a row for every version: its record, and a checksum over it and all rows before
+snapshot-<number>.parquet  a version in full, so that a start does not replay the records before it
+writer.sqlite              whoever writes holds its lock; its `user_version` is the process
 
-A line that a crash left unfinished was never acknowledged: it is dropped. Every line carries a checksum over itself
-and all lines before it, so any other damage is an error.
+SQLite takes a damaged end of its write-ahead log for changes that were never finished. So each change goes on into the
+database at once (`wal_autocheckpoint`), where the checksums tell damage from what never was.
 """
 
-import fcntl
 import json
 import logging
 import os
-import re
+import sqlite3
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from llmrec.files import atomic_path, fingerprint
+from llmrec.files import atomic_path, files_fingerprint, fingerprint
+from llmrec.serving.living_catalogue.old_log import old_log, read_old_log
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-_SEGMENT = re.compile(r"changes-(\d+)\.jsonl")
-# fcntl locks do not hold within a process, and go with any of its descriptors of the file.
-_locked: set[Path] = set()
+DATABASE = "catalogue.sqlite"
+FORMAT = 2  # 1 was that of `old_log`
+_TABLES = f"""
+    BEGIN;
+    PRAGMA user_version = {FORMAT};
+    CREATE TABLE catalogue (semid_fingerprint TEXT, oldest INTEGER, newest INTEGER, chain TEXT);
+    CREATE TABLE versions (number INTEGER PRIMARY KEY, record TEXT, chain TEXT);
+    CREATE TABLE snapshots (number INTEGER PRIMARY KEY, chain TEXT, file_fingerprint TEXT);
+"""
 
 
-class Segment(NamedTuple):
-    """What a file of the log says: its header, its records, where the whole lines end, and the last checksum."""
+class Recorded(NamedTuple):
+    """Records after version `start`, which is a snapshot, or 0: what the model folder holds.
 
-    header: dict
+    `size` is the length of all that were read, `records` are those that were asked for.
+    """
+
+    start: int
     records: list[dict]
-    end: int
-    check: str
+    size: int
 
 
-def segment_path(directory: Path, start: int) -> Path:
-    return directory / f"changes-{start}.jsonl"
+def snapshot_path(directory: Path, number: int) -> Path:
+    return directory / f"snapshot-{number}.parquet"
 
 
-def snapshot_path(directory: Path, start: int) -> Path:
-    return directory / f"snapshot-{start}.parquet"
-
-
-def segment_starts(directory: Path) -> list[int]:
-    """The versions after which the files of the log begin, ascending; none where there is no log yet."""
-    found = map(_SEGMENT.fullmatch, os.listdir(directory) if directory.is_dir() else ())
-    return sorted(int(match[1]) for match in found if match)
-
-
-def read_segment(directory: Path, start: int, semid_fingerprint: str) -> Segment:
-    """Reads a file of the log; an unfinished last line is left out.
+def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, whole: bool = False) -> Recorded:
+    """The records up to version `until` (the last one), from the newest snapshot on or (`whole`) from the oldest.
 
     Raises:
-        ValueError: the log of a model folder with other Semantic IDs, or a damaged line (names it).
+        ValueError: a version that is there no more; a log of other Semantic IDs, of another format, or damaged.
     """
-    path = segment_path(directory, start)
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    last = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
-    if b"\0" in content[last:end]:  # blocks that never reached the disk
-        end = last
-    check, lines = "", []
-    for number, line in enumerate(content[:end].split(b"\n")[:-1], 1):
-        try:
-            fields = json.loads(line)
-            check, said = _check(check, fields), fields.pop("check")
-        except (ValueError, KeyError, AttributeError) as error:
-            said = error
-        if said != check:
-            raise ValueError(
-                f"{path}, line {number} is damaged ({said}): restore the file, or cut it before this line to give up "
-                "this version and all later ones"
-            )
-        lines.append(fields)
-    header, *records = lines or [{}]
-    if header.get("format") != FORMAT or header.get("start") != start:
-        raise ValueError(f"{path} does not begin like a catalogue log of this version of llmrec: {header}")
-    if header["semid_fingerprint"] != semid_fingerprint:
+    path = directory / DATABASE
+    if not path.exists():
+        return Recorded(0, [], 0)
+    read_only_disk = not os.access(directory, os.W_OK) and not path.with_name(f"{DATABASE}-wal").exists()
+    try:
+        with closing(_connect(path, "immutable=1" if read_only_disk else "mode=ro")) as database:
+            database.execute("BEGIN")  # one state of it, whatever is written meanwhile
+            (form,) = database.execute("PRAGMA user_version").fetchone()
+            if form != FORMAT:
+                raise ValueError(f"{path} is no catalogue log of this version of llmrec: its format is {form}")
+            owner, oldest, newest, end = database.execute("SELECT * FROM catalogue").fetchone()
+            until = newest if until is None else until
+            starts = {oldest: (owner, None)}
+            for number, chain, file in database.execute("SELECT * FROM snapshots WHERE number <= ?", [until]):
+                if number == oldest or not whole and snapshot_path(directory, number).exists():
+                    starts[number] = chain, file
+            start = max(starts)
+            rows = database.execute("SELECT * FROM versions WHERE number > ? ORDER BY number", [start]).fetchall()
+    except (sqlite3.Error, TypeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if owner != semid_fingerprint:
         raise ValueError(
-            f"{path} belongs to a model folder with the Semantic IDs {header['semid_fingerprint']}, not "
-            f"{semid_fingerprint}: give this model a directory of its own"
+            f"{path} belongs to a model folder with the Semantic IDs {owner}, not {semid_fingerprint}: give this "
+            "model a directory of its own"
         )
-    previous = start
-    for number, record in enumerate(records, 2):
-        if record["parent"] != previous or record["number"] <= previous:
-            raise ValueError(f"{path}, line {number} does not follow version {previous}: a line is missing before it")
-        previous = record["number"]
-    return Segment(header, records, end, check)
+    if until < oldest:
+        raise ValueError(f"there is no catalogue version {until} any more; the oldest one is {oldest}")
+    chain, file = starts[start]
+    if file is not None and file != files_fingerprint([snapshot_path(directory, start)]):
+        raise ValueError(
+            f"{snapshot_path(directory, start)} is damaged: restore it, or delete it, so that the records before it "
+            "are read in its place"
+        )
+    last = start
+    for last, record, check in rows:
+        chain = _chained(chain, last, record)
+        if chain != check:
+            raise ValueError(_damaged(path, f"version {last}"))
+    if (last, chain) != (newest, end):
+        raise ValueError(_damaged(path, f"what follows version {last}"))
+    records = [json.loads(record) for number, record, _ in rows if number <= until]
+    return Recorded(start, records, sum(len(record) for _, record, _ in rows))
 
 
 class CatalogueLog:
     """The writer of a directory; there is one at a time.
 
     Args:
-        directory: made where it does not exist.
+        directory: made where it does not exist. A log that an older llmrec wrote there is taken over.
         semid_fingerprint (`str`): of the model folder's index.
 
-    Attributes:
-        start (`int`), records (list of `dict`): the last file of the log, as it was found.
-        size (`int`): its bytes now.
-
     Raises:
-        ValueError: another process or object writes there, or `read_segment` refuses the log.
+        ValueError: another process or object writes there, or an old log is damaged or disagrees with the database.
     """
 
     def __init__(self, directory: Path, semid_fingerprint: str):
-        self.directory, self.semid_fingerprint = directory, semid_fingerprint
+        self.directory, self.path = directory, directory / DATABASE
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked_file(directory)
-        self._file: int | None = None
+        self._lock: sqlite3.Connection | None = _locked(directory)
+        self._database: sqlite3.Connection | None = None
         try:
-            if not (starts := segment_starts(directory)):
-                self._write_header(0)
-                sync(directory.parent)
-            self._open(max(starts, default=0))
+            old_records = read_old_log(directory, semid_fingerprint)
+            if not self.path.exists():
+                self._create(semid_fingerprint, old_records)
+            elif old_records:
+                known = {
+                    record["number"]: record for record in read_log(directory, semid_fingerprint, whole=True).records
+                }
+                if any(known.get(record["number"]) != record for record in old_records):
+                    raise ValueError(
+                        f"{directory} holds {DATABASE} and a log of an older llmrec (changes-*.jsonl), which say "
+                        "different things: move away the one that is not wanted"
+                    )
+            for path in old_log(directory).values():
+                path.rename(f"{path}.migrated")
+                logger.warning("%s is in %s now; it is kept as %s.migrated", path, DATABASE, path.name)
         except BaseException:
             self.close()
             raise
 
     def append(self, record: dict) -> None:
         """Writes a record: when this returns, no crash can lose it; an `OSError` leaves the log without it."""
-        if self._file is None:
+        if self._lock is None:
             raise ValueError(f"{self.directory}: this catalogue is closed; open it again")
-        if self._torn:
-            raise OSError(f"{self.directory}: a failed write could not be undone; open the catalogue again")
-        line, check = _line(self._check, record)
-        self._torn = True
         try:
-            _write_all(self._file, line)
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, self.size)
-            os.fsync(self._file)
-            self._torn = False
-            raise
-        self._torn = False
-        self._check, self.size = check, self.size + len(line)
+            if self._database is None:  # not before: engines may be forked, and no connection may go with them
+                self._database = _connect(self.path)
+            with self._database as database:
+                _insert(database, record)
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: version {record['number']} could not be written: {error}") from error
 
-    def begin(self, start: int, write_snapshot: Callable[[Path], None]) -> None:
-        """Goes on in a new file, on top of a snapshot of version `start`, which is written first."""
-        with atomic_path(snapshot_path(self.directory, start)) as path:
-            write_snapshot(path)
-            sync(path)
-        sync(self.directory)
-        self._write_header(start)
-        before, self._file = self._file, None
-        os.close(before)
-        self._open(start)
-
-    def forget_before(self, start: int) -> None:
-        """Deletes the files before version `start`."""
-        for old in segment_starts(self.directory):
-            if old < start:
-                segment_path(self.directory, old).unlink()
-                snapshot_path(self.directory, old).unlink(missing_ok=True)
+    def add_snapshot(self, number: int, write: Callable[[Path], None]) -> None:
+        """Keeps the last version, `number`, in full beside the records."""
+        with atomic_path(snapshot_path(self.directory, number)) as scratch:
+            write(scratch)
+            _sync(scratch)
+        _sync(self.directory)
+        with closing(_connect(self.path)) as database, database:
+            self._insert_snapshot(database, number)
 
     def close(self) -> None:
         """Gives the directory free."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        if self._lock is not None:
-            _locked.discard(self.directory.resolve())
-            os.close(self._lock)
-            self._lock = None
+        for connection in (self._database, self._lock):
+            if connection is not None:
+                connection.close()
+        self._database = self._lock = None
 
-    def _open(self, start: int) -> None:
-        path = segment_path(self.directory, start)
-        segment = read_segment(self.directory, start, self.semid_fingerprint)
-        self.start, self.records, self.size, self._check = start, segment.records, segment.end, segment.check
-        self._torn = False
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        if (found := os.fstat(self._file).st_size) > segment.end:
-            logger.warning("%s: dropped %d bytes of a change that was never finished", path, found - segment.end)
-            os.ftruncate(self._file, segment.end)
-            os.fsync(self._file)
+    def _create(self, semid_fingerprint: str, records: list[dict]) -> None:
+        """The whole database or none, with the records of an old log."""
+        oldest = min(old_log(self.directory), default=0)
+        with atomic_path(self.path) as scratch, closing(_connect(scratch, "mode=rwc")) as database, database:
+            database.executescript(_TABLES)
+            row = semid_fingerprint, oldest, oldest, semid_fingerprint
+            database.execute("INSERT INTO catalogue VALUES (?, ?, ?, ?)", row)
+            if oldest:
+                self._insert_snapshot(database, oldest)
+            for record in records:
+                _insert(database, record)
+        _sync(self.directory)
+        _sync(self.directory.parent)
 
-    def _write_header(self, start: int) -> None:
-        header = {"format": FORMAT, "start": start, "semid_fingerprint": self.semid_fingerprint, "time": now()}
-        with atomic_path(segment_path(self.directory, start)) as path:
-            path.write_bytes(_line("", header)[0])
-            sync(path)
-        sync(self.directory)
+    def _insert_snapshot(self, database: sqlite3.Connection, number: int) -> None:
+        row = number, files_fingerprint([snapshot_path(self.directory, number)])
+        database.execute("REPLACE INTO snapshots SELECT newest, chain, ?2 FROM catalogue WHERE newest = ?1", row)
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?{access}"
+    database = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+    if access.startswith("mode=rw"):
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 1"):
+            database.execute(f"PRAGMA {setting}")
+    return database
 
 
-def sync(path: Path) -> None:
+def _locked(directory: Path) -> sqlite3.Connection:
+    """A lock that ends with its connection or with the process, and that a forked process does not have."""
+    path = directory / "writer.sqlite"
+    lock = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
+    try:
+        for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {os.getpid()}", "COMMIT", "BEGIN IMMEDIATE"):
+            lock.execute(statement)
+        return lock
+    except sqlite3.Error as error:
+        with closing(lock):
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise ValueError(f"{path} cannot be locked: {error}; if it is damaged, delete it") from error
+            (owner,) = lock.execute("PRAGMA user_version").fetchone()
+        if owner == os.getpid():
+            problem = "is open for writing in this process already: close that catalogue first"
+        else:
+            problem = f"is being written by another process ({owner}): stop it, or give this one another directory"
+        raise ValueError(f"{directory} {problem}") from error
+
+
+def _insert(database: sqlite3.Connection, record: dict) -> None:
+    number, text = record["number"], json.dumps(record)
+    (chain,) = database.execute("SELECT chain FROM catalogue").fetchone()
+    chain = _chained(chain, number, text)
+    database.execute("INSERT INTO versions VALUES (?, ?, ?)", [number, text, chain])
+    database.execute("UPDATE catalogue SET newest = ?, chain = ?", [number, chain])
+
+
+def _chained(chain: str, number: int, record: str) -> str:
+    return fingerprint(str(chain), str(number), str(record))
+
+
+def _damaged(path: Path, what: object) -> str:
+    return f"{path} is damaged ({what}): restore it from a copy, or move it away to begin again"
+
+
+def _sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _locked_file(directory: Path) -> int:
-    path = directory / "lock"
-    key = directory.resolve()
-    if key in _locked:
-        raise ValueError(f"{directory} is open for writing in this process already: close that catalogue first")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(file, 20, 0).decode().strip()
-        os.close(file)
-        raise ValueError(
-            f"{directory} is being written by another process ({owner}): stop it, or give this one another directory"
-        ) from error
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-    _locked.add(key)
-    return file
-
-
-def _line(check: str, fields: dict) -> tuple[bytes, str]:
-    check = _check(check, fields)
-    return (json.dumps({**fields, "check": check}) + "\n").encode(), check
-
-
-def _check(previous: str, fields: dict) -> str:
-    return fingerprint(previous, json.dumps({name: value for name, value in fields.items() if name != "check"}))
-
-
-def _write_all(file: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(file, view) :]

@@ -47,9 +47,9 @@ class NewSemIDs:
         codes = {put.item_id: reserved[put.item_id] for put in puts if put.item_id in reserved}
         for put in puts:
             if put.item_id in codes and put.semid is not None:
-                own = _tokens(index, codes[put.item_id][0])
-                if list(put.semid) != own:
-                    raise ValueError(f"item {put.item_id!r} had the semid {own} and gets it back: leave semid out")
+                tokens = _tokens(index, codes[put.item_id][0])
+                if list(put.semid) != tokens:
+                    raise ValueError(f"item {put.item_id!r} had the semid {tokens} and gets it back: leave semid out")
         brought = [put for put in puts if put.semid is not None and put.item_id not in codes]
         if brought:
             codes |= self._brought(index, brought)

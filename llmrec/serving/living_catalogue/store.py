@@ -1,7 +1,7 @@
 """`CatalogueStore`: the living catalogue of a model folder, one immutable version after the other.
 
-What `commit` has returned for is on disk (`catalogue.log`) and comes back after any crash. A server prepares a
-version, loads it into its engines, and commits it, so that nobody sees a version that some engine lacks:
+What `commit` has returned for is on disk (`log.py`) and comes back after any crash. A server prepares a version, loads
+it into its engines, and commits it, so that nobody sees a version that some engine lacks:
 
     prepared = store.prepare(Changes(put=[{"item_id": "B02", "price": 3.0}], remove=["B01"]))
     ...                                # apply_record(their version, prepared.record) wherever the version is needed
@@ -12,7 +12,7 @@ rollbacks too, and no token is added to the model.
 """
 
 import threading
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -21,20 +21,12 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.files import read_parquet
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.living_catalogue.changes import Changes, checked
-from llmrec.serving.living_catalogue.log import CatalogueLog, now, read_segment, segment_starts, snapshot_path
+from llmrec.serving.living_catalogue.log import DATABASE, CatalogueLog, Recorded, read_log, snapshot_path
+from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record, apply_records, difference
 
-__all__ = [
-    "CatalogueStore",
-    "CatalogueVersion",
-    "Changes",
-    "HistoryEntry",
-    "Prepared",
-    "apply_record",
-    "apply_records",
-    "load_version",
-]
+SNAPSHOT_SIZE = 2**25  # characters of records: a log that has more is not replayed from the beginning a second time
 
 
 class Prepared(NamedTuple):
@@ -61,7 +53,6 @@ class CatalogueStore:
     Args:
         folder: a model folder; it is only read.
         directory (*optional*): of the log, by default `<folder>/catalogue`.
-        compact_bytes (`int`): when a log is opened that is longer, it is compacted first.
 
     Attributes:
         current (`CatalogueVersion`): the one that was committed last.
@@ -70,18 +61,18 @@ class CatalogueStore:
         ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
     """
 
-    def __init__(self, folder: str | Path, directory: str | Path | None = None, compact_bytes: int = 2**25):
+    def __init__(self, folder: str | Path, directory: str | Path | None = None):
         self.folder, self.directory = Path(folder), _directory(folder, directory)
         self._make_semids = NewSemIDs(self.folder)
         self._lock = threading.RLock()
-        self._log = CatalogueLog(self.directory, _fingerprint(self.folder))
+        self._fingerprint = _fingerprint(self.folder)
+        self._log = CatalogueLog(self.directory, self._fingerprint)
         try:
-            start = _start_version(self.folder, self.directory, self._log.start)
-            self.current = apply_records(start, self._log.records)
-            self._log.records.clear()  # they are many, and only their sum is needed
-            self._last_number = self.current.number
-            if self._log.size > compact_bytes:
-                self.compact()
+            recorded = read_log(self.directory, self._fingerprint)
+            self.current = current = _replayed(self.folder, self.directory, recorded)
+            self._last_number = current.number
+            if recorded.size > SNAPSHOT_SIZE:
+                self._log.add_snapshot(current.number, lambda path: current.index.save(path, current.items))
         except BaseException:
             self._log.close()
             raise
@@ -133,27 +124,8 @@ class CatalogueStore:
             self.current = prepared.version
             return prepared.record
 
-    def apply(self, changes: Changes) -> dict:
-        """`prepare` and `commit`; gives the record."""
-        with self._lock:
-            return self.commit(self.prepare(changes))
-
-    def rollback(self, number: int) -> dict:
-        """`prepare_rollback` and `commit`; gives the record."""
-        with self._lock:
-            return self.commit(self.prepare_rollback(number))
-
-    def records(self, after: int | None = None) -> Iterator[dict]:
-        """The committed records after a version, oldest first: by default all that the log still has."""
-        starts = segment_starts(self.directory)
-        after = starts[0] if after is None else after
-        for start in starts[max(0, sum(start <= after for start in starts) - 1) :]:
-            for record in read_segment(self.directory, start, self._log.semid_fingerprint).records:
-                if record["number"] > after:
-                    yield record
-
     def history(self) -> list[HistoryEntry]:
-        """What made every version that the log still has, oldest first."""
+        """What made every version that the log has, oldest first."""
         return [
             HistoryEntry(
                 record["number"],
@@ -163,37 +135,18 @@ class CatalogueStore:
                 len(record["remove"]),
                 record["rollback_of"],
             )
-            for record in self.records()
+            for record in read_log(self.directory, self._fingerprint, whole=True).records
         ]
 
     def version(self, number: int) -> CatalogueVersion:
-        """Any version since the oldest snapshot that was kept (all, if `compact` never dropped one), made again.
-
-        Raises:
-            ValueError: there is no such version, or not any more.
-        """
+        """Any version that the log has, made again; raises `ValueError` where it has no such version."""
         current = self.current
         return current if number == current.number else load_version(self.folder, self.directory, number)
 
-    def compact(self, keep: int | None = None) -> None:
-        """Writes a snapshot of `current` and begins a new file of the log, so that a restart replays nothing.
-
-        Args:
-            keep (`int`, *optional*): of how many snapshots, this one among them, the log stays; older versions are
-                forgotten and cannot be rolled back to. By default nothing is.
-        """
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep={keep} should be at least 1: the newest snapshot is the catalogue")
-        with self._lock:
-            version = self.current
-            if version.number > self._log.start:
-                self._log.begin(version.number, lambda path: version.index.save(path, version.items))
-            if keep is not None:
-                self._log.forget_before(segment_starts(self.directory)[-keep:][0])
-
     def close(self) -> None:
         """Lets others write the directory."""
-        self._log.close()
+        with self._lock:
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +157,9 @@ class CatalogueStore:
     def _prepared(self, content: dict, rollback_of: int | None = None) -> Prepared:
         # A number is given once: an engine may still hold a version that was prepared in vain.
         self._last_number += 1
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
         numbers = {"number": self._last_number, "parent": self.current.number}
-        record = {**numbers, "time": now(), "rollback_of": rollback_of, **content}
+        record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
         return Prepared(record, apply_record(self.current, record))
 
 
@@ -215,16 +169,17 @@ def load_version(
     """A committed version of a model folder's catalogue, by default the last; for readers, beside a writer too.
 
     Raises:
-        ValueError: no such version, or none any more; the log of another model folder, or a damaged one.
+        ValueError: no such version, or none any more; the log of another model folder, a damaged one, or one of an
+            older llmrec that no `CatalogueStore` has taken over yet.
     """
     folder, directory = Path(folder), _directory(folder, directory)
-    starts = segment_starts(directory)
-    start = max((start for start in starts or [0] if number is None or start <= number), default=None)
-    if start is None:
-        raise ValueError(f"there is no catalogue version {number} any more; the oldest one is {starts[0]}")
-    records = read_segment(directory, start, _fingerprint(folder)).records if starts else []
-    wanted = [record for record in records if number is None or record["number"] <= number]
-    version = apply_records(_start_version(folder, directory, start), wanted)
+    if names := ", ".join(path.name for path in old_log(directory).values()):
+        raise ValueError(
+            f"{directory} holds the log of an older llmrec ({names}). To take it over into {DATABASE}, start the "
+            f"server once, or run in Python: from {__name__} import CatalogueStore; "
+            f"CatalogueStore({str(folder)!r}, {str(directory)!r}).close()"
+        )
+    version = _replayed(folder, directory, read_log(directory, _fingerprint(folder), number))
     if number is not None and version.number != number:
         raise ValueError(f"there is no catalogue version {number}; the last one before it is {version.number}")
     return version
@@ -239,9 +194,11 @@ def _fingerprint(folder: Path) -> str:
     return config.semid_fingerprint or load_index(folder, config).fingerprint
 
 
-def _start_version(folder: Path, directory: Path, start: int) -> CatalogueVersion:
-    """What a file of the log begins with."""
-    if start == 0:
-        return CatalogueVersion.of_table(0, load_index(folder, RecommenderConfig.load(folder)), semids_table(folder))
-    path = snapshot_path(directory, start)
-    return CatalogueVersion.of_table(start, SemIDIndex.load(path), read_parquet(path))
+def _replayed(folder: Path, directory: Path, recorded: Recorded) -> CatalogueVersion:
+    """The version that records lead to."""
+    if recorded.start:
+        path = snapshot_path(directory, recorded.start)
+        index, table = SemIDIndex.load(path), read_parquet(path)
+    else:
+        index, table = load_index(folder, RecommenderConfig.load(folder)), semids_table(folder)
+    return apply_records(CatalogueVersion.of_table(recorded.start, index, table), recorded.records)

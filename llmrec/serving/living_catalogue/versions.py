@@ -42,13 +42,11 @@ class CatalogueVersion:
     def of_table(cls, number: int, index: SemIDIndex, table: pa.Table) -> "CatalogueVersion":
         """From a `semids.parquet`, whose rows are those of `index`."""
         items = table.drop_columns([name for name in ("semid", "codes") if name in table.column_names])
-        plain = [field.with_type(_decoded(field.type)) for field in items.schema]
+        plain = [
+            field.with_type(field.type.value_type if types.is_dictionary(field.type) else field.type)
+            for field in items.schema
+        ]
         return cls(number, index, items.cast(pa.schema(plain)).replace_schema_metadata(None))
-
-    @property
-    def num_items(self) -> int:
-        """Items, not rows."""
-        return len(self.index.items)
 
     def has(self, item_id: str) -> bool:
         """Whether an item is in the catalogue."""
@@ -97,16 +95,22 @@ def difference(old: CatalogueVersion, new: CatalogueVersion) -> dict:
     for item in added:
         codes = new.index.codes[list(new.rows_of(item))].tolist()
         put.append({"item_id": item, "columns": columns[item], "codes": codes})
+    # The rows of `new`, as places among those that are left of `old` and the added ones after them.
     gone = set(removed)
-    appended = [item for item in added for _ in new.rows_of(item)]
-    rows = _numbered([*(item for item in old.index.item_ids if item not in gone), *appended])
-    place = {row: i for i, row in enumerate(rows)}
-    order = _ranges([place[row] for row in _numbered(new.index.item_ids)])
+    left = np.array([item not in gone for item in old.index.item_ids])
+    place_left, places, end = np.cumsum(left) - 1, np.empty(len(new.index), np.int64), int(left.sum())
+    for item in kept:
+        places[new.rows_of(item)] = place_left[old.rows_of(item)]
+    for item in added:
+        rows = new.rows_of(item)
+        places[rows] = range(end, end := end + len(rows))
+    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+    order = [[int(run[0]), int(run[-1]) + 1] for run in runs]
     return {"put": put, "remove": removed} | ({"order": order} if len(order) > 1 else {})
 
 
 class _Replay:
-    """Many records in one pass: rows are numbered through, those of the version first, then the new ones."""
+    """Many records in one pass: a row has a number for good, those of the version first, then the new ones."""
 
     def __init__(self, version: CatalogueVersion):
         self.version, self.number = version, version.number
@@ -125,59 +129,48 @@ class _Replay:
                 f"the record of version {record['number']} follows version {record['parent']}, not {self.number}"
             )
         self.number = record["number"]
+        if self.alive is None and (record["remove"] or "order" in record or any("codes" in p for p in record["put"])):
+            self.alive = dict.fromkeys(range(self.first_new))
         for item in record["remove"]:
             self._remove(item)
         for put in record["put"]:
             self._put(put["item_id"], put["columns"], put.get("codes", ()))
         if "order" in record:
-            rows = list(self._alive())
+            rows = list(self.alive)
             self.alive = dict.fromkeys(rows[i] for start, stop in record["order"] for i in range(start, stop))
 
-    def _alive(self) -> dict[int, None]:
-        if self.alive is None:
-            self.alive = dict.fromkeys(range(self.first_new))
-        return self.alive
-
-    def _rows_of(self, item: str) -> Sequence[int]:
-        return self.rows[item] if item in self.rows else self.version.rows_of(item)
-
-    def _codes(self, row: int) -> list[int]:
-        old = row < self.first_new
-        return self.version.index.codes[row].tolist() if old else self.new_codes[row - self.first_new]
-
     def _remove(self, item: str) -> None:
-        rows = self._known(item)
-        self.reserved[item] = [self._codes(row) for row in rows]
-        if (came := self._came_with(rows[0])) > 1:
-            self.came[item] = came
+        rows, index = self._rows_of(item), self.version.index
+        self.reserved[item] = [
+            index.codes[row].tolist() if row < self.first_new else self.new_codes[row - self.first_new] for row in rows
+        ]
+        if VERSION_COLUMN in self.values:
+            changed, row = self.values[VERSION_COLUMN], rows[0]
+            came = changed[row] if row in changed else self.version.items[VERSION_COLUMN][row].as_py()
+            if (came or 1) > 1:
+                self.came[item] = came
         for row in rows:
-            del self._alive()[row]
+            del self.alive[row]
         self.rows[item] = []
-
-    def _came_with(self, row: int) -> int:
-        versions = self.values.get(VERSION_COLUMN)
-        if versions is None:
-            return 1
-        return (versions[row] if row in versions else self.version.items[VERSION_COLUMN][row].as_py()) or 1
 
     def _put(self, item: str, columns: Mapping, codes: Sequence[list[int]]) -> None:
         if codes:
             first = self.first_new + len(self.new_ids)
             self.rows[item] = list(range(first, first + len(codes)))
-            self._alive().update(dict.fromkeys(self.rows[item]))
+            self.alive.update(dict.fromkeys(self.rows[item]))
             self.new_ids += [item] * len(codes)
             self.new_codes += codes
             self.reserved.pop(item, None)
             self.came.pop(item, None)
             columns = {**columns, "item_id": item}
-        for row in self._known(item):
+        for row in self._rows_of(item):
             for name, value in columns.items():
                 if name not in self.values:
                     raise ValueError(f"version {self.number} changes column {name!r}, which the catalogue lacks")
                 self.values[name][row] = value
 
-    def _known(self, item: str) -> Sequence[int]:
-        if not (rows := self._rows_of(item)):
+    def _rows_of(self, item: str) -> Sequence[int]:
+        if not (rows := self.rows[item] if item in self.rows else self.version.rows_of(item)):
             raise ValueError(f"version {self.number} changes item {item!r}, which is not in the version before")
         return rows
 
@@ -199,37 +192,13 @@ class _Replay:
             name: self._column(name, values, rows, place) if values or self.alive is not None else old.items[name]
             for name, values in self.values.items()
         }
-        items = pa.table(columns, schema=old.items.schema)
-        return CatalogueVersion(self.number, index, items)
+        return CatalogueVersion(self.number, index, pa.table(columns, schema=old.items.schema))
 
     def _column(self, name: str, values: Mapping[int, Any], rows: np.ndarray, place: np.ndarray) -> pa.ChunkedArray:
         column = self.version.items[name]
         changed = [row for row in values if place[row] >= 0]
-        news = to_array([values[row] for row in changed], column.type)
-        null = self.first_new + len(news)
-        source = np.where(rows < self.first_new, rows, null)
-        source[place[changed]] = self.first_new + np.arange(len(news))
-        everything = pa.chunked_array([*column.chunks, news, pa.nulls(1, column.type)], column.type)
-        return everything.take(pa.array(source))
-
-
-def _decoded(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if types.is_dictionary(kind) else kind
-
-
-def _numbered(item_ids: Iterable[str]) -> list[tuple[str, int]]:
-    """Every row as its item and the how manieth of the item it is."""
-    count: dict[str, int] = {}
-    rows = []
-    for item in item_ids:
-        rows.append((item, count.get(item, 0)))
-        count[item] = count.get(item, 0) + 1
-    return rows
-
-
-def _ranges(places: Sequence[int]) -> list[list[int]]:
-    """Half-open ranges that give these places one after the other."""
-    places = np.asarray(places)
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(places) != 1) + 1])
-    ends = np.concatenate([starts[1:], [len(places)]])
-    return [[int(places[start]), int(places[end - 1]) + 1] for start, end in zip(starts, ends)]
+        new = to_array([values[row] for row in changed], column.type)
+        source = np.where(rows < self.first_new, rows, -1)
+        source[place[changed]] = self.first_new + np.arange(len(new))
+        everything = pa.chunked_array([*column.chunks, new], column.type)
+        return everything.take(pa.array(source, mask=source < 0))
