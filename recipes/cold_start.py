@@ -73,9 +73,9 @@ def evaluate(args: ColdStartArguments) -> None:
         check_trained_on(folder, data)
         loaded[name] = load_recommender(folder)
     shared = {"bootstrap": args.bootstrap, "seed": args.seed}
-    views = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
+    cuts = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
     facts = {"data": data.info.get("name", args.cold_dir), "data fingerprint": data.fingerprint, "seed": args.seed}
-    lines = write_cold_report(views, data, args.output_dir, facts, reference=args.reference, **shared)
+    lines = write_cold_report(cuts, data, args.output_dir, facts, reference=args.reference, **shared)
     print(*lines, f"\nReport: {args.output_dir}/report.md", sep="\n")
 
 

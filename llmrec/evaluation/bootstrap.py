@@ -1,5 +1,7 @@
 """Percentile bootstrap over test rows (Efron 1979): how far a mean could move with another sample of users."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 _CELLS = 2**23  # resampled rows held at once
@@ -40,6 +42,14 @@ def confidence_intervals(
     tail = (1 - level) / 2
     low, high = np.quantile(bootstrap_means(values, samples, seed), [tail, 1 - tail], axis=0)
     return low, high
+
+
+def intervals_of(values: Mapping[str, np.ndarray], samples: int, seed: int) -> dict[str, list[float]]:
+    """`{name: [low, high]}` of the means of columns [n] that stand side by side; none without samples."""
+    if not samples:
+        return {}
+    low, high = confidence_intervals(np.stack(list(values.values()), 1), samples, seed)
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
 
 
 def paired_difference(

@@ -59,6 +59,10 @@ class Sequences:
         """The items at places of the flat sequences, without copies of their ids: a dictionary array."""
         return self._codes.take(pa.array(places))
 
+    def targets(self, spans: pa.Table) -> pa.Array:
+        """The first target of each span, as `at` gives it."""
+        return self.at(spans["middle"].to_numpy())
+
     @cached_property
     def _codes(self) -> pa.DictionaryArray:
         return self.items.dictionary_encode()

@@ -79,6 +79,7 @@ class Wishes:
             self.price = np.array([np.nan if p is None else p for p in items["price"].to_pylist()], float)
         self.words = [[w for w in title.replace(",", " ").split() if len(w) > 2] for title in strings("title")]
         self._spoken: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+        self._last: tuple[tuple[str, str | None] | None, set[int]] = None, set()
         self._of_category: dict[str, np.ndarray] = {}
         self._of_brand: dict[str, np.ndarray] = {}
         for groups, values in ((self._of_category, self.category), (self._of_brand, self.brand)):
@@ -98,6 +99,14 @@ class Wishes:
             rows = self._condition(condition, about)
             found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
         return found if about is None else found[found != self.place[about]]
+
+    def satisfies(self, item: str, wish: str, about: str | None = None) -> bool:
+        """Whether an item is one of those; quick where one wish is asked of many items in turn."""
+        asked, rows = self._last
+        if asked != (wish, about):
+            rows = set(self.satisfying(wish, about).tolist())
+            self._last = (wish, about), rows
+        return self.place[item] in rows
 
     def _condition(self, condition: str, about: str | None) -> np.ndarray:
         kind, _, value = condition.partition("=")

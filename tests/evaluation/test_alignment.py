@@ -15,11 +15,11 @@ from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
-from llmrec.evaluation.alignment_scores import Attributes, common_prefixes, precision, same_words, token_f1
-from llmrec.evaluation.alignment_sections import LeftOut, Sample, retrieval, steering, wish_rows
+from llmrec.evaluation.alignment_sections import LeftOut, Sample, common_prefixes, retrieval, steering, wish_rows
 from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.perplexity import perplexity
-from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
+from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
+from llmrec.instructions.item_words import same_text, token_f1
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.tasks.conversation import explanation, wish_slots
 from llmrec.instructions.wishes import Wishes, kinds_of
@@ -195,12 +195,11 @@ def test_recall_counts_items_that_share_a_semantic_id(untrained):
 def test_scores_by_hand():
     assert token_f1("red gadget number 3", "Red gadget, number 4") == pytest.approx(0.75)
     assert token_f1("", "a") == token_f1("b", "a") == 0 and token_f1("a a", "a") == pytest.approx(2 / 3)
-    assert same_words(" Red  gadget", "red gadget") and not same_words("red", "red gadget")
+    assert same_text(" Red  gadget", "red gadget") and not same_text("red", "red gadget")
     wanted = np.array([[1, 2, 3], [1, 5, -1]])
     assert common_prefixes(np.array([1, 2, 4]), wanted).tolist() == [True, True, False]
     assert common_prefixes(np.array([1, 5, -1]), wanted).tolist() == [True, True, True]
     assert common_prefixes(np.array([0, 2, 3]), wanted).tolist() == [False, False, False]  # later levels do not count
-    assert precision([4, 5, 6], [6, 7], k=2) == 0 and precision([4, 6], [6, 7], k=10) == 0.1
 
 
 def test_faithful_and_unfaithful_explanations():
@@ -212,15 +211,21 @@ def test_faithful_and_unfaithful_explanations():
             "price": [10.0, 1250.5, None],
         }
     )
-    attributes = Attributes(items)
+    catalogue = Catalogue(SemIDIndex(["tent", "bike", "pen"], np.arange(3)[:, None], [3]), items)
+    attributes, score = catalogue.attributes, TASKS["explain"].score
+
+    def faithful(text: str, item: str) -> float:
+        return score(catalogue, {"about": item}, text)
+
     assert attributes.named("It is Tents by Acme Kids for $10.00.") == {"Tents", "Acme Kids", "$10.00"}
-    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "tent") == 1
-    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "bike") == 0
-    assert attributes.faithfulness("Kids Bikes by Acme for $1,250.50", "bike") == 1  # not Bikes, not Acme Kids
-    assert attributes.faithfulness("Toys by Acme for $9.99", "bike") == pytest.approx(2 / 3)
+    assert faithful("It is Tents by Acme Kids for $10.00.", "tent") == 1
+    assert faithful("It is Tents by Acme Kids for $10.00.", "bike") == 0
+    assert faithful("Kids Bikes by Acme for $1,250.50", "bike") == 1  # not Bikes, not Acme Kids
+    assert faithful("Toys by Acme for $9.99", "bike") == pytest.approx(2 / 3)
     assert attributes.named("Acmes tents, outdoors") == set()
-    assert np.isnan(attributes.faithfulness("It goes with what you chose.", "tent"))
-    assert attributes.faithfulness("Tents", "pen") == 0
+    assert faithful("It goes with what you chose.", "tent") == 0
+    assert faithful("It goes with what you chose.", "pen") == 1  # nothing is known of it
+    assert faithful("Tents", "pen") == 0
 
 
 def test_answers_in_words_do_not_depend_on_the_batch(trained):

@@ -21,7 +21,7 @@ from llmrec.instructions import (
     task_rows,
 )
 from llmrec.instructions.spans import Sequences
-from llmrec.instructions.tasks.sequential import view_rows
+from llmrec.instructions.tasks.sequential import stream_rows
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_
     ).cast(SEQUENCES)
     data = tiny_data(num_users=2)
     data.train = train
-    rows = Sequences(train).rows(view_rows(data, max_history, np.random.default_rng(0)))
+    rows = Sequences(train).rows(stream_rows(data, max_history, np.random.default_rng(0)))
     labelled = [item for row in rows for item in row["targets"]]
     expected = [item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]]
     assert sorted(labelled) == sorted(expected)
