@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from llmrec.arguments import one_of
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
@@ -83,9 +84,7 @@ STEPS = {"hold_out": hold_out, "evaluate": evaluate}
 
 
 def main(args: ColdStartArguments) -> None:
-    if args.step not in STEPS:
-        raise ValueError(f"step {args.step!r} is not one of {', '.join(STEPS)}")
-    STEPS[args.step](args)
+    STEPS[one_of(args.step, STEPS, "step")](args)
 
 
 if __name__ == "__main__":

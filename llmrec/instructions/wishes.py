@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from llmrec.arguments import did_you_mean
 from llmrec.instructions.item_words import leaf_category
 from llmrec.instructions.prompts import prompts_folder
 
@@ -132,7 +133,7 @@ class Wishes:
             return np.flatnonzero(self.price < float(value))
         if kind == "domain":
             return np.flatnonzero(self.domain == value)
-        raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}")
+        raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}{did_you_mean(kind, phrases())}")
 
     def _words_of(self, category: str) -> dict[str, tuple[str, np.ndarray]]:
         """Lower-case words of the titles in a category → as they are written, and the rows of their items (int64)."""

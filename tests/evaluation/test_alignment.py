@@ -28,6 +28,7 @@ from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
+from llmrec.rl import REWARDS, Facts
 
 # Short wordings, so that a tiny model learns them in seconds
 PROMPTS = {
@@ -176,6 +177,33 @@ def test_steering_by_hand(untrained):
     assert found["figures"]["precision@10"] == pytest.approx(np.mean(np.array(wished)[enough]))
     assert found["figures"]["sequential@10"] == pytest.approx(np.mean(np.array(following)[enough]))
     assert found["wordings"] == "unseen" and set(found["kinds"]) == {kinds_of(row["wish"]) for row in rows}
+
+
+def test_the_report_judges_as_the_rewards_do(untrained):
+    data, recommender = untrained
+    sample, items = Sample(data, data.test, 9, bootstrap=0), recommender.index.items
+    facts = Facts(recommender.index, data.items, data.train)
+
+    def judged(reward: str, rows: list[dict], answers: list[list], **columns) -> list[float]:
+        pairs = [(row, items[hit.item]) for row, hits in zip(rows, answers) for hit in hits]
+        columns |= {name: [row.get(name) for row, _ in pairs] for name in ("wish", "about")}
+        target = [row["targets"][0] if row["targets"] else None for row, _ in pairs]
+        return REWARDS[reward](facts)(item=[item for _, item in pairs], target=target, **columns)
+
+    prompt = PROMPTS["steering"]
+    rows = wish_rows(Wishes(data.items), set(items), sample)
+    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows, prompt.unseen), 10)
+    satisfied = judged("wish_satisfied", rows, answers)
+    assert 0 < sum(satisfied) < len(satisfied) == 10 * len(rows)
+    steered = steering(recommender, prompt, sample)["all"]["figures"]
+    assert steered["precision@10"] == pytest.approx(np.mean(satisfied))
+    prompt = PROMPTS["title_to_item"]
+    sample = dataclasses.replace(sample, rows=72)
+    rows = sample.of_task(prompt.task, recommender)
+    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), 10)
+    hits = judged("exact_hit", rows, [hits[:1] for hits in answers])
+    exact = SECTIONS["title_to_item"].score(recommender, prompt, sample)["figures"]["exact"]
+    assert exact == pytest.approx(np.mean(hits)) and 0 < sum(hits) < 72
 
 
 def test_recall_counts_items_that_share_a_semantic_id(untrained):
