@@ -109,8 +109,9 @@ def write_report(
     return summary
 
 
-def headline(summary: dict, columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
+def headline(summary: dict) -> str:
     """A plain-text table of the main figures with their intervals, from what metrics.json holds."""
+    columns = ("recall@10", "ndcg@10")
     rows = [
         [name, *(cell(result["metrics"], result["ci"], column) for column in columns)]
         for name, result in summary["recommenders"].items()

@@ -75,8 +75,7 @@ class Prompt:
     def to_dict(self) -> dict:
         """Without what is at its default, so that a model folder does not depend on fields that it does not use."""
         fields = json.loads(json.dumps(asdict(self)))  # lists, as YAML and JSON have them, and no tuples
-        default = {"weight": 1.0}
-        return {name: value for name, value in fields.items() if value and value != default.get(name)}
+        return {name: value for name, value in fields.items() if value and (name, value) != ("weight", 1.0)}
 
     @classmethod
     def from_dict(cls, fields: dict, where: str = "prompt") -> "Prompt":
