@@ -15,6 +15,7 @@ from llmrec.instructions import (
     Prompt,
     Renderer,
     TaskMix,
+    Template,
     build_dataset,
     load_prompt,
     parse_mixture,
@@ -22,6 +23,7 @@ from llmrec.instructions import (
 )
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.sequential import stream_rows
+from llmrec.instructions.wishes import Wishes
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,13 @@ def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
     data, index, tokenizer, renderer = setting
     with pytest.raises(ValueError, match="no prompt template 'nonsense'.*stream"):
         load_prompt("nonsense")
+    with pytest.raises(ValueError, match="no prompt template 'next_itm'.*did you mean 'next_item'"):
+        load_prompt("next_itm")
+    misspelt = Prompt("next_item", (Template("after {histori}", "{target}"),))
+    with pytest.raises(ValueError, match="slot 'histori' is not one of history, target: did you mean 'history'"):
+        renderer.prompt(misspelt, {"history": [], "targets": []})
+    with pytest.raises(ValueError, match="wish 'cheapr' is not one of .*did you mean 'cheaper'"):
+        Wishes(data.items).satisfying("cheapr")
     bad = tmp_path / "bad.yaml"
     bad.write_text("task: stream\ntemplate: []\n")
     with pytest.raises(ValueError, match="bad.yaml: unknown fields .'template'., missing fields .'templates'."):
