@@ -105,3 +105,6 @@ def rationale(catalogue: Catalogue, row: dict) -> str:
     text = f"The user lately looked at {listing(recent)}. " if recent else ""
     text += f"They are likely to want {category or 'something else'} next"
     return text + (f", perhaps from {brand}." if brand else ".")
+
+
+COMPOSED = {"query": query, "intention": intention, "preference": preference, "rationale": rationale}

@@ -36,12 +36,6 @@ ROWS = {
     "preference": preferring_rows,
     "rationale": next_preferring_rows,
 }
-COMPOSED = {
-    "query": compose.query,
-    "intention": compose.intention,
-    "preference": compose.preference,
-    "rationale": compose.rationale,
-}
 SHARDS = "shards"
 RELEVANT = 10  # items of a history that a teacher reads (OneRec-Think's number)
 SHARD = 256
@@ -108,8 +102,7 @@ def question(prompt: Prompt, kind: str, catalogue: Catalogue, row: dict) -> str:
 def columns_writer(kind: str, catalogue: Catalogue) -> Write:
     """Texts from the columns of the items: no model."""
 
-    compose_text = COMPOSED[kind]
-    return lambda rows, _: [compose_text(catalogue, row) for row in rows]
+    return lambda rows, _: [compose.COMPOSED[kind](catalogue, row) for row in rows]
 
 
 def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Callable, seed: int = 0) -> Write:

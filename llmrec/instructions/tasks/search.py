@@ -6,7 +6,7 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.spans import Sequences, last_target_spans, target_spans
+from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows
 from llmrec.instructions.tasks.sequential import next_item_slots
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item
@@ -29,8 +29,7 @@ def preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generat
 
 def next_preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per training target that has a history."""
-    spans = target_spans(data.train, max_history)
-    return spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
+    return preceded_spans(data.train, max_history)
 
 
 def preference_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
@@ -41,8 +40,8 @@ def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, st
     """`{query}` and `{intention}`: what a user typed, where the row holds it; else what somebody would ask for to find
     the item."""
     said = {
-        kind: row.get(kind) or (write(catalogue, row) if row.get("about") else "")
-        for kind, write in (("query", compose.query), ("intention", compose.intention))
+        kind: row.get(kind) or (compose.COMPOSED[kind](catalogue, row) if row.get("about") else "")
+        for kind in ("query", "intention")
     }
     return preference_slots(catalogue, row, separator) | said
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
-from llmrec.data.rows import offsets_of
+from llmrec.data.rows import offsets_of, ragged_arange
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import short_text
 from llmrec.instructions.spans import Sequences, span_table, target_spans
@@ -39,7 +39,7 @@ def stream_rows(data: PreparedData, max_history: int, rng: np.random.Generator) 
     context = np.maximum(data.train["num_context"].to_numpy(), 1).astype(np.int64)
     per_sequence = np.where(length > context, 1 + np.maximum(0, -(-(length - window) // stride)), 0)
     sequence = np.repeat(np.arange(len(length)), per_sequence)
-    number = np.arange(len(sequence)) - np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
+    number = ragged_arange(np.zeros_like(per_sequence), per_sequence)
     start = number * stride
     end = np.minimum(start + window, length[sequence])
     first_target = np.maximum(np.where(number > 0, start - stride + window, 0), context[sequence])
