@@ -12,7 +12,7 @@ from llmrec.decoding import ScoredItem
 from llmrec.evaluation.bootstrap import intervals_of
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_positions, row_metrics
-from llmrec.instructions import TASKS, Catalogue, Prompt, target_rows
+from llmrec.instructions import TASKS, Catalogue, Prompt, Template, target_rows
 from llmrec.instructions.item_words import same_text
 from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
 from llmrec.recommenders import LLMRecommender
@@ -123,7 +123,7 @@ def common_prefixes(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = best_items(recommender, prompt, rows)
     catalogue, score, items = sample.catalogue(recommender), TASKS[prompt.task].score, recommender.index.items
     exact = [score(catalogue, row, items[hits[0].item]) for row, hits in zip(rows, answers)]
     targets = [row["about"] for row in rows]
@@ -134,7 +134,7 @@ def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
 def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     """Descriptions and queries: does the constrained beam hold the item?"""
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = best_items(recommender, prompt, rows)
     return sample.means(retrieval(recommender, _items(answers), [row["about"] for row in rows], (1, K)))
 
 
@@ -155,8 +155,8 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
     """
     catalogue, score, items = sample.catalogue(recommender), TASKS[prompt.task].score, recommender.index.items
     rows = wish_rows(catalogue.wishes, set(items), sample)
-    texts = prompt_texts(recommender, prompt, rows, prompt.unseen or prompt.templates)
-    wished = [[items[hit.item] for hit in hits] for hits in answered_items(recommender, texts, K)]
+    answers = best_items(recommender, prompt, rows, prompt.unseen or prompt.templates)
+    wished = [[items[hit.item] for hit in hits] for hits in answers]
     following = recommender.recommend([[row["about"]] for row in rows], K)
     following = [[one.item_id for one in hits] for hits in following]
 
@@ -258,6 +258,13 @@ def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
         recommender.batch_size,
         catalogue.sequence_tokenizer,
     )
+
+
+def best_items(
+    recommender: LLMRecommender, prompt: Prompt, rows: list[dict], templates: Sequence[Template] = ()
+) -> list[list[ScoredItem]]:
+    """The best items after the prompt of each row; `item` is a number in `recommender.index.items`."""
+    return answered_items(recommender, prompt_texts(recommender, prompt, rows, templates), K)
 
 
 def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:

@@ -15,7 +15,15 @@ from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
-from llmrec.evaluation.alignment_sections import LeftOut, Sample, common_prefixes, retrieval, steering, wish_rows
+from llmrec.evaluation.alignment_sections import (
+    LeftOut,
+    Sample,
+    best_items,
+    common_prefixes,
+    retrieval,
+    steering,
+    wish_rows,
+)
 from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.perplexity import perplexity
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
@@ -192,7 +200,7 @@ def test_the_report_judges_as_the_rewards_do(untrained):
 
     prompt = PROMPTS["steering"]
     rows = wish_rows(Wishes(data.items), set(items), sample)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows, prompt.unseen), 10)
+    answers = best_items(recommender, prompt, rows, prompt.unseen)
     satisfied = judged("wish_satisfied", rows, answers)
     assert 0 < sum(satisfied) < len(satisfied) == 10 * len(rows)
     steered = steering(recommender, prompt, sample)["all"]["figures"]
@@ -200,7 +208,7 @@ def test_the_report_judges_as_the_rewards_do(untrained):
     prompt = PROMPTS["title_to_item"]
     sample = dataclasses.replace(sample, rows=72)
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), 10)
+    answers = best_items(recommender, prompt, rows)
     hits = judged("exact_hit", rows, [hits[:1] for hits in answers])
     exact = SECTIONS["title_to_item"].score(recommender, prompt, sample)["figures"]["exact"]
     assert exact == pytest.approx(np.mean(hits)) and 0 < sum(hits) < 72
