@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from llmrec.arguments import one_of
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
@@ -73,9 +74,9 @@ def evaluate(args: ColdStartArguments) -> None:
         check_trained_on(folder, data)
         loaded[name] = load_recommender(folder)
     shared = {"bootstrap": args.bootstrap, "seed": args.seed}
-    views = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
+    cuts = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
     facts = {"data": data.info.get("name", args.cold_dir), "data fingerprint": data.fingerprint, "seed": args.seed}
-    lines = write_cold_report(views, data, args.output_dir, facts, reference=args.reference, **shared)
+    lines = write_cold_report(cuts, data, args.output_dir, facts, reference=args.reference, **shared)
     print(*lines, f"\nReport: {args.output_dir}/report.md", sep="\n")
 
 
@@ -83,9 +84,7 @@ STEPS = {"hold_out": hold_out, "evaluate": evaluate}
 
 
 def main(args: ColdStartArguments) -> None:
-    if args.step not in STEPS:
-        raise ValueError(f"step {args.step!r} is not one of {', '.join(STEPS)}")
-    STEPS[args.step](args)
+    STEPS[one_of(args.step, STEPS, "step")](args)
 
 
 if __name__ == "__main__":

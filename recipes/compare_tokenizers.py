@@ -81,7 +81,7 @@ def main(args: CompareArguments) -> None:
     for seed in args.seeds if args.sft else []:
         for name in args.downstream or args.tokenizers:
             runs.setdefault(name, []).append(train(args, name, seed, output / name))
-    ranking = comparison.downview_rows(runs, args.reference) if runs else []
+    ranking = comparison.downstream_rows(runs, args.reference) if runs else []
     table = comparison.comparison_lines(figures)
     lines = ["# Item tokenizers", "", *table, "", comparison.NOTE, "", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []

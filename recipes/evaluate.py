@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
+from llmrec.arguments import did_you_mean, one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
@@ -44,11 +45,11 @@ class EvaluateArguments:
 
 
 def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
-    if args.split not in ("test", "valid"):
-        raise ValueError(f"split is {args.split!r}, it should be test or valid")
-    unknown = next((name for name in (*args.controls, *more.alignment) if name not in args.recommenders), None)
-    if unknown is not None:
-        raise ValueError(f"controls or alignment names {unknown!r}, which is not one of the recommenders")
+    one_of(args.split, ("test", "valid"), "split")
+    for name in (*args.controls, *more.alignment):
+        if name not in args.recommenders:
+            near = did_you_mean(name, args.recommenders)
+            raise ValueError(f"controls or alignment names {name!r}, which is not one of the recommenders{near}")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
     if args.reference is not None and args.reference not in names:
         raise ValueError(f"reference {args.reference!r} is not one of the recommenders {names}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.decoding.free_text import load_writer
@@ -48,8 +49,7 @@ class RationaleArguments:
 
 
 def main(args: RationaleArguments) -> None:
-    if args.source not in SOURCES:
-        raise ValueError(f"source {args.source!r} is not one of {', '.join(SOURCES)}")
+    one_of(args.source, SOURCES, "source")
     if (args.source == "teacher") != (args.model_name_or_path is not None):
         raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with others")
     if (args.source == "reviews") != (args.reviews is not None):

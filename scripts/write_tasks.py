@@ -47,7 +47,7 @@ tasks:
   - {prompt: next_item, where: [[price, "<", 20]]} # only answers that satisfy this
   - {prompt: like_but, wishes: [other_brand], weight: 2} # wishes of exactly these kinds (prompts/phrases/wishes.yaml)
   - {prompt: next_item, since: 2017-01-01} # only sequences that reach this date
-  - {prompt: next_item, semids: text} # the Semantic IDs of one stream, where there are several
+  - {prompt: next_item, semids: text} # the Semantic IDs of one view, where there are several
   - {prompt: my/own_wording.yaml, weight: 2} # a file of your own, every row twice
   - {chat: HuggingFaceH4/no_robots, split: train, cap: 2000} # general conversations, against forgetting
 ```
@@ -77,6 +77,9 @@ the one Semantic ID of an answer the end is forced, so it is left out.
    ```
 
    `given` names the columns that a prompt may depend on beside the history. Targets are never among them.
+   `score=` is optional: `(catalogue, row, answer)` → how right an answer is, in [0, 1], 1 for the row's own. The
+   answer is an item id where answers end with an item, else the text. Rewards (docs/grpo.md) and the alignment report
+   (docs/alignment.md) ask it; `same_item`, or `same_words(slots, "brand")`, or a function of yours.
 2. `item_to_brand.yaml` in `prompts/`, the file named as the task:
 
    ```yaml

@@ -3,7 +3,7 @@
 from llmrec.evaluation.controls import CONTROLS, shuffle_histories, shuffle_order
 from llmrec.evaluation.evaluate import EvaluationResult, compare, evaluate
 from llmrec.evaluation.metrics import KS, row_metrics
-from llmrec.recommenders.loading import check_trained_on, files_of, load_recommender
+from llmrec.recommenders.loading import load_recommender
 
 __all__ = [
     "CONTROLS",
@@ -11,8 +11,6 @@ __all__ = [
     "EvaluationResult",
     "compare",
     "evaluate",
-    "check_trained_on",
-    "files_of",
     "load_recommender",
     "row_metrics",
     "shuffle_histories",

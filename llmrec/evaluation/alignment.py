@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from llmrec.arguments import one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.evaluation.perplexity import perplexity
@@ -49,22 +50,17 @@ def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
     Raises:
         ValueError: an unknown section, or a prompt of another task (for `robustness`: that needs more than a history).
     """
-    unknown = sorted(set(paths) - set(SECTIONS))
-    if unknown:
-        raise ValueError(f"alignment_prompts names section {unknown[0]!r}, which is not one of {', '.join(SECTIONS)}")
+    for name in sorted(paths):
+        one_of(name, SECTIONS, "alignment_prompts: section")
     prompts = {}
     for name, section in SECTIONS.items():
         if name in paths or section.task is not None:
             prompts[name] = prompt = load_prompt(paths.get(name, section.task))
-            fits = prompt.task == section.task if section.task else _recommends(prompt)
-            if not fits:
+            recommends = prompt.task in TASKS and TASKS[prompt.task].recommends
+            if not (prompt.task == section.task if section.task else recommends):
                 asked = f"task {section.task!r}" if section.task else "for an item after a history"
                 raise ValueError(f"alignment_prompts: section {name!r} asks {asked}, not task {prompt.task!r}")
     return prompts
-
-
-def _recommends(prompt: Prompt) -> bool:
-    return prompt.task in TASKS and TASKS[prompt.task].recommends
 
 
 @dataclass
@@ -130,17 +126,18 @@ class Aligner:
                 left_out[name] = str(reason)
         if not self.text:
             return {"sections": sections, "left_out": left_out | {GENERAL_TEXT: "no text was given"}}
-        own = perplexity(recommender.model, recommender.tokenizer, self.text, sample.rows)
-        figures = {"perplexity": own["perplexity"]}
+        after = perplexity(recommender.model, recommender.tokenizer, self.text, sample.rows)
+        figures = {"perplexity": after["perplexity"]}
         if self.base is not None:
-            figures["perplexity before"] = _base_perplexity(str(self.base), self.text, sample.rows)["perplexity"]
-        sections[GENERAL_TEXT] = {"rows": own["tokens"], "figures": figures, "ci": {}}
+            before = _base_perplexity(str(self.base), str(recommender.model.device), self.text, sample.rows)
+            figures["perplexity before"] = before["perplexity"]
+        sections[GENERAL_TEXT] = {"rows": after["tokens"], "figures": figures, "ci": {}}
         return {"sections": sections, "left_out": left_out}
 
 
 @lru_cache(maxsize=1)
-def _base_perplexity(folder: str, text: str, blocks: int) -> dict[str, float]:
+def _base_perplexity(folder: str, device: str, text: str, blocks: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
     return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)

@@ -9,17 +9,11 @@ import pyarrow.compute as pc
 
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.decoding import ScoredItem
-from llmrec.evaluation.alignment_scores import (
-    Attributes,
-    common_prefixes,
-    precision,
-    same_words,
-    token_f1,
-    with_interval,
-)
+from llmrec.evaluation.bootstrap import intervals_of
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_positions, row_metrics
-from llmrec.instructions import TASKS, Prompt, target_rows
+from llmrec.instructions import TASKS, Catalogue, Prompt, Template, target_rows
+from llmrec.instructions.item_words import same_text
 from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
@@ -70,7 +64,14 @@ class Sample:
         return table.take(pa.array(np.sort(chosen)))
 
     def means(self, values: Mapping[str, Sequence[float]]) -> dict:
-        return with_interval(values, self.bootstrap, self.seed)
+        """`{"rows", "figures", "ci"}`: means over rows and their 95 % intervals (none without resamples)."""
+        matrix = np.stack([np.asarray(column, np.float64) for column in values.values()], 1)
+        figures = dict(zip(values, matrix.mean(0).tolist()))
+        return {"rows": len(matrix), "figures": figures, "ci": intervals_of(values, self.bootstrap, self.seed)}
+
+    def catalogue(self, recommender: LLMRecommender) -> Catalogue:
+        """What tasks judge answers by: the columns of the data, in the Semantic IDs that the model writes first."""
+        return Catalogue(recommender.index, self.data.items).view(next(iter(recommender.views)))
 
 
 class LeftOut(Exception):
@@ -98,7 +99,7 @@ def retrieval(
 def prefixes(
     recommender: LLMRecommender, answers: Sequence[Sequence[ScoredItem]], targets: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Whether the first answer's Semantic ID is the target's (`exact`), and agrees with it up to each level."""
+    """Whether the first answer's Semantic ID agrees with the target's up to each level but the last."""
     index, within = recommender.index, next(iter(recommender.views.values()))
     rows = np.arange(len(index)) if within is None else np.flatnonzero(within)
     codes = index.codes[:, (index.codes[rows] >= 0).any(0)]
@@ -106,31 +107,43 @@ def prefixes(
     for row in rows.tolist():
         of_item.setdefault(index.item_ids[row], []).append(row)
     agree = np.stack([common_prefixes(codes[hits[0].row], codes[of_item[t]]) for hits, t in zip(answers, targets)])
-    levels = {f"prefix@{level + 1}": agree[:, level] for level in range(agree.shape[1] - 1)}
-    return {"exact": agree[:, -1], **levels}
+    return {f"prefix@{level + 1}": agree[:, level] for level in range(agree.shape[1] - 1)}
+
+
+def common_prefixes(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """bool [levels]: whether a Semantic ID agrees with a wanted one up to each level.
+
+    Args:
+        codes: int [levels], -1 where a level holds no code.
+        wanted: int [n, levels], the Semantic IDs of one item; the longest common prefix counts.
+    """
+    agree = np.cumprod(codes == wanted, axis=1)
+    return agree[agree.sum(1).argmax()].astype(bool)
 
 
 def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = best_items(recommender, prompt, rows)
+    catalogue, score, items = sample.catalogue(recommender), TASKS[prompt.task].score, recommender.index.items
+    exact = [score(catalogue, row, items[hits[0].item]) for row, hits in zip(rows, answers)]
     targets = [row["about"] for row in rows]
-    found = retrieval(recommender, _items(answers), targets, (K,))
-    return sample.means({**prefixes(recommender, answers, targets), **found})
+    recalls = retrieval(recommender, _items(answers), targets, (K,))
+    return sample.means({"exact": exact, **prefixes(recommender, answers, targets), **recalls})
 
 
 def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     """Descriptions and queries: does the constrained beam hold the item?"""
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = best_items(recommender, prompt, rows)
     return sample.means(retrieval(recommender, _items(answers), [row["about"] for row in rows], (1, K)))
 
 
 def item_to_title(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     rows = sample.of_task(prompt.task, recommender)
-    titles = [recommender.renderer.catalogue.titles[row["about"]] for row in rows]
-    texts = _words(recommender, prompt, rows)
-    pairs = list(zip(texts, titles))
-    return sample.means({"token F1": [token_f1(*p) for p in pairs], "exact": [same_words(*p) for p in pairs]})
+    texts, catalogue = _words(recommender, prompt, rows), sample.catalogue(recommender)
+    alike = [TASKS[prompt.task].score(catalogue, row, text) for row, text in zip(rows, texts)]
+    exact = [same_text(text, catalogue.title(row["about"])) for row, text in zip(rows, texts)]
+    return sample.means({"token F1": alike, "exact": exact})
 
 
 def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
@@ -140,27 +153,30 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
     everything would have (`possible`). Beside it `sequential@10`, the same model asked for the next item after the
     item in question without a wish, and `chance`, the share of the catalogue that satisfies.
     """
-    wishes = Wishes(sample.data.items)
-    rows = wish_rows(wishes, set(recommender.index.items), sample)
-    place = [wishes.place[item] for item in recommender.index.items]
-    texts = prompt_texts(recommender, prompt, rows, prompt.unseen or prompt.templates)
-    wished = [[place[hit.item] for hit in hits] for hits in answered_items(recommender, texts, K)]
+    catalogue, score, items = sample.catalogue(recommender), TASKS[prompt.task].score, recommender.index.items
+    rows = wish_rows(catalogue.wishes, set(items), sample)
+    answers = best_items(recommender, prompt, rows, prompt.unseen or prompt.templates)
+    wished = [[items[hit.item] for hit in hits] for hits in answers]
     following = recommender.recommend([[row["about"]] for row in rows], K)
-    following = [[wishes.place[one.item_id] for one in hits] for hits in following]
-    satisfying = [row["satisfying"] for row in rows]
+    following = [[one.item_id for one in hits] for hits in following]
+
+    def precision(lists: list[list[str]]) -> list[float]:
+        return [sum(score(catalogue, row, item) for item in one) / K for row, one in zip(rows, lists)]
+
+    counts = [len(row["satisfying"]) for row in rows]
     values = {
-        "precision@10": [precision(*pair, K) for pair in zip(wished, satisfying)],
-        "sequential@10": [precision(*pair, K) for pair in zip(following, satisfying)],
-        "chance": [len(found) / len(wishes.ids) for found in satisfying],
-        "possible": [min(K, len(found)) / K for found in satisfying],
+        "precision@10": precision(wished),
+        "sequential@10": precision(following),
+        "chance": [count / sample.data.items.num_rows for count in counts],
+        "possible": [min(K, count) / K for count in counts],
     }
     values = {name: np.array(column, np.float64) for name, column in values.items()}
     enough, kinds = values["possible"] == 1, np.array([kinds_of(row["wish"]) for row in rows])
 
     def of(mask: np.ndarray) -> dict:
         some = {name: column[mask & enough] for name, column in values.items() if name != "possible"}
-        held = sample.means(some) if (mask & enough).any() else {"rows": 0, "figures": {}, "ci": {}}
-        return {**held, "all": sample.means({name: column[mask] for name, column in values.items()})}
+        of_enough = sample.means(some) if (mask & enough).any() else {"rows": 0, "figures": {}, "ci": {}}
+        return {**of_enough, "all": sample.means({name: column[mask] for name, column in values.items()})}
 
     return {
         **of(np.ones(len(rows), bool)),
@@ -172,17 +188,17 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
 def wish_rows(wishes: Wishes, known: set[str], sample: Sample) -> list[dict]:
     """Held-out rows of task like_but, `sample.rows` of each kind if there are, with the items that satisfy them."""
     rng = np.random.default_rng(sample.seed)
-    found: dict[str, list[dict]] = {kind: [] for kind in WISHES}
+    by_kind: dict[str, list[dict]] = {kind: [] for kind in WISHES}
     for number in rng.permutation(len(wishes.ids))[: _LOOKED_AT * sample.rows]:
         item = wishes.ids[number]
-        if all(len(rows) >= sample.rows for rows in found.values()):
+        if all(len(rows) >= sample.rows for rows in by_kind.values()):
             break
         for wish, satisfying in wishes.relative_to(item) if item in known else ():
-            of_kind = found[kinds_of(wish)]
+            of_kind = by_kind[kinds_of(wish)]
             if wishes.held_out(wish, item) and len(of_kind) < sample.rows:
                 asked = {"about": item, "wish": wish, "history": [], "targets": [], "unseen": True}
                 of_kind.append(asked | {"variation": int(rng.integers(2**31)), "satisfying": satisfying.tolist()})
-    rows = [row for of_kind in found.values() for row in of_kind]
+    rows = [row for of_kind in by_kind.values() for row in of_kind]
     if not rows:
         raise LeftOut("no wish is held out of training: the items have no categories, brands or prices that differ")
     return rows
@@ -193,17 +209,16 @@ def explanation(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> 
 
     `of another item` is the faithfulness of the same texts to the target of another row: what general talk is worth.
     """
-    attributes = Attributes(sample.data.items)
-    if not any(attributes.own.values()):
+    catalogue, score = sample.catalogue(recommender), TASKS[prompt.task].score
+    if not any(catalogue.attributes.of_item.values()):
         raise LeftOut("the items have no brand, category or price")
     rows = target_rows(sample.of_targets(recommender), recommender.config.max_history)
     rows = [{**row, "about": row["targets"][0], "targets": [], "target_behaviours": []} for row in rows]
     texts = _words(recommender, prompt, rows)
-    faithful = np.array([attributes.faithfulness(text, row["about"]) for text, row in zip(texts, rows)])
-    others = rows[1:] + rows[:1]
-    other = np.array([attributes.faithfulness(text, row["about"]) for text, row in zip(texts, others)])
-    result = sample.means({"coverage": np.nan_to_num(faithful) > 0})
-    named = ~np.isnan(faithful)
+    named = np.array([bool(catalogue.attributes.named(text)) for text in texts])
+    faithful = np.array([score(catalogue, row, text) for text, row in zip(texts, rows)])
+    other = np.array([score(catalogue, row, text) for text, row in zip(texts, rows[1:] + rows[:1])])
+    result = sample.means({"coverage": named & (faithful > 0)})
     if named.any():
         of_named = sample.means({"faithfulness": faithful[named], "of another item": other[named]})
         result = {name: {**of_named[name], **result[name]} for name in ("figures", "ci")} | {"rows": len(rows)}
@@ -243,6 +258,13 @@ def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
         recommender.batch_size,
         catalogue.sequence_tokenizer,
     )
+
+
+def best_items(
+    recommender: LLMRecommender, prompt: Prompt, rows: list[dict], templates: Sequence[Template] = ()
+) -> list[list[ScoredItem]]:
+    """The best items after the prompt of each row; `item` is a number in `recommender.index.items`."""
+    return answered_items(recommender, prompt_texts(recommender, prompt, rows, templates), K)
 
 
 def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:

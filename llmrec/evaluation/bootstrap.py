@@ -1,7 +1,10 @@
 """Percentile bootstrap over test rows (Efron 1979): how far a mean could move with another sample of users."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+_ENDS = ((1 - 0.95) / 2, 1 - (1 - 0.95) / 2)
 _CELLS = 2**23  # resampled rows held at once
 
 
@@ -33,17 +36,21 @@ def bootstrap_means(values: np.ndarray, samples: int = 1000, seed: int = 0) -> n
     return means
 
 
-def confidence_intervals(
-    values: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """`(low, high)`, float64 [m] each: percentile intervals of the column means of `values` [n, m]."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(bootstrap_means(values, samples, seed), [tail, 1 - tail], axis=0)
-    return low, high
+def confidence_intervals(values: np.ndarray, samples: int = 1000, seed: int = 0) -> np.ndarray:
+    """float64 [2, m]: low and high ends of the 95 % percentile intervals of the column means of `values` [n, m]."""
+    return np.quantile(bootstrap_means(values, samples, seed), _ENDS, axis=0)
+
+
+def intervals_of(values: Mapping[str, np.ndarray], samples: int, seed: int) -> dict[str, list[float]]:
+    """`{name: [low, high]}` of the means of columns [n] that stand side by side; none without samples."""
+    if not samples:
+        return {}
+    low, high = confidence_intervals(np.stack(list(values.values()), 1), samples, seed)
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
 
 
 def paired_difference(
-    ours: np.ndarray, theirs: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95
+    ours: np.ndarray, theirs: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Mean difference of two recommenders on the same rows.
 
@@ -59,8 +66,7 @@ def paired_difference(
         raise ValueError(f"paired rows differ: {ours.shape} against {theirs.shape}")
     values = np.asarray(ours, np.float64) - theirs
     means = bootstrap_means(values, samples, seed)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(means, _ENDS, axis=0)
     beyond = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     return {
         "difference": values.mean(0),

@@ -5,7 +5,7 @@
 has them: they get Semantic IDs from an item tokenizer that has never seen them, and may be recommended. One exception:
 for a model from scratch recipes/init_model.py learns how to split words from the titles of the whole catalogue.
 
-`evaluate_cold` shows three views of the test rows: targets that are cold, ranked in the whole catalogue (what a shop
+`evaluate_cold` cuts the test rows in three: targets that are cold, ranked in the whole catalogue (what a shop
 would see) and among the cold items alone (can it tell them apart at all?), and the other targets beside them.
 """
 
@@ -21,6 +21,7 @@ from llmrec.data.cold_items import check_cold
 from llmrec.evaluation.evaluate import EvaluationResult, evaluate
 from llmrec.evaluation.metrics import KS
 from llmrec.evaluation.report import write_report
+from llmrec.evaluation.tables import cell, markdown_table
 from llmrec.files import atomic_path, write_json
 from llmrec.recommenders.protocol import Recommendation, Recommender
 
@@ -51,7 +52,7 @@ def evaluate_cold(
     ks: Sequence[int] = KS,
     **options,
 ) -> dict[str, list[EvaluationResult]]:
-    """Every recommender in the three views, `{COLD: [...], COLD_ONLY: [...], WARM: [...]}` (see the module docstring).
+    """Every recommender on the three cuts, `{COLD: [...], COLD_ONLY: [...], WARM: [...]}` (see the module docstring).
 
     Args:
         data: of `hold_out_items`.
@@ -66,31 +67,30 @@ def evaluate_cold(
     of_cold = np.isin(ids_to_rows(data.test["target"], data.items["item_id"]),
                       ids_to_rows(pa.array(cold_items), data.items["item_id"]))  # fmt: skip
     warm = np.random.default_rng(options.get("seed", 0)).permutation(np.flatnonzero(~of_cold))[:max_warm]
-    rows = {COLD: data.test.filter(pa.array(of_cold)), WARM: data.test.take(pa.array(np.sort(warm)))}
-    rows = {COLD: rows[COLD], COLD_ONLY: rows[COLD], WARM: rows[WARM]}
-    views: dict[str, list[EvaluationResult]] = {view: [] for view in rows}
+    cold_rows = data.test.filter(pa.array(of_cold))
+    rows = {COLD: cold_rows, COLD_ONLY: cold_rows, WARM: data.test.take(pa.array(np.sort(warm)))}
+    cuts: dict[str, list[EvaluationResult]] = {cut: [] for cut in rows}
     for name, recommender in recommenders.items():
-        for view, table in rows.items():
-            chosen = Restricted(recommender, cold_items) if view == COLD_ONLY else recommender
-            views[view].append(evaluate(chosen, table, data, name, ks=sorted({*ks, _K}), **options))
-    return views
+        for cut, table in rows.items():
+            chosen = Restricted(recommender, cold_items) if cut == COLD_ONLY else recommender
+            cuts[cut].append(evaluate(chosen, table, data, name, ks=sorted({*ks, _K}), **options))
+    return cuts
 
 
-def cold_lines(
-    views: Mapping[str, Sequence[EvaluationResult]], cold_items: Sequence[str], num_items: int
-) -> list[str]:
-    """One Markdown table: a line per recommender, its recall and ndcg in the three views, and how often it dares to
+def cold_lines(cuts: Mapping[str, Sequence[EvaluationResult]], cold_items: Sequence[str], num_items: int) -> list[str]:
+    """One Markdown table: a line per recommender, its recall and ndcg in the three cuts, and how often it dares to
     recommend a cold item at all."""
-    columns = [(view, column) for view in views for column in _COLUMNS]
-    head = ["recommender", *(f"{view}: {column}" for view, column in columns), "cold items in warm users' top 10"]
-    lines = [" | ".join(["", *head, ""]).strip(), "|---|" + "---:|" * (len(head) - 1)]
-    for number, result in enumerate(views[COLD]):
-        cells = [_cell(views[view][number], column) for view, column in columns]
-        cells.append(f"{cold_share(views[WARM][number], cold_items):.2%}")
-        lines.append(" | ".join(["", result.name, *cells, ""]).strip())
-    rows = {view: results[0].predictions.num_rows for view, results in views.items()}
+    columns = [(cut, column) for cut in cuts for column in _COLUMNS]
+    header = ["recommender", *(f"{cut}: {column}" for cut, column in columns), "cold items in warm users' top 10"]
+    rows = []
+    for number, result in enumerate(cuts[COLD]):
+        of_cuts = {cut: results[number] for cut, results in cuts.items()}
+        cells = [cell(of_cuts[cut].metrics, of_cuts[cut].ci, column) for cut, column in columns]
+        rows.append([result.name, *cells, f"{cold_share(of_cuts[WARM], cold_items):.2%}"])
+    cold, warm = (cuts[cut][0].predictions.num_rows for cut in (COLD, WARM))
     share = f"{len(cold_items)} of {num_items} items are cold ({len(cold_items) / num_items:.1%})"
-    return [f"{share}; {rows[COLD]} test rows have a cold target, {rows[WARM]} a warm one.", "", *lines]
+    table = markdown_table(header, rows)
+    return [f"{share}; {cold} test rows have a cold target, {warm} a warm one.", "", *table]
 
 
 def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = _K) -> float:
@@ -100,15 +100,10 @@ def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = _K)
     return sum(item in cold for item in shown) / max(1, len(shown))
 
 
-def _cell(result: EvaluationResult, column: str) -> str:
-    text = f"{result.metrics[column]:.4f}"
-    return text + " [{:.4f}, {:.4f}]".format(*result.ci[column]) if column in result.ci else text
-
-
 def write_cold_report(
-    views: Mapping[str, Sequence[EvaluationResult]], data: PreparedData, folder: str | Path, facts: Mapping, **options
+    cuts: Mapping[str, Sequence[EvaluationResult]], data: PreparedData, folder: str | Path, facts: Mapping, **options
 ) -> list[str]:
-    """Writes report.md and cold_start.json, and a whole report of every view into a folder of its own.
+    """Writes report.md and cold_start.json, and a whole report of every cut into a folder of its own.
 
     Args:
         facts: what the reader should know; enters all reports.
@@ -118,14 +113,14 @@ def write_cold_report(
         The lines of the table.
     """
     folder = Path(folder)
-    lines = cold_lines(views, data.info["cold_items"], data.items.num_rows)
+    lines = cold_lines(cuts, data.info["cold_items"], data.items.num_rows)
     summary: dict = {"facts": dict(facts), "cold_items": len(data.info["cold_items"]), "views": {}}
     links = []
-    for view, results in views.items():
-        name = view.replace(",", "").replace(" ", "_")
-        summary["views"][view] = {result.name: result.to_dict() for result in results}
-        write_report(results, folder / name, f"{data.info.get('name', 'data')}: {view}", facts=dict(facts), **options)
-        links.append(f"- {view}: [{name}/report.md]({name}/report.md)")
+    for cut, results in cuts.items():
+        name = cut.replace(",", "").replace(" ", "_")
+        summary["views"][cut] = {result.name: result.to_dict() for result in results}
+        write_report(results, folder / name, f"{data.info.get('name', 'data')}: {cut}", facts=dict(facts), **options)
+        links.append(f"- {cut}: [{name}/report.md]({name}/report.md)")
     with atomic_path(folder / "report.md") as path:
         path.write_text("\n".join(["# Cold start", "", *lines, "", *links, ""]), encoding="utf-8")
     write_json(folder / "cold_start.json", summary)  # last: it marks a finished report

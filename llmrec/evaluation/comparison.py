@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from llmrec.evaluation.bootstrap import confidence_intervals
+from llmrec.evaluation.tables import markdown_table, with_interval
 from llmrec.files import read_json
 
 NOTE = (
@@ -54,35 +56,33 @@ def tokenizer_figures(folder: str | Path) -> dict:
 
 def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
     """`tokenizer_figures` by name as a Markdown table."""
-    lines = [
-        "| tokenizer | tokens | bits | collisions (1 - U/N) | largest group | usage | entropy by level | purity 1 "
-        "(random) | error (random) | neighbours@10 (random) | fit s | peak GiB |",
-        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|",
-    ]
+    header = ["tokenizer", "tokens", "bits", "collisions (1 - U/N)", "largest group", "usage", "entropy by level"]
+    header += ["purity 1 (random)", "error (random)", "neighbours@10 (random)", "fit s", "peak GiB"]
+    cells = []
     for name, row in rows.items():
-        entropy = " ".join(f"{abs(value):.2f}" for value in row["entropy"][:4]) + (
-            " ..." if len(row["entropy"]) > 4 else ""
+        entropy = " ".join(f"{abs(value):.2f}" for value in row["entropy"][:4])
+        cells.append(
+            [
+                name,
+                f"{row['tokens']:.2f}",
+                f"{row['bits']:.0f}",
+                f"{row['collision_rate']:.2%}",
+                str(row["largest_group"]),
+                f"{row['usage']:.0%}",
+                entropy + (" ..." if len(row["entropy"]) > 4 else ""),
+                *(_pair(row[figure], row[f"{figure}_control"]) for figure in ("purity", "error", "neighbours")),
+                f"{row['fit_seconds']:.1f}",
+                f"{row['memory_gib']:.1f}",
+            ]
         )
-        lines.append(
-            f"| {name} | {row['tokens']:.2f} | {row['bits']:.0f} | {row['collision_rate']:.2%} "
-            f"| {row['largest_group']} | {row['usage']:.0%} | {entropy} "
-            f"| {_pair(row['purity'], row['purity_control'])} | {_pair(row['error'], row['error_control'])} "
-            f"| {_pair(row['neighbours'], row['neighbours_control'])} "
-            f"| {row['fit_seconds']:.1f} | {row['memory_gib']:.1f} |"
-        )
-    return lines
+    return markdown_table(header, cells, left=(0, header.index("entropy by level")))
 
 
 def _pair(value: float | None, control: float | None) -> str:
     return "-" if value is None else f"{value:.3f} ({control:.3f})"
 
 
-def _drawn(value: float | None) -> float:
-    """A figure that a tokenizer does not have is not drawn, rather than as the best one."""
-    return float("nan") if value is None else value
-
-
-def downview_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
+def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
     """Item-level quality by tokenizer, best ndcg@10 first.
 
     Args:
@@ -93,8 +93,6 @@ def downview_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[di
         per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,
         bootstrap over rows of the seeds' mean) and `against_ci` (the same of the difference to the reference).
     """
-    from llmrec.evaluation.bootstrap import confidence_intervals
-
     means = {
         name: {metric: np.mean([run[metric] for run in seeds], axis=0) for metric in seeds[0]}
         for name, seeds in runs.items()
@@ -117,23 +115,16 @@ def downview_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[di
 
 
 def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:
-    """`downview_rows` as a Markdown table."""
-    lines = [
-        f"| tokenizer | seeds | recall@10 | ndcg@10 | over seeds | ndcg@10 against {reference} |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    """`downstream_rows` as a Markdown table."""
+    header = ["tokenizer", "seeds", "recall@10", "ndcg@10", "over seeds", f"ndcg@10 against {reference}"]
+    cells = []
     for row in rows:
         recall, ndcg = row["recall@10"], row["ndcg@10"]
         spread = "-" if row["seeds"] == 1 else f"{ndcg['spread']:.4f}"
         against = "-" if row["name"] == reference else "[{:+.4f}, {:+.4f}]".format(*ndcg["against_ci"])
-        lines.append(
-            f"| {row['name']} | {row['seeds']} | {_interval(recall)} | {_interval(ndcg)} | {spread} | {against} |"
-        )
-    return lines
-
-
-def _interval(figures: dict) -> str:
-    return "{:.4f} [{:.4f}, {:.4f}]".format(figures["mean"], *figures["ci"])
+        figures = [with_interval(one["mean"], one["ci"]) for one in (recall, ndcg)]
+        cells.append([row["name"], str(row["seeds"]), *figures, spread, against])
+    return markdown_table(header, cells)
 
 
 def plot_comparison(rows: Mapping[str, dict], downstream: Sequence[dict] = ()) -> Figure:
@@ -149,19 +140,18 @@ def plot_comparison(rows: Mapping[str, dict], downstream: Sequence[dict] = ()) -
     axes = figure.subplots(1, len(panels) + bool(downstream), sharey=True, squeeze=False)[0]
     places = np.arange(len(names))[::-1]
     for panel, (title, key, control) in zip(axes, panels):
-        panel.barh(places, [_drawn(rows[name][key]) for name in names], 0.7, color="#274c77")
+        # None becomes nan: a figure that a tokenizer does not have is not drawn, rather than as the best one.
+        panel.barh(places, np.array([row[key] for row in rows.values()], float), 0.7, color="#274c77")
         if control:
-            panel.scatter(
-                [_drawn(rows[name][control]) for name in names], places, marker="|", s=90, color="#e8998d", zorder=3
-            )
+            random = np.array([row[control] for row in rows.values()], float)
+            panel.scatter(random, places, marker="|", s=90, color="#e8998d", zorder=3)
         panel.set_title(title, fontsize=9)
     if downstream:
-        found = {row["name"]: row["ndcg@10"] for row in downstream}
-        for place, name in zip(places, names):
-            if name in found:
-                low, high = found[name]["ci"]
-                axes[-1].plot([low, high], [place, place], color="#a3cef1", lw=4)
-                axes[-1].plot(found[name]["mean"], place, "o", color="#274c77")
+        place_of = dict(zip(names, places))
+        for row in (row for row in downstream if row["name"] in place_of):
+            place, ndcg = place_of[row["name"]], row["ndcg@10"]
+            axes[-1].plot(ndcg["ci"], [place, place], color="#a3cef1", lw=4)
+            axes[-1].plot(ndcg["mean"], place, "o", color="#274c77")
         axes[-1].set_title("ndcg@10 of the same small model", fontsize=9)
     axes[0].set_yticks(places, names)
     for panel in axes:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
 from llmrec.data.rows import offsets_of
-from llmrec.evaluation.bootstrap import confidence_intervals, paired_difference
+from llmrec.evaluation.bootstrap import intervals_of, paired_difference
 from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
 from llmrec.recommenders.protocol import Recommender, requests_of
@@ -104,8 +104,8 @@ def evaluate(
         grouped = _grouped(lists, semids)
         # The rank among distinct SemIDs: places before the target's that name a SemID for the first time.
         place = np.cumsum(first_occurrences(grouped), axis=1)
-        found = first_positions(grouped, semids[targets])
-        semid_ranks = np.where(found > 0, place[np.arange(len(found)), found - 1], 0)
+        first = first_positions(grouped, semids[targets])
+        semid_ranks = np.where(first > 0, place[np.arange(len(first)), first - 1], 0)
         per_row |= {f"semid/{key}": value for key, value in row_metrics(semid_ranks, None, ks).items()}
 
     values = np.stack(list(per_row.values()), 1)
@@ -117,7 +117,7 @@ def evaluate(
     return EvaluationResult(
         name=name,
         metrics=metrics,
-        ci=_intervals(per_row, bootstrap, seed),
+        ci=intervals_of(per_row, bootstrap, seed),
         slices=[_slice(label, mask, ranks, sizes, bootstrap, seed) for label, mask in sliced.items()],
         exposure=_exposure(lists, targets, counts),
         seconds=seconds,
@@ -165,20 +165,16 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
             "evaluate a model on data that has all of its items"
         )
     rows = ids_to_rows(pa.array(index.item_ids, pa.string()), item_ids)
-    keys = np.full(len(item_ids), -1, np.int64)
-    row_groups = index.groups()
-    if len(index.items) == len(index):
-        keys[rows] = row_groups
-    else:
-        members: dict[int, set[int]] = {}
-        for row, group in zip(rows.tolist(), row_groups.tolist()):
-            members.setdefault(row, set()).add(group)
-        numbers: dict[tuple[int, ...], int] = {}
-        for row, held in members.items():
-            keys[row] = numbers.setdefault(tuple(sorted(held)), len(numbers))
-    alone = keys < 0
-    keys[alone] = keys.max(initial=-1) + 1 + np.arange(alone.sum())
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    semids: dict[int, set[int]] = {}
+    for item, semid in zip(rows.tolist(), index.groups().tolist()):
+        semids.setdefault(item, set()).add(semid)
+    groups = np.full(len(item_ids), -1, np.int64)
+    numbers: dict[frozenset[int], int] = {}
+    for item, of_item in semids.items():
+        groups[item] = numbers.setdefault(frozenset(of_item), len(numbers))
+    alone = groups < 0
+    groups[alone] = len(numbers) + np.arange(alone.sum())
+    return groups
 
 
 def _recommend(recommender, rows, length, batch_size, name):
@@ -202,9 +198,9 @@ def _recommend(recommender, rows, length, batch_size, name):
 def _matrix(item_ids: pa.Array, offsets: np.ndarray, catalogue: pa.ChunkedArray, length: int) -> np.ndarray:
     """int64 [n, length]: catalogue rows of the lists; -1 = no such item in the catalogue or the list has ended."""
     rows = pc.index_in(item_ids, catalogue.combine_chunks()).fill_null(-1).to_numpy()
-    held = np.arange(length) < np.diff(offsets)[:, None]
-    matrix = np.full(held.shape, -1, np.int64)
-    matrix[held] = rows
+    filled = np.arange(length) < np.diff(offsets)[:, None]
+    matrix = np.full(filled.shape, -1, np.int64)
+    matrix[filled] = rows
     return matrix
 
 
@@ -212,17 +208,10 @@ def _grouped(lists: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.where(lists >= 0, groups[lists], -1)
 
 
-def _intervals(per_row: dict[str, np.ndarray], bootstrap: int, seed: int) -> dict[str, list[float]]:
-    if not bootstrap:
-        return {}
-    low, high = confidence_intervals(np.stack(list(per_row.values()), 1), bootstrap, seed)
-    return {key: [float(low[i]), float(high[i])] for i, key in enumerate(per_row)}
-
-
 def _slice(label, mask, ranks, sizes, bootstrap, seed) -> dict:
     per_row = row_metrics(ranks[mask], sizes[mask], (_SLICE_K,))
     means = {key: float(value.mean()) for key, value in per_row.items()}
-    return {"slice": label, "rows": int(mask.sum()), **means, "ci": _intervals(per_row, bootstrap, seed)}
+    return {"slice": label, "rows": int(mask.sum()), **means, "ci": intervals_of(per_row, bootstrap, seed)}
 
 
 def _exposure(lists: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:

@@ -7,14 +7,29 @@ from pathlib import Path
 
 import jinja2
 
-from llmrec.evaluation.alignment_tables import alignment_tables, plain_table
+from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.evaluate import EvaluationResult, compare
 from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
+from llmrec.evaluation.tables import cell, plain_table
 from llmrec.files import atomic_path, read_json, write_json, write_parquet
 
-_COLUMNS = ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10")
-_SEMID_COLUMNS = ("semid/recall@5", "semid/recall@10", "semid/ndcg@10")
-_LIST_COLUMNS = ("valid@10", "coverage@10", "users_per_second", "items_per_second")
+_METRICS = (  # title, columns, note
+    (
+        "Item level",
+        ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10"),
+        "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval]",
+    ),
+    (
+        "SemID level",
+        ("semid/recall@5", "semid/recall@10", "semid/ndcg@10"),
+        "Items that share a Semantic ID all count as the target: compare with SemID-level figures only.",
+    ),
+    (
+        "Lists",
+        ("valid@10", "coverage@10", "users_per_second", "items_per_second"),
+        "valid@k: places that hold a distinct item of the catalogue. coverage@k: share of the catalogue shown.",
+    ),
+)
 _FAMILIES = ("target popularity", "history length", "target in history")
 
 
@@ -34,7 +49,7 @@ def write_report(
         results: evaluated on the same rows.
         reference (*optional*): name of the recommender that all others are compared with, row by row.
         facts (*optional*): what the reader should know (data set, split, seed); stands at the top and in metrics.json.
-        alignment (*optional*): name → what `llmrec.evaluation.alignment.align` returned; written to alignment.json.
+        alignment (*optional*): name → what `llmrec.evaluation.alignment.Aligner` returned; written to alignment.json.
 
     Returns:
         What metrics.json holds: `{"facts", "recommenders": {name: ...}, "differences": {name: ...}, "reference"}`.
@@ -94,10 +109,11 @@ def write_report(
     return summary
 
 
-def headline(summary: dict, columns: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
+def headline(summary: dict) -> str:
     """A plain-text table of the main figures with their intervals, from what metrics.json holds."""
+    columns = ("recall@10", "ndcg@10")
     rows = [
-        [name, *(_cell(result["metrics"], result["ci"], column) for column in columns)]
+        [name, *(cell(result["metrics"], result["ci"], column) for column in columns)]
         for name, result in summary["recommenders"].items()
     ]
     return plain_table(["recommender", *columns], rows)
@@ -111,54 +127,29 @@ def alignment_text(folder: str | Path) -> str:
 
 
 def _tables(results, differences, reference) -> list[dict]:
-    """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML."""
+    """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
 
-    def table(title, columns, note=""):
-        held = [column for column in columns if any(column in result.metrics for result in results)]
-        rows = [[one.name, *(_cell(one.metrics, one.ci, column) for column in held)] for one in results]
-        return {"title": title, "note": note, "header": ["recommender", *held], "rows": rows if held else []}
+    def table(title: str, note: str, header: Sequence[str], rows: list[list[str]]) -> dict:
+        return {"title": title, "note": note, "header": list(header), "rows": rows}
 
-    tables = [
-        table(
-            "Item level", _COLUMNS, "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval]"
-        ),
-        table(
-            "SemID level",
-            _SEMID_COLUMNS,
-            "Items that share a Semantic ID all count as the target: compare with SemID-level figures only.",
-        ),
-        table(
-            "Lists",
-            _LIST_COLUMNS,
-            "valid@k: places that hold a distinct item of the catalogue. coverage@k: share of the catalogue shown.",
-        ),
+    tables = []
+    for title, columns, note in _METRICS:
+        known = [column for column in columns if any(column in result.metrics for result in results)]
+        rows = [[one.name, *(cell(one.metrics, one.ci, column) for column in known)] for one in results]
+        tables.append(table(title, note, ["recommender", *known], rows if known else []))
+    rows = [
+        [name, metric, f"{one['difference']:+.4f}", f"[{one['low']:+.4f}, {one['high']:+.4f}]", f"{one['p']:.3f}"]
+        for name, metrics in differences.items()
+        for metric, one in metrics.items()
     ]
-    if differences:
-        rows = []
-        for name, metrics in differences.items():
-            for metric, one in metrics.items():
-                rows.append([name, metric, f"{one['difference']:+.4f}", f"[{one['low']:+.4f}, {one['high']:+.4f}]",
-                             f"{one['p']:.3f}"])  # fmt: skip
-        header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
-        note = "Paired bootstrap over the same rows, item level."
-        tables.append({"title": f"Difference to {reference}", "note": note, "header": header, "rows": rows})
-    sliced = {result.name: {one["slice"]: one for one in result.slices} for result in results}
-    rows = []
-    for one in results[0].slices:
-        found = [held.get(one["slice"]) for held in sliced.values()]
-        cells = ["–" if cell is None else f"{cell['recall@10']:.4f}" for cell in found]
-        rows.append([one["slice"], str(one["rows"]), *cells])
-    tables.append({"title": "recall@10 by slice", "note": "", "header": ["slice", "rows", *sliced], "rows": rows})
+    header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
+    note = "Paired bootstrap over the same rows, item level."
+    tables.append(table(f"Difference to {reference}", note, header, rows))
+    sliced = [{one["slice"]: one for one in result.slices} for result in results]
+    rows = [
+        [one["slice"], str(one["rows"]), *(cell(slices.get(one["slice"], {}), {}, "recall@10") for slices in sliced)]
+        for one in results[0].slices
+    ]
+    header = ["slice", "rows", *(result.name for result in results)]
+    tables.append(table("recall@10 by slice", "", header, rows))
     return [one for one in tables if one["rows"]]
-
-
-def _cell(metrics: dict[str, float], ci: dict[str, list[float]], column: str) -> str:
-    if column not in metrics:
-        return "–"
-    if column.endswith("_per_second"):
-        return f"{metrics[column]:,.0f}"
-    text = f"{metrics[column]:.4f}"
-    if column in ci:
-        low, high = ci[column]
-        text += f" [{low:.4f}, {high:.4f}]"
-    return text

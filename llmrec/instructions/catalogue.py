@@ -4,14 +4,15 @@ import copy
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows as rows_of_view
-from llmrec.instructions.item_words import short_text
-from llmrec.instructions.texts import Texts
+from llmrec.instructions.attributes import Attributes
+from llmrec.instructions.item_words import leaf_category, price_text, short_text
+from llmrec.instructions.texts import Texts, leaks
 from llmrec.instructions.wishes import Wishes
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
 
@@ -23,6 +24,14 @@ def choose(options: Sequence[T], row: dict, salt: str = "") -> T:
     if row.get("variation") is None:
         return options[0]
     return options[zlib.crc32(f"{salt}{row['variation']}".encode()) % len(options)]
+
+
+class ItemFacts(NamedTuple):
+    """Narrowest category, brand and price of an item in words; empty where they are not known."""
+
+    category: str
+    brand: str
+    price: str
 
 
 class Catalogue:
@@ -58,7 +67,7 @@ class Catalogue:
         self._views: dict[str, Catalogue] = {}
         self.composed: dict[tuple[str, str], list[str]] = {}  # what tasks made up about an item, by kind and item
         if texts is not None:
-            texts.check_leaks(self.titles, {item: self.semid(item) for item in index.items})
+            texts.check_leaks(index, self.leaks)
 
     def column(self, name: str) -> dict[str, object]:
         """Item id → value of a column of the items table; empty where the table has no such column."""
@@ -66,6 +75,14 @@ class Catalogue:
             values = self.items[name].to_pylist() if name in self.items.column_names else ()
             self._columns[name] = dict(zip(self.items["item_id"].to_pylist(), values))
         return self._columns[name]
+
+    def title(self, item: str) -> str:
+        """Empty for an item without one."""
+        return self.titles.get(item) or ""
+
+    def facts(self, item: str) -> ItemFacts:
+        category, brand, price = (self.column(name).get(item) for name in ("categories", "brand", "price"))
+        return ItemFacts(leaf_category(category), str(brand or ""), price_text(price))
 
     @cached_property
     def text_lengths(self) -> dict[str, int]:
@@ -80,10 +97,19 @@ class Catalogue:
         """What users may ask for, and which items satisfy it."""
         return Wishes(self.items)
 
-    def text(self, kind: str, user_id: str, item_id: str, row: dict) -> str | None:
-        """A text that was made before; one of several by the row's variation, `None` where there is none."""
-        found = self.texts.get(kind, user_id, item_id) if self.texts is not None else []
-        return choose(found, row, kind) if found else None
+    @cached_property
+    def attributes(self) -> Attributes:
+        """What texts may truly name of the items."""
+        return Attributes(self.items)
+
+    def text(self, kind: str, item_id: str, row: dict) -> str | None:
+        """A text that was made before of a row's user; one of several by its variation, `None` where there is none."""
+        made = self.texts.get(kind, row.get("user_id") or "", item_id) if self.texts is not None else []
+        return choose(made, row, kind) if made else None
+
+    def leaks(self, kind: str, text: str, item_id: str) -> bool:
+        """See `llmrec.instructions.texts.leaks`."""
+        return leaks(kind, text, self.semid(item_id), self.title(item_id))
 
     def view(self, name: str) -> "Catalogue":
         """The same items in the Semantic IDs of one view; `""` is the primary one. Unknown: `ValueError`."""
@@ -121,15 +147,15 @@ class Catalogue:
         """A row's history in Semantic IDs."""
         return self.semids(row["history"], separator, row.get("behaviours"), row.get("variation"))
 
-    def following(self, history: Sequence[str], row: dict, separator: str) -> str:
-        """The targets of a row, as they read after a history."""
+    def following(self, row: dict, separator: str) -> str:
+        """The targets of a row, as they read after its history."""
         targets = row["targets"]
         if self.sequence_tokenizer is None:
             return self.semids(targets, separator, row.get("target_behaviours"))
-        before = [[*history, *targets[:place]] for place in range(len(targets))]
+        before = [[*row["history"], *targets[:place]] for place in range(len(targets))]
         tokens = self.sequence_tokenizer.encode_target(before, targets, row.get("variation")) if targets else []
         return "".join(token for target in tokens for token in target)
 
     def target(self, row: dict, separator: str) -> str:
         """The first target of a row, as it reads after its history."""
-        return self.following(row["history"], {**row, "targets": row["targets"][:1]}, separator)
+        return self.following({**row, "targets": row["targets"][:1]}, separator)

@@ -7,55 +7,45 @@ Semantic ID; a preference knows only the history.
 from collections.abc import Callable
 
 from llmrec.instructions.catalogue import Catalogue, choose
-from llmrec.instructions.item_words import leaf_category, listing, most_common, price_text
-from llmrec.instructions.texts import leaks
+from llmrec.instructions.item_words import listing, most_common, price_text
 
 RELEVANT = 3  # items of the history that a rationale names
 
 
-def facts(catalogue: Catalogue, item: str) -> tuple[str, str, str]:
-    """Narrowest category, brand and price of an item, as far as they are known."""
-    return (
-        leaf_category(catalogue.column("categories").get(item)),
-        str(catalogue.column("brand").get(item) or ""),
-        price_text(catalogue.column("price").get(item)),
-    )
-
-
-def _written(kind: str, compose: Callable[[Catalogue, str], list[str]], catalogue: Catalogue, item: str, row: dict):
-    made = catalogue.text(kind, row.get("user_id") or "", item, row)
+def _asked(kind: str, options_of: Callable[[Catalogue, str], list[str]], catalogue: Catalogue, row: dict) -> str:
+    item = row["about"]
+    made = catalogue.text(kind, item, row)
     if made is not None:
         return made
     options = catalogue.composed.get((kind, item))
     if options is None:
-        title, semid = catalogue.titles.get(item) or "", catalogue.semid(item)
-        options = [text for text in compose(catalogue, item) if text and not leaks(kind, text, semid, title)]
+        options = [text for text in options_of(catalogue, item) if text and not catalogue.leaks(kind, text, item)]
         options = catalogue.composed[kind, item] = options or ["something new"]
     return choose(options, row, kind)
 
 
-def query(catalogue: Catalogue, item: str, row: dict) -> str:
-    """What somebody would type to find an item."""
-    return _written("query", _queries, catalogue, item, row)
+def query(catalogue: Catalogue, row: dict) -> str:
+    """What somebody would type to find the item that a row is `about`."""
+    return _asked("query", _queries, catalogue, row)
 
 
-def intention(catalogue: Catalogue, item: str, row: dict) -> str:
-    """What a user was looking for when they chose an item, in the first person."""
-    return _written("intention", _intentions, catalogue, item, row)
+def intention(catalogue: Catalogue, row: dict) -> str:
+    """What a user was looking for when they chose the item that a row is `about`, in the first person."""
+    return _asked("intention", _intentions, catalogue, row)
 
 
 def _queries(catalogue: Catalogue, item: str) -> list[str]:
-    category, brand, price = facts(catalogue, item)
-    words = (catalogue.titles.get(item) or "").lower().replace(",", " ").split()
+    category, brand, price = catalogue.facts(item)
+    words = catalogue.title(item).lower().replace(",", " ").split()
     some = [" ".join(words[:3]), " ".join(words[1:4]), " ".join(words[-3:])] if len(words) > 3 else words[:1]
     named = [f"{brand} {category.lower()}".strip(), f"{category.lower()} {price}".strip()]
     return [*some, *named] if category or brand else some
 
 
 def _intentions(catalogue: Catalogue, item: str) -> list[str]:
-    category, brand, price = facts(catalogue, item)
-    own = brand.lower().split()
-    words = [w for w in (catalogue.titles.get(item) or "").lower().replace(",", " ").split() if w not in own]
+    category, brand, price = catalogue.facts(item)
+    of_brand = brand.lower().split()
+    words = [w for w in catalogue.title(item).lower().replace(",", " ").split() if w not in of_brand]
     thing = category.lower() or "products"
     texts = [f"I am looking for something among {thing}"]
     if brand:
@@ -67,17 +57,18 @@ def _intentions(catalogue: Catalogue, item: str) -> list[str]:
     return texts
 
 
-def preference(catalogue: Catalogue, history: list[str], row: dict) -> str:
+def preference(catalogue: Catalogue, row: dict) -> str:
     """What a user likes, from the history alone: over all of it or, by variation, lately."""
-    made = catalogue.text("preference", row.get("user_id") or "", history[-1], row) if history else None
-    if made is not None:
-        return made
+    history = row["history"]
     if not history:
         return "nothing is known yet"
+    made = catalogue.text("preference", history[-1], row)
+    if made is not None:
+        return made
     span, when = choose([(history, "Mostly"), (history[-3:], "Lately")], row, "preference")
-    known = [facts(catalogue, item) for item in span]
-    categories = most_common((category for category, _, _ in known), 3)
-    brands = most_common((brand for _, brand, _ in known), 2)
+    facts = [catalogue.facts(item) for item in span]
+    categories = most_common((known.category for known in facts), 3)
+    brands = most_common((known.brand for known in facts), 2)
     prices = sorted(p for item in span if (p := catalogue.column("price").get(item)) is not None and p == p)
     parts = [f"{when} {listing(categories)}" if categories else f"{when} a bit of everything"]
     if brands:
@@ -92,11 +83,11 @@ def relevant_history(catalogue: Catalogue, history: list[str], target: str, coun
 
     Category counts twice, brand once; among equals the newer one is taken.
     """
-    category, brand, _ = facts(catalogue, target)
+    wanted = catalogue.facts(target)
 
     def shared(place: int) -> tuple[int, int]:
-        other_category, other_brand, _ = facts(catalogue, history[place])
-        return 2 * (other_category == category != "") + (other_brand == brand != ""), place
+        known = catalogue.facts(history[place])
+        return 2 * (known.category == wanted.category != "") + (known.brand == wanted.brand != ""), place
 
     best = sorted(range(len(history)), key=shared, reverse=True)[:count]
     return [history[place] for place in sorted(best)]
@@ -105,13 +96,15 @@ def relevant_history(catalogue: Catalogue, history: list[str], target: str, coun
 def rationale(catalogue: Catalogue, row: dict) -> str:
     """Why the target may come next: OneRec-Think's category template, with the items of the history behind it."""
     target = row["targets"][0]
-    made = catalogue.text("rationale", row.get("user_id") or "", target, row)
+    made = catalogue.text("rationale", target, row)
     if made is not None:
         return made
-    category, brand, _ = facts(catalogue, target)
-    recent = most_common(
-        (facts(catalogue, i)[0] for i in relevant_history(catalogue, row["history"], target)), RELEVANT
-    )
+    category, brand, _ = catalogue.facts(target)
+    relevant = relevant_history(catalogue, row["history"], target)
+    recent = most_common((catalogue.facts(item).category for item in relevant), RELEVANT)
     text = f"The user lately looked at {listing(recent)}. " if recent else ""
     text += f"They are likely to want {category or 'something else'} next"
     return text + (f", perhaps from {brand}." if brand else ".")
+
+
+COMPOSED = {"query": query, "intention": intention, "preference": preference, "rationale": rationale}

@@ -43,6 +43,18 @@ def most_common(values: Iterable[str], count: int) -> list[str]:
     return [value for value, _ in Counter(value for value in values if value).most_common(count)]
 
 
+def same_text(text: str, reference: str) -> bool:
+    """Whether a text is the reference, whatever the case and white space."""
+    return text.lower().split() == reference.lower().split()
+
+
+def token_f1(text: str, reference: str) -> float:
+    """F1 over the words of both as bags, whatever the case and punctuation (as SQuAD, arXiv 1606.05250, has it)."""
+    words, wanted = (Counter(re.findall(r"\w+", one.lower())) for one in (text, reference))
+    common = sum((words & wanted).values())
+    return 2 * common / (sum(words.values()) + sum(wanted.values())) if common else 0.0
+
+
 def says(text: str, name: str) -> bool:
     """Whether a text names something (a title, a Semantic ID) as it stands, whatever the case and white space."""
     plain, whole = " ".join(name.lower().split()), " ".join(text.lower().split())

@@ -1,9 +1,12 @@
 """Prompt templates: one YAML file per task in `prompts/`, data and not code."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
+
+from llmrec.arguments import did_you_mean, one_of
 
 FORMATS = ("chat", "stream")
 
@@ -63,8 +66,7 @@ class Prompt:
     weight: float = 1.0
 
     def __post_init__(self):
-        if self.format not in FORMATS:
-            raise ValueError(f"prompt of task {self.task!r}: format {self.format!r} is not one of {FORMATS}")
+        one_of(self.format, FORMATS, f"prompt of task {self.task!r}: format")
         if not self.templates:
             raise ValueError(f"prompt of task {self.task!r} has no templates")
         if self.format == "stream" and any(len(t.turns) > 1 for t in (*self.templates, *self.unseen)):
@@ -72,28 +74,25 @@ class Prompt:
 
     def to_dict(self) -> dict:
         """Without what is at its default, so that a model folder does not depend on fields that it does not use."""
-        fields = {name: value for name, value in asdict(self).items() if name in ("task", "templates") or value}
-        if self.weight == 1.0:
-            del fields["weight"]
-        for name in {"templates", "unseen"} & set(fields):
-            fields[name] = [{**t, "prompt": t["prompt"] if isinstance(t["prompt"], str) else list(t["prompt"])}
-                            for t in fields[name]]  # fmt: skip
-        return fields
+        fields = json.loads(json.dumps(asdict(self)))  # lists, as YAML and JSON have them, and no tuples
+        return {name: value for name, value in fields.items() if value and (name, value) != ("weight", 1.0)}
 
     @classmethod
     def from_dict(cls, fields: dict, where: str = "prompt") -> "Prompt":
         """Raises `ValueError` naming the unknown or missing field."""
-        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(fields) - set(known))
         missing = sorted({"task", "templates"} - set(fields))
         if unknown or missing:
-            raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-        lists = {}
-        for name in ("templates", "unseen"):
-            try:
-                lists[name] = tuple(Template(**template) for template in fields.get(name) or ())
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: every template needs exactly prompt and completion ({error})") from error
-        return cls(**{**fields, **lists})
+            near = did_you_mean(unknown[0], known) if unknown else ""
+            raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}{near}")
+        try:
+            wordings = {
+                name: tuple(Template(**each) for each in fields.get(name) or ()) for name in ("templates", "unseen")
+            }
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: every template needs exactly prompt and completion ({error})") from error
+        return cls(**{**fields, **wordings})
 
 
 def prompts_folder() -> Path:
@@ -110,8 +109,11 @@ def load_prompt(name: str | Path) -> Prompt:
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
     if not path.exists():
-        shipped = ", ".join(sorted(p.stem for p in prompts_folder().glob("*.yaml")))
-        raise ValueError(f"no prompt template {str(name)!r}: give a path to a YAML file or one of {shipped}")
+        shipped = sorted(p.stem for p in prompts_folder().glob("*.yaml"))
+        near = did_you_mean(str(name), shipped)
+        raise ValueError(
+            f"no prompt template {str(name)!r}: give a path to a YAML file or one of {', '.join(shipped)}{near}"
+        )
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

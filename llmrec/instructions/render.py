@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.arguments import one_of
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.prompts import Prompt, Template
 from llmrec.instructions.tasks import TASKS
@@ -14,6 +15,14 @@ _MARK = "[[llmrec{}]]"  # no white space at its ends: templates trim messages
 def item_of(entry: str | tuple[str, str]) -> str:
     """The item id of an entry of a history: an id or an (item id, behaviour) pair."""
     return entry if isinstance(entry, str) else entry[0]
+
+
+def _filled(text: str, slots: dict[str, str], prompt: Prompt) -> str:
+    try:
+        return text.format_map(slots)
+    except KeyError as error:
+        one_of(error.args[0], slots, f"prompt of task {prompt.task!r}: slot")
+        raise
 
 
 class Renderer:
@@ -54,10 +63,10 @@ class Renderer:
         slots = task.slots(self.catalogue.view(prompt.semids), row, prompt.separator)
         text = self._frame(prompt.system, len(wording.turns), prompt.thinking)
         for number, turn in enumerate(wording.turns):
-            text = text.replace(_MARK.format(number), turn.format_map(slots).strip())
+            text = text.replace(_MARK.format(number), _filled(turn, slots, prompt).strip())
         if prompt.format == "stream" and row["history"]:
             text += slots["history"] + prompt.separator
-        answer = wording.completion.format_map(slots)
+        answer = _filled(wording.completion, slots, prompt)
         return text, answer if task.ends_with_item else answer + self.tokenizer.eos_token
 
     def chat(self, messages: list[dict[str, str]]) -> tuple[str, str]:

@@ -23,13 +23,12 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from llmrec.data import PreparedData
 from llmrec.data.cleaning import clean_text
-from llmrec.data.rows import flatten_lists
 from llmrec.data.validate import cast_column, standard_interactions
 from llmrec.files import read_parquet
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing
 from llmrec.instructions.teacher import Write
-from llmrec.instructions.texts import leaks
+from llmrec.instructions.texts import interactions_of
 from llmrec.item_tokenizers.words.text_ids import words_of
 
 KINDS = {"query": "item_id", "preference": "user_id"}  # whose reviews are set against those of the others
@@ -58,11 +57,9 @@ def readable(reviews: pa.Table, data: PreparedData) -> pa.Table:
     Raises:
         ValueError: there is none.
     """
-    items, offsets = flatten_lists(data.train["item_ids"])
-    users = data.train["user_id"].take(pa.array(np.repeat(np.arange(data.train.num_rows), np.diff(offsets))))
-    trained = pa.table({"user_id": users, "item_id": items})
+    trained = _once(interactions_of(data.train))
     evaluated = [table.select(["user_id", "target"]).rename_columns(PAIR) for table in (data.valid, data.test)]
-    kept = reviews.join(_once(reviews), PAIR, join_type="inner").join(_once(trained), PAIR, join_type="inner")
+    kept = reviews.join(_once(reviews), PAIR, join_type="inner").join(trained, PAIR, join_type="inner")
     kept = kept.join(pa.concat_tables(evaluated), PAIR, join_type="left anti")
     kept = kept.filter(pc.not_equal(kept["text"], "")).sort_by([(name, "ascending") for name in PAIR])
     if not kept.num_rows:
@@ -113,25 +110,25 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
     places = owners.indices.to_numpy(), np.arange(reviews.num_rows)
     spread = np.bincount((csr_array((np.ones(reviews.num_rows), places)) @ said).indices, minlength=len(terms))
     numbers: dict[str, list[int]] = {}
-    for number, own in enumerate(owners.to_pylist()):
-        numbers.setdefault(own, []).append(number)
+    for number, owner in enumerate(owners.to_pylist()):
+        numbers.setdefault(owner, []).append(number)
     items = reviews["item_id"].to_pylist()
     times = reviews["timestamp"].to_pylist() if "timestamp" in reviews.column_names else [None] * reviews.num_rows
 
     def best(chosen: list[int]) -> Iterator[str]:
-        found, counts = np.unique(said[np.array(chosen, int)].indices, return_counts=True)
-        elsewhere = spread[found] - 1  # the owner of these reviews counts in each of their terms
+        used, counts = np.unique(said[np.array(chosen, int)].indices, return_counts=True)
+        elsewhere = spread[used] - 1  # the owner of these reviews counts in each of their terms
         weights = counts * np.log(others / np.maximum(elsewhere, 1)) * (elsewhere > 0)
-        longer = [-term.count(" ") for term in terms[found]]  # of equal weight first, then the alphabet
-        for place in np.lexsort((found, longer, -weights)):
+        longer = [-term.count(" ") for term in terms[used]]  # of equal weight first, then the alphabet
+        for place in np.lexsort((used, longer, -weights)):
             if weights[place] > 0:
-                yield str(terms[found[place]])
+                yield str(terms[used[place]])
 
     def query(row: dict) -> str:
         item, text = row["about"], ""
         for term in best(numbers.get(item, [])):
             longer = f"{text} {term}".strip()
-            if _adds(text, term) and not leaks(kind, longer, catalogue.semid(item), catalogue.titles.get(item) or ""):
+            if _adds(text, term) and not catalogue.leaks(kind, longer, item):
                 text = longer
             if len(text.split()) >= QUERY_WORDS:
                 break

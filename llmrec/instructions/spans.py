@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.data.rows import flatten_lists, offsets_of
+from llmrec.data.rows import flatten_lists, offsets_of, ragged_arange
 
 SPAN = ("sequence", "start", "middle", "stop")
 
@@ -21,30 +21,26 @@ def span_table(sequence: np.ndarray, start: np.ndarray, middle: np.ndarray, stop
     return pa.table(dict(zip(SPAN, (np.asarray(c, np.int64) for c in (sequence, start, middle, stop)))))
 
 
-def targets_of(train: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(sequence, place of its first item, place of the target)`, int64 [targets]: every target of the sequences."""
+def target_spans(train: pa.Table, max_history: int) -> pa.Table:
+    """One row per target, after at most `max_history` items, in the order of the sequences."""
     length = pc.list_value_length(train["item_ids"]).to_numpy().astype(np.int64)
     offsets = offsets_of(length)
     context = np.minimum(train["num_context"].to_numpy(), length)
-    counts = length - context
-    sequence = np.repeat(np.arange(len(length)), counts)
-    number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return sequence, offsets[:-1][sequence], (offsets[:-1] + context)[sequence] + number
+    target = ragged_arange(offsets[:-1] + context, offsets[1:])
+    sequence = np.repeat(np.arange(len(length)), length - context)
+    return span_table(sequence, np.maximum(offsets[:-1][sequence], target - max_history), target, target + 1)
 
 
-def target_spans(train: pa.Table, max_history: int) -> pa.Table:
-    """One row per target, after at most `max_history` items, in the order of the sequences."""
-    sequence, first, target = targets_of(train)
-    return span_table(sequence, np.maximum(first, target - max_history), target, target + 1)
+def preceded_spans(train: pa.Table, max_history: int) -> pa.Table:
+    """Those of them that have a history."""
+    spans = target_spans(train, max_history)
+    return spans.filter(pc.greater(spans["middle"], spans["start"]))
 
 
 def last_target_spans(train: pa.Table, max_history: int) -> pa.Table:
     """One row per sequence that has a target after a history: its last one."""
-    spans = target_spans(train, max_history)
-    sequence, start, middle = (spans[name].to_numpy() for name in ("sequence", "start", "middle"))
-    last = np.ones(len(sequence), bool)
-    last[:-1] = sequence[1:] != sequence[:-1]
-    return spans.filter(pa.array(last & (middle > start)))
+    spans = preceded_spans(train, max_history)
+    return spans.filter(pa.array(np.diff(spans["sequence"].to_numpy(), append=-1) != 0))
 
 
 class Sequences:
@@ -58,6 +54,10 @@ class Sequences:
     def at(self, places: np.ndarray) -> pa.Array:
         """The items at places of the flat sequences, without copies of their ids: a dictionary array."""
         return self._codes.take(pa.array(places))
+
+    def targets(self, spans: pa.Table) -> pa.Array:
+        """The first target of each span, as `at` gives it."""
+        return self.at(spans["middle"].to_numpy())
 
     @cached_property
     def _codes(self) -> pa.DictionaryArray:

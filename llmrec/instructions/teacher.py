@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
@@ -26,7 +27,7 @@ from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.reasoning import caption
 from llmrec.instructions.tasks.search import asked_rows, next_preferring_rows, preferring_rows
-from llmrec.instructions.texts import SCHEMA, Texts, leaks, taken_again
+from llmrec.instructions.texts import SCHEMA, Texts, taken_again
 
 logger = logging.getLogger(__name__)
 ROWS = {
@@ -56,8 +57,7 @@ def rows_to_write(
     Raises:
         ValueError: an unknown kind, or items without titles for queries.
     """
-    if kind not in ROWS:
-        raise ValueError(f"kind {kind!r} is not one of {', '.join(ROWS)}")
+    one_of(kind, ROWS, "kind")
     rng = np.random.default_rng(seed)
     rows = ROWS[kind](data, max_history, rng)
     if "middle" in rows.column_names:
@@ -92,25 +92,17 @@ def question(prompt: Prompt, kind: str, catalogue: Catalogue, row: dict) -> str:
     item = "" if kind == "preference" else key_of(kind, row)[1]
     if kind == "rationale":
         shown = compose.relevant_history(catalogue, shown, item, RELEVANT)
-    lines = []
-    for other in shown:
-        title = catalogue.titles.get(other) or "an item without a name"
-        lines.append(f"- {', '.join([title, *parts_of(catalogue, other)])}")
-    slots = {"history": "\n".join(lines), "item": caption(catalogue, item) if item else ""}
+    items = (
+        ", ".join([catalogue.title(other) or "an item without a name", *parts_of(catalogue, other)]) for other in shown
+    )
+    slots = {"history": "\n".join(f"- {words}" for words in items), "item": caption(catalogue, item) if item else ""}
     return prompt.templates[0].prompt.format_map(slots)
 
 
 def columns_writer(kind: str, catalogue: Catalogue) -> Write:
     """Texts from the columns of the items: no model."""
 
-    def write(rows: list[dict], numbers: list[int]) -> list[str]:
-        if kind == "rationale":
-            return [compose.rationale(catalogue, row) for row in rows]
-        if kind == "preference":
-            return [compose.preference(catalogue, row["history"], row) for row in rows]
-        return [getattr(compose, kind)(catalogue, row["about"], row) for row in rows]
-
-    return write
+    return lambda rows, _: [compose.COMPOSED[kind](catalogue, row) for row in rows]
 
 
 def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Callable, seed: int = 0) -> Write:
@@ -165,12 +157,12 @@ def write_texts(
     every = [read_parquet(path) for path in sorted(shards.glob("*.parquet"))]
     table = pa.concat_tables(every) if every else _table([], [])
     counts = Counter(table["dropped"].to_pylist())
-    found = Counter(kept=counts[""], leak=counts["leak"], empty=counts["empty"])
-    logger.info("%d texts; dropped %d that leak and %d that are empty", found["kept"], found["leak"], found["empty"])
-    if not found["kept"]:
-        raise ValueError(f"no text can be used ({found['leak']} leak, {found['empty']} are empty): see {shards}")
+    kept, leak, empty = counts[""], counts["leak"], counts["empty"]
+    logger.info("%d texts; dropped %d that leak and %d that are empty", kept, leak, empty)
+    if not kept:
+        raise ValueError(f"no text can be used ({leak} leak, {empty} are empty): see {shards}")
     Texts(table.filter(pc.equal(table["dropped"], ""))).save(folder)
-    return found
+    return Counter(kept=kept, leak=leak, empty=empty)
 
 
 def _shard(rows: list[dict], start: int, kind: str, catalogue: Catalogue, write: Write) -> pa.Table:
@@ -178,8 +170,7 @@ def _shard(rows: list[dict], start: int, kind: str, catalogue: Catalogue, write:
     for row, text in zip(rows, write(rows, list(range(start, start + len(rows)))), strict=True):
         user, item = key_of(kind, row)
         records.append({"kind": kind, "user_id": user, "item_id": item, "text": text})
-        leak = leaks(kind, text, catalogue.semid(item), catalogue.titles.get(item) or "")
-        dropped.append("empty" if not text else "leak" if leak else "")
+        dropped.append("empty" if not text else "leak" if catalogue.leaks(kind, text, item) else "")
     return _table(records, dropped)
 
 

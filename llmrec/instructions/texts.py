@@ -15,13 +15,14 @@ quoted at the earlier one, before items that it was written of. Such texts are n
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.arguments import one_of
 from llmrec.data.rows import flatten_lists
 from llmrec.files import read_parquet, write_parquet
 from llmrec.instructions.item_words import says
@@ -51,8 +52,7 @@ class Texts:
         self.table = table.select(SCHEMA.names).cast(SCHEMA)
         self._texts: dict[tuple, list[str]] = defaultdict(list)
         for number, (kind, user, item, text) in enumerate(zip(*self.table.to_pydict().values())):
-            if kind not in KINDS:
-                raise ValueError(f"texts, row {number + 1}: kind {kind!r} is not one of {', '.join(KINDS)}")
+            one_of(kind, KINDS, f"texts, row {number + 1}: kind")
             if not text or not text.strip():
                 raise ValueError(f"texts, row {number + 1}: an empty text for item {item!r}")
             self._texts[kind, user or "", item].append(" ".join(text.split()))
@@ -64,11 +64,11 @@ class Texts:
         """What was written for this user, else what was written for the item alone."""
         return self._texts.get((kind, user_id, item_id)) or self._texts.get((kind, "", item_id), [])
 
-    def check_leaks(self, titles: Mapping[str, str], semids: Mapping[str, str]) -> None:
-        """Raises `ValueError` naming a query or an intention that holds its item's whole title or Semantic ID."""
+    def check_leaks(self, known: Container[str], leaks: Callable[[str, str, str], bool]) -> None:
+        """Raises `ValueError` naming a text of a known item of which `leaks(kind, text, item)` holds."""
         for (kind, _, item), said in self._texts.items():
-            for text in said if kind in ASKS_FOR_ITEM and item in semids else ():
-                if leaks(kind, text, semids[item], titles.get(item) or ""):
+            for text in said if kind in ASKS_FOR_ITEM and item in known else ():
+                if leaks(kind, text, item):
                     raise ValueError(
                         f"texts: the {kind} {text!r} gives item {item!r} away, which its prompt asks for: leave it "
                         "out or write another one"
@@ -76,12 +76,9 @@ class Texts:
 
     def without_repeats(self, train: pa.Table) -> "Texts":
         """Those that can be quoted while training: none of a user about an item that they took more than once."""
-        items, offsets = flatten_lists(train["item_ids"])
-        users = train["user_id"].take(pa.array(np.repeat(np.arange(train.num_rows), np.diff(offsets))))
-        again = pa.array(taken_again(train))
-        pairs = set(zip(users.filter(again).to_pylist(), items.filter(again).to_pylist()))
-        kinds, own, items = (self.table[name].to_pylist() for name in ("kind", "user_id", "item_id"))
-        kept = [kind == "query" or (user, item) not in pairs for kind, user, item in zip(kinds, own, items)]
+        again = set(zip(*interactions_of(train).filter(pa.array(taken_again(train))).to_pydict().values()))
+        keys = zip(*(self.table[name].to_pylist() for name in ("kind", "user_id", "item_id")))
+        kept = [kind == "query" or (user, item) not in again for kind, user, item in keys]
         return Texts(self.table.filter(pa.array(kept, pa.bool_())))
 
     @classmethod
@@ -93,6 +90,13 @@ class Texts:
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_parquet(Path(folder) / FILE, self.table)
+
+
+def interactions_of(train: pa.Table) -> pa.Table:
+    """`user_id` and `item_id` of every item of the training sequences laid end to end."""
+    items, offsets = flatten_lists(train["item_ids"])
+    users = train["user_id"].take(pa.array(np.repeat(np.arange(train.num_rows), np.diff(offsets))))
+    return pa.table({"user_id": users, "item_id": items})
 
 
 def taken_again(train: pa.Table) -> np.ndarray:

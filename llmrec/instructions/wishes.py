@@ -12,12 +12,13 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import pyarrow as pa
 import yaml
 
+from llmrec.arguments import did_you_mean
 from llmrec.instructions.item_words import leaf_category
 from llmrec.instructions.prompts import prompts_folder
 
@@ -58,6 +59,14 @@ def conditions_of(wish: str) -> list[str]:
     return _AND.split(wish)
 
 
+def _rows_by_value(values: np.ndarray) -> dict[str, np.ndarray]:
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value:
+            rows.setdefault(value, []).append(row)
+    return {value: np.array(members) for value, members in rows.items()}
+
+
 class Wishes:
     """The attributes of a catalogue as arrays, and what satisfies a wish.
 
@@ -79,13 +88,8 @@ class Wishes:
             self.price = np.array([np.nan if p is None else p for p in items["price"].to_pylist()], float)
         self.words = [[w for w in title.replace(",", " ").split() if len(w) > 2] for title in strings("title")]
         self._spoken: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
-        self._of_category: dict[str, np.ndarray] = {}
-        self._of_brand: dict[str, np.ndarray] = {}
-        for groups, values in ((self._of_category, self.category), (self._of_brand, self.brand)):
-            found: dict[str, list[int]] = {}
-            for number, value in enumerate(values):
-                found.setdefault(value, []).append(number)
-            groups |= {value: np.array(members) for value, members in found.items() if value}
+        self._last: tuple[tuple[str, str | None] | None, set[int]] = None, set()
+        self._of_category, self._of_brand = map(_rows_by_value, (self.category, self.brand))
 
     def satisfying(self, wish: str, about: str | None = None) -> np.ndarray:
         """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one.
@@ -93,11 +97,17 @@ class Wishes:
         Raises:
             ValueError: an unknown condition, or one that compares without an item.
         """
-        found: np.ndarray | None = None
-        for condition in conditions_of(wish):
-            rows = self._condition(condition, about)
-            found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
-        return found if about is None else found[found != self.place[about]]
+        of_conditions = (self._condition(condition, about) for condition in conditions_of(wish))
+        rows = reduce(partial(np.intersect1d, assume_unique=True), of_conditions)
+        return rows if about is None else rows[rows != self.place[about]]
+
+    def satisfies(self, item: str, wish: str, about: str | None = None) -> bool:
+        """Whether an item is one of those; quick where one wish is asked of many items in turn."""
+        asked, rows = self._last
+        if asked != (wish, about):
+            rows = set(self.satisfying(wish, about).tolist())
+            self._last = (wish, about), rows
+        return self.place[item] in rows
 
     def _condition(self, condition: str, about: str | None) -> np.ndarray:
         kind, _, value = condition.partition("=")
@@ -123,7 +133,7 @@ class Wishes:
             return np.flatnonzero(self.price < float(value))
         if kind == "domain":
             return np.flatnonzero(self.domain == value)
-        raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}")
+        raise ValueError(f"wish {condition!r} is not one of {', '.join(phrases())}{did_you_mean(kind, phrases())}")
 
     def _words_of(self, category: str) -> dict[str, tuple[str, np.ndarray]]:
         """Lower-case words of the titles in a category → as they are written, and the rows of their items (int64)."""
@@ -138,10 +148,10 @@ class Wishes:
 
     def relative_to(self, item: str) -> Iterator[tuple[str, np.ndarray]]:
         """The wishes that compare with an item and that something satisfies, with what does."""
-        own = {word.lower() for word in self.words[self.place[item]]}
+        of_item = {word.lower() for word in self.words[self.place[item]]}
         words = self._words_of(self.category[self.place[item]])
-        some = random.Random(item).sample(list(words), min(len(words), MOST_WORDS + len(own)))
-        some = [words[word][0] for word in some if word not in own][:MOST_WORDS]
+        some = random.Random(item).sample(list(words), min(len(words), MOST_WORDS + len(of_item)))
+        some = [words[word][0] for word in some if word not in of_item][:MOST_WORDS]
         for wish in (*RELATIVE, *(f"with={word}" for word in some)):
             rows = self.satisfying(wish, item)
             if len(rows):
@@ -149,16 +159,14 @@ class Wishes:
 
     def describing(self, item: str) -> list[str]:
         """The wishes that stand alone and that an item satisfies."""
-        x, wishes = self.place[item], []
-        if self.category[x]:
-            wishes.append(f"category={self.category[x]}")
-        if self.brand[x]:
-            wishes.append(f"brand={self.brand[x]}")
-        if self.category[x] and self.brand[x]:
-            wishes.append(f"category={self.category[x]} & brand={self.brand[x]}")
-        if self.category[x] and self.price[x] == self.price[x]:
-            ceiling = float(f"{self.price[x] * 1.25:.1g}")
-            wishes.append(f"category={self.category[x]} & below={max(ceiling, np.floor(self.price[x]) + 1):g}")
+        x = self.place[item]
+        category, brand, price = self.category[x], self.brand[x], self.price[x]
+        wishes = [f"{kind}={value}" for kind, value in (("category", category), ("brand", brand)) if value]
+        if category and brand:
+            wishes.append(f"category={category} & brand={brand}")
+        if category and price == price:
+            ceiling = float(f"{price * 1.25:.1g}")
+            wishes.append(f"category={category} & below={max(ceiling, np.floor(price) + 1):g}")
         return wishes
 
     def held_out(self, wish: str, about: str | None = None) -> bool:

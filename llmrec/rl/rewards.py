@@ -22,9 +22,10 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from llmrec.arguments import did_you_mean
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists
-from llmrec.instructions.wishes import Wishes
+from llmrec.instructions import TASKS, Catalogue
 from llmrec.recommenders.sasrec import SASRec
 
 Reward = Callable[..., list[float | None]]
@@ -46,6 +47,11 @@ class Facts:
     train: pa.Table
     features: str = ""
     sasrec: str = ""
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What tasks judge answers by (`Task.score`)."""
+        return Catalogue(self.index, self.items)
 
     @cached_property
     def semids(self) -> dict[str, tuple[str, ...]]:
@@ -81,11 +87,11 @@ class Facts:
 
 
 def exact_hit(facts: Facts) -> Reward:
-    """1 for the target, or for an item that shares its Semantic ID; else 0 (MiniOneRec's rule).
+    """1 for the target, or for an item that shares its Semantic ID; else 0: the score of task next_item.
 
     `[w1, t, w2, w3]` → `[0, 1, 0, 0]`.
     """
-    return _of_target(lambda item, target: float(facts.semids[item] == facts.semids[target]))
+    return _of_target(lambda item, target: _hit(facts, item, target))
 
 
 def rank_penalty(facts: Facts) -> Reward:
@@ -114,8 +120,8 @@ def prefix_match(facts: Facts) -> Reward:
     """
 
     def share(item: str, target: str) -> float:
-        own, wanted = facts.semids[item], facts.semids[target]
-        return _common(own, wanted) / len(wanted)
+        wanted = facts.semids[target]
+        return _common(facts.semids[item], wanted) / len(wanted)
 
     return _of_target(share)
 
@@ -139,8 +145,8 @@ def collaborative(facts: Facts) -> Reward:
         groups = _groups(rank)
         scores = baseline.score(*catalogue.rows(history[:: groups[1]]))
         place, _ = catalogue.rows([item])
-        own = np.take_along_axis(scores, place.reshape(groups), 1)
-        return ((scores[:, None] < own[..., None]).sum(-1) / (len(catalogue) - 1)).ravel().tolist()
+        of_item = np.take_along_axis(scores, place.reshape(groups), 1)
+        return ((scores[:, None] < of_item[..., None]).sum(-1) / (len(catalogue) - 1)).ravel().tolist()
 
     return reward
 
@@ -151,10 +157,7 @@ def popularity_corrected_hit(facts: Facts) -> Reward:
     With 8 interactions of `t`: `[0, 1/3, 0, 0]`.
     """
 
-    def hit(item: str, target: str) -> float:
-        return float(facts.semids[item] == facts.semids[target]) / (facts.popularity[target] + 1) ** 0.5
-
-    return _of_target(hit)
+    return _of_target(lambda item, target: _hit(facts, item, target) / (facts.popularity[target] + 1) ** 0.5)
 
 
 def diversity(facts: Facts) -> Reward:
@@ -171,16 +174,17 @@ def diversity(facts: Facts) -> Reward:
 
 
 def wish_satisfied(facts: Facts) -> Reward:
-    """1 where an item satisfies the row's `wish` (compared with the item `about`), by its columns; else 0.
+    """1 where an item satisfies the row's `wish` (compared with the item `about`), by its columns; else 0: the score
+    of the tasks with a wish.
 
     "cheaper" than an item of $20, with prices `[15, 25, 19, 40]`: `[1, 0, 1, 0]`. Rows without a wish say nothing.
     """
-    wishes = Wishes(facts.items)
+    score = TASKS["like_but"].score
 
     def reward(item, wish=None, about=None, **kwargs):
-        said = list(zip(wish or [None] * len(item), about or [None] * len(item)))
-        right = {one: set(wishes.satisfying(*one).tolist()) for one in set(said) if one[0]}
-        return [float(wishes.place[one] in right[pair]) if pair in right else None for one, pair in zip(item, said)]
+        nothing = [None] * len(item)
+        rows = [{"wish": said, "about": other} for said, other in zip(wish or nothing, about or nothing)]
+        return [score(facts.catalogue, row, one) if row["wish"] else None for one, row in zip(item, rows)]
 
     return reward
 
@@ -196,8 +200,9 @@ def beam_match(facts: Facts) -> Reward:
     def reward(item, target, beams=None, **kwargs):
         if beams is None:
             return [None] * len(item)
-        found = [match(item=held, target=[t] * len(held)) for held, t in zip(beams, target)]
-        return [None if t is None else max(scores) for scores, t in zip(found, target)]
+        return [
+            None if t is None else max(match(item=items, target=[t] * len(items))) for items, t in zip(beams, target)
+        ]
 
     return reward
 
@@ -310,16 +315,21 @@ def _weight(text: str, entry: str) -> float:
 def _imported(path: str, facts: Facts) -> Reward:
     module, _, name = path.rpartition(".")
     if not module:
-        raise ValueError(f"reward {path!r} is not one of {', '.join(REWARDS)}, nor a dotted path to a function")
+        near = did_you_mean(path, REWARDS)
+        raise ValueError(f"reward {path!r} is not one of {', '.join(REWARDS)}, nor a dotted path to a function{near}")
     if os.getcwd() not in sys.path:  # as TRL's scripts do: a run's own folder comes first there
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name)
+        reward = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward {path!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"reward {path!r} is {type(found).__name__}, no function")
-    return found(facts) if list(inspect.signature(found).parameters) == ["facts"] else found
+    if not callable(reward):
+        raise ValueError(f"reward {path!r} is {type(reward).__name__}, no function")
+    return reward(facts) if list(inspect.signature(reward).parameters) == ["facts"] else reward
+
+
+def _hit(facts: Facts, item: str, target: str) -> float:
+    return TASKS["next_item"].score(facts.catalogue, {"targets": [target]}, item)
 
 
 def _of_target(score: Callable[[str, str], float]) -> Reward:

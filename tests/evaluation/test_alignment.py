@@ -15,11 +15,19 @@ from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
-from llmrec.evaluation.alignment_scores import Attributes, common_prefixes, precision, same_words, token_f1
-from llmrec.evaluation.alignment_sections import LeftOut, Sample, retrieval, steering, wish_rows
+from llmrec.evaluation.alignment_sections import (
+    LeftOut,
+    Sample,
+    best_items,
+    common_prefixes,
+    retrieval,
+    steering,
+    wish_rows,
+)
 from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.perplexity import perplexity
-from llmrec.instructions import Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
+from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
+from llmrec.instructions.item_words import same_text, token_f1
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.tasks.conversation import explanation, wish_slots
 from llmrec.instructions.wishes import Wishes, kinds_of
@@ -28,6 +36,7 @@ from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
+from llmrec.rl import REWARDS, Facts
 
 # Short wordings, so that a tiny model learns them in seconds
 PROMPTS = {
@@ -178,6 +187,33 @@ def test_steering_by_hand(untrained):
     assert found["wordings"] == "unseen" and set(found["kinds"]) == {kinds_of(row["wish"]) for row in rows}
 
 
+def test_the_report_judges_as_the_rewards_do(untrained):
+    data, recommender = untrained
+    sample, items = Sample(data, data.test, 9, bootstrap=0), recommender.index.items
+    facts = Facts(recommender.index, data.items, data.train)
+
+    def judged(reward: str, rows: list[dict], answers: list[list], **columns) -> list[float]:
+        pairs = [(row, items[hit.item]) for row, hits in zip(rows, answers) for hit in hits]
+        columns |= {name: [row.get(name) for row, _ in pairs] for name in ("wish", "about")}
+        target = [row["targets"][0] if row["targets"] else None for row, _ in pairs]
+        return REWARDS[reward](facts)(item=[item for _, item in pairs], target=target, **columns)
+
+    prompt = PROMPTS["steering"]
+    rows = wish_rows(Wishes(data.items), set(items), sample)
+    answers = best_items(recommender, prompt, rows, prompt.unseen)
+    satisfied = judged("wish_satisfied", rows, answers)
+    assert 0 < sum(satisfied) < len(satisfied) == 10 * len(rows)
+    steered = steering(recommender, prompt, sample)["all"]["figures"]
+    assert steered["precision@10"] == pytest.approx(np.mean(satisfied))
+    prompt = PROMPTS["title_to_item"]
+    sample = dataclasses.replace(sample, rows=72)
+    rows = sample.of_task(prompt.task, recommender)
+    answers = best_items(recommender, prompt, rows)
+    hits = judged("exact_hit", rows, [hits[:1] for hits in answers])
+    exact = SECTIONS["title_to_item"].score(recommender, prompt, sample)["figures"]["exact"]
+    assert exact == pytest.approx(np.mean(hits)) and 0 < sum(hits) < 72
+
+
 def test_recall_counts_items_that_share_a_semantic_id(untrained):
     data, recommender = untrained
     recommender = recommender_of(
@@ -195,12 +231,11 @@ def test_recall_counts_items_that_share_a_semantic_id(untrained):
 def test_scores_by_hand():
     assert token_f1("red gadget number 3", "Red gadget, number 4") == pytest.approx(0.75)
     assert token_f1("", "a") == token_f1("b", "a") == 0 and token_f1("a a", "a") == pytest.approx(2 / 3)
-    assert same_words(" Red  gadget", "red gadget") and not same_words("red", "red gadget")
+    assert same_text(" Red  gadget", "red gadget") and not same_text("red", "red gadget")
     wanted = np.array([[1, 2, 3], [1, 5, -1]])
     assert common_prefixes(np.array([1, 2, 4]), wanted).tolist() == [True, True, False]
     assert common_prefixes(np.array([1, 5, -1]), wanted).tolist() == [True, True, True]
     assert common_prefixes(np.array([0, 2, 3]), wanted).tolist() == [False, False, False]  # later levels do not count
-    assert precision([4, 5, 6], [6, 7], k=2) == 0 and precision([4, 6], [6, 7], k=10) == 0.1
 
 
 def test_faithful_and_unfaithful_explanations():
@@ -212,15 +247,21 @@ def test_faithful_and_unfaithful_explanations():
             "price": [10.0, 1250.5, None],
         }
     )
-    attributes = Attributes(items)
+    catalogue = Catalogue(SemIDIndex(["tent", "bike", "pen"], np.arange(3)[:, None], [3]), items)
+    attributes, score = catalogue.attributes, TASKS["explain"].score
+
+    def faithful(text: str, item: str) -> float:
+        return score(catalogue, {"about": item}, text)
+
     assert attributes.named("It is Tents by Acme Kids for $10.00.") == {"Tents", "Acme Kids", "$10.00"}
-    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "tent") == 1
-    assert attributes.faithfulness("It is Tents by Acme Kids for $10.00.", "bike") == 0
-    assert attributes.faithfulness("Kids Bikes by Acme for $1,250.50", "bike") == 1  # not Bikes, not Acme Kids
-    assert attributes.faithfulness("Toys by Acme for $9.99", "bike") == pytest.approx(2 / 3)
+    assert faithful("It is Tents by Acme Kids for $10.00.", "tent") == 1
+    assert faithful("It is Tents by Acme Kids for $10.00.", "bike") == 0
+    assert faithful("Kids Bikes by Acme for $1,250.50", "bike") == 1  # not Bikes, not Acme Kids
+    assert faithful("Toys by Acme for $9.99", "bike") == pytest.approx(2 / 3)
     assert attributes.named("Acmes tents, outdoors") == set()
-    assert np.isnan(attributes.faithfulness("It goes with what you chose.", "tent"))
-    assert attributes.faithfulness("Tents", "pen") == 0
+    assert faithful("It goes with what you chose.", "tent") == 0
+    assert faithful("It goes with what you chose.", "pen") == 1  # nothing is known of it
+    assert faithful("Tents", "pen") == 0
 
 
 def test_answers_in_words_do_not_depend_on_the_batch(trained):

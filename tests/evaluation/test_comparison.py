@@ -11,7 +11,7 @@ import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec.catalogue.report import additive_error
-from llmrec.evaluation.comparison import downstream_lines, downview_rows, plot_comparison
+from llmrec.evaluation.comparison import downstream_lines, downstream_rows, plot_comparison
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     def run(values, shift=0.0):
         return {"recall@10": values + shift, "ndcg@10": values + shift}
 
-    rows = downview_rows({"worse": [run(worse), run(worse, 0.01)], "better": [run(better), run(better)]}, "worse")
+    rows = downstream_rows({"worse": [run(worse), run(worse, 0.01)], "better": [run(better), run(better)]}, "worse")
     assert [row["name"] for row in rows] == ["better", "worse"]
     ndcg = rows[0]["ndcg@10"]
     assert ndcg["mean"] == pytest.approx(better.mean())
@@ -55,7 +55,7 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     assert 0.01 < ndcg["against_ci"][0] <= ndcg["against_ci"][1] < 0.02
     table = downstream_lines(rows, "worse")
     assert len(table) == 4 and "| better | 2 |" in table[2] and table[3].endswith("| - |")
-    one = downstream_lines(downview_rows({"worse": [run(worse)]}, "worse"), "worse")
+    one = downstream_lines(downstream_rows({"worse": [run(worse)]}, "worse"), "worse")
     assert one[2].endswith("| - | - |")  # one seed says nothing about seeds
 
 

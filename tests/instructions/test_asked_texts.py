@@ -26,19 +26,19 @@ def test_no_query_or_intention_names_its_item(setting):
     catalogue, different = renderer.catalogue, 0
     for item in index.items:
         for write in (compose.query, compose.intention):
-            texts = {write(catalogue, item, {"variation": variation}) for variation in range(30)}
+            texts = {write(catalogue, {"about": item, "variation": variation}) for variation in range(30)}
             different += len(texts) > 1
             for text in texts:
                 assert not says(text, catalogue.titles[item]) and index.encode(item) not in text
-                assert write(catalogue, item, {}) in texts
+                assert write(catalogue, {"about": item}) in texts
     assert different > len(index.items)
 
 
 def test_a_title_of_one_word_is_no_query():
     items = pa.table({"item_id": ["x", "y"], "title": ["Lamp", "Lamp Red"], "brand": ["Lamp", ""]})
     catalogue = Catalogue(SemIDIndex(["x", "y"], np.array([[0], [1]]), [2]), items)
-    assert {compose.query(catalogue, "x", {"variation": v}) for v in range(9)} == {"something new"}
-    assert {compose.query(catalogue, "y", {"variation": v}) for v in range(9)} == {"lamp"}
+    assert {compose.query(catalogue, {"about": "x", "variation": v}) for v in range(9)} == {"something new"}
+    assert {compose.query(catalogue, {"about": "y", "variation": v}) for v in range(9)} == {"lamp"}
     assert leaks("query", "a red LAMP <a_0>", "<a_0>", "") and leaks("query", "my  lamp  red", "<a_1>", "Lamp Red")
     assert not leaks("query", "lampshade", "<a_0>", "Lamp") and not leaks("preference", "Lamp", "<a_0>", "Lamp")
 
@@ -55,11 +55,11 @@ def test_texts_made_before_are_used_and_may_not_give_the_item_away(setting, tmp_
     }
     Texts(pa.table(table)).save(tmp_path)
     catalogue = Catalogue(index, data.items, texts=Texts.load(tmp_path))
-    queries = {compose.query(catalogue, item, row | {"variation": v}) for v in range(20)}
+    queries = {compose.query(catalogue, row | {"variation": v}) for v in range(20)}
     assert queries == {"what everybody wants", "what nobody wants"}
-    assert compose.intention(catalogue, item, row) == "I need it"
-    assert compose.intention(catalogue, item, row | {"user_id": "another"}) != "I need it"
-    assert compose.preference(catalogue, row["history"], row) != "Gold"
+    assert compose.intention(catalogue, row) == "I need it"
+    assert compose.intention(catalogue, row | {"user_id": "another"}) != "I need it"
+    assert compose.preference(catalogue, row) != "Gold"
     assert compose.rationale(catalogue, row) == "It had to be"
     for leak in (catalogue.titles[item].upper() + ", please", f"give me {index.encode(item)}"):
         with pytest.raises(ValueError, match=f"query .* gives item '{item}' away"):

@@ -15,13 +15,15 @@ from llmrec.instructions import (
     Prompt,
     Renderer,
     TaskMix,
+    Template,
     build_dataset,
     load_prompt,
     parse_mixture,
     task_rows,
 )
 from llmrec.instructions.spans import Sequences
-from llmrec.instructions.tasks.sequential import view_rows
+from llmrec.instructions.tasks.sequential import stream_rows
+from llmrec.instructions.wishes import Wishes
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_stream_windows_label_every_target_once_with_enough_history(shapes, max_
     ).cast(SEQUENCES)
     data = tiny_data(num_users=2)
     data.train = train
-    rows = Sequences(train).rows(view_rows(data, max_history, np.random.default_rng(0)))
+    rows = Sequences(train).rows(stream_rows(data, max_history, np.random.default_rng(0)))
     labelled = [item for row in rows for item in row["targets"]]
     expected = [item for s, (length, context) in zip(sequences, shapes) for item in s[max(1, min(context, length)) :]]
     assert sorted(labelled) == sorted(expected)
@@ -171,6 +173,13 @@ def test_bad_prompts_and_mixtures_are_named(tmp_path, setting):
     data, index, tokenizer, renderer = setting
     with pytest.raises(ValueError, match="no prompt template 'nonsense'.*stream"):
         load_prompt("nonsense")
+    with pytest.raises(ValueError, match="no prompt template 'next_itm'.*did you mean 'next_item'"):
+        load_prompt("next_itm")
+    misspelt = Prompt("next_item", (Template("after {histori}", "{target}"),))
+    with pytest.raises(ValueError, match="slot 'histori' is not one of history, target: did you mean 'history'"):
+        renderer.prompt(misspelt, {"history": [], "targets": []})
+    with pytest.raises(ValueError, match="wish 'cheapr' is not one of .*did you mean 'cheaper'"):
+        Wishes(data.items).satisfying("cheapr")
     bad = tmp_path / "bad.yaml"
     bad.write_text("task: stream\ntemplate: []\n")
     with pytest.raises(ValueError, match="bad.yaml: unknown fields .'template'., missing fields .'templates'."):

@@ -119,6 +119,28 @@ def test_every_wording_depends_on_the_history_where_there_is_one(setting, name):
         assert not rows or texts != others
 
 
+# What is right
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.score])
+def test_a_rows_own_answer_has_the_full_score_and_others_have_not(setting, name):
+    data, _, _, renderer = setting
+    prompt, task, rows = load_prompt(name), TASKS[name], task_rows(name, data, 6)
+    answers = [
+        row["targets"][0]
+        if task.ends_with_item
+        else renderer.completion(prompt, row).removesuffix(renderer.tokenizer.eos_token)
+        for row in rows
+    ]
+    assert rows and all(task.score(renderer.catalogue, *pair) == 1 for pair in zip(rows, answers))
+    others = [task.score(renderer.catalogue, *pair) for pair in zip(rows, answers[1:] + answers[:1])]
+    assert all(0 <= score <= 1 for score in others) and min(others) < 1
+
+
+def test_tasks_that_are_answered_with_an_item_know_what_is_right():
+    assert all(task.score for task in TASKS.values() if task.ends_with_item)
+
+
 # Splits
 
 

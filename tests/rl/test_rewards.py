@@ -9,6 +9,7 @@ from tiny import tiny_data, tiny_index
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import SEQUENCES
+from llmrec.instructions import TASKS, task_rows
 from llmrec.recommenders.sasrec import SASRec, SASRecConfig, SASRecModel
 from llmrec.rl import REWARDS, Facts, load_rewards
 from llmrec.rl.rewards import checked
@@ -225,6 +226,20 @@ def test_wishes_are_checked_against_the_columns_of_the_items(data):
     some = ask(reward, ids[:4], 2, wish=["brand=brand 1", "brand=brand 1", None, None], about=[None] * 4)
     assert some == [0, 1, None, None], "a row without a wish says nothing"
     assert ask(reward, ids[:2]) == [None, None]
+
+
+@pytest.mark.parametrize("task", ["next_item", "title_to_item", "like_but", "history_wish_to_item", "conversation"])
+def test_rewards_judge_as_the_task_does(data, task):
+    """Every row with its own answer and that of another row."""
+    facts = Facts(tiny_index(data), data.items, data.train)
+    rows = task_rows(task, data, 4)
+    name = "wish_satisfied" if "wish" in rows[0] else "exact_hit"
+    pairs = [(row, other["targets"][0]) for n, row in enumerate(rows) for other in (row, rows[n - 1])]
+    columns = {column: [row.get(column) for row, _ in pairs] for column in ("wish", "about")}
+    target = [row["targets"][0] for row, _ in pairs]
+    rewards = ask(REWARDS[name](facts), [answer for _, answer in pairs], len(rows), target=target, **columns)
+    assert rewards == [TASKS[task].score(facts.catalogue, *pair) for pair in pairs]
+    assert rewards[::2] == [1] * len(rows) and min(rewards) < 1
 
 
 # Rows

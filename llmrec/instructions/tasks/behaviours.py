@@ -6,7 +6,7 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.spans import Sequences, target_spans
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.tasks.task import Task, same_item, same_words
 
 
 def behaviour_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -35,7 +35,9 @@ def behaviour_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str
 
 
 TASKS = {
-    "next_behaviour": Task(next_behaviour_rows, behaviour_slots, ends_with_item=False),
-    "item_for_behaviour": Task(behaviour_rows, behaviour_slots, ends_with_item=True, given=("wish",)),
-    "behaviour_and_item": Task(next_behaviour_rows, behaviour_slots, ends_with_item=True),
+    "next_behaviour": Task(
+        next_behaviour_rows, behaviour_slots, False, score=same_words(behaviour_slots, "behaviour")
+    ),
+    "item_for_behaviour": Task(behaviour_rows, behaviour_slots, True, ("wish",), same_item),
+    "behaviour_and_item": Task(next_behaviour_rows, behaviour_slots, True, score=same_item),
 }

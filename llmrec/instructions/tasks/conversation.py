@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data import PreparedData
-from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing
 from llmrec.instructions.spans import Sequences, target_spans
 from llmrec.instructions.tasks.search import next_preferring_rows, with_about
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.tasks.sequential import next_item_slots
+from llmrec.instructions.tasks.task import ABOUT, Task
 from llmrec.instructions.wishes import Wishes, say
 
 ANSWERS = 3  # different answers to one wish about one item, in an epoch
@@ -82,7 +82,7 @@ def domain_rows(data: PreparedData, max_history: int, rng: np.random.Generator) 
 
 def _described(data: PreparedData, max_history: int, rng: np.random.Generator, describe) -> pa.Table:
     wishes, spans = Wishes(data.items), target_spans(data.train, max_history)
-    targets = Sequences(data.train).at(spans["middle"].to_numpy())
+    targets = Sequences(data.train).targets(spans)
     options = [
         [wish for wish in describe(wishes, item) if not wishes.held_out(wish)]
         for item in targets.dictionary.to_pylist()
@@ -126,18 +126,19 @@ def wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str
         "history": catalogue.history(row, separator) if row["history"] else "",
         "wish": _wanted(row["wish"], row),
         "item": catalogue.semid(about) if about else "",
-        "title": (catalogue.titles.get(about) or "") if about else "",
+        "title": catalogue.title(about) if about else "",
         "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
         "targets": ", ".join(map(catalogue.semid, row["targets"])),
     }
 
 
 def history_wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    return {
-        "history": catalogue.history(row, separator),
-        "wish": _wanted(row["wish"], row),
-        "target": catalogue.target(row, separator),
-    }
+    return next_item_slots(catalogue, row, separator) | {"wish": _wanted(row["wish"], row)}
+
+
+def satisfies(catalogue: Catalogue, row: dict, answer: str) -> float:
+    """1 for an item that satisfies the row's wish, compared with the item `about` where it has one; else 0."""
+    return float(catalogue.wishes.satisfies(answer, row["wish"], row.get("about")))
 
 
 def explained_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -147,15 +148,15 @@ def explained_rows(data: PreparedData, max_history: int, rng: np.random.Generato
 
 def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
     """Why an item fits a history, in attributes that it really has."""
-    category, brand, price = compose.facts(catalogue, item)
-    before = [compose.facts(catalogue, other) for other in history]
-    own = [("belongs to", category), ("is made by", brand), ("costs", price)]
-    text = f"It {listing([f'{verb} {value}' for verb, value in own if value] or ['goes with what you chose'])}."
+    facts = catalogue.facts(item)
+    before = [catalogue.facts(other) for other in history]
+    said = [f"{verb} {value}" for verb, value in zip(("belongs to", "is made by", "costs"), facts) if value]
+    text = f"It {listing(said or ['goes with what you chose'])}."
     shared = []
-    if category and any(other == category for other, _, _ in before):
-        shared.append(f"you looked at {category}")
-    if brand and any(other == brand for _, other, _ in before):
-        shared.append(f"you chose {brand}")
+    if facts.category and any(other.category == facts.category for other in before):
+        shared.append(f"you looked at {facts.category}")
+    if facts.brand and any(other.brand == facts.brand for other in before):
+        shared.append(f"you chose {facts.brand}")
     return f"{text} Before, {listing(shared)}." if shared else text
 
 
@@ -163,17 +164,24 @@ def explain_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, 
     return {
         "history": catalogue.history(row, separator),
         "item": catalogue.semid(row["about"]),
-        "title": catalogue.titles.get(row["about"]) or "",
+        "title": catalogue.title(row["about"]),
         "explanation": explanation(catalogue, row["history"], row["about"]),
     }
 
 
+def faithful(catalogue: Catalogue, row: dict, answer: str) -> float:
+    """The share of the brands, categories and prices that a text names which are those of the item that it is `about`;
+    0 where it names none of an item that has some."""
+    named, true = catalogue.attributes.named(answer), catalogue.attributes.of_item[row["about"]]
+    return len(named & true) / len(named) if named else float(not true)
+
+
 COMPARED = ("about", "wish")
 TASKS = {
-    "like_but": Task(like_rows, wish_slots, True, COMPARED),
+    "like_but": Task(like_rows, wish_slots, True, COMPARED, satisfies),
     "like_but_several": Task(like_several_rows, wish_slots, False, COMPARED),  # the end of a list is learned
-    "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",)),
-    "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",)),
-    "conversation": Task(conversation_rows, wish_slots, True, COMPARED),
-    "explain": Task(explained_rows, explain_slots, False, ("about",)),
+    "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",), satisfies),
+    "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",), satisfies),
+    "conversation": Task(conversation_rows, wish_slots, True, COMPARED, satisfies),
+    "explain": Task(explained_rows, explain_slots, False, ABOUT, faithful),
 }

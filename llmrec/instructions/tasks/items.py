@@ -6,8 +6,8 @@ import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue, choose
-from llmrec.instructions.item_words import leaf_category, listing, price_text, short_text
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.item_words import listing, short_text
+from llmrec.instructions.tasks.task import ABOUT, Task, same_item, same_words
 
 
 def item_rows(*columns: str, answers_item: bool):
@@ -29,14 +29,8 @@ def item_rows(*columns: str, answers_item: bool):
 
 def parts_of(catalogue: Catalogue, item: str) -> list[str]:
     """What is known of an item beside its title and description, as short phrases."""
-    parts = []
-    if category := leaf_category(catalogue.column("categories").get(item)):
-        parts.append(f"category {category}")
-    if brand := catalogue.column("brand").get(item):
-        parts.append(f"brand {brand}")
-    if price := price_text(catalogue.column("price").get(item)):
-        parts.append(f"price {price}")
-    return parts
+    named = zip(("category", "brand", "price"), catalogue.facts(item))
+    return [f"{name} {value}" for name, value in named if value]
 
 
 def title_part(title: str, row: dict) -> str:
@@ -48,34 +42,40 @@ def title_part(title: str, row: dict) -> str:
 
 
 def item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{part}` is one of the item's parts, another one for every variation: an `{attribute}` and its `{value}`."""
     item = row["about"]
-    title, parts = catalogue.titles.get(item) or "", parts_of(catalogue, item)
+    title, parts = catalogue.title(item), parts_of(catalogue, item)
+    part = choose(parts, row, "part") if parts else ""
+    attribute, _, value = part.partition(" ")
     return {
         "item": catalogue.semid(item),
         "title": title,
         "description": short_text(catalogue.column("description").get(item)),
-        "part": choose(parts, row, "part") if parts else "",
+        "part": part,
+        "attribute": attribute,
+        "value": value,
         "parts": listing(parts),
         "title_part": title_part(title, row) if title else "",
         "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
     }
 
 
-def attribute_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    """`{attribute}` and its `{value}`: one of the item's parts, another one for every variation."""
-    slots = item_slots(catalogue, row, separator)
-    attribute, _, value = slots["part"].partition(" ")
-    return slots | {"attribute": attribute, "value": value}
+def _to_words(*columns: str, slot: str | None = None) -> Task:
+    score = same_words(item_slots, slot) if slot else None
+    return Task(item_rows(*columns, answers_item=False), item_slots, False, ABOUT, score)
 
 
-ABOUT = ("about",)
+def _to_item(*columns: str) -> Task:
+    return Task(item_rows(*columns, answers_item=True), item_slots, True, ABOUT, same_item)
+
+
 TASKS = {
-    "item_to_title": Task(item_rows("title", answers_item=False), item_slots, False, ABOUT),
-    "title_to_item": Task(item_rows("title", answers_item=True), item_slots, True, ABOUT),
-    "item_to_description": Task(item_rows("description", answers_item=False), item_slots, False, ABOUT),
-    "description_to_item": Task(item_rows("description", answers_item=True), item_slots, True, ABOUT),
-    "item_to_text": Task(item_rows("title", "description", answers_item=False), item_slots, False, ABOUT),
-    "text_to_item": Task(item_rows("title", "description", answers_item=True), item_slots, True, ABOUT),
-    "item_to_attribute": Task(item_rows("categories", answers_item=False), attribute_slots, False, ABOUT),
-    "parts_to_item": Task(item_rows("title", "categories", answers_item=True), item_slots, True, ABOUT),
+    "item_to_title": _to_words("title", slot="title"),
+    "title_to_item": _to_item("title"),
+    "item_to_description": _to_words("description", slot="description"),
+    "description_to_item": _to_item("description"),
+    "item_to_text": _to_words("title", "description"),
+    "text_to_item": _to_item("title", "description"),
+    "item_to_attribute": _to_words("categories", slot="value"),
+    "parts_to_item": _to_item("title", "categories"),
 }

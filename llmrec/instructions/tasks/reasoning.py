@@ -6,19 +6,19 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.item_words import leaf_category, listing, most_common, short_text
+from llmrec.instructions.item_words import listing, most_common, short_text
 from llmrec.instructions.spans import last_target_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.search import next_preferring_rows
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.tasks.sequential import next_item_slots
+from llmrec.instructions.tasks.task import ABOUT, Task, same_item
 
 PERSONA_ITEMS = 2  # examples behind every category of a persona
 
 
 def caption(catalogue: Catalogue, item: str) -> str:
     """A dense caption: title, what else is known, and the beginning of the description."""
-    known = [catalogue.titles.get(item) or "", *parts_of(catalogue, item)]
-    text = ", ".join(part for part in known if part)
+    text = ", ".join(part for part in (catalogue.title(item), *parts_of(catalogue, item)) if part)
     description = short_text(catalogue.column("description").get(item), 24)
     return f"{text}. {description}" if description else f"{text}."
 
@@ -31,21 +31,20 @@ def interleaved(catalogue: Catalogue, items: list[str]) -> str:
     """Semantic IDs and words side by side: every item, its title and its category."""
     texts = []
     for item in items:
-        category = leaf_category(catalogue.column("categories").get(item))
-        words = ", ".join(word for word in (catalogue.titles.get(item) or "", category) if word)
+        words = ", ".join(word for word in (catalogue.title(item), catalogue.facts(item).category) if word)
         texts.append(f"{catalogue.semid(item)} ({words})" if words else catalogue.semid(item))
     return "; ".join(texts)
 
 
 def persona(catalogue: Catalogue, items: list[str]) -> str:
     """Who the user is, in words that are interleaved with the Semantic IDs that show it."""
-    categories = catalogue.column("categories")
+    facts = [catalogue.facts(item) for item in items]
     parts = []
-    for category in most_common((leaf_category(categories.get(item)) for item in items), 3):
-        shown = [item for item in items if leaf_category(categories.get(item)) == category][-PERSONA_ITEMS:]
+    for category in most_common((known.category for known in facts), 3):
+        shown = [item for item, known in zip(items, facts) if known.category == category][-PERSONA_ITEMS:]
         parts.append(f"{category} ({', '.join(map(catalogue.semid, shown))})")
     text = f"Interested in {listing(parts)}" if parts else f"Chose {', '.join(map(catalogue.semid, items[-3:]))}"
-    brands = most_common((str(catalogue.column("brand").get(item) or "") for item in items), 2)
+    brands = most_common((known.brand for known in facts), 2)
     return f"{text}; likes {listing(brands)}." if brands else f"{text}."
 
 
@@ -66,16 +65,13 @@ def user_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str
 
 def thinking_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     """`{rationale}` is part of the answer, so it may speak of the target."""
-    return {
-        "history": catalogue.history(row, separator),
-        "rationale": compose.rationale(catalogue, row) if row["targets"] else "",
-        "target": catalogue.target(row, separator),
-    }
+    rationale = compose.rationale(catalogue, row) if row["targets"] else ""
+    return next_item_slots(catalogue, row, separator) | {"rationale": rationale}
 
 
 TASKS = {
-    "item_to_caption": Task(item_rows("title", answers_item=False), caption_slots, False, ("about",)),
+    "item_to_caption": Task(item_rows("title", answers_item=False), caption_slots, False, ABOUT),
     "interleaved_history": Task(user_rows, user_slots, ends_with_item=False),
     "persona": Task(user_rows, user_slots, ends_with_item=False),
-    "think_next_item": Task(next_preferring_rows, thinking_slots, ends_with_item=True),
+    "think_next_item": Task(next_preferring_rows, thinking_slots, True, score=same_item),
 }

@@ -6,15 +6,15 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.spans import Sequences, last_target_spans, target_spans
+from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.tasks.sequential import next_item_slots
+from llmrec.instructions.tasks.task import ABOUT, Task, same_item
 
 
 def with_about(data: PreparedData, spans: pa.Table) -> pa.Table:
     """Spans whose prompt speaks of the target: what they ask for is `about` it."""
-    about = Sequences(data.train).at(spans["middle"].to_numpy())
-    return spans.append_column("about", about)
+    return spans.append_column("about", Sequences(data.train).targets(spans))
 
 
 def asked_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -27,41 +27,30 @@ def preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generat
     return last_target_spans(data.train, max_history)
 
 
-def _said(kind: str, compose_text, catalogue: Catalogue, row: dict) -> str:
-    """What a user typed, where the row holds it; else what somebody would ask for to find the item."""
-    return row.get(kind) or (compose_text(catalogue, row["about"], row) if row.get("about") else "")
-
-
-def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    return {
-        "history": catalogue.history(row, separator),
-        "query": _said("query", compose.query, catalogue, row),
-        "intention": _said("intention", compose.intention, catalogue, row),
-        "preference": compose.preference(catalogue, row["history"], row),
-        "target": catalogue.target(row, separator),
-    }
+def next_preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target that has a history."""
+    return preceded_spans(data.train, max_history)
 
 
 def preference_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    return {
-        "history": catalogue.history(row, separator),
-        "preference": compose.preference(catalogue, row["history"], row),
-        "target": catalogue.target(row, separator),
+    return next_item_slots(catalogue, row, separator) | {"preference": compose.preference(catalogue, row)}
+
+
+def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{query}` and `{intention}`: what a user typed, where the row holds it; else what somebody would ask for to find
+    the item."""
+    said = {
+        kind: row.get(kind) or (compose.COMPOSED[kind](catalogue, row) if row.get("about") else "")
+        for kind in ("query", "intention")
     }
+    return preference_slots(catalogue, row, separator) | said
 
 
-def next_preferring_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
-    """One row per training target that has a history."""
-    spans = target_spans(data.train, max_history)
-    return spans.filter(pa.array(spans["middle"].to_numpy() > spans["start"].to_numpy()))
-
-
-ABOUT = ("about",)
 TASKS = {
-    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ABOUT),
-    "history_query_to_item": Task(asked_rows, asked_slots, True, ABOUT),
-    "history_intention_to_item": Task(asked_rows, asked_slots, True, ABOUT),
-    "preference_query_to_item": Task(asked_rows, asked_slots, True, ABOUT),
+    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ABOUT, same_item),
+    "history_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
+    "history_intention_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
+    "preference_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
     "history_to_preference": Task(preferring_rows, preference_slots, False),
-    "preference_to_item": Task(next_preferring_rows, preference_slots, True),
+    "preference_to_item": Task(next_preferring_rows, preference_slots, True, score=same_item),
 }

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
-from llmrec.data.rows import offsets_of
+from llmrec.data.rows import offsets_of, ragged_arange
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import short_text
 from llmrec.instructions.spans import Sequences, span_table, target_spans
-from llmrec.instructions.tasks.task import Task
+from llmrec.instructions.tasks.task import Slots, Task, same_item, same_words
 
 
 def next_item_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -26,7 +26,7 @@ def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str
     return {"history": catalogue.history(row, separator), "target": catalogue.target(row, separator)}
 
 
-def view_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+def stream_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per user: every item after the context is a target (dense supervision, as SASRec has it).
 
     A sequence longer than `max_history + 1` is cut into windows of that length which overlap by half; an item is a
@@ -39,7 +39,7 @@ def view_rows(data: PreparedData, max_history: int, rng: np.random.Generator) ->
     context = np.maximum(data.train["num_context"].to_numpy(), 1).astype(np.int64)
     per_sequence = np.where(length > context, 1 + np.maximum(0, -(-(length - window) // stride)), 0)
     sequence = np.repeat(np.arange(len(length)), per_sequence)
-    number = np.arange(len(sequence)) - np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
+    number = ragged_arange(np.zeros_like(per_sequence), per_sequence)
     start = number * stride
     end = np.minimum(start + window, length[sequence])
     first_target = np.maximum(np.where(number > 0, start - stride + window, 0), context[sequence])
@@ -48,15 +48,12 @@ def view_rows(data: PreparedData, max_history: int, rng: np.random.Generator) ->
 
 
 def stream_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    slots = {
-        "history": catalogue.history(row, separator),
-        "targets": catalogue.following(row["history"], row, separator),
-    }
+    slots = {"history": catalogue.history(row, separator), "targets": catalogue.following(row, separator)}
     if catalogue.sequence_tokenizer is not None:
         name, history, plain = catalogue.sequence_tokenizer.name, row["history"], row | {"variation": None}
         if separator:
             raise ValueError(f"item tokenizer {name!r} leaves no gaps between items: the separator must be empty")
-        apart = catalogue.semids(history, "") + catalogue.following(history, plain, "")
+        apart = catalogue.semids(history, "") + catalogue.following(plain, "")
         if catalogue.semids([*history, *row["targets"]], "") != apart:
             raise ValueError(
                 f"item tokenizer {name!r} merges neighbouring items, so a history is no list of targets: use a prompt "
@@ -73,49 +70,49 @@ def worded_rows(column: str):
             raise ValueError(f"the items have no column {column!r}, which the answers of this task are made of")
         spans = target_spans(data.train, max_history)
         spoken = data.items.filter(pc.greater(pc.utf8_length(pc.fill_null(data.items[column], "")), 0))["item_id"]
-        targets = Sequences(data.train).at(spans["middle"].to_numpy())
+        targets = Sequences(data.train).targets(spans)
         known = pc.is_in(targets.dictionary, spoken.combine_chunks())
         return spans.filter(known.take(targets.indices))
 
     return rows
 
 
-def _title(catalogue: Catalogue, item: str) -> str:
-    """A quoted title, or the Semantic ID of an item without one."""
-    return f'"{catalogue.titles[item]}"' if catalogue.titles.get(item) else catalogue.semid(item)
-
-
 def worded_history_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    """`{titles}`: the history in quoted titles; `{mixed}`: either way, by the row's variation."""
-    titles = [_title(catalogue, item) for item in row["history"]]
+    """`{titles}`: the history in quoted titles, in Semantic IDs where an item has none; `{mixed}`: either way, by the
+    row's variation."""
+    semids = list(map(catalogue.semid, row["history"]))
+    named = map(catalogue.title, row["history"])
+    titles = [f'"{title}"' if title else semid for title, semid in zip(named, semids)]
     bits = zlib.crc32(str(row.get("variation") or 0).encode())
-    pairs = zip(titles, map(catalogue.semid, row["history"]))
-    mixed = [pair[bits >> (place % 32) & 1] for place, pair in enumerate(pairs)]
-    target = row["targets"][0] if row["targets"] else None
+    mixed = [pair[bits >> (place % 32) & 1] for place, pair in enumerate(zip(titles, semids))]
     return {
         "titles": ", ".join(titles),
         "mixed": ", ".join(mixed),
         "target": catalogue.target(row, separator),
-        "target_title": catalogue.titles.get(target) or "",
+        "target_title": catalogue.title(row["targets"][0]) if row["targets"] else "",
     }
 
 
 def history_to_words_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     """`{title}`, `{description}`: of the target, which is written in words only."""
-    target = row["targets"][0] if row["targets"] else None
+    target = row["targets"][0] if row["targets"] else ""
     return {
         "history": catalogue.history(row, separator),
-        "title": catalogue.titles.get(target) or "",
+        "title": catalogue.title(target),
         "description": short_text(catalogue.column("description").get(target)),
     }
 
 
+def _to_words(column: str, slots: Slots, slot: str) -> Task:
+    return Task(worded_rows(column), slots, False, score=same_words(slots, slot))
+
+
 TASKS = {
-    "next_item": Task(next_item_rows, next_item_slots, ends_with_item=True),
-    "stream": Task(view_rows, stream_slots, ends_with_item=True),
-    "history_to_title": Task(worded_rows("title"), history_to_words_slots, ends_with_item=False),
-    "history_to_description": Task(worded_rows("description"), history_to_words_slots, ends_with_item=False),
-    "titles_to_item": Task(next_item_rows, worded_history_slots, ends_with_item=True),
-    "mixed_to_item": Task(next_item_rows, worded_history_slots, ends_with_item=True),
-    "titles_to_title": Task(worded_rows("title"), worded_history_slots, ends_with_item=False),
+    "next_item": Task(next_item_rows, next_item_slots, True, score=same_item),
+    "stream": Task(stream_rows, stream_slots, True, score=same_item),
+    "history_to_title": _to_words("title", history_to_words_slots, "title"),
+    "history_to_description": _to_words("description", history_to_words_slots, "description"),
+    "titles_to_item": Task(next_item_rows, worded_history_slots, True, score=same_item),
+    "mixed_to_item": Task(next_item_rows, worded_history_slots, True, score=same_item),
+    "titles_to_title": _to_words("title", worded_history_slots, "target_title"),
 }
