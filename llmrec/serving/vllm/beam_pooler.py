@@ -7,7 +7,6 @@ for all prompts of the step together, level by level, with their keys and values
 import logging
 import time
 from collections.abc import Set
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -15,46 +14,14 @@ from vllm.model_executor.layers.pooler import Pooler
 from vllm.pooling_params import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from llmrec.catalogue.filters import Filter
 from llmrec.serving.vllm.catalogues import WorkerCatalogues
+from llmrec.serving.vllm.engines import TASK, SearchRequest
 from llmrec.serving.vllm.shared_prompts import SharedPrompts
 
 logger = logging.getLogger(__name__)
-TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
 _BEAMS = 2**13  # beams that run together
 _MASK_ROWS = 2**27  # rows of the masks that requests of a group may have for themselves
 _FAILED = torch.ones(1, 3, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """What a request tells the pooler, beside its prompt.
-
-    Args:
-        k (`int`): items wanted.
-        num_beams (`int`): beams to begin with.
-        version (`int`, *optional*): of the catalogue; the newest by default.
-        view (`str`): the Semantic IDs that are searched.
-        filter (`dict`, *optional*): fields of `Filter`.
-        history (sequence of item ids): what `exclude_seen` looks at.
-    """
-
-    k: int
-    num_beams: int
-    version: int | None = None
-    view: str = ""
-    filter: dict | None = None
-    history: tuple[str, ...] = ()
-
-    def params(self) -> PoolingParams:
-        """The same for vLLM."""
-        return PoolingParams(task=TASK, extra_kwargs={"semid": asdict(self)})
-
-    @classmethod
-    def of(cls, params: PoolingParams) -> "SearchRequest | None":
-        """`None` for requests that are not ours: vLLM's dummy run."""
-        fields = (params.extra_kwargs or {}).get("semid")
-        return None if fields is None else cls(**fields)
 
 
 class BeamPooler(Pooler):
@@ -120,18 +87,12 @@ class BeamPooler(Pooler):
         if (longest := int(lengths[group].max())) + catalogue.trie.depth - 1 > self._max_length:
             raise ValueError(f"a prompt of {longest} tokens leaves no room for a Semantic ID")
         catalogue.trie.to(hidden.device)
-        filters = [None if one.filter is None else Filter(**one.filter) for one in asked]
-        within = catalogue.restrictions(filters, [one.history for one in asked], asked[0].view)
-        search = self._prompts.open_search(
-            hidden,
-            starts[group].to(hidden.device),
-            lengths[group].to(hidden.device),
-            catalogue.trie,
-            self._catalogues.config.normalize,
-        )
-        found = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
+        within = catalogue.restrictions([one.filter for one in asked], [one.history for one in asked], asked[0].view)
+        normalize = self._catalogues.config.normalize
+        search = self._prompts.open_search(hidden, starts[group], lengths[group], catalogue.trie, normalize)
+        lists = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
-        return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in found]
+        return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
 
 def _parsed(params: PoolingParams) -> SearchRequest | None:
@@ -154,7 +115,7 @@ def _groups(
             last, both = requests[groups[-1][0]], [requests[i] for i in [*groups[-1], number]]
             same = (last.version, last.view) == (requests[number].version, requests[number].view)
             widest = max(max(one.num_beams, one.k) for one in both)
-            masks = sum(bool(one.filter and (one.filter["allow"] or one.filter["at_most"])) for one in both)
+            masks = sum(bool(one.filter and (one.filter.allow or one.filter.at_most)) for one in both)
             if same and widest * len(both) <= _BEAMS and masks <= most_masks:
                 groups[-1].append(number)
                 continue
