@@ -10,16 +10,16 @@ embedding.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from llmrec.decoding.beam_search import Normalize, Search, search_levels
+from llmrec.decoding.head import token_scores
 from llmrec.decoding.tree_attention import Prompts, Tree, shared_prompt_attention
 from llmrec.decoding.trie import RowFilter, SemIDTrie
-
-_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
 
 
 class SharedPrompts:
@@ -113,17 +113,12 @@ class SharedPrompts:
     def _scores(self, hidden: torch.Tensor, ids: torch.Tensor, vocabulary: bool):
         """`llmrec.decoding.head.token_scores` with vLLM's head."""
         model = self._model[0]
-        flat = hidden.flatten(0, 1)
         if not vocabulary and self._plain_head():
-            logits = torch.nn.functional.linear(flat, model.lm_head.weight[ids]).float()
-            return logits.view(*hidden.shape[:2], -1) * model.logits_processor.scale, None
-        logits, log_z = [], []
-        for chunk in flat.split(max(1, _CHUNK // model.config.vocab_size)):
-            full = model.compute_logits(chunk).float()
-            logits.append(full.index_select(1, ids))
-            log_z.append(full.logsumexp(-1) if vocabulary else full[:, 0])
-        logits = torch.cat(logits).view(*hidden.shape[:2], -1)
-        return logits, torch.cat(log_z).view(hidden.shape[:2]) if vocabulary else None
+            logits = torch.nn.functional.linear(hidden, model.lm_head.weight[ids]).float()
+            return logits * model.logits_processor.scale, None
+        head = SimpleNamespace(forward=model.compute_logits, out_features=model.config.vocab_size)
+        logits, log_z = token_scores(head, hidden, ids, vocabulary=True)  # in chunks, whatever is normalised over
+        return logits, log_z if vocabulary else None
 
     def _plain_head(self) -> bool:
         """Whether some rows of the head can be multiplied alone."""
