@@ -25,7 +25,6 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from llmrec.models.folder import RecommenderConfig
 from llmrec.models.vocabulary import semid_token_ids
 from llmrec.serving.vllm import catalogues
 from llmrec.serving.vllm.semid_states import (
@@ -72,10 +71,9 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             device, size = torch.device(runner[0]), vllm_config.scheduler_config.max_num_seqs
         else:
             device, size = self._request_states.device, self._request_states.max_num_reqs
-        config = RecommenderConfig.load(vllm_config.model_config.model)
-        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config)
         self._catalogues = catalogues.of(vllm_config)
-        index = self._catalogues.get().index
+        config, index = self._catalogues.config, self._catalogues.get().index
+        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config.normalize)
         self._adds_tokens = index.adds_tokens
         levels = semid_token_ids(self._catalogues.tokenizer, index) or None  # every version has the same tokens
         self._of_trie = lru_cache(maxsize=4)(lambda trie: Catalogue(trie, levels))  # requests keep what they use
@@ -242,11 +240,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return logits
 
 
-def _defaults(given: dict, config: RecommenderConfig) -> tuple[str, str]:
+def _defaults(given: dict, normalize: str) -> tuple[str, str]:
     """The engine's mode and normalisation."""
     where = 'additional_config["semid"]'
     unknown = sorted(set(given) - {"default", "normalize"})
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; there are default and normalize")
     mode = chosen(f"{where}: default", given.get("default", "inside"), MODES)
-    return mode, chosen(f"{where}: normalize", given.get("normalize", config.normalize), NORMALIZATIONS)
+    return mode, chosen(f"{where}: normalize", given.get("normalize", normalize), NORMALIZATIONS)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 
@@ -195,11 +196,8 @@ class SemIDStates:
 
     def padded(self, lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token lists as one matrix (int64 [N, T]) and their lengths (int64 [N])."""
-        lengths = [len(tokens) for tokens in lists]
-        matrix = np.zeros((len(lists), max(lengths, default=0)), np.int64)
-        for row, tokens in enumerate(lists):
-            matrix[row, : len(tokens)] = tokens
-        return torch.from_numpy(matrix).to(self.device), self._tensor(lengths)
+        rows = [torch.tensor(tokens, dtype=torch.long) for tokens in lists]
+        return pad_sequence(rows, batch_first=True).to(self.device), self._tensor([*map(len, lists)])
 
     # Rows
 
