@@ -96,20 +96,21 @@ def recommend_file(
         _check_same(read_json(record), settings, folder)
     elif folder.exists() and any(folder.glob("[!.]*")):
         raise ValueError(f"{folder} holds files of somebody else: move them, or choose another output")
-    rows, dropped = {}, 0  # of the file of every part
+    rows_of, dropped = {}, 0  # file of a part -> its rows
     for part in maker.read(whole=False):
-        rows[folder / f"{part.number:06}.parquet"] = len(part.rows)
+        rows_of[folder / f"{part.number:06}.parquet"] = len(part.rows)
         dropped += maker.histories(part)[1]
     if dropped:
         logger.warning("%s: %s unknown items are left out of histories", input, f"{dropped:,}")
     write_json(record, settings)
-    files, total = list(rows), sum(rows.values())
-    left = sum(count for file, count in rows.items() if not file.exists())
+    files, total = list(rows_of), sum(rows_of.values())
+    left = sum(rows for file, rows in rows_of.items() if not file.exists())
     logger.info("%s: %s of %s rows to do, in parts of %s", input, f"{left:,}", f"{total:,}", folder)
     began = time.perf_counter()
     missing = (part for part in maker.read() if not files[part.number].exists())
+    made = recommender.make(job, missing) if on_ray and left else map(maker.make, missing)
     with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
-        for part in (recommender.make(job, missing) if on_ray else map(maker.make, missing)) if left else ():
+        for part in made:
             write_parquet(files[part.number], part.rows)
             progress.update(len(part.rows))
     seconds = time.perf_counter() - began

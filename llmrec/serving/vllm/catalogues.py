@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
-from llmrec.serving.living_catalogue.store import CatalogueVersion, apply_record, load_version
+from llmrec.serving.living_catalogue.store import load_version
+from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record
 
 
 class WorkerCatalogues:
