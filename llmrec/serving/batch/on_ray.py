@@ -23,7 +23,7 @@ class RayActors:
     Args:
         model: a model folder; raises `ValueError` for another one.
         backend, engine: see `llmrec.serving.batch.parts.load`.
-        actors: how many, each with a model of its own.
+        actors: how many, each with a model of its own; the cluster must have room for all.
         gpus_per_actor: what Ray gives to each; 0 on CPUs.
     """
 
