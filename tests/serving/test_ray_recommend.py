@@ -7,7 +7,9 @@ import pytest
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.catalogue.filters import Filter
-from llmrec.serving.batch.recommend_file import load, recommend_file, settings_of
+from llmrec.serving.batch.on_ray import RayActors
+from llmrec.serving.batch.parts import load
+from llmrec.serving.batch.recommend_file import recommend_file, settings_of
 
 DATA = tiny_data()
 
@@ -43,21 +45,17 @@ def assert_same(many, one):
 
 @pytest.mark.vllm
 def test_vllm_in_an_actor_makes_the_file_of_one_process(ray, files, tmp_path):
-    from llmrec.serving.batch.on_ray import ray_recommend_file
-
     folder, users = files
     asked = {"k": 4, "filters": Filter(exclude_seen=True), "part_rows": 8, "num_beams": 8}
     engine = {"dtype": "float32", "distributed_executor_backend": "uni", "max_model_len": 256}
     one = recommend_file(load(folder), users, tmp_path / "one.parquet", **asked)
-    many = ray_recommend_file(folder, users, tmp_path / "many.parquet", "vllm", engine, 1, 0, **asked)
+    many = recommend_file(RayActors(folder, "vllm", engine, 1, 0), users, tmp_path / "many.parquet", **asked)
     assert_same(many, one)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.parquet", "one.parquet"]
 
 
 @pytest.mark.vllm
 def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
-    from llmrec.serving.batch.on_ray import ray_recommend_file
-
     folder, users = files
     recommender, settings = load(folder), settings_of(folder, "hf", {})
     one = recommend_file(recommender, users, tmp_path / "one.parquet", part_rows=8, settings=settings)
@@ -75,27 +73,23 @@ def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
         recommend_file(recommender, users, output, part_rows=8, settings=settings)
     begun = [path.name for path in (tmp_path / "many.parquet.parts").glob("*.parquet")]
     assert sorted(begun) == ["000000.parquet", "000001.parquet"]
-    assert_same(ray_recommend_file(folder, users, output, "hf", {}, 2, 0, part_rows=8), one)
+    assert_same(recommend_file(RayActors(folder, "hf", {}, 2, 0), users, output, part_rows=8), one)
 
 
 @pytest.mark.vllm
 def test_a_filter_that_does_not_fit_is_refused_before_actors_start(ray, files, tmp_path):
-    from llmrec.serving.batch.on_ray import ray_recommend_file
-
     folder, users = files
     for request in (Filter(where=[("colour", "==", "red")]), Filter(at_most={"colour": 1})):
         with pytest.raises(ValueError, match="filter column 'colour' is not in the catalogue"):
-            ray_recommend_file(folder, users, tmp_path / "lists.parquet", "hf", {}, 1, 0, filters=request)
+            recommend_file(RayActors(folder, "hf", {}, 1, 0), users, tmp_path / "lists.parquet", filters=request)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.vllm
 def test_parts_stay_where_an_actor_fails(ray, files, tmp_path):
-    from llmrec.serving.batch.on_ray import ray_recommend_file
-
     folder, users = files
     output = tmp_path / "lists.parquet"
     with pytest.raises(ray.exceptions.RayTaskError, match="num_beens"):
-        ray_recommend_file(folder, users, output, "hf", {}, 1, 0, num_beens=3)
+        recommend_file(RayActors(folder, "hf", {}, 1, 0), users, output, num_beens=3)
     assert not output.exists()
     assert (tmp_path / "lists.parquet.parts" / "settings.json").exists()

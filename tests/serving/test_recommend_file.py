@@ -18,7 +18,8 @@ from llmrec.instructions import load_prompt
 from llmrec.models.folder import RecommenderConfig
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
-from llmrec.serving.batch.recommend_file import METADATA, RecommendFileArguments, load, main, recommend_file
+from llmrec.serving.batch.parts import load
+from llmrec.serving.batch.recommend_file import METADATA, RecommendFileArguments, main, recommend_file
 
 DATA = tiny_data()
 ITEMS = DATA.items["item_id"].to_pylist()

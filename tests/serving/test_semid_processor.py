@@ -327,7 +327,7 @@ def test_catalogue_versions(folder, engine, model, case, tokenizer):
     index = SemIDIndex.load(folder / SEMIDS)
     odd = sorted({index.item_ids[row] for row in range(len(index)) if index.lengths[row] != 3})
     record = {"number": 1, "parent": 0, "time": "2026-01-01T00:00:00.000+00:00", "rollback_of": None}
-    catalogues.of(folder).load({**record, "remove": odd, "put": []})
+    catalogues.of(engine.llm_engine.vllm_config).load({**record, "remove": odd, "put": []})
     rows = [row for row in range(len(index)) if index.item_ids[row] not in odd]
     left = {tuple(tokenizer.convert_tokens_to_ids(index.tokens_of_row(row))) for row in rows}
     assert 10 < len(left) < len(case.semids)

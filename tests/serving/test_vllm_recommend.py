@@ -95,7 +95,7 @@ def test_a_prompt_that_is_too_long_fails_alone(both):
     hf, ours = both
     prompts = ours._ids(ours.prompts(histories(hf, 3)))
     tokens = (prompts[0] * 300)[:256]  # the model has 256 positions, and a Semantic ID needs some
-    from llmrec.serving.vllm.beam_pooler import SearchRequest
+    from llmrec.serving.vllm.engines import SearchRequest
 
     outputs = ours.engine.search([prompts[0], tokens, prompts[1]], [SearchRequest(3, 5)] * 3)
     longest = 256 if hf.trie.depth > 1 else 255  # one token is scored without a further position

@@ -1,82 +1,63 @@
-"""`ray_recommend_file`: `recommend_file` with the parts made by actors of a Ray cluster, each with its own engine.
+"""`RayActors`: the lists of `recommend_file` made on a Ray cluster, by actors with a model of their own.
 
-What travels through Ray Data is the list of parts, not the rows: an actor reads a part of the input and writes its
-file, as one process does, so the order of rows and a run that goes on need nothing else. All nodes see the input, the
-output's folder and the model folder under the same paths.
-
-Checked with ray 2.60.
+The process that asks reads the parts and writes their files, so a run that goes on needs nothing else, and other nodes
+need to see the model folder alone, under the same path. Checked with ray 2.60.
 """
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec.catalogue.filters import CatalogueFilter, Filter
+from llmrec.catalogue.filters import CatalogueFilter
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
-from llmrec.serving.batch.parts import Job, Known, Part, PartWorker
-from llmrec.serving.batch.recommend_file import complete, load, settings_of
+from llmrec.serving.batch.parts import Job, Part, PartMaker, load
 
 
-class PartActor:
-    """A `PartWorker` of Ray Data, with a recommender that it loads."""
+@dataclass
+class RayActors:
+    """Takes the place of a recommender in `recommend_file`, on the cluster that `ray.init` or `RAY_ADDRESS` names.
 
-    def __init__(self, model: str, backend: str, engine: dict, job: Job):
-        self.worker = PartWorker(load(model, backend, **engine), job)
-
-    def __call__(self, batch: dict) -> dict:
-        """Columns of `Part` (int64 [n] each) → `rows` (int64 [n])."""
-        parts = [Part(*map(int, values)) for values in zip(*(batch[name] for name in Part._fields))]
-        return {"rows": [self.worker(part) for part in parts]}
-
-
-def ray_recommend_file(
-    model: str | Path,
-    input: str | Path,
-    output: str | Path,
-    backend: str = "vllm",
-    engine: dict | None = None,
-    actors: int = 1,
-    gpus_per_actor: float = 1,
-    k: int = 10,
-    filters: Filter | None = None,
-    batch_size: int = 512,
-    part_rows: int = 8192,
-    on_unknown: str = "error",
-    titles: bool = False,
-    **options,
-) -> Path:
-    """Recommends for every row of a parquet file, on the cluster that `ray.init` or `RAY_ADDRESS` names, or here.
+    Example:
+        >>> recommend_file(RayActors("out/industrial/model", actors=8), "users.parquet", "lists.parquet", k=10)
 
     Args:
-        model: a model folder.
-        backend, engine: see `llmrec.serving.batch.recommend_file.load`.
-        actors: how many, each with a model of its own.
+        model: a model folder; raises `ValueError` for another one.
+        backend, engine: see `llmrec.serving.batch.parts.load`.
+        actors: how many, each with a model of its own; the cluster must have room for all.
         gpus_per_actor: what Ray gives to each; 0 on CPUs.
-        rest: see `llmrec.serving.batch.recommend_file.recommend_file`.
-
-    Raises:
-        ValueError: see `recommend_file`; a folder that is no model folder.
-        ray.exceptions.RayTaskError: what failed in an actor; the parts that are done stay.
     """
-    import ray
 
-    model, engine = str(Path(model).resolve()), engine or {}
-    files = (str(Path(path).resolve()) for path in (input, output))
-    job = Job(*files, k, filters, batch_size, part_rows, on_unknown, titles, options)
+    model: str | Path
+    backend: str = "vllm"
+    engine: dict = field(default_factory=dict)
+    actors: int = 1
+    gpus_per_actor: float = 1
 
-    def run(parts: list[Part]):
-        # a block for each part, so that a part is what an actor gets, and what is done again when an actor is lost
-        rows = ray.data.from_items([part._asdict() for part in parts], override_num_blocks=len(parts))
-        made = rows.map_batches(
-            PartActor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_gpus=gpus_per_actor,
-            fn_constructor_args=(model, backend, engine, job),
-        )
-        for row in made.iter_rows():
-            yield row["rows"]
+    def __post_init__(self):
+        self.index = load_index(self.model, RecommenderConfig.load(self.model))
+        self.filter = CatalogueFilter(semids_table(self.model))
 
-    known = Known.of(load_index(model, RecommenderConfig.load(model)))
-    allowed = CatalogueFilter(semids_table(model))  # what does not fit is refused before actors start
-    allowed(filters)
-    allowed.limits(filters)
-    return complete(job, known, settings_of(model, backend, engine), run)
+    def make(self, job: Job, parts: Iterable[Part]) -> Iterator[Part]:
+        """Parts with their lists, in any order; each actor has one at a time.
+
+        Raises:
+            ray.exceptions.RayTaskError: what failed in an actor.
+        """
+        import ray
+        from ray.util import ActorPool
+
+        # what an actor was at when it was lost is done again
+        actor = ray.remote(num_gpus=self.gpus_per_actor, max_restarts=-1, max_task_retries=-1)(_Actor)
+        source = str(Path(self.model).resolve()), self.backend, self.engine
+        pool = ActorPool([actor.remote(job, *source) for _ in range(self.actors)])
+        for part in parts:
+            if not pool.has_free():
+                yield pool.get_next_unordered()
+            pool.submit(lambda free, part: free.make.remote(part), part)
+        while pool.has_next():
+            yield pool.get_next_unordered()
+
+
+class _Actor(PartMaker):
+    def __init__(self, job: Job, model: str, backend: str, engine: dict):
+        super().__init__(load(model, backend, **engine), job)

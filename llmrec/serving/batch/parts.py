@@ -1,29 +1,36 @@
-"""The rows of a parquet file in parts, as histories that a recommender can read (`recommend_file`)."""
+"""The parts of a parquet file (`recommend_file`): read as histories that a recommender knows, and given its lists."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from llmrec.catalogue.filters import Filter
-from llmrec.catalogue.semids import SemIDIndex
-from llmrec.files import write_parquet
-from llmrec.instructions.render import item_of
+from llmrec.recommenders import LLMRecommender, load_recommender
 from llmrec.recommenders.protocol import Recommender
+from llmrec.serving.vllm.recommender import VLLMRecommender
+
+BACKENDS = ("hf", "vllm")
 
 
-class Part(NamedTuple):
-    """Some rows of one row group: `first` of the file (from 0) and those after it; `place` counts in the group."""
+def load(model: str | Path, backend: str = "hf", **engine) -> Recommender:
+    """The recommender of a folder, on the GPU where there is one.
 
-    number: int
-    first: int
-    rows: int
-    group: int
-    place: int
+    Args:
+        model: a model folder, or with `"hf"` a model of the Hub or the folder of a baseline.
+        backend: `"hf"` or `"vllm"`.
+        engine: of vLLM's `LLM` or of `LLMRecommender.from_pretrained`, such as `dtype` or `device`.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, it should be one of {', '.join(BACKENDS)}")
+    if backend == "vllm":
+        return VLLMRecommender.from_pretrained(model, **engine)
+    return LLMRecommender.from_pretrained(model, **engine) if engine else load_recommender(model)
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,13 @@ class Job:
     """What is asked for all rows; see `llmrec.serving.batch.recommend_file.recommend_file`."""
 
     input: str
-    output: str
-    k: int = 10
-    filters: Filter | None = None
-    batch_size: int = 512
-    part_rows: int = 8192
-    on_unknown: str = "error"
-    titles: bool = False
-    options: dict = field(default_factory=dict)
+    k: int
+    filters: Filter | None
+    batch_size: int
+    part_rows: int
+    on_unknown: str
+    titles: bool
+    options: dict
 
     def __post_init__(self):
         for name in ("k", "batch_size", "part_rows"):
@@ -47,157 +53,126 @@ class Job:
         if self.on_unknown not in ("error", "drop"):
             raise ValueError(f"on_unknown is {self.on_unknown!r}, it should be error or drop")
 
-    @property
-    def folder(self) -> Path:
-        """Where the parts go."""
-        return Path(f"{self.output}.parts")
-
-    def path(self, part: Part) -> Path:
-        return self.folder / f"{part.number:06}.parquet"
-
     def new_columns(self) -> list[pa.Field]:
         """What the output has besides the columns of the input."""
-        fields = [pa.field("items", pa.list_(pa.string())), pa.field("scores", pa.list_(pa.float32()))]
-        return [*fields, pa.field("titles", pa.list_(pa.string()))] if self.titles else fields
+        kinds = {"items": pa.string(), "scores": pa.float32()} | ({"titles": pa.string()} if self.titles else {})
+        return [pa.field(name, pa.list_(kind)) for name, kind in kinds.items()]
 
 
-class Known(NamedTuple):
-    """What histories may hold, and the fingerprint of the Semantic IDs if there are any."""
+class Part(NamedTuple):
+    """Some rows of one row group, of which `first` is the number in the file (from 0)."""
 
-    items: frozenset[str]
-    behaviours: Sequence[str] = ()
-    semids: str = ""
-
-    @classmethod
-    def of(cls, source: Recommender | SemIDIndex) -> "Known":
-        """Of an index, a recommender that has one, or a baseline."""
-        index = source if isinstance(source, SemIDIndex) else getattr(source, "index", None)
-        if index is None:
-            return cls(frozenset(source.catalogue.item_ids))
-        removed = index.reserved  # these still have a Semantic ID, for histories
-        return cls(frozenset([*index.items, *removed]), index.behaviours, index.fingerprint)
+    number: int
+    first: int
+    rows: pa.Table
 
 
-class PartReader:
-    """Reads parts, one in memory at a time; quick where they are asked for in ascending order.
+class PartMaker:
+    """Reads and checks parts, and adds a recommender's lists to them; only for these it needs more than its `index`.
 
-    Args:
-        columns (*optional*): only these, where the input has them.
-
-    Raises:
-        ValueError: no readable parquet file, or columns that are missing, of another type, or in the output's way.
+    Attributes:
+        semids (`str`): the fingerprint of the Semantic IDs, if there are any.
     """
 
-    def __init__(self, job: Job, known: Known, columns: Sequence[str] | None = None):
-        self.job, self.known = job, known
+    def __init__(self, recommender: Recommender, job: Job):
+        self.recommender, self.job = recommender, job
+        index = getattr(recommender, "index", None)
+        if index is None:
+            self.items, self.behaviours, self.semids = frozenset(recommender.catalogue.item_ids), (), ""
+        else:  # removed items still have a Semantic ID, for histories
+            self.items = frozenset([*index.items, *index.reserved])
+            self.behaviours, self.semids = index.behaviours, index.fingerprint
+
+    def open(self) -> pq.ParquetFile:
+        """The input.
+
+        Raises:
+            ValueError: no readable parquet file, or columns that are missing, of another type, or in the output's way.
+        """
+        path = self.job.input
         try:
-            self.file = pq.ParquetFile(job.input, buffer_size=2**20, pre_buffer=False)
+            file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         except FileNotFoundError as error:
-            raise ValueError(f"{job.input} does not exist") from error
+            raise ValueError(f"{path} does not exist") from error
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{job.input} is not a readable parquet file: {error}") from error
-        self.schema = self.file.schema_arrow
-        names = self.schema.names
-        self.columns = None if columns is None else [name for name in columns if name in names]
-        self.paired = bool(known.behaviours) and "behaviours" in names
-        for name in ("history", "behaviours")[: 1 + self.paired]:
+            raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+        names, kinds = file.schema_arrow.names, file.schema_arrow.types
+        for name in self._columns(names):
             if name not in names:
-                raise ValueError(f"{job.input} has no column {name!r} (lists of item ids); it has {names}")
-            kind = self.schema.field(name).type
-            if not (_is_list(kind) and _is_string(kind.value_type)):
-                raise ValueError(f"{job.input}: column {name!r} is {kind}, it should be list<string>")
-        taken = next((one.name for one in job.new_columns() if one.name in names), None)
-        if taken is not None:
-            raise ValueError(f"{job.input} has a column {taken!r} already: rename it, the output has one of its own")
-        self._group, self._place, self._batches = -1, 0, iter(())
+                raise ValueError(f"{path} has no column {name!r} (lists of item ids); it has {names}")
+            if not _holds_texts(kind := kinds[names.index(name)]):
+                raise ValueError(f"{path}: column {name!r} is {kind}, it should be list<string>")
+        for name in (column.name for column in self.job.new_columns()):
+            if name in names:
+                raise ValueError(f"{path} has a column {name!r} already: rename it, the output has one of its own")
+        return file
 
-    def parts(self) -> list[Part]:
-        """All parts, in the order of the rows."""
-        parts, first, size = [], 0, self.job.part_rows
-        for group in range(self.file.num_row_groups):
-            rows = self.file.metadata.row_group(group).num_rows
-            for place, start in enumerate(range(0, rows, size)):
-                parts.append(Part(len(parts), first + start, min(size, rows - start), group, place))
-            first += rows
-        return parts
-
-    def read(self, part: Part) -> pa.Table:
-        """The rows of a part."""
+    def read(self, whole: bool = True) -> Iterator[Part]:
+        """All parts in the order of the rows, one in memory at a time, `whole` or with what histories are made of."""
+        file, number, first = self.open(), 0, 0
+        columns = None if whole else self._columns(file.schema_arrow.names)
         try:
-            if part.group != self._group or part.place < self._place:
-                self._group, self._place = part.group, 0
-                size = self.job.part_rows
-                self._batches = self.file.iter_batches(size, row_groups=[part.group], columns=self.columns)
-            batch = next(islice(self._batches, part.place - self._place, None))
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(self.job.part_rows, row_groups=[group], columns=columns):
+                    yield Part(number, first, pa.Table.from_batches([batch]))
+                    number, first = number + 1, first + len(batch)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.job.input} is damaged in row {part.first} or after it: {error}") from error
-        self._place = part.place + 1
-        return pa.Table.from_batches([batch])
+            raise ValueError(f"{self.job.input} is damaged in row {first} or after it: {error}") from error
 
-    def histories(self, rows: pa.Table, part: Part) -> tuple[list[list], int]:
+    def histories(self, part: Part) -> tuple[list[list], int]:
         """What a recommender reads of each row, and how many unknown items were dropped.
 
         Raises:
             ValueError: a null, an item or a behaviour that is not known, or lists of different lengths.
         """
+        columns = self._columns(part.rows.column_names)
         histories, dropped = [], 0
-        kinds = rows["behaviours"].to_pylist() if self.paired else []
-        for number, history in enumerate(rows["history"].to_pylist()):
+        for row, (history, *kinds) in enumerate(zip(*(part.rows[name].to_pylist() for name in columns)), part.first):
             if history is None or None in history:
-                raise self._error("history", part.first + number, "a null, where an empty list is allowed")
-            unknown = [item for item in history if item not in self.known.items]
-            if unknown and self.job.on_unknown == "error":
-                advice = "on_unknown drop leaves such items out"
-                raise self._error("history", part.first + number, f"{unknown[0]!r} is not in the catalogue; {advice}")
-            if self.paired:
-                history = self._pairs(history, kinds[number], part.first + number)
-            if unknown:
-                history = [entry for entry in history if item_of(entry) in self.known.items]
-                dropped += len(unknown)
-            histories.append(history)
+                raise self._error("history", row, "a null, where an empty list is allowed")
+            known = [item in self.items for item in history]
+            if not all(known) and self.job.on_unknown == "error":
+                unknown = history[known.index(False)]
+                message = f"{unknown!r} is not in the catalogue; on_unknown drop leaves such items out"
+                raise self._error("history", row, message)
+            entries = self._pairs(history, kinds[0] or [], row) if kinds else history
+            histories.append([*compress(entries, known)])
+            dropped += known.count(False)
         return histories, dropped
 
-    def _pairs(self, history: list[str], kinds: list[str] | None, row: int) -> list[tuple[str, str]]:
-        if kinds is None or len(kinds) != len(history):
-            raise self._error("behaviours", row, f"{len(kinds or ())} of them for {len(history)} items of the history")
-        strange = next((kind for kind in kinds if kind not in self.known.behaviours), self)
-        if strange is not self:
-            raise self._error("behaviours", row, f"{strange!r} is not one of {', '.join(self.known.behaviours)}")
+    def make(self, part: Part) -> Part:
+        """The part with the lists of its rows."""
+        job, (histories, _) = self.job, self.histories(part)
+        lists = []
+        for start in range(0, len(histories), job.batch_size):
+            batch = histories[start : start + job.batch_size]
+            lists += self.recommender.recommend(batch, job.k, job.filters, **job.options)
+        values = {
+            "items": [[item.item_id for item in items] for items in lists],
+            "scores": [[item.score for item in items] for items in lists],
+            "titles": [[item.title for item in items] for items in lists],
+        }
+        rows = part.rows
+        for column in job.new_columns():
+            rows = rows.append_column(column, pa.array(values[column.name], column.type))
+        return part._replace(rows=rows)
+
+    def _columns(self, names: list[str]) -> list[str]:
+        return ["history", "behaviours"] if self.behaviours and "behaviours" in names else ["history"]
+
+    def _pairs(self, history: list[str], kinds: list[str], row: int) -> list[tuple[str, str]]:
+        if len(kinds) != len(history):
+            raise self._error("behaviours", row, f"{len(kinds)} of them for {len(history)} items of the history")
+        for kind in kinds:
+            if kind not in self.behaviours:
+                raise self._error("behaviours", row, f"{kind!r} is not one of {', '.join(self.behaviours)}")
         return list(zip(history, kinds))
 
     def _error(self, column: str, row: int, what: str) -> ValueError:
         return ValueError(f"{self.job.input}, column {column!r}, row {row} (counted from 0): {what}")
 
 
-class PartWorker:
-    """Reads a part, recommends for its rows and writes its file."""
-
-    def __init__(self, recommender: Recommender, job: Job):
-        self.recommender, self.job = recommender, job
-        self.reader = PartReader(job, Known.of(recommender))
-
-    def __call__(self, part: Part) -> int:
-        """The number of rows that are done; a part whose file is there is left as it is."""
-        job, path = self.job, self.job.path(part)
-        if path.exists():
-            return part.rows
-        rows = self.reader.read(part)
-        histories, _ = self.reader.histories(rows, part)
-        lists = []
-        for start in range(0, len(histories), job.batch_size):
-            batch = histories[start : start + job.batch_size]
-            lists += self.recommender.recommend(batch, job.k, job.filters, **job.options)
-        parts_of = {"items": "item_id", "scores": "score", "titles": "title"}
-        for one in job.new_columns():
-            values = [[getattr(item, parts_of[one.name]) for item in items] for items in lists]
-            rows = rows.append_column(one, pa.array(values, one.type))
-        write_parquet(path, rows)
-        return part.rows
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _holds_texts(kind: pa.DataType) -> bool:
+    if not (types.is_list(kind) or types.is_large_list(kind)):
+        return False
+    return types.is_string(kind.value_type) or types.is_large_string(kind.value_type)

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,18 +24,18 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from llmrec.catalogue.filters import Filter
-from llmrec.files import fingerprint, read_json, write_json
-from llmrec.recommenders import LLMRecommender
+from llmrec.files import fingerprint, read_json, write_json, write_parquet
+from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
-from llmrec.serving.batch.parts import Job, Known, Part, PartReader, PartWorker
+from llmrec.serving.batch.on_ray import RayActors
+from llmrec.serving.batch.parts import Job, PartMaker, load
 
 logger = logging.getLogger("llmrec.serving.batch.recommend_file")  # also where this is __main__
-BACKENDS = ("hf", "vllm")
 METADATA = b"llmrec.recommend_file"  # of the output's schema: the settings that made it, as JSON
 
 
 def recommend_file(
-    recommender: Recommender,
+    recommender: Recommender | RayActors,
     input: str | Path,
     output: str | Path,
     k: int = 10,
@@ -54,7 +54,7 @@ def recommend_file(
         >>> recommend_file(recommender, "users.parquet", "lists.parquet", k=10, filters=Filter(exclude_seen=True))
 
     Args:
-        recommender: a model or a baseline.
+        recommender: a model or a baseline, or actors that load one each.
         input: parquet with a column `history` (list<string>: item ids, oldest first; may be empty), and `behaviours`
             (list<string>, parallel to it) where the model has them. All columns are carried over.
         output: parquet with the same rows in the same order, and for each `items` (list<string>, best first, at most
@@ -75,67 +75,63 @@ def recommend_file(
         ValueError: an input that cannot be read, a row that cannot be recommended for (all are looked at before the
             work begins), or a result of other settings in the way.
     """
-    job = Job(str(input), str(output), k, filters, batch_size, part_rows, on_unknown, titles, options)
-    worker = PartWorker(recommender, job)
-    return complete(job, worker.reader.known, settings, lambda parts: map(worker, parts))
-
-
-def complete(job: Job, known: Known, settings: dict | None, run: Callable[[list[Part]], Iterable[int]]) -> Path:
-    """Makes the output.
-
-    Args:
-        known: to the recommender.
-        settings: see `recommend_file`.
-        run: makes the files of parts, in any order, and yields the number of rows of each.
-    """
-    reader, output = PartReader(job, known, ["history", "behaviours"]), Path(job.output)
-    with open(job.input, "rb") as file:
+    output, folder = Path(output), Path(f"{output}.parts")
+    job = Job(str(input), k, filters, batch_size, part_rows, on_unknown, titles, options)
+    maker, on_ray, settings = PartMaker(recommender, job), isinstance(recommender, RayActors), settings or {}
+    if on_ray:
+        recommender.filter.check(filters)  # what does not fit is refused before actors start
+        settings = settings_of(recommender.model, recommender.backend, recommender.engine) | settings
+    schema = maker.open().schema_arrow
+    with open(input, "rb") as file:
         content = fingerprint(hashlib.file_digest(file, "sha256").digest())
-    asked = {name: value for name, value in asdict(job).items() if name not in ("output", "batch_size")}
-    settings = {**asked, "input": content, "semids": known.semids, **(settings or {})}
+    asked = {name: value for name, value in asdict(job).items() if name != "batch_size"}
+    settings = asked | {"input": content, "semids": maker.semids} | settings
     settings = json.loads(json.dumps(settings, default=str))
-    record = job.folder / "settings.json"
+    record = folder / "settings.json"
     if output.exists():
         _check_same(_settings_of(output), settings, output)
         logger.info("%s is there already, made with these settings", output)
         return output
     if record.exists():
-        _check_same(read_json(record), settings, job.folder)
-    elif job.folder.exists() and any(job.folder.glob("[!.]*")):
-        raise ValueError(f"{job.folder} holds files of somebody else: move them, or choose another output")
-    parts = reader.parts()
-    dropped = sum(reader.histories(reader.read(part), part)[1] for part in parts)
+        _check_same(read_json(record), settings, folder)
+    elif folder.exists() and any(folder.glob("[!.]*")):
+        raise ValueError(f"{folder} holds files of somebody else: move them, or choose another output")
+    rows_of, dropped = {}, 0  # file of a part -> its rows
+    for part in maker.read(whole=False):
+        rows_of[folder / f"{part.number:06}.parquet"] = len(part.rows)
+        dropped += maker.histories(part)[1]
     if dropped:
-        logger.warning("%s: %s unknown items are left out of histories", job.input, f"{dropped:,}")
+        logger.warning("%s: %s unknown items are left out of histories", input, f"{dropped:,}")
     write_json(record, settings)
-    _recommend(job, parts, run)
-    _join(job, parts, reader.schema, settings)
+    files, total = list(rows_of), sum(rows_of.values())
+    left = sum(rows for file, rows in rows_of.items() if not file.exists())
+    logger.info("%s: %s of %s rows to do, in parts of %s", input, f"{left:,}", f"{total:,}", folder)
+    began = time.perf_counter()
+    missing = (part for part in maker.read() if not files[part.number].exists())
+    made = recommender.make(job, missing) if on_ray and left else map(maker.make, missing)
+    with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
+        for part in made:
+            write_parquet(files[part.number], part.rows)
+            progress.update(len(part.rows))
+    seconds = time.perf_counter() - began
+    logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
+    metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
+    _join(files, pa.schema([*schema, *job.new_columns()], metadata), folder / "whole.parquet")
+    os.replace(folder / "whole.parquet", output)
+    shutil.rmtree(folder)
+    logger.info("Wrote %s", output)
     return output
 
 
-def _recommend(job: Job, parts: list[Part], run: Callable[[list[Part]], Iterable[int]]) -> None:
-    missing = [part for part in parts if not job.path(part).exists()]
-    total, left = (sum(part.rows for part in some) for some in (parts, missing))
-    logger.info("%s: %s of %s rows to do, in parts of %s", job.input, f"{left:,}", f"{total:,}", job.folder)
-    began = time.perf_counter()
-    with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
-        for rows in run(missing) if missing else ():
-            progress.update(rows)
-    seconds = time.perf_counter() - began
-    logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
-
-
-def _join(job: Job, parts: list[Part], schema: pa.Schema, settings: dict) -> None:
-    """Writes the output and removes the parts."""
-    metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
-    schema = pa.schema([*schema, *job.new_columns()], metadata)
-    whole = job.folder / "whole.parquet"
+def _join(files: Sequence[Path], schema: pa.Schema, whole: Path) -> None:
     with pq.ParquetWriter(whole, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(pq.ParquetFile(job.path(part)).read().cast(schema))
-    os.replace(whole, job.output)
-    shutil.rmtree(job.folder)
-    logger.info("Wrote %s", job.output)
+        for file in files:
+            writer.write_table(pq.ParquetFile(file).read().cast(schema))
+
+
+def settings_of(model: str | Path, backend: str, engine: dict) -> dict:
+    """What tells the scores of one model from those of another, for the settings of a run."""
+    return {"model": fingerprint(files_of(Path(model).resolve()) or str(model)), "backend": backend, "engine": engine}
 
 
 def _settings_of(output: Path) -> dict:
@@ -150,35 +146,6 @@ def _check_same(before: dict, settings: dict, where: Path) -> None:
     if changed:
         names = ", ".join(changed)
         raise ValueError(f"{where} was made with other settings ({names}): remove it, or choose another output")
-
-
-def load(model: str | Path, backend: str = "hf", **engine) -> Recommender:
-    """The recommender of a folder.
-
-    Args:
-        model: a model folder, or with `"hf"` a model of the Hub or the folder of a baseline.
-        backend: `"hf"` or `"vllm"`.
-        engine: of vLLM's `LLM` or of transformers' `from_pretrained`, such as `dtype` or `device_map`.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, it should be one of {', '.join(BACKENDS)}")
-    if backend == "vllm":
-        from llmrec.serving.vllm.recommender import VLLMRecommender
-
-        return VLLMRecommender.from_pretrained(model, **engine)
-    if engine:
-        return LLMRecommender.from_pretrained(model, **engine)
-    from llmrec.recommenders import load_recommender
-
-    return load_recommender(model)
-
-
-def settings_of(model: str | Path, backend: str, engine: dict) -> dict:
-    """What tells the scores of one model from those of another, for the settings of a run."""
-    from llmrec.recommenders import files_of
-
-    files = files_of(Path(model).resolve()) or str(model)
-    return {"model": fingerprint(files), "backend": backend, "engine": engine}
 
 
 @dataclass
@@ -209,23 +176,16 @@ def main(args: RecommendFileArguments) -> None:
     unknown = sorted(set(filters) - set(Filter.__dataclass_fields__))
     if unknown:
         raise ValueError(f"filters: unknown fields {unknown}; a filter has {list(Filter.__dataclass_fields__)}")
-    asked = {
-        "k": args.k,
-        "filters": Filter(**filters) if filters else None,
-        "batch_size": args.batch_size,
-        "part_rows": args.part_rows,
-        "on_unknown": args.on_unknown,
-        "titles": args.titles,
-    }
-    if args.actors:
-        from llmrec.serving.batch.on_ray import ray_recommend_file
-
-        where = {"actors": args.actors, "gpus_per_actor": args.gpus_per_actor}
-        ray_recommend_file(args.model, args.input, args.output, args.backend, engine, **where, **asked, **options)
-    else:
-        recommender = load(args.model, args.backend, **engine)
-        settings = settings_of(args.model, args.backend, engine)
-        recommend_file(recommender, args.input, args.output, settings=settings, **asked, **options)
+    source = args.model, args.backend, engine
+    on_ray = RayActors(*source, args.actors, args.gpus_per_actor) if args.actors else None
+    names = ("input", "output", "k", "batch_size", "part_rows", "on_unknown", "titles")
+    recommend_file(
+        on_ray or load(args.model, args.backend, **engine),
+        filters=Filter(**filters) if filters else None,
+        settings=settings_of(*source),
+        **{name: getattr(args, name) for name in names},
+        **options,
+    )
 
 
 def _fields(args: RecommendFileArguments, name: str) -> dict:

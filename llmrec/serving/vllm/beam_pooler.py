@@ -7,7 +7,7 @@ for all prompts of the step together, level by level, with their keys and values
 import logging
 import time
 from collections.abc import Set
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,46 +15,23 @@ from vllm.model_executor.layers.pooler import Pooler
 from vllm.pooling_params import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from llmrec.catalogue.filters import Filter
 from llmrec.serving.vllm.catalogues import WorkerCatalogues
+from llmrec.serving.vllm.engines import TASK, SearchRequest
 from llmrec.serving.vllm.shared_prompts import SharedPrompts
 
 logger = logging.getLogger(__name__)
-TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
 _BEAMS = 2**13  # beams that run together
 _MASK_ROWS = 2**27  # rows of the masks that requests of a group may have for themselves
 _FAILED = torch.ones(1, 3, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class SearchRequest:
-    """What a request tells the pooler, beside its prompt.
+class Prompt(NamedTuple):
+    """A request of an engine step: its number there, and where its prompt lies among all tokens of the step."""
 
-    Args:
-        k (`int`): items wanted.
-        num_beams (`int`): beams to begin with.
-        version (`int`, *optional*): of the catalogue; the newest by default.
-        view (`str`): the Semantic IDs that are searched.
-        filter (`dict`, *optional*): fields of `Filter`.
-        history (sequence of item ids): what `exclude_seen` looks at.
-    """
-
-    k: int
-    num_beams: int
-    version: int | None = None
-    view: str = ""
-    filter: dict | None = None
-    history: tuple[str, ...] = ()
-
-    def params(self) -> PoolingParams:
-        """The same for vLLM."""
-        return PoolingParams(task=TASK, extra_kwargs={"semid": asdict(self)})
-
-    @classmethod
-    def of(cls, params: PoolingParams) -> "SearchRequest | None":
-        """`None` for requests that are not ours: vLLM's dummy run."""
-        fields = (params.extra_kwargs or {}).get("semid")
-        return None if fields is None else cls(**fields)
+    number: int
+    start: int
+    length: int
+    request: SearchRequest
 
 
 class BeamPooler(Pooler):
@@ -81,57 +58,47 @@ class BeamPooler(Pooler):
         if cursor.is_partial_prefill():
             raise ValueError("prompts must come whole: start vLLM without chunked prefill and prefix caching")
         lengths = cursor.num_scheduled_tokens_cpu.to(torch.long)
-        starts = lengths.cumsum(0) - lengths
-        requests = [_parsed(params) for params in pooling_metadata.pooling_params]
+        places = zip((lengths.cumsum(0) - lengths).tolist(), lengths.tolist())
+        params = pooling_metadata.pooling_params
+        prompts = [Prompt(number, *place, _parsed(params[number])) for number, place in enumerate(places)]
+        ours = [prompt for prompt in prompts if prompt.request is not None]
+        outputs = [_FAILED] * len(prompts)
         try:
-            if not any(requests):
-                return self._dummy(hidden_states, starts, lengths)
-            outputs = [_FAILED] * len(requests)
-            ours = [number for number, request in enumerate(requests) if request is not None]
-            rows = len(self._catalogues.get().index)
-            for group in _groups(ours, requests, lengths.tolist(), rows):
-                for number, output in zip(group, self._try(hidden_states, group, starts, lengths, requests)):
-                    outputs[number] = output
+            if not ours:  # vLLM measures memory with as many prompts as it ever runs: one group is what runs at a time
+                beams = self._catalogues.config.num_beams
+                dummy = SearchRequest(1, beams)
+                self._search(hidden_states, [one._replace(request=dummy) for one in prompts[: _BEAMS // beams]])
+            for group in _groups(ours, len(self._catalogues.get().index)):
+                for prompt, output in zip(group, self._try(hidden_states, group)):
+                    outputs[prompt.number] = output
             return outputs
         finally:
             self._prompts.forget()
 
-    def _dummy(self, hidden, starts, lengths) -> list[torch.Tensor]:
-        """vLLM measures memory with as many prompts as it ever runs: one group is as much as runs at a time."""
-        beams = self._catalogues.config.num_beams
-        group = list(range(min(len(lengths), _BEAMS // beams)))
-        self._search(hidden, group, starts, lengths, [SearchRequest(1, beams)] * len(lengths))
-        return [_FAILED] * len(lengths)
-
-    def _try(self, hidden, group: list[int], starts, lengths, requests) -> list[torch.Tensor]:
+    def _try(self, hidden: torch.Tensor, group: list[Prompt]) -> list[torch.Tensor]:
         """Searches a group; where that fails, each of it alone, so that nobody pays for another."""
         try:
-            return self._search(hidden, group, starts, lengths, requests)
+            return self._search(hidden, group)
         except Exception:
             if len(group) == 1:
                 logger.exception("a search failed")
                 return [_FAILED]
-        return [output for number in group for output in self._try(hidden, [number], starts, lengths, requests)]
+        return [output for prompt in group for output in self._try(hidden, [prompt])]
 
-    def _search(self, hidden, group: list[int], starts, lengths, requests: list[SearchRequest]) -> list[torch.Tensor]:
+    def _search(self, hidden: torch.Tensor, group: list[Prompt]) -> list[torch.Tensor]:
         began = time.perf_counter()
-        asked = [requests[number] for number in group]
+        asked = [prompt.request for prompt in group]
         catalogue = self._catalogues.get(asked[0].version)
-        if (longest := int(lengths[group].max())) + catalogue.trie.depth - 1 > self._max_length:
+        if (longest := max(prompt.length for prompt in group)) + catalogue.trie.depth - 1 > self._max_length:
             raise ValueError(f"a prompt of {longest} tokens leaves no room for a Semantic ID")
         catalogue.trie.to(hidden.device)
-        filters = [None if one.filter is None else Filter(**one.filter) for one in asked]
-        within = catalogue.restrictions(filters, [one.history for one in asked], asked[0].view)
-        search = self._prompts.open_search(
-            hidden,
-            starts[group].to(hidden.device),
-            lengths[group].to(hidden.device),
-            catalogue.trie,
-            self._catalogues.config.normalize,
-        )
-        found = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
+        within = catalogue.restrictions([one.filter for one in asked], [one.history for one in asked], asked[0].view)
+        normalize = self._catalogues.config.normalize
+        places = torch.tensor([[prompt.start, prompt.length] for prompt in group])
+        search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
+        lists = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
-        return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in found]
+        return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
 
 def _parsed(params: PoolingParams) -> SearchRequest | None:
@@ -142,21 +109,17 @@ def _parsed(params: PoolingParams) -> SearchRequest | None:
         return None
 
 
-def _groups(
-    numbers: list[int], requests: list[SearchRequest | None], lengths: list[int], rows: int
-) -> list[list[int]]:
-    """Requests that are searched together: of one catalogue version and view, about one length, in bounds."""
-    order = sorted(numbers, key=lambda i: (requests[i].version or 0, requests[i].view, lengths[i]))
+def _groups(prompts: list[Prompt], rows: int) -> list[list[Prompt]]:
+    """Prompts that are searched together: of one catalogue version and view, about one length, in bounds."""
+    groups: list[list[Prompt]] = []
     most_masks = max(1, _MASK_ROWS // rows)
-    groups: list[list[int]] = []
-    for number in order:
-        if groups:
-            last, both = requests[groups[-1][0]], [requests[i] for i in [*groups[-1], number]]
-            same = (last.version, last.view) == (requests[number].version, requests[number].view)
-            widest = max(max(one.num_beams, one.k) for one in both)
-            masks = sum(bool(one.filter and (one.filter["allow"] or one.filter["at_most"])) for one in both)
-            if same and widest * len(both) <= _BEAMS and masks <= most_masks:
-                groups[-1].append(number)
-                continue
-        groups.append([number])
+    for prompt in sorted(prompts, key=lambda one: (one.request.version or 0, one.request.view, one.length)):
+        asked = [one.request for one in [*(groups[-1] if groups else ()), prompt]]
+        same = (asked[0].version, asked[0].view) == (prompt.request.version, prompt.request.view)
+        widest = max(max(one.num_beams, one.k) for one in asked)
+        masks = sum(bool(one.filter and (one.filter.allow or one.filter.at_most)) for one in asked)
+        if groups and same and widest * len(asked) <= _BEAMS and masks <= most_masks:
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
     return groups

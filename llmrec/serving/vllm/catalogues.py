@@ -4,12 +4,16 @@ The front (`llmrec.serving.http`) decides which version a request belongs to; he
 of engines read them: the pooler of `recommend` and the logits processor of `generate`.
 """
 
+import json
 import threading
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
-from llmrec.serving.living_catalogue.store import CatalogueVersion, apply_record, load_version
+from llmrec.serving.living_catalogue.store import load_version
+from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record
 
 
 class WorkerCatalogues:
@@ -18,40 +22,49 @@ class WorkerCatalogues:
     Args:
         folder: a model folder.
         directory (*optional*): of a catalogue log, whose last version is loaded; without it the folder's own items.
+
+    Attributes:
+        states (`dict`): number of a version that was to be loaded beside running requests → `"loading"`, `"loaded"`,
+            or why it could not be loaded.
     """
 
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
-        from transformers import AutoTokenizer
-
         self.config = RecommenderConfig.load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.states: dict[int, str] = {}
         self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue]] = {}
         self._lock = threading.Lock()
         self._dropped: set[int] = set()
         if directory is None:
-            table = semids_table(folder)
-            self._add(CatalogueVersion.of_table(0, load_index(folder, self.config), table))
+            self._add(CatalogueVersion.of_table(0, load_index(folder, self.config), semids_table(folder)))
         else:
             self._add(load_version(folder, directory))
 
-    @property
-    def newest(self) -> int:
-        """The number of the version that requests without one get."""
-        return max(self._versions)
-
     def get(self, number: int | None = None) -> SearchableCatalogue:
-        """A version; raises `ValueError` for one that is not loaded (any more)."""
-        number = self.newest if number is None else number
+        """A version, by default the newest; raises `ValueError` for one that is not loaded (any more)."""
+        number = max(self._versions) if number is None else number
         if number not in self._versions:
             raise ValueError(f"catalogue version {number} is not loaded, these are: {sorted(self._versions)}")
         return self._versions[number][1]
 
-    def load(self, record: dict) -> int:
+    def load(self, record: dict) -> None:
         """Makes the version that a record of the log describes; a second time it does nothing."""
         with self._lock:
             if record["number"] not in self._versions and record["number"] not in self._dropped:
                 self._add(apply_record(self._versions[record["parent"]][0], record))
-            return record["number"]
+
+    def load_aside(self, record: dict) -> None:
+        """Begins to load a version in a thread; `states` says how it went."""
+        self.states[record["number"]] = "loading"
+
+        def load() -> None:
+            try:
+                self.load(record)
+                self.states[record["number"]] = "loaded"
+            except Exception as error:
+                self.states[record["number"]] = f"{type(error).__name__}: {error}"
+
+        threading.Thread(target=load, daemon=True).start()
 
     def drop(self, number: int) -> None:
         """Forgets a version that no request uses any more, or that was loaded in vain."""
@@ -72,10 +85,29 @@ _of_folder: dict[str, WorkerCatalogues] = {}
 _lock = threading.Lock()
 
 
-def of(folder: str | Path, directory: str | Path | None = None) -> WorkerCatalogues:
-    """The one object of this process for a model folder."""
+def of(vllm_config) -> WorkerCatalogues:
+    """The one object of this process for an engine's model folder."""
+    folder = str(Path(vllm_config.model_config.model).resolve())
     with _lock:
-        key = str(Path(folder).resolve())
-        if key not in _of_folder:
-            _of_folder[key] = WorkerCatalogues(folder, directory)
-        return _of_folder[key]
+        if folder not in _of_folder:
+            _of_folder[folder] = WorkerCatalogues(folder, vllm_config.additional_config.get("catalogue"))
+        return _of_folder[folder]
+
+
+class CatalogueWorker:
+    """What the front can ask of an engine's worker, as a `worker_extension_cls` of vLLM.
+
+    vLLM mixes this into its worker, so names have a prefix.
+    """
+
+    def llmrec_load(self, record: str) -> None:
+        """Begins to load the version of a record of the catalogue log (JSON); `llmrec_state` says how it went."""
+        of(self.vllm_config).load_aside(json.loads(record))
+
+    def llmrec_state(self, number: int) -> str:
+        """See `WorkerCatalogues.states`."""
+        return of(self.vllm_config).states.get(number, "nobody asked for it")
+
+    def llmrec_drop(self, number: int) -> None:
+        """Forgets a version."""
+        of(self.vllm_config).drop(number)

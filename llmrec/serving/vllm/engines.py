@@ -1,26 +1,65 @@
-"""How vLLM's engines are started for a model folder, one for each mode, and asked from plain Python.
+"""How vLLM's engines are started for a model folder, one for each mode, and what plain Python asks them.
 
 A vLLM engine pools or generates, so `recommend` and `generate` have an engine each, with weights of their own.
 """
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
+from llmrec.catalogue.filters import Filter
 from llmrec.files import read_json
-from llmrec.serving.vllm.plugin import ARCHITECTURES
+from llmrec.serving.vllm.plugin import ARCHITECTURES, register
 
 if TYPE_CHECKING:
     import torch
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from llmrec.serving.vllm.beam_pooler import SearchRequest
-
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
-_LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
 PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
+TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
+_LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What a request of mode `recommend` says, beside its prompt.
+
+    Args:
+        k (`int`): items wanted.
+        num_beams (`int`): beams to begin with.
+        version (`int`, *optional*): of the catalogue; the newest by default.
+        view (`str`): the Semantic IDs that are searched.
+        filter (`Filter`, *optional*): what may be returned.
+        history (sequence of item ids): what `exclude_seen` looks at.
+    """
+
+    k: int
+    num_beams: int
+    version: int | None = None
+    view: str = ""
+    filter: Filter | None = None
+    history: Sequence[str] = ()
+
+    def params(self) -> "PoolingParams":
+        """The same for vLLM, whose engine may be another process."""
+        from vllm import PoolingParams
+
+        fields = {**vars(self), "filter": None if self.filter is None else vars(self.filter)}
+        return PoolingParams(task=TASK, extra_kwargs={"semid": fields})
+
+    @classmethod
+    def of(cls, params: "PoolingParams") -> "SearchRequest | None":
+        """`None` for requests that are not ours, such as vLLM's dummy run; raises `TypeError` for wrong fields."""
+        fields = (params.extra_kwargs or {}).get("semid")
+        if fields is None:
+            return None
+        request = cls(**fields)
+        return request if request.filter is None else replace(request, filter=Filter(**request.filter))
 
 
 def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None = None, **more) -> dict:
@@ -44,7 +83,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         "max_model_len": length,
         # the folder's own: vLLM's "auto" would halve float32, into other types for the two modes
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
-        "worker_extension_cls": "llmrec.serving.vllm.worker.CatalogueWorker",
+        "worker_extension_cls": "llmrec.serving.vllm.catalogues.CatalogueWorker",
         "additional_config": {"catalogue": None if directory is None else str(directory)},
     }
     if current_platform.is_cpu():
@@ -84,18 +123,6 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     return arguments | more
 
 
-class Engine(Protocol):
-    """What `VLLMRecommender` asks; calls block."""
-
-    def search(self, prompts: Sequence[Sequence[int]], requests: Sequence["SearchRequest"]) -> "list[torch.Tensor]":
-        """The outputs of `BeamPooler`, float64 [1 + n, 3] for each prompt."""
-        ...
-
-    def write(self, prompts: Sequence[Sequence[int]], params: "Sequence[SamplingParams]") -> list[str]:
-        """What follows each prompt."""
-        ...
-
-
 class OfflineEngine:
     """vLLM's `LLM` in this process, for one mode.
 
@@ -106,59 +133,50 @@ class OfflineEngine:
     def __init__(self, folder: str | Path, mode: str = RECOMMEND, **more):
         from vllm import LLM
 
-        from llmrec.serving.vllm.plugin import register
-
         register()
         self.llm = LLM(**engine_arguments(folder, mode, **more))
 
-    def search(self, prompts, requests):
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    def search(self, prompts: Sequence[Sequence[int]], requests: Sequence[SearchRequest]) -> "list[torch.Tensor]":
+        """The outputs of `BeamPooler`, float64 [1 + n, 3] for each prompt."""
         params = [request.params() for request in requests]
-        outputs = self.llm.encode(inputs, params, pooling_task=params[0].task, use_tqdm=False)
+        outputs = self.llm.encode([*map(_input, prompts)], params, pooling_task=TASK, use_tqdm=False)
         return [output.outputs.data for output in outputs]
 
-    def write(self, prompts, params):
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [output.outputs[0].text for output in self.llm.generate(inputs, list(params), use_tqdm=False)]
+    def write(self, prompts: Sequence[Sequence[int]], params: "Sequence[SamplingParams]") -> list[str]:
+        """What follows each prompt."""
+        outputs = self.llm.generate([*map(_input, prompts)], list(params), use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
 
 
 class OnlineEngine:
-    """An `AsyncLLM` that runs in the event loop of another thread.
+    """An `AsyncLLM` that runs in the event loop of another thread; calls wait for it, as those of `OfflineEngine`.
 
     Args:
         client: the engine.
-        loop: where it runs; calls come from other threads and wait for it.
+        loop: where it runs.
     """
 
     def __init__(self, client: "AsyncLLM", loop: asyncio.AbstractEventLoop):
         self.client, self.loop = client, loop
 
     def search(self, prompts, requests):
-        return self._all(
-            self.client.encode({"prompt_token_ids": list(prompt)}, request.params(), _request_id())
-            for prompt, request in zip(prompts, requests)
-        )
+        outputs = self._last_outputs(self.client.encode, prompts, [request.params() for request in requests])
+        return [output.outputs.data for output in outputs]
 
     def write(self, prompts, params):
-        return self._all(
-            self.client.generate({"prompt_token_ids": list(prompt)}, one, _request_id())
-            for prompt, one in zip(prompts, params)
-        )
+        return [output.outputs[0].text for output in self._last_outputs(self.client.generate, prompts, params)]
 
-    def _all(self, streams) -> list:
-        async def last(stream):
-            async for output in stream:  # noqa: B007 (the last one is wanted)
+    def _last_outputs(self, ask, prompts, params) -> list:
+        async def last(prompt, one):
+            async for output in ask(_input(prompt), one, uuid4().hex):  # noqa: B007 (the last one is wanted)
                 pass
-            # a pooling request has one output, a generated one a list
-            return output.outputs.data if hasattr(output.outputs, "data") else output.outputs[0].text
+            return output
 
         async def gather():
-            return await asyncio.gather(*map(last, streams))
+            return await asyncio.gather(*map(last, prompts, params))
 
         return asyncio.run_coroutine_threadsafe(gather(), self.loop).result()
 
 
-def _request_id() -> str:
-    from uuid import uuid4
-
-    return uuid4().hex
+def _input(prompt: Sequence[int]) -> dict:
+    return {"prompt_token_ids": list(prompt)}

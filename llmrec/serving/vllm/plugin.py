@@ -1,6 +1,8 @@
-"""What vLLM finds through entry points: the architectures of `recommend` mode, and routes for its own `vllm serve`."""
+"""What every process of vLLM loads, through an entry point: the architectures of `recommend` mode."""
 
+import ctypes
 import os
+import signal
 
 FRONT = "LLMREC_FRONT_PID"  # set in the environment of a server's engines
 
@@ -21,24 +23,9 @@ def register() -> None:
     from vllm import ModelRegistry
 
     if os.environ.get(FRONT) == str(os.getppid()):
-        _die_with_parent()
-
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.environ[FRONT] != str(os.getppid()):  # it died a moment ago
+            os.kill(os.getpid(), signal.SIGKILL)
     for name in set(ARCHITECTURES.values()):
         ModelRegistry.register_model(name, f"llmrec.serving.vllm.pooling_model:{name}")
-
-
-def _die_with_parent() -> None:
-    import ctypes
-    import signal
-
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.environ[FRONT] != str(os.getppid()):  # it died a moment ago
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def endpoint_plugin():
-    """The HTTP front for `vllm serve`, where `VLLM_PLUGINS` names `llmrec`."""
-    from llmrec.serving.vllm.routes import FrontRoutes
-
-    return FrontRoutes()

@@ -16,10 +16,7 @@ class _Recommender:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if vllm_config.parallel_config.world_size > 1:
             raise ValueError("recommend mode runs on one device: start one server for each")
-        folder = vllm_config.model_config.model
-        directory = vllm_config.additional_config.get("catalogue")
-        length = vllm_config.model_config.max_model_len
-        self.pooler = BeamPooler(self, catalogues.of(folder, directory), length)
+        self.pooler = BeamPooler(self, catalogues.of(vllm_config), vllm_config.model_config.max_model_len)
 
 
 class Qwen2Recommender(_Recommender, Qwen2ForCausalLM):

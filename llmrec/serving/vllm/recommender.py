@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+from transformers import AutoTokenizer
 
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
@@ -11,8 +12,7 @@ from llmrec.decoding import ScoredItem
 from llmrec.instructions.render import item_of
 from llmrec.models.folder import RecommenderConfig, load_parts
 from llmrec.recommenders import LLMRecommender
-from llmrec.serving.vllm.beam_pooler import SearchRequest
-from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, Engine, OfflineEngine
+from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OfflineEngine, OnlineEngine, SearchRequest
 
 
 class VLLMRecommender(LLMRecommender):
@@ -24,19 +24,19 @@ class VLLMRecommender(LLMRecommender):
 
     Args:
         engine: of mode `recommend`, with the same catalogue version.
-        writer (*optional*): of mode `generate`; without it thoughts are empty and `tell` is refused.
+        writer (*optional*): of mode `generate`; without it thoughts are empty and `generate_text` is refused.
         version (`int`): the catalogue version of `index` and `items`.
         rest: see `LLMRecommender`.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: OfflineEngine | OnlineEngine,
         tokenizer,
         index: SemIDIndex,
         items: pa.Table,
         config: RecommenderConfig,
-        writer: Engine | None = None,
+        writer: OfflineEngine | OnlineEngine | None = None,
         version: int | None = None,
         sequence_tokenizer=None,
     ):
@@ -48,11 +48,9 @@ class VLLMRecommender(LLMRecommender):
         """Starts vLLM in this process for a model folder.
 
         Args:
-            modes: `recommend`, and `generate` too for thoughts and `tell`.
+            modes: `recommend`, and `generate` too for thoughts and `generate_text`.
             more: vLLM's own arguments, such as `dtype`.
         """
-        from transformers import AutoTokenizer
-
         config = RecommenderConfig.load(folder)
         index, items, contextual = load_parts(folder, config)
         engine = OfflineEngine(folder, RECOMMEND, **more)
@@ -76,20 +74,18 @@ class VLLMRecommender(LLMRecommender):
             RuntimeError: a search that failed in the engine, whose log says why.
         """
         asked = []
-        for number, k in enumerate(ks):
-            one = requests[number] if requests is not None else None
-            history = [*map(item_of, histories[number])] if histories is not None and one and one.exclude_seen else ()
+        filters = requests if requests is not None else [None] * len(ks)
+        for k, one, history in zip(ks, filters, histories if histories is not None else [()] * len(ks)):
             self.filter.check(one)  # what does not fit is refused here
-            fields = None if one is None else {name: getattr(one, name) for name in Filter.__dataclass_fields__}
-            beams = num_beams or self.config.num_beams
-            asked.append(SearchRequest(k, beams, self.version, view, fields, tuple(history)))
-        found = []
+            seen = [*map(item_of, history)] if one and one.exclude_seen else ()
+            asked.append(SearchRequest(k, num_beams or self.config.num_beams, self.version, view, one, seen))
+        lists = []
         for output in self.engine.search(prompts, asked):
             (status, *_), *hits = output.tolist()
             if status:
                 raise RuntimeError("the search failed: the log of the engine says why")
-            found.append([ScoredItem(int(item), score, int(row)) for item, score, row in hits])
-        return found
+            lists.append([ScoredItem(int(item), score, int(row)) for item, score, row in hits])
+        return lists
 
     def write(
         self,

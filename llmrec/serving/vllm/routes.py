@@ -11,14 +11,17 @@ import json
 import sys
 from pathlib import Path
 
-from llmrec.serving.vllm.engines import RECOMMEND, engine_arguments
+from llmrec.serving.http.app import create_app
+from llmrec.serving.living_catalogue.store import CatalogueStore
+from llmrec.serving.server import open_service, settings_of
+from llmrec.serving.vllm.engines import RECOMMEND, TASK, engine_arguments
 
 
 class FrontRoutes:
     """See `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`."""
 
     name = "llmrec"
-    required_tasks = ("token_classify",)
+    required_tasks = (TASK,)
 
     def attach_router(self, app) -> None:
         """Takes all paths that vLLM has no route for."""
@@ -29,10 +32,6 @@ class FrontRoutes:
 
     async def init_state(self, engine_client, state, args) -> None:
         """Opens the catalogue beside the engine."""
-        from llmrec.serving.http.app import create_app
-        from llmrec.serving.living_catalogue.store import CatalogueStore
-        from llmrec.serving.server import open_service, settings_of
-
         config = engine_client.vllm_config
         folder = config.model_config.model
         store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))

@@ -16,40 +16,41 @@ Interfaces checked with vLLM 0.32: V1 (CPUs; `VLLM_USE_V2_MODEL_RUNNER=0`) hands
 
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from llmrec.models.folder import RecommenderConfig
 from llmrec.models.vocabulary import semid_token_ids
 from llmrec.serving.vllm import catalogues
-from llmrec.serving.vllm.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
-
-try:
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
-except ImportError:  # a vLLM without the V2 runner
-
-    class V2LogitsProcessor:
-        pass
-
+from llmrec.serving.vllm.semid_states import (
+    MODES,
+    NORMALIZATIONS,
+    Catalogue,
+    Prefix,
+    SemIDRequest,
+    SemIDStates,
+    chosen,
+)
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """A request of the V1 runner: its slot, its output (a live list), and how much of that was read."""
+    """A request of the V1 runner: its output (a live list), how much of that was read, and its slot."""
 
-    slot: int
     request: SemIDRequest
     prefix: Prefix
     catalogue: Catalogue
     reported: bool
     output: list[int]
     read: int = 0
+    slot: int | None = None
 
 
 class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -70,13 +71,16 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             device, size = torch.device(runner[0]), vllm_config.scheduler_config.max_num_seqs
         else:
             device, size = self._request_states.device, self._request_states.max_num_reqs
-        config = RecommenderConfig.load(vllm_config.model_config.model)
-        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config)
-        self._catalogues = _Catalogues(vllm_config, device)
+        self._catalogues = catalogues.of(vllm_config)
+        config, index = self._catalogues.config, self._catalogues.get().index
+        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config.normalize)
+        self._adds_tokens = index.adds_tokens
+        levels = semid_token_ids(self._catalogues.tokenizer, index) or None  # every version has the same tokens
+        self._of_trie = lru_cache(maxsize=4)(lambda trie: Catalogue(trie, levels))  # requests keep what they use
         self._states = SemIDStates(size, device, config.prompt.get("format", "chat") == "chat")
         # V1
         self._rows: dict[int, _Row] = {}  # by place in the batch
-        self._free = list(range(size))
+        self._used: set[int] = set()  # slots of rows
         # V2
         self._staged: dict[int, tuple[SemIDRequest, bool] | None] = {}  # by slot; None: the request is left alone
         self._active = np.zeros(size, bool)
@@ -99,10 +103,20 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _read(self, sampling_params) -> tuple[SemIDRequest, bool] | None:
         """What a request wants and whether its log-probabilities are asked for; `None`: nothing of us."""
         request = SemIDRequest.of(sampling_params.extra_args, self._mode, self._normalize)
-        if request.mode == "inside" and not self._catalogues.adds_tokens:
+        if request.mode == "inside" and not self._adds_tokens:
             return None  # words of the LLM do not say where a SemID begins
         asked = sampling_params.logprobs is not None or bool(sampling_params.logprob_token_ids)
         return request, asked and self._reports
+
+    def _catalogue(self, number: int | None) -> Catalogue:
+        """A version, by default the newest. In place of one that is not loaded too, with a warning: vLLM has no way
+        here to fail one request alone."""
+        try:
+            trie = self._catalogues.get(number).trie
+        except ValueError as error:
+            logger.warning("%s; the newest version is used", error)
+            trie = self._catalogues.get().trie
+        return self._of_trie(trie.to(self._states.device))
 
     # V1
 
@@ -110,31 +124,29 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Follows requests that leave, enter and move in the batch, in this order."""
         if batch_update is None:
             return
-        gone = [self._rows.pop(index, None) for index in batch_update.removed]
-        new = []
+        for index in batch_update.removed:
+            self._rows.pop(index, None)
         for index, params, prompt, output in batch_update.added:
-            gone.append(self._rows.pop(index, None))
+            self._rows.pop(index, None)
             if (read := self._read(params)) is not None:
-                catalogue = self._catalogues.get(read[0].version)
-                prefix = catalogue.prefix(prompt or [], read[0].start)
-                self._rows[index] = _Row(-1, read[0], prefix, catalogue, read[1], output)
-                new.append(self._rows[index])
+                request, reported = read
+                catalogue = self._catalogue(request.version)
+                prefix = catalogue.prefix(prompt or [], request.start)
+                self._rows[index] = _Row(request, prefix, catalogue, reported, output)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved is not None:
                 self._rows[target] = moved
             if replaced is not None and direction == MoveDirectionality.SWAP:
                 self._rows[source] = replaced
-            else:
-                gone.append(replaced)
-        freed = [row.slot for row in gone if row is not None and row.slot >= 0]
-        if freed:
-            self._states.end(freed)
-            self._free += freed
-        kept = set(map(id, self._rows.values()))
-        new = [row for row in new if id(row) in kept]
+        kept = {row.slot for row in self._rows.values()}
+        if gone := self._used - kept:
+            self._states.end([*gone])
+        free = (slot for slot in range(self._states.size) if slot not in kept)
+        new = [row for row in self._rows.values() if row.slot is None]
         for row in new:
-            row.slot = self._free.pop()
+            row.slot = next(free)
+        self._used = {row.slot for row in self._rows.values()}
         self._begin(new)
 
     def _begin(self, rows: list[_Row]) -> None:
@@ -190,12 +202,16 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         source, slots = self._request_states, list(ours)
         requests, reported = map(list, zip(*ours.values()))
-        wanted = [self._catalogues.get(request.version) for request in requests]
+        wanted = [self._catalogue(request.version) for request in requests]
         lengths = source.prompt_len.np[slots].astype(np.int64)
-        prompts = [source.all_token_ids.gpu[slot, :length].tolist() for slot, length in zip(slots, lengths)]
-        prefixes = [c.prefix(prompt, r.start) for c, prompt, r in zip(wanted, prompts, requests)]
+        index = torch.tensor(slots, device=source.device)
+        prompts = source.all_token_ids.gpu[index, : lengths.max()].cpu().numpy()
+        prefixes = [
+            catalogue.prefix(prompt[:length].tolist(), request.start)
+            for catalogue, prompt, length, request in zip(wanted, prompts, lengths, requests)
+        ]
         self._states.begin(slots, requests, prefixes, wanted, reported)
-        self._position[torch.tensor(slots, device=source.device)] = torch.from_numpy(lengths).to(source.device)
+        self._position[index] = torch.from_numpy(lengths).to(source.device)
         self._unread[slots] = source.prefill_len.np[slots] - lengths
 
     def _apply_v2(self, logits: torch.Tensor, ctx) -> torch.Tensor:
@@ -211,11 +227,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for step in range(1 + 2 * self._drafts + int(self._unread[batch].max())):
             at = position + step
             behind = last - at  # how long ago the token was fed
-            held = behind >= 0
+            given = behind >= 0
             fed = ctx.input_ids[(rows - behind).clamp(0, len(ctx.input_ids) - 1)].long()
             kept = history[slots, at.clamp(0, history.shape[1] - 1)].long()
             tokens = torch.where(behind <= local, fed, kept)  # drafts are only among what was fed
-            place = states.read(place, slots, tokens, held, tries)
+            place = states.read(place, slots, tokens, given, tries)
         states.constrain(logits, slots, place, tries)
         target = torch.where(local == 0, slots, states.size)  # what follows a draft may be rejected
         states.keep(target, place)
@@ -224,42 +240,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return logits
 
 
-def _defaults(given: dict, config: RecommenderConfig) -> tuple[str, str]:
+def _defaults(given: dict, normalize: str) -> tuple[str, str]:
     """The engine's mode and normalisation."""
     where = 'additional_config["semid"]'
     unknown = sorted(set(given) - {"default", "normalize"})
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; there are default and normalize")
-    mode, normalize = given.get("default", "inside"), given.get("normalize", config.normalize)
-    if mode not in tuple(MODES):
-        raise ValueError(f"{where}: default should be one of {', '.join(MODES)}, not {mode!r}")
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"{where}: normalize should be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}")
-    return mode, normalize
-
-
-class _Catalogues:
-    """The catalogue versions of this process as `Catalogue` objects on a device."""
-
-    def __init__(self, vllm_config, device: torch.device):
-        directory = vllm_config.additional_config.get("catalogue")
-        self._versions = catalogues.of(vllm_config.model_config.model, directory)
-        index = self._versions.get().index
-        self.adds_tokens = index.adds_tokens
-        self._levels = semid_token_ids(self._versions.tokenizer, index) or None  # every version has the same tokens
-        self._device = device
-        self._made: list[Catalogue] = []
-
-    def get(self, number: int | None) -> Catalogue:
-        """A version, by default the newest. In place of one that is not loaded too, with a warning: vLLM has no way
-        here to fail one request alone."""
-        try:
-            trie = self._versions.get(number).trie.to(self._device)
-        except ValueError as error:
-            logger.warning("%s; the newest version is used", error)
-            trie = self._versions.get().trie.to(self._device)
-        for catalogue in self._made:
-            if catalogue.trie is trie:
-                return catalogue
-        self._made = [*self._made[-3:], Catalogue(trie, self._levels)]  # requests keep the older ones that they use
-        return self._made[-1]
+    mode = chosen(f"{where}: default", given.get("default", "inside"), MODES)
+    return mode, chosen(f"{where}: normalize", given.get("normalize", normalize), NORMALIZATIONS)

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 
-OFF, INSIDE, NEXT = 0, 1, 2
-MODES = {"inside": INSIDE, "next": NEXT}
+MODES = ("inside", "next")
 NORMALIZATIONS = ("vocabulary", "catalogue")
 _FIELDS = ("semid", "semid_start", "semid_version", "semid_normalize")
 _UNKNOWN = 2**31 - 1  # no token has this id (see SemIDTrie)
@@ -58,13 +58,17 @@ class SemIDRequest:
             value = fields.get(name)
             if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"{name} should be a whole number from 0 on, not {value!r}")
-        mode, normalize = fields.get("semid", mode), fields.get("semid_normalize", normalize)
-        if mode not in tuple(MODES):
-            raise ValueError(f"semid should be one of {', '.join(MODES)}, not {mode!r}")
-        if normalize not in NORMALIZATIONS:
-            raise ValueError(f"semid_normalize should be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}")
+        mode = chosen("semid", fields.get("semid", mode), MODES)
+        normalize = chosen("semid_normalize", fields.get("semid_normalize", normalize), NORMALIZATIONS)
         start = fields.get("semid_start") if mode == "next" else None
         return cls(mode, start, fields.get("semid_version"), normalize)
+
+
+def chosen(name: str, value, choices: Sequence[str]) -> str:
+    """The value of a field, which should be one of some."""
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, not {value!r}")
+    return value
 
 
 class Prefix(NamedTuple):
@@ -144,12 +148,11 @@ class SemIDStates:
         self.size = size
         self.device = torch.device(device)
         self.answers_stand_alone = answers_stand_alone
-        self.places = Place(*(torch.zeros(size + 1, dtype=torch.long, device=self.device) for _ in range(2)))
-        self._mode, self._key = torch.zeros_like(self.places.level), torch.full_like(self.places.level, -1)
-        self._among_children = torch.zeros_like(self._mode, dtype=torch.bool)
-        self._reported = torch.zeros_like(self._among_children)
-        self._catalogues: dict[int, Catalogue] = {}
-        self._keys: dict[int, int] = {}  # slot -> key of its catalogue
+        nobody = torch.zeros(size + 1, dtype=torch.long, device=self.device)
+        self.places = Place(nobody.clone(), nobody)
+        self._key = torch.full_like(nobody, -1)  # the `id` of a slot's catalogue, -1 without one
+        self._strict, self._among_children, self._reported = torch.zeros_like(nobody, dtype=torch.bool).repeat(3, 1)
+        self._catalogues: dict[int, Catalogue] = {}  # by slot
 
     # Slots
 
@@ -162,61 +165,39 @@ class SemIDStates:
         reported: Sequence[bool],
     ) -> None:
         """Starts requests in slots, whatever was there before; `reported`: log-probabilities are asked for."""
-        self._forget(slots)
-        for slot, catalogue in zip(slots, catalogues):
-            self._keys[slot] = self._key_of(catalogue)
-        index = torch.tensor(slots, device=self.device)
-        self._mode[index] = self._tensor([MODES[request.mode] for request in requests])
-        self._key[index] = self._tensor([self._keys[slot] for slot in slots])
-        self._among_children[index] = self._tensor([r.normalize == "catalogue" for r in requests], torch.bool)
-        self._reported[index] = self._tensor(reported, torch.bool)
-        self.keep(index, self._read_prefixes(index, prefixes))
+        self._catalogues.update(zip(slots, catalogues))
+        tokens, lengths = self.padded([prefix.tokens for prefix in prefixes])
+        index, key = self._tensor([slots, [*map(id, catalogues)]])
+        strict, among_children, asked = self._tensor(
+            [[r.mode == "next" for r in requests], [r.normalize == "catalogue" for r in requests], reported],
+            torch.bool,
+        )
+        answer, alone, over = self._tensor([prefix[1:] for prefix in prefixes], torch.bool).T
+        self._key[index], self._strict[index] = key, strict
+        self._among_children[index], self._reported[index] = among_children, asked
+        place, tries = Place(torch.zeros_like(index), torch.zeros_like(index)), self.catalogues_of(slots)
+        whole = strict & alone & self.answers_stand_alone
+        for column in range(tokens.shape[1]):
+            given = column < lengths
+            place, went_on, completed = self._read(place, index, tokens[:, column], given, strict & answer, tries)
+            over = over | (whole & completed & (column == lengths - 1))
+            whole = whole & went_on
+        self.keep(index, Place(place.level, place.node.masked_fill(strict & over, DEAD)))
 
     def end(self, slots: Sequence[int]) -> None:
         """Rows of these slots are left alone from now on."""
-        self._forget(slots)
-        index = self._tensor(slots)
-        self._mode[index], self._key[index], self._reported[index] = OFF, -1, False
-
-    def _forget(self, slots: Sequence[int]) -> None:
         for slot in slots:
-            self._keys.pop(slot, None)
-        used = set(self._keys.values())
-        self._catalogues = {key: catalogue for key, catalogue in self._catalogues.items() if key in used}
-
-    def _key_of(self, catalogue: Catalogue) -> int:
-        for key, known in self._catalogues.items():
-            if known is catalogue:
-                return key
-        key = max(self._catalogues, default=-1) + 1
-        self._catalogues[key] = catalogue
-        return key
+            self._catalogues.pop(slot, None)
+        index = self._tensor(slots)
+        self._key[index], self._strict[index], self._reported[index] = -1, False, False
 
     def _tensor(self, values: Sequence, dtype: torch.dtype = torch.long) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)
 
-    def _read_prefixes(self, slots: torch.Tensor, prefixes: Sequence[Prefix]) -> Place:
-        tokens, lengths = self.padded([prefix.tokens for prefix in prefixes])
-        following = self._mode[slots] == NEXT
-        answer = following & self._tensor([prefix.answer for prefix in prefixes], torch.bool)
-        place = Place(torch.zeros_like(slots), torch.zeros_like(slots))
-        whole = following & self._tensor([prefix.alone for prefix in prefixes], torch.bool)
-        whole &= torch.tensor(self.answers_stand_alone, device=self.device)
-        over = following & self._tensor([prefix.over for prefix in prefixes], torch.bool)
-        for column in range(tokens.shape[1]):
-            held = column < lengths
-            place, went_on, completed = self._read(place, slots, tokens[:, column], held, answer, self._catalogues)
-            over |= whole & completed & (column == lengths - 1)
-            whole &= went_on
-        return Place(place.level, place.node.masked_fill(over, DEAD))
-
     def padded(self, lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token lists as one matrix (int64 [N, T]) and their lengths (int64 [N])."""
-        lengths = [len(tokens) for tokens in lists]
-        matrix = np.zeros((len(lists), max(lengths, default=0)), np.int64)
-        for row, tokens in enumerate(lists):
-            matrix[row, : len(tokens)] = tokens
-        return torch.from_numpy(matrix).to(self.device), self._tensor(lengths)
+        rows = [torch.tensor(tokens, dtype=torch.long) for tokens in lists]
+        return pad_sequence(rows, batch_first=True).to(self.device), self._tensor([*map(len, lists)])
 
     # Rows
 
@@ -230,25 +211,28 @@ class SemIDStates:
 
     def catalogues_of(self, slots: Iterable[int]) -> dict[int, Catalogue]:
         """What slots look at: the catalogues that `read` and `constrain` go through."""
-        return {key: self._catalogues[key] for key in {self._keys[slot] for slot in slots if slot in self._keys}}
+        catalogues = (self._catalogues[slot] for slot in slots if slot in self._catalogues)
+        return {id(catalogue): catalogue for catalogue in catalogues}
 
-    def read(self, place: Place, slots, tokens, held, catalogues: Mapping[int, Catalogue]) -> Place:
+    def read(self, place: Place, slots, tokens, given, catalogues: Mapping[int, Catalogue]) -> Place:
         """Where rows stand after one more token.
 
         Args:
             place: of N rows.
             slots (int64 [N]): whose rows they are.
-            tokens (int64 [N]), held (bool [N]): what follows, in rows that have a token; the others stay.
+            tokens (int64 [N]), given (bool [N]): what follows, in rows that have a token; the others stay.
             catalogues: those of the slots.
         """
-        return self._read(place, slots, tokens, held, self._mode[slots] == NEXT, catalogues)[0]
+        return self._read(place, slots, tokens, given, self._strict[slots], catalogues)[0]
 
-    def _read(self, place: Place, slots, tokens, held, strict, catalogues) -> tuple[Place, torch.Tensor, torch.Tensor]:
-        """Also whether the row went on within its SemID, and whether it completed it (bool [N] each)."""
-        key = self._key[slots].masked_fill(~held, -1)
+    def _read(
+        self, place: Place, slots, tokens, given, strict, catalogues
+    ) -> tuple[Place, torch.Tensor, torch.Tensor]:
+        """`read`; also whether rows went on within their SemID, and whether they completed it (bool [N] each)."""
+        key = self._key[slots].masked_fill(~given, -1)
         tokens = tokens.masked_fill(tokens < 0, _UNKNOWN)
         child, over = _child(catalogues, key, place, tokens)
-        went_on, completed = (child >= 0) & ~over & held, (child >= 0) & over & held
+        went_on, completed = (child >= 0) & ~over & given, (child >= 0) & over & given
         again = ~strict & (child < 0) & (place.level > 0)  # text after a SemID, or the beginning of the next one
         level = place.level.masked_fill(again, 0)
         root = Place(level, torch.where(again, 0, DEAD))
@@ -257,7 +241,7 @@ class SemIDStates:
         going = (child >= 0) & ~over
         level = torch.where(going, level + 1, torch.where(strict, level, 0))
         node = torch.where(going, child, torch.where(strict, DEAD, 0))
-        moved = Place(torch.where(held, level, place.level), torch.where(held, node, place.node))
+        moved = Place(torch.where(given, level, place.level), torch.where(given, node, place.node))
         return moved, went_on, completed
 
     def constrain(self, logits: torch.Tensor, slots, place: Place, catalogues: Mapping[int, Catalogue]) -> None:
@@ -270,7 +254,7 @@ class SemIDStates:
             slots (int64 [N]): whose rows they are.
             catalogues: those of the slots.
         """
-        key, strict = self._key[slots], self._mode[slots] == NEXT
+        key, strict = self._key[slots], self._strict[slots]
         done = strict & (place.node < 0)
         ruled = (key >= 0) & (strict | (place.level > 0))
         choices = []  # by catalogue and level: ids and whether each may follow (int64, bool [N, W])

@@ -10,16 +10,16 @@ embedding.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from llmrec.decoding.beam_search import Normalize, Search, search_levels
+from llmrec.decoding.head import token_scores
 from llmrec.decoding.tree_attention import Prompts, Tree, shared_prompt_attention
 from llmrec.decoding.trie import RowFilter, SemIDTrie
-
-_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
 
 
 class SharedPrompts:
@@ -33,12 +33,11 @@ class SharedPrompts:
     """
 
     def __init__(self, model: torch.nn.Module):
-        # A list, so that the model does not become a submodule of itself.
-        self._model = [model]
+        self._model = [model]  # a list, so that the model does not become a submodule of itself
         self._tree: Tree | None = None
-        self._keys: dict[int, torch.Tensor] = {}
-        self._values: dict[int, torch.Tensor] = {}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by layer: keys and values of the prompts
         layers = [module for module in model.modules() if isinstance(module, Attention)]
+        self._head_size = layers[0].head_size
         for number, layer in enumerate(layers):
             soft_cap = getattr(layer.impl, "logits_soft_cap", None)
             if layer.sliding_window is not None or soft_cap or layer.head_size != layer.head_size_v:
@@ -47,7 +46,7 @@ class SharedPrompts:
 
     def _attend(self, number: int, layer: Attention, stock, query, key, value, *args, **kwargs):
         if self._tree is None:
-            self._keys[number], self._values[number] = key, value
+            self._kept[number] = key, value
             return stock(query, key, value, *args, **kwargs)
         beams = self._beams
         query, key, value = (
@@ -64,23 +63,23 @@ class SharedPrompts:
 
         Args:
             hidden (float [T, H]): what the model returned for the flat tokens of all prompts.
-            starts, lengths (int64 [N]): where each prompt lies in them.
+            starts, lengths (int64 [N], on the CPU): where each prompt lies in them.
             trie: on the model's device.
         """
         width = int(lengths.max())
-        offset = torch.arange(width, device=hidden.device)
-        padding = offset >= lengths[:, None]
-        place = starts[:, None] + torch.minimum(offset, lengths[:, None] - 1)
-        sides = ([side[number] for number in range(len(side))] for side in (self._keys, self._values))
-        head_size = next(m for m in self._model[0].modules() if isinstance(m, Attention)).head_size
-        # [T, K * D] -> [N, K, P, D]
-        keys, values = (
-            [flat.view(len(flat), -1, head_size)[place].transpose(1, 2).contiguous() for flat in side]
-            for side in sides
-        )
-        prompts = Prompts(keys, values, padding if bool(padding.any()) else None, lengths)
+        offset = torch.arange(width)
+        padding = offset >= lengths[:, None] if int(lengths.min()) < width else None
+        place = (starts[:, None] + torch.minimum(offset, lengths[:, None] - 1)).to(hidden.device)
+
+        def of_prompts(flat: torch.Tensor) -> torch.Tensor:
+            """[T, K * D] -> [N, K, P, D]"""
+            return flat.view(len(flat), -1, self._head_size)[place].transpose(1, 2).contiguous()
+
+        keys, values = ([of_prompts(self._kept[layer][side]) for layer in range(len(self._kept))] for side in (0, 1))
+        padding = None if padding is None else padding.to(hidden.device)
+        prompts = Prompts(keys, values, padding, lengths.to(hidden.device))
         vocabulary = normalize == "vocabulary"
-        first = self._scores(hidden[starts + lengths - 1][:, None], trie.head_ids[0], vocabulary)
+        first = self._scores(hidden[place[:, -1]][:, None], trie.head_ids[0], vocabulary)
 
         def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None):
             chosen = slice(None) if requests is None else requests
@@ -96,8 +95,7 @@ class SharedPrompts:
 
     def forget(self) -> None:
         """Lets go of the prompts' keys and values."""
-        self._keys.clear()
-        self._values.clear()
+        self._kept.clear()
 
     def _run(self, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
         """float [N, B, H]: the model after one more token of every beam."""
@@ -115,17 +113,12 @@ class SharedPrompts:
     def _scores(self, hidden: torch.Tensor, ids: torch.Tensor, vocabulary: bool):
         """`llmrec.decoding.head.token_scores` with vLLM's head."""
         model = self._model[0]
-        flat = hidden.flatten(0, 1)
         if not vocabulary and self._plain_head():
-            logits = torch.nn.functional.linear(flat, model.lm_head.weight[ids]).float()
-            return logits.view(*hidden.shape[:2], -1) * model.logits_processor.scale, None
-        logits, log_z = [], []
-        for chunk in flat.split(max(1, _CHUNK // model.config.vocab_size)):
-            full = model.compute_logits(chunk).float()
-            logits.append(full.index_select(1, ids))
-            log_z.append(full.logsumexp(-1) if vocabulary else full[:, 0])
-        logits = torch.cat(logits).view(*hidden.shape[:2], -1)
-        return logits, torch.cat(log_z).view(hidden.shape[:2]) if vocabulary else None
+            logits = torch.nn.functional.linear(hidden, model.lm_head.weight[ids]).float()
+            return logits * model.logits_processor.scale, None
+        head = SimpleNamespace(forward=model.compute_logits, out_features=model.config.vocab_size)
+        logits, log_z = token_scores(head, hidden, ids, vocabulary=True)  # in chunks, whatever is normalised over
+        return logits, log_z if vocabulary else None
 
     def _plain_head(self) -> bool:
         """Whether some rows of the head can be multiplied alone."""
