@@ -1,12 +1,14 @@
-"""Errors in the shape of OpenAI's API, whoever raised them."""
+"""Errors in the shape of OpenAI's API, whoever raised them, and how routes document them."""
 
 import logging
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match
+
+from llmrec.serving.http.schemas import ErrorResponse
 
 logger = logging.getLogger("llmrec.serving")
 
@@ -21,6 +23,15 @@ _CODES = {
     499: "client_disconnected",
     503: "unavailable",
 }
+_TEXTS = {
+    400: "The request says something that does not fit; `param` names the field.",
+    401: "Wrong or missing key.",
+    404: "There is no such item.",
+    413: "The body is too large.",
+    429: "Too many requests wait already.",
+    503: "The engine is down, or there was no answer in time.",
+}
+_RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _TYPE_NAMES = {"str", "int", "float", "bool", "none"}  # of a union: pydantic names the member that did not fit
 
 
@@ -47,6 +58,19 @@ class ApiError(HTTPException):
 
     def response(self) -> JSONResponse:
         return JSONResponse({"error": self.body}, self.status_code, self.headers)
+
+
+def engine_failed() -> ApiError:
+    """What a client is told of it; the log says more."""
+    return ApiError(503, "the engine failed: try again later", code="engine", headers={"Retry-After": "1"})
+
+
+def errors(*statuses: int) -> dict:
+    """The `responses` of a route that may answer with these statuses."""
+    documented = {status: {"model": ErrorResponse, "description": _TEXTS[status]} for status in statuses}
+    for status in {429, 503} & documented.keys():
+        documented[status]["headers"] = _RETRY
+    return documented
 
 
 def field_path(location) -> str:
@@ -96,22 +120,19 @@ def _http_error(request: Request, error: StarletteHTTPException) -> ApiError:
     return ApiError(status, message, headers=headers)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Every answer that is no success gets the shape of OpenAI's."""
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case ApiError():
+            answer = error
+        case RequestValidationError():
+            answer = _validation_error(error)
+        case StarletteHTTPException():
+            answer = _http_error(request, error)
+        case _:
+            route = getattr(request.scope.get("route"), "path", "a request")
+            logger.exception("%s failed", route, exc_info=error)
+            answer = ApiError(500, "this request failed in the server, whose log says why", code="internal_error")
+    return answer.response()
 
-    @app.exception_handler(ApiError)
-    async def ours(request: Request, error: ApiError):
-        return error.response()
 
-    @app.exception_handler(RequestValidationError)
-    async def validation(request: Request, error: RequestValidationError):
-        return _validation_error(error).response()
-
-    @app.exception_handler(StarletteHTTPException)
-    async def starlette(request: Request, error: StarletteHTTPException):
-        return _http_error(request, error).response()
-
-    @app.exception_handler(Exception)
-    async def rest(request: Request, error: Exception):
-        logger.exception("%s failed", getattr(request.scope.get("route"), "path", "a request"), exc_info=error)
-        return ApiError(500, "this request failed in the server, whose log says why", code="internal_error").response()
+ERROR_HANDLERS = dict.fromkeys((StarletteHTTPException, RequestValidationError, Exception), _answer)
