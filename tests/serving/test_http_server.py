@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pyarrow as pa
 import pytest
-from serving.http_fixtures import listening, serving, wait_for
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import listening, serving, tiny_folder, wait_for
+from tiny import tiny_data
 
 from llmrec.serving.http.settings import Settings
 
@@ -21,8 +21,7 @@ NEW = {"item_id": "new", "title": "a new gadget", "semid": ["<a_5>", "<b_5>", "<
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    data = tiny_data()
-    return write_tiny_base(tmp_path_factory.mktemp("http") / "model", data, tiny_index(data))
+    return tiny_folder(tmp_path_factory.mktemp("http"))
 
 
 def ids(answer) -> list[str]:
@@ -301,8 +300,7 @@ def test_columns_of_all_kinds_are_shown(tmp_path):
         .append_column("since", dates)
         .append_column("raw", pa.array([b"\xff"] * 24))
     )
-    folder = write_tiny_base(tmp_path / "model", data, tiny_index(data))
-    with serving(folder, tmp_path / "log") as (_, client):
+    with serving(tiny_folder(tmp_path, data), tmp_path / "log") as (_, client):
         columns = client.get("/v1/items/item-00").json()["columns"]
         assert columns["odd"] is None and columns["since"].startswith("1970-01-01") and isinstance(columns["raw"], str)
 
