@@ -52,8 +52,8 @@ class Watch:
         if answer.status_code == 200:
             self.seconds.append(time.perf_counter() - began)
             self.counts["answered"] += 1
-            found = answer.json()
-            version = found["catalogue_version"]
+            recommended = answer.json()
+            version = recommended["catalogue_version"]
             self.counts["stale"] += version < least
             gone = self.removed.get(version)
             if gone is None:  # its change is acknowledged to us only after this answer
@@ -62,7 +62,7 @@ class Watch:
             if gone is None:
                 self.counts["unknown_version"] += 1
                 return
-            named = {item["item_id"] for item in found["items"]}
+            named = {item["item_id"] for item in recommended["items"]}
             known = {f"item-{number}" for number in range(ITEMS)}
             self.counts["invalid"] += not named <= known - gone or len(named) != body["k"]
         elif answer.status_code in (429, 503):
@@ -148,15 +148,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"  {name:<32} {value:>10.4g}")
     save_json(args.json, figures, minutes=args.minutes)
-    wrong = (
-        "unknown_version",
-        "invalid",
-        "stale",
-        "lost",
-        "refused_without_retry_after",
-        "other_status",
-        "failed_swaps",
-    )
+    wrong = "unknown_version invalid stale lost refused_without_retry_after other_status failed_swaps".split()
     flat = figures["memory_last_over_second_third"] <= 1.05
     sys.exit(int(any(watch.counts[name] for name in wrong) or not figures["back_after_kill"] or not flat))
 

@@ -9,16 +9,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from llmrec.serving.http import schemas
 from llmrec.serving.http.errors import ApiError, errors
 from llmrec.serving.http.front import Current, Front, TheFront
-from llmrec.serving.http.schemas import (
-    CatalogueResponse,
-    Change,
-    ChangeResponse,
-    ItemList,
-    ItemResponse,
-    Rollback,
-)
 from llmrec.serving.http.service import ChangeFailed, Served
 from llmrec.serving.living_catalogue.store import Changes
 from llmrec.serving.living_catalogue.values import to_json
@@ -26,7 +19,7 @@ from llmrec.serving.living_catalogue.values import to_json
 router = APIRouter(tags=["catalogue"])
 
 
-@router.get("/v1/items", response_model=ItemList, responses=errors(400, 401))
+@router.get("/v1/items", response_model=schemas.ItemList, responses=errors(400, 401))
 def items(
     served: Current,
     query: Annotated[str, Query(min_length=1, max_length=200, description="part of a title, in any case")],
@@ -42,7 +35,7 @@ def items(
     return JSONResponse({"object": "list", "data": [*map(served.name, item_ids)]})
 
 
-@router.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses=errors(400, 401, 404))
+@router.get("/v1/items/{item_id:path}", response_model=schemas.ItemResponse, responses=errors(400, 401, 404))
 def item(item_id: str, served: Current):
     """An item with all its columns."""
     if not served.version.has(item_id):
@@ -52,7 +45,7 @@ def item(item_id: str, served: Current):
     return JSONResponse(name | {"catalogue_version": served.number, "columns": _columns(served, item_id)})
 
 
-@router.get("/v1/catalogue", response_model=CatalogueResponse, responses=errors(401))
+@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
 def catalogue(served: Current, front: TheFront):
     """The current version, and what made the ones before."""
     history = [
@@ -63,14 +56,16 @@ def catalogue(served: Current, front: TheFront):
     return JSONResponse({"version": served.number, "items": served.num_items, "columns": columns, "history": history})
 
 
-@router.post("/v1/catalogue", response_model=ChangeResponse, responses=errors(400, 401, 413, 429, 503))
-async def put_and_remove(body: Change, request: Request, front: TheFront):
+@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))
+async def put_and_remove(body: schemas.Change, request: Request, front: TheFront):
     """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
     return await _changed(request, front, front.service.change, Changes(body.put, body.remove))
 
 
-@router.post("/v1/catalogue/rollback", response_model=ChangeResponse, responses=errors(400, 401, 413, 429, 503))
-async def rollback(body: Rollback, request: Request, front: TheFront):
+@router.post(
+    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503)
+)
+async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
     """Goes back to the content of an older version, under a new number."""
     return await _changed(request, front, front.service.rollback, body.version, "version")
 

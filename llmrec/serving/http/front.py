@@ -19,13 +19,13 @@ class Metrics:
     """Prometheus metrics, in a registry of their own; the engines' are not collected."""
 
     def __init__(self):
-        self._registry = own = CollectorRegistry()
-        self.requests = Counter("llmrec_requests", "Requests.", ["route", "status"], registry=own)
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("llmrec_requests", "Requests.", ["route", "status"], registry=registry)
         text = "Time of recommendations in the queue, in the search, and in total."
-        self.stages = Histogram("llmrec_stage_seconds", text, ["stage"], buckets=_SECONDS, registry=own)
-        self.beams = Histogram("llmrec_beams", "Widths of searches.", buckets=_BEAMS, registry=own)
+        self.stages = Histogram("llmrec_stage_seconds", text, ["stage"], buckets=_SECONDS, registry=registry)
+        self.beams = Histogram("llmrec_beams", "Widths of searches.", buckets=_BEAMS, registry=registry)
         text = "Items returned: valid ones are in the request's catalogue version and allowed by its filter."
-        self.items = Counter("llmrec_items_returned", text, ["valid"], registry=own)
+        self.items = Counter("llmrec_items_returned", text, ["valid"], registry=registry)
         counts = [self.items.labels(valid)._value for valid in ("true", "false")]
 
         def valid_share() -> float:

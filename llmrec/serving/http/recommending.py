@@ -96,16 +96,9 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     if body.task is None and (given := [name for name in _TASK_FIELDS if getattr(body, name) is not None]):
         raise ApiError(400, f"{given[0]} belongs to a task: name it in task", given[0])
     items, alike = _history(body, served)
-    history = _with_behaviours(body, items, served)
-    allowed = _filter(body, served, alike)
+    history, allowed = _with_behaviours(body, items, served), _filter(body, served, alike)
     source = "messages" if body.messages is not None else "task" if body.task is not None else "history"
-    match source:
-        case "messages":
-            prompt = _chat(body, served)
-        case "task":
-            prompt = _task(body, served, items)
-        case _:
-            prompt = recommender.prompts([history], behaviour=[body.behaviour] if body.behaviour else None)[0]
+    prompt = _prompt(body, served, history)
     prompt_ids = recommender.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     most = settings.max_prompt_tokens
     if most is not None and len(prompt_ids) > most:
@@ -127,40 +120,32 @@ def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | Ap
         began = time.perf_counter()
         group = [asked[place] for place in places]
         try:
-            lists, thoughts = (_search if group[0].direct else _recommend)(group, served)
+            lists, thoughts = _search(group, served)
             took = time.perf_counter() - began
             for place, one, items, thought in zip(places, group, lists, thoughts):
                 answers[place] = Found(items, _count_valid(one, items, served), thought, took)
-        except Exception as error:
-            logger.exception("a search failed", exc_info=error)
+        except Exception:
+            logger.exception("a search failed")
             for place in places:
                 answers[place] = engine_failed()
     return answers
 
 
-def _search(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, float]]], list[None]]:
-    """After the prompts as they are."""
-    found = served.recommender.search(
-        [one.prompt_ids for one in group],
-        [one.body.k for one in group],
-        [one.history for one in group],
-        [one.filter for one in group],
-        num_beams=group[0].body.num_beams,
-    )
-    items = served.version.index.items
-    return [[(items[hit.item], hit.score) for hit in hits] for hits in found], [None] * len(group)
-
-
-def _recommend(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, float]]], list]:
-    """By the recommender, which thinks first or searches several views."""
-    recommender, first = served.recommender, group[0].body
+def _search(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, float]]], list]:
+    """What requests of one kind get: (item id, score) pairs, and the thoughts that are to be shown."""
+    recommender, first = served.recommender, group[0]
+    num_beams, think = first.body.num_beams, first.body.think
     histories, ks, filters = zip(*((one.history, one.body.k, one.filter) for one in group))
-    behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
     thoughts: list = [None] * len(group)
-    if first.think and first.return_prompt and recommender.block is not None and recommender.config.thoughts:
+    if first.direct:
+        prompts, items = [one.prompt_ids for one in group], served.version.index.items
+        lists = recommender.search(prompts, ks, histories, filters, num_beams=num_beams)
+        return [[(items[hit.item], hit.score) for hit in hits] for hits in lists], thoughts
+    behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
+    if think and first.body.return_prompt and recommender.block is not None and recommender.config.thoughts:
         thoughts = recommender.think(histories, behaviours)
-    found = recommender.recommend(histories, ks, filters, behaviours, first.think, first.num_beams)
-    return [[(item.item_id, item.score) for item in items] for items in found], thoughts
+    lists = recommender.recommend(histories, ks, filters, behaviours, think, num_beams)
+    return [[(hit.item_id, hit.score) for hit in hits] for hits in lists], thoughts
 
 
 def shortage(one: Asked, found: Found) -> str | None:
@@ -259,13 +244,18 @@ def _filter(body: RecommendRequest, served: Served, alike: list[str]) -> Filter 
     return replace(allowed, where=[*(allowed.where or ()), condition])
 
 
-def _task(body: RecommendRequest, served: Served, items: list[str]) -> str:
+def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
+    if body.messages is not None:
+        return _chat(body, served)
+    if body.task is None:
+        return served.recommender.prompts([history], behaviour=[body.behaviour] if body.behaviour else None)[0]
     if body.task not in item_prompts():
         raise ApiError(400, f"task {body.task!r} is none of {', '.join(item_prompts())}", "task")
     if body.about is not None and not served.version.has(body.about):
         raise ApiError(400, f"item {body.about!r} is not in the catalogue", "about", "unknown_item")
     names = (*_TASK_FIELDS, "behaviours", "behaviour")
-    row = {name: getattr(body, name) for name in names if getattr(body, name) is not None} | {"history": items}
+    row = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    row["history"] = [*map(item_of, history)]
     try:
         return prompt_texts(served.recommender, item_prompts()[body.task], [row])[0]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
