@@ -67,12 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
     limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories")}
-    settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
     engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
-    from llmrec.serving.server import serve  # brings vLLM, which takes its time
-
     of_mode = {mode: getattr(args, f"vllm_{mode}") for mode in _MODES}
     try:
+        settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
+        from llmrec.serving.server import serve  # brings vLLM, which takes its time
+
         asyncio.run(
             serve(args.folder, args.modes, settings, args.host, args.port, args.catalogue_dir, engine, of_mode)
         )

@@ -33,6 +33,15 @@ def bearer(key: str) -> dict:
     return {"Authorization": f"Bearer {key}"}
 
 
+def sent(url: str, body: str, length: int | None = None) -> socket.socket:
+    """A connection on which a recommendation was asked; with `length` more of its body is announced than sent."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
 class Held:
     """Searches wait until `release`; `started` counts them."""
 
@@ -119,10 +128,7 @@ def test_bodies_are_limited_while_they_are_read(folder, tmp_path):
 
 def test_a_body_that_does_not_come_is_given_up(folder, tmp_path):
     with listening(folder, tmp_path, timeout_s=0.3) as (_, url):
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
-            head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        with sent(url, "{", length=100) as connection:
             assert b"400 Bad Request" in connection.recv(10_000)
 
 
@@ -162,11 +168,7 @@ def test_clients_that_go_away_leave_their_place(folder, tmp_path):
         held = Held(server)
         first = pool.submit(httpx.post, f"{url}/v1/recommend", json=BODY, timeout=60)
         wait_for(lambda: held.started == 1)
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as gone:
-            body = json.dumps(BODY)
-            head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        with sent(url, json.dumps(BODY)):
             wait_for(lambda: gauge("llmrec_waiting"))
         wait_for(lambda: not gauge("llmrec_waiting"))
         second = pool.submit(httpx.post, f"{url}/v1/recommend", json=BODY, timeout=60)
