@@ -7,7 +7,7 @@ import llmrec
 from llmrec.serving.http import catalogue_routes, recommend_routes
 from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError, errors
 from llmrec.serving.http.front import Front, TheFront
-from llmrec.serving.http.middleware import ApiKeys, BodyLimit, RequestLog
+from llmrec.serving.http.middleware import Guard, RequestLog
 from llmrec.serving.http.schemas import Health, ModelList
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
@@ -61,8 +61,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         app.include_router(recommend_routes.router)
     app.include_router(catalogue_routes.router)
     app.include_router(router)
-    app.add_middleware(ApiKeys, settings=settings)
-    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Guard, settings=settings)
     app.add_middleware(RequestLog, requests=app.state.front.metrics.requests)
     app.openapi = lambda: _schema(app, settings)
     return app

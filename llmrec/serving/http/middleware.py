@@ -1,4 +1,4 @@
-"""What happens to every HTTP request before a route sees it: a line of the log, the size of its body, its key."""
+"""What happens to every HTTP request before a route sees it: a line of the log, its key, the size of its body."""
 
 import asyncio
 import json
@@ -54,10 +54,11 @@ class RequestLog:
             logger.log(level, json.dumps(line | state["log"]))
 
 
-class BodyLimit:
-    """ASGI middleware: a body that is too large, or does not come in time, is refused while it is read.
+class Guard:
+    """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read, and bodies of bounded size.
 
-    An answer that comes before the end of the body closes the connection: a server would read on.
+    A body that is too large, or does not come in time, is refused while it is read. An answer that comes before the
+    end of the body closes the connection: a server would read on.
     """
 
     def __init__(self, app, settings: Settings):
@@ -95,22 +96,14 @@ class BodyLimit:
 
         if length > limit:
             return await too_large.response()(scope, receive, closing)
+        if not self._opens(headers.get(b"authorization", b""), self.settings.keys_of(scope["method"], scope["path"])):
+            message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
+            error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+            return await error.response()(scope, receive, closing)
         await self.app(scope, limited, closing)
 
-
-class ApiKeys:
-    """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read."""
-
-    def __init__(self, app, settings: Settings):
-        self.app, self.settings = app, settings
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http" and (keys := self.settings.keys_of(scope["method"], scope["path"])):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, given = given.partition(b" ")
-            matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
-            if scheme.lower() != b"bearer" or not any(matches):
-                message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
-                error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-                return await error.response()(scope, receive, send)
-        await self.app(scope, receive, send)
+    @staticmethod
+    def _opens(given: bytes, keys: list[str]) -> bool:
+        scheme, _, given = given.partition(b" ")
+        matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
+        return not keys or (scheme.lower() == b"bearer" and any(matches))
