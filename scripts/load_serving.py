@@ -23,9 +23,8 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
-import psutil
 from bench_serving import recommend
-from serving_runs import closed_loop, percentile_ms, random_folder, random_histories, running_server, save_json
+from serving_runs import Server, closed_loop, percentile_ms, random_folder, random_histories, running_server, save_json
 
 ITEMS, SWAP_S, WIDTH = 3_500, 5.0, 16
 FLAGS = "--modes", "recommend", "--max_concurrent", str(WIDTH), "--max_queue", str(WIDTH), "--timeout_s", "20"
@@ -52,8 +51,8 @@ class Watch:
         if answer.status_code == 200:
             self.seconds.append(time.perf_counter() - began)
             self.counts["answered"] += 1
-            found = answer.json()
-            version = found["catalogue_version"]
+            recommended = answer.json()
+            version = recommended["catalogue_version"]
             self.counts["stale"] += version < least
             gone = self.removed.get(version)
             if gone is None:  # its change is acknowledged to us only after this answer
@@ -62,7 +61,7 @@ class Watch:
             if gone is None:
                 self.counts["unknown_version"] += 1
                 return
-            named = {item["item_id"] for item in found["items"]}
+            named = {item["item_id"] for item in recommended["items"]}
             known = {f"item-{number}" for number in range(ITEMS)}
             self.counts["invalid"] += not named <= known - gone or len(named) != body["k"]
         elif answer.status_code in (429, 503):
@@ -90,19 +89,19 @@ class Watch:
                 self.counts["failed_swaps"] += 1
             await asyncio.sleep(max(0.0, SWAP_S - (time.monotonic() - began)))
 
-    async def weigh(self, processes: list[psutil.Process], until: float) -> None:
+    async def weigh(self, server: Server, until: float) -> None:
         while time.monotonic() < until:
-            self.memory.append(sum(process.memory_info().rss for process in processes) / 2**30)
+            self.memory.append(server.memory_gib())
             await asyncio.sleep(2)
 
 
-async def overload(server, watch: Watch, rate: float, seconds: float) -> None:
+async def overload(server: Server, watch: Watch, rate: float, seconds: float) -> None:
     """Requests at exponential distances, swaps and a scale beside them; waits until all are answered."""
     bodies = [{"history": history, "k": 10} for history in random_histories(ITEMS, 500, seed=3)]
     until = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, limits=limits) as client:
-        beside = [watch.swap(client, until), watch.weigh(server.processes(), until)]
+        beside = [watch.swap(client, until), watch.weigh(server, until)]
         running = [asyncio.create_task(one) for one in beside]
         while time.monotonic() < until:
             running.append(asyncio.create_task(watch.request(client, random.choice(bodies))))
@@ -148,15 +147,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"  {name:<32} {value:>10.4g}")
     save_json(args.json, figures, minutes=args.minutes)
-    wrong = (
-        "unknown_version",
-        "invalid",
-        "stale",
-        "lost",
-        "refused_without_retry_after",
-        "other_status",
-        "failed_swaps",
-    )
+    wrong = "unknown_version invalid stale lost refused_without_retry_after other_status failed_swaps".split()
     flat = figures["memory_last_over_second_third"] <= 1.05
     sys.exit(int(any(watch.counts[name] for name in wrong) or not figures["back_after_kill"] or not flat))
 

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -67,22 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    settings = Settings(
-        model=args.name or args.folder.resolve().name,
-        api_key=os.environ.get("LLMREC_API_KEY") or None,
-        admin_key=os.environ.get("LLMREC_ADMIN_KEY") or None,
-        log_histories=args.log_histories,
-        **{name: getattr(args, name) for name in _LIMITS},
-    )
+    limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories")}
     engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
-    from vllm.platforms import current_platform
-
-    if len(args.modes) > 1 and current_platform.is_cuda_alike():
-        engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
-    from llmrec.serving.server import serve
-
     of_mode = {mode: getattr(args, f"vllm_{mode}") for mode in _MODES}
     try:
+        settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
+        from llmrec.serving.server import serve  # brings vLLM, which takes its time
+
         asyncio.run(
             serve(args.folder, args.modes, settings, args.host, args.port, args.catalogue_dir, engine, of_mode)
         )

@@ -11,28 +11,37 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import uvicorn
+from starlette.datastructures import State
+from transformers import AutoTokenizer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.engine_context import VersionedEngine
+from llmrec.serving.http.openai_routes import Generate, add_openai_routes
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Prepared
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
+from llmrec.serving.vllm.plugin import FRONT, register
+from llmrec.serving.vllm.recommender import VLLMRecommender
 
 logger = logging.getLogger("llmrec.serving")
 _LOADING_S = 600.0  # the longest that an engine may take for a catalogue version
 
 
 class Engines:
-    """The `AsyncLLM`s of a server; what blocks is called from other threads than the event loop's.
+    """The engines of a server by mode; what blocks is called from other threads than that of their event loop."""
 
-    Args:
-        clients: by mode.
-        loop: where they run.
-    """
-
-    def __init__(self, clients: dict, loop: asyncio.AbstractEventLoop):
+    def __init__(self, clients: dict[str, AsyncLLM], loop: asyncio.AbstractEventLoop):
         self.clients, self.loop = clients, loop
-        self.of_mode = {mode: OnlineEngine(client, loop) for mode, client in clients.items()}
 
     def publish(self, prepared: Prepared) -> None:
         """Loads a catalogue version into every worker, beside what is running.
@@ -61,6 +70,8 @@ class Engines:
                 raise RuntimeError(f"the {mode} engine has stopped; its log says why")
 
     def _ask(self, method: str, argument) -> list:
+        """The answers of all workers of all engines."""
+
         async def ask() -> list:
             answers = await asyncio.gather(
                 *(client.collective_rpc(method, timeout=60.0, args=(argument,)) for client in self.clients.values())
@@ -76,9 +87,9 @@ async def serve(
     settings: Settings,
     host: str,
     port: int,
-    directory: str | Path | None = None,
-    engine: dict | None = None,
-    of_mode: dict[str, dict] | None = None,
+    directory: str | Path | None,
+    engine: dict,
+    of_mode: dict[str, dict],
 ) -> None:
     """Serves until SIGINT or SIGTERM.
 
@@ -89,9 +100,6 @@ async def serve(
         directory: of the catalogue log, by default `<folder>/catalogue`.
         engine, of_mode: vLLM's arguments for all engines, and by mode.
     """
-    import uvicorn
-
-    from llmrec.serving.vllm.plugin import FRONT, register
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
@@ -100,20 +108,22 @@ async def serve(
     signal.signal(signal.SIGTERM, interrupt)
     os.environ[FRONT] = str(os.getpid())
     register()
+    if len(modes) > 1 and current_platform.is_cuda_alike():
+        engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
     store = CatalogueStore(folder, directory)  # first: the engines load what it says
     async with AsyncExitStack() as stack:
         stack.callback(store.close)
         clients = {}
         for mode in modes:
             logger.info("starting the %s engine (some minutes with a large model)", mode)
-            more = (engine or {}) | ((of_mode or {}).get(mode) or {})
-            clients[mode] = await _start(engine_arguments(folder, mode, store.directory, **more))
+            arguments = engine_arguments(folder, mode, store.directory, **engine | of_mode.get(mode, {}))
+            clients[mode] = start_engine(arguments)
             stack.callback(clients[mode].shutdown)
         service = await open_service(folder, store, clients)
         stack.callback(service.close)
-        settings = settings_of(folder, store, clients, settings)
-        generate = await _openai(clients[GENERATE], settings.model, folder) if GENERATE in clients else None
-        app = create_app(service, settings, generate)
+        app = create_app(service, settings_of(folder, store, clients, settings))
+        if GENERATE in clients:
+            add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30
         )
@@ -124,65 +134,42 @@ async def serve(
         await uvicorn.Server(config).serve()
 
 
-async def open_service(folder: str | Path, store: CatalogueStore, clients: dict) -> Service:
+def start_engine(arguments: dict) -> AsyncLLM:
+    """Call it where an event loop runs, which the engine uses."""
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=True))
+
+
+async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[str, AsyncLLM]) -> Service:
     """The service over engines by mode that run in this event loop, and hold the store's current version."""
-    engines = Engines(clients, asyncio.get_running_loop())
-    make = _recommenders(folder, engines)
-    hooks = {"publish": engines.publish, "retire": engines.retire, "check": engines.check}
-    return await asyncio.to_thread(Service, store, make, **hooks)
+    loop = asyncio.get_running_loop()
+    engines, of_mode = Engines(clients, loop), {mode: OnlineEngine(client, loop) for mode, client in clients.items()}
+    searcher, writer = of_mode.get(RECOMMEND), of_mode.get(GENERATE)
+    config, tokenizer = RecommenderConfig.load(folder), AutoTokenizer.from_pretrained(folder)
+    contextual = None
+    if store.current.index.contextual:
+        contextual = await asyncio.to_thread(load_item_tokenizer, Path(folder) / ITEM_TOKENIZER)
+
+    def make(version: CatalogueVersion) -> VLLMRecommender:
+        if writer is not None:
+            version.index.decode("")  # makes the table now, not while the event loop names the items of a text
+        parts = searcher, tokenizer, version.index, version.items, config, writer, version.number
+        return VLLMRecommender(*parts, sequence_tokenizer=contextual)
+
+    return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
 
 
 def settings_of(
-    folder: str | Path, store: CatalogueStore, clients: dict, settings: Settings | None = None
+    folder: str | Path, store: CatalogueStore, clients: dict[str, AsyncLLM], settings: Settings | None = None
 ) -> Settings:
     """Settings with the room that the engines have for a prompt; by default with the keys of the environment."""
-    if settings is None:
-        keys = {name: os.environ.get(f"LLMREC_{name.upper()}") or None for name in ("api_key", "admin_key")}
-        settings = Settings(Path(folder).resolve().name, **keys)
+    settings = settings or Settings.of_environment(Path(folder).resolve().name)
     room = min(client.model_config.max_model_len for client in clients.values()) - store.current.index.num_levels
     room = min(settings.max_prompt_tokens or room, room)
     return replace(settings, max_prompt_tokens=room, recommend=RECOMMEND in clients)
 
 
-async def _start(arguments: dict):
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=True))
-
-
-def _recommenders(folder: str | Path, engines: Engines):
-    """Catalogue version → recommender over it."""
-    from transformers import AutoTokenizer
-
-    from llmrec.item_tokenizers import load_item_tokenizer
-    from llmrec.serving.vllm.recommender import VLLMRecommender
-
-    config, tokenizer = RecommenderConfig.load(folder), AutoTokenizer.from_pretrained(folder)
-    searcher, writer = engines.of_mode.get(RECOMMEND), engines.of_mode.get(GENERATE)
-    readers = {}
-
-    def make(version: CatalogueVersion) -> VLLMRecommender:
-        if version.index.contextual and not readers:
-            readers["item_tokenizer"] = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER)
-        if writer is not None:
-            version.index.decode("")  # makes the table now, not while the event loop names the items of a text
-        parts = searcher, tokenizer, version.index, version.items, config, writer, version.number
-        return VLLMRecommender(*parts, sequence_tokenizer=readers.get("item_tokenizer"))
-
-    return make
-
-
-async def _openai(client, name: str, folder: str | Path):
-    """vLLM's own serving objects over an engine, for `llmrec.serving.http.openai_routes`."""
-    from starlette.datastructures import State
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    from llmrec.serving.http.engine_context import VersionedEngine
-    from llmrec.serving.http.openai_routes import Generate
-
+async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> Generate:
+    """vLLM's own serving objects over an engine."""
     parser = make_arg_parser(FlexibleArgumentParser())
     arguments = parser.parse_args(["--model", str(folder), "--served-model-name", name])
     state = State()

@@ -5,8 +5,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import uvicorn
+from fastapi.testclient import TestClient
+from tiny import tiny_data, tiny_index, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data import PreparedData
 from llmrec.models.folder import RecommenderConfig
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.app import create_app
@@ -73,34 +78,49 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, log: Path, **settings):
-    """`(server, client)`; the client runs the application in this process."""
-    from fastapi.testclient import TestClient
-
+def _running(folder: Path, log: Path, **settings):
     server = Server(folder, log, **settings)
     try:
-        with TestClient(server.app, raise_server_exceptions=False) as client:
-            yield server, client
+        yield server
     finally:
         server.close()
 
 
 @contextmanager
+def serving(folder: Path, log: Path, **settings):
+    """`(server, client)`; the client runs the application in this process."""
+    with (
+        _running(folder, log, **settings) as server,
+        TestClient(server.app, raise_server_exceptions=False) as client,
+    ):
+        yield server, client
+
+
+@contextmanager
 def listening(folder: Path, log: Path, **settings):
     """`(server, url)`; uvicorn runs the application on a free port."""
-    import uvicorn
+    with _running(folder, log, **settings) as server, listening_app(server.app) as url:
+        yield server, url
 
-    server = Server(folder, log, **settings)
-    web = uvicorn.Server(uvicorn.Config(server.app, port=0, log_config=None))
-    thread = threading.Thread(target=web.run)
+
+@contextmanager
+def listening_app(app):
+    """The URL of an ASGI application that uvicorn runs in a thread."""
+    web = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=web.run, daemon=True)
     thread.start()
     try:
         wait_for(lambda: web.started)
-        yield server, f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}"
     finally:
         web.should_exit = True
         thread.join()
-        server.close()
+
+
+def tiny_folder(path: Path, data: PreparedData | None = None, index: SemIDIndex | None = None, prompt="stream"):
+    """A model folder for a catalogue, by default the tiny one."""
+    data = data or tiny_data()
+    return write_tiny_base(path / "model", data, index or tiny_index(data), prompt)
 
 
 def wait_for(condition, seconds: float = 60) -> None:

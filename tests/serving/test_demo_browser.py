@@ -11,9 +11,8 @@ from contextlib import ExitStack
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from demo_server import listening
-from http_fixtures import Server
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import listening, tiny_folder
+from tiny import tiny_data, tiny_index
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
@@ -39,7 +38,7 @@ def made(tmp_path_factory):
     data = dataclasses.replace(data, items=data.items.set_column(place, "title", pa.array(titles)))
     for name in ("test", "valid"):
         pq.write_table(getattr(data, name), folder / f"{name}.parquet")
-    return write_tiny_base(folder / "model", data, tiny_index(data, ragged=False), "next_item"), folder
+    return tiny_folder(folder, data, tiny_index(data, ragged=False), "next_item"), folder
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,9 @@ def start(made, tmp_path_factory):
     with ExitStack() as stack:
 
         def started(**settings):
-            server = Server(made[0], tmp_path_factory.mktemp("log") / "log", **settings)
-            stack.callback(server.close)
-            blocks = page(Client(stack.enter_context(listening(server.app))), Users(made[1]))
+            log = tmp_path_factory.mktemp("log") / "log"
+            _, url = stack.enter_context(listening(made[0], log, **settings))
+            blocks = page(Client(url), Users(made[1]))
             stack.callback(blocks.close)
             return blocks.launch(prevent_thread_lock=True, quiet=True, **look())[1]
 

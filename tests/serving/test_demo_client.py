@@ -1,13 +1,12 @@
 """The demo's client and questions against the real front on a port."""
 
 import threading
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
-from demo_server import free_port, listening
-from http_fixtures import Server
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import listening, listening_app, tiny_folder
+from server_process import free_port
+from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
 from llmrec.recommenders.ask import prompt_texts
@@ -21,22 +20,12 @@ HISTORY = [{"item_id": "item-03", "title": ""}, {"item_id": "item-04", "title": 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    data = tiny_data(num_items=40)
-    return write_tiny_base(tmp_path_factory.mktemp("demo") / "model", data, tiny_index(data), "next_item")
-
-
-@contextmanager
-def serving(folder, log, **settings):
-    """`(server, url)`."""
-    server = Server(folder, log, **settings)
-    with listening(server.app) as url:
-        yield server, url
-    server.close()
+    return tiny_folder(tmp_path_factory.mktemp("demo"), tiny_data(num_items=40), prompt="next_item")
 
 
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
-    with serving(folder, tmp_path_factory.mktemp("log") / "log") as server_and_url:
+    with listening(folder, tmp_path_factory.mktemp("log") / "log") as server_and_url:
         yield server_and_url
 
 
@@ -98,7 +87,7 @@ def test_a_server_without_words(served):
 
 
 def test_a_key(folder, tmp_path):
-    with serving(folder, tmp_path / "log", api_key="secret") as (_, url):
+    with listening(folder, tmp_path / "log", api_key="secret") as (_, url):
         client = Client(url)
         for wrong in (client, client.with_key("wrong"), client.with_key(" ")):
             with pytest.raises(ServerError, match="API key") as error:
@@ -130,7 +119,7 @@ def test_a_full_queue_says_when_to_come_back(folder, tmp_path):
         entered.set()
         assert released.wait(60)
 
-    with serving(folder, tmp_path / "log", max_concurrent=1, max_queue=0) as (server, url):
+    with listening(folder, tmp_path / "log", max_concurrent=1, max_queue=0) as (server, url):
         server.hold = hold
         client, request = Client(url), body(HISTORY, NEXT, "", 5)
         first = threading.Thread(target=client.recommend, args=[request])
@@ -157,7 +146,7 @@ def test_a_server_that_is_none_of_ours():
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"<html>hello"})
 
-    with listening(app) as url, pytest.raises(ServerError, match="not llmrec's API"):
+    with listening_app(app) as url, pytest.raises(ServerError, match="not llmrec's API"):
         Client(url).catalogue()
 
 

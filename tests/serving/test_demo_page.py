@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from demo_server import free_port, listening
-from http_fixtures import Server
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import listening, tiny_folder
+from server_process import free_port
+from tiny import tiny_data
 
 gr = pytest.importorskip("gradio")
 
@@ -26,11 +26,8 @@ def acts(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("page"), tiny_data()
     for name in ("test", "valid"):
         pq.write_table(getattr(data, name), folder / f"{name}.parquet")
-    base = write_tiny_base(folder / "model", data, tiny_index(data), "next_item")
-    server = Server(base, folder / "log", api_key="key")
-    with listening(server.app) as url:
+    with listening(tiny_folder(folder, data, prompt="next_item"), folder / "log", api_key="key") as (_, url):
         yield Actions(Client(url, "key"), Users(folder))
-    server.close()
 
 
 def test_connecting_fills_the_page(acts):

@@ -18,7 +18,7 @@ def item(number: int, semid: str, score: float, title: str = "") -> dict:
 
 def nodes(node: Node, prefix: tuple = ()):
     yield prefix, node
-    for child in node.children:
+    for child in node.children.values():
         yield from nodes(child, (*prefix, child.token))
 
 
@@ -37,9 +37,11 @@ def test_the_mass_of_a_prefix_is_the_log_sum_exp_of_its_items(rows, shown, targe
     for prefix, node in nodes(root):
         below = [other["score"] for other in items if tuple(tokens_of(other["semid"]))[: len(prefix)] == prefix]
         assert node.mass == pytest.approx(math.exp(math.log(math.fsum(map(math.exp, below))) - total), abs=1e-9)
-        parts = [child.mass for child in node.children] + [one["mass"] for one in node.items] + [node.folded_mass]
-        assert math.fsum(parts) == pytest.approx(node.mass, abs=1e-9)
-        assert [child.mass for child in node.children] == sorted((c.mass for c in node.children), reverse=True)
+        masses = [child.mass for child in node.children.values()]
+        assert math.fsum([*masses, *(one["mass"] for one in node.items), node.folded_mass]) == pytest.approx(
+            node.mass, abs=1e-9
+        )
+        assert masses == sorted(masses, reverse=True)
         lines += [one["item_id"] for one in node.items]
     best = {other["item_id"] for place, other in enumerate(items) if place < shown or place == target}
     assert sorted(lines) == sorted(best)
@@ -49,7 +51,8 @@ def test_the_mass_of_a_prefix_is_the_log_sum_exp_of_its_items(rows, shown, targe
 def test_items_are_folded_into_the_deepest_prefix_that_is_shown():
     items = [item(0, "<a_1><b_1><c_1>", -1), item(1, "<a_1><b_1><c_2>", -2), item(2, "<a_2><b_1>", -3)]
     root = grow(items, shown=1)
-    assert root.folded == 1 and root.child("<a_1>").folded == 0 and root.child("<a_1>").child("<b_1>").folded == 1
+    branch = root.children["<a_1>"]
+    assert root.folded == 1 and branch.folded == 0 and branch.children["<b_1>"].folded == 1
 
 
 def test_the_true_item_has_a_line_however_far_down_it_stands():

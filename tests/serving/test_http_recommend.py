@@ -5,8 +5,8 @@ import json
 
 import pyarrow as pa
 import pytest
-from serving.http_fixtures import serving
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import serving, tiny_folder
+from tiny import tiny_data, tiny_index
 
 from llmrec.catalogue.filters import Filter
 from llmrec.recommenders import LLMRecommender
@@ -28,7 +28,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    return write_tiny_base(tmp_path_factory.mktemp("http") / "model", data, tiny_index(data))
+    return tiny_folder(tmp_path_factory.mktemp("http"), data)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_shared_semid_excludes_all_its_items(tmp_path):
     index = tiny_index(data)
     codes = index.codes.copy()
     codes[1] = codes[0]
-    folder = write_tiny_base(tmp_path / "model", data, index.replaced(index.item_ids, codes))
+    folder = tiny_folder(tmp_path, data, index.replaced(index.item_ids, codes))
     with serving(folder, tmp_path / "log") as (_, client):
         seen = {"history": [index.encode("item-00")], "history_format": "semid", "filter": {"exclude_seen": True}}
         found = ids(recommend(client, k=24, **seen))
@@ -295,8 +295,7 @@ def test_a_batch_has_an_answer_or_an_error_for_each(client):
 
 
 def test_behaviours_and_the_wanted_one(tmp_path):
-    data = tiny_data()
-    folder = write_tiny_base(tmp_path / "model", data, tiny_index(data).with_behaviours(["view", "buy"]))
+    folder = tiny_folder(tmp_path, index=tiny_index(tiny_data()).with_behaviours(["view", "buy"]))
     with serving(folder, tmp_path / "log") as (server, client):
         recommender = server.service.current.recommender
         pairs = list(zip(HISTORY, ["view", "buy"]))
@@ -313,8 +312,7 @@ def test_behaviours_and_the_wanted_one(tmp_path):
 
 
 def test_thoughts_come_with_the_prompt(tmp_path):
-    data = tiny_data()
-    folder = write_tiny_base(tmp_path / "model", data, tiny_index(data), prompt="think_next_item")
+    folder = tiny_folder(tmp_path, prompt="think_next_item")
     with serving(folder, tmp_path / "log") as (server, client):
         recommender = server.service.current.recommender
         recommender.config.max_thought_tokens = 5

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
+from http_fixtures import Server, tiny_folder
 from hypothesis import HealthCheck, settings
-from serving.http_fixtures import Server
-from tiny import tiny_data, tiny_index, write_tiny_base
+from tiny import tiny_data
 
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.settings import Settings
@@ -53,8 +53,8 @@ def after_call(context, case, response):
 
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory):
-    folder, data = tmp_path_factory.mktemp("http"), tiny_data()
-    server = Server(write_tiny_base(folder / "model", data, tiny_index(data)), folder / "log", api_key="key", max_k=50)
+    folder = tmp_path_factory.mktemp("http")
+    server = Server(tiny_folder(folder), folder / "log", api_key="key", max_k=50)
     schema.app.app = server.app
     yield server
     server.close()

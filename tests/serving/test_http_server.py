@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pyarrow as pa
 import pytest
-from serving.http_fixtures import listening, serving, wait_for
-from tiny import tiny_data, tiny_index, write_tiny_base
+from http_fixtures import listening, serving, tiny_folder, wait_for
+from tiny import tiny_data
 
 from llmrec.serving.http.settings import Settings
 
@@ -21,8 +21,7 @@ NEW = {"item_id": "new", "title": "a new gadget", "semid": ["<a_5>", "<b_5>", "<
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    data = tiny_data()
-    return write_tiny_base(tmp_path_factory.mktemp("http") / "model", data, tiny_index(data))
+    return tiny_folder(tmp_path_factory.mktemp("http"))
 
 
 def ids(answer) -> list[str]:
@@ -32,6 +31,15 @@ def ids(answer) -> list[str]:
 
 def bearer(key: str) -> dict:
     return {"Authorization": f"Bearer {key}"}
+
+
+def sent(url: str, body: str, length: int | None = None) -> socket.socket:
+    """A connection on which a recommendation was asked; with `length` more of its body is announced than sent."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n{body}".encode())
+    return connection
 
 
 class Held:
@@ -120,10 +128,7 @@ def test_bodies_are_limited_while_they_are_read(folder, tmp_path):
 
 def test_a_body_that_does_not_come_is_given_up(folder, tmp_path):
     with listening(folder, tmp_path, timeout_s=0.3) as (_, url):
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
-            head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        with sent(url, "{", length=100) as connection:
             assert b"400 Bad Request" in connection.recv(10_000)
 
 
@@ -163,11 +168,7 @@ def test_clients_that_go_away_leave_their_place(folder, tmp_path):
         held = Held(server)
         first = pool.submit(httpx.post, f"{url}/v1/recommend", json=BODY, timeout=60)
         wait_for(lambda: held.started == 1)
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as gone:
-            body = json.dumps(BODY)
-            head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        with sent(url, json.dumps(BODY)):
             wait_for(lambda: gauge("llmrec_waiting"))
         wait_for(lambda: not gauge("llmrec_waiting"))
         second = pool.submit(httpx.post, f"{url}/v1/recommend", json=BODY, timeout=60)
@@ -301,8 +302,7 @@ def test_columns_of_all_kinds_are_shown(tmp_path):
         .append_column("since", dates)
         .append_column("raw", pa.array([b"\xff"] * 24))
     )
-    folder = write_tiny_base(tmp_path / "model", data, tiny_index(data))
-    with serving(folder, tmp_path / "log") as (_, client):
+    with serving(tiny_folder(tmp_path, data), tmp_path / "log") as (_, client):
         columns = client.get("/v1/items/item-00").json()["columns"]
         assert columns["odd"] is None and columns["since"].startswith("1970-01-01") and isinstance(columns["raw"], str)
 

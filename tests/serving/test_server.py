@@ -81,15 +81,10 @@ def test_beam_search_of_the_openai_client_gives_the_same_items(server, hf):
         model=model.id, prompt=prompt, max_tokens=4, n=8, temperature=1, extra_body={"vllm_xargs": {"semid": "next"}}
     )
     assert all(len(choice.items) == 1 for choice in answer.choices)
-    chat = client.chat.completions.create(
-        model=model.id, messages=[{"role": "user", "content": "what is new?"}], max_tokens=40, temperature=1, seed=1
-    )
+    asked = {"model": model.id, "messages": [{"role": "user", "content": "what is new?"}], "max_tokens": 40, "seed": 1}
+    chat = client.chat.completions.create(**asked, temperature=1)
     assert chat.choices[0].message.content
-    stream = client.chat.completions.create(
-        model=model.id, messages=[{"role": "user", "content": "what is new?"}], max_tokens=40, temperature=1, seed=1,
-        stream=True,
-    )  # fmt: skip
-    chunks = list(stream)
+    chunks = list(client.chat.completions.create(**asked, temperature=1, stream=True))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == chat.choices[0].message.content
     assert chunks[-1].choices[0].items == chat.choices[0].items

@@ -101,26 +101,23 @@ class Actions:
     def recommend(self, history, target, question, text, k, beams, seen, where, most, group, key, explains):
         """list, tree, why, and the titles of what was recommended by item id."""
         at_most = {group: int(most or 1)} if group else None
+        why = WHY if explains else NO_WORDS
         try:
             request = body(history, question, text, int(k), beams or None, seen, where, at_most)
-        except ValueError as error:
-            return views.notice(str(error)), NO_TREE, WHY if explains else NO_WORDS, {}
-        try:
             answer = self.client.with_key(key).recommend(request)
+        except ValueError as error:
+            return views.notice(str(error)), NO_TREE, why, {}
         except ServerError as error:
-            hint = (
-                " Perhaps this model has not learned this question."
-                if error.status == 400 and "task" in request
-                else ""
-            )
+            unknown = error.status == 400 and "task" in request
+            hint = " Perhaps this model has not learned this question." if unknown else ""
             kind = "warning" if error.status in (400, 429) else "error"
-            return views.notice(f"{error}{hint}", kind), NO_TREE, WHY if explains else NO_WORDS, {}
+            return views.notice(f"{error}{hint}", kind), NO_TREE, why, {}
         items, true = answer["items"], target and target["item_id"]
         above = views.outcome(answer, int(k), target)
         return (
             above + views.recommendations(items, int(k), true, explains),
             draw(items, true) or NO_TREE,
-            WHY if explains else NO_WORDS,
+            why,
             {item["item_id"]: item["title"] for item in items},
         )
 

@@ -64,8 +64,7 @@ class Client:
     def items(self, item_ids: Sequence[str]) -> list[dict]:
         """Items by id, with all their columns and the SemID as one string; raises for an unknown one."""
         with ThreadPoolExecutor(PARALLEL) as pool:
-            found = list(pool.map(lambda item: self.call(f"/v1/items/{quote(item, safe='')}"), item_ids))
-        return _titled(found)
+            return _titled([*pool.map(lambda item: self.call(f"/v1/items/{quote(item, safe='')}"), item_ids)])
 
     def recommend(self, request: dict) -> dict:
         answer = self.call("/v1/recommend", request)
@@ -92,11 +91,9 @@ class Client:
         Raises:
             ServerError: an answer other than 200, none in time, or one that is no JSON.
         """
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        if body is not None:
-            headers["Content-Type"] = "application/json"
         data = None if body is None else json.dumps(body).encode()
         try:
             request = urllib.request.Request(self.url + path, data, headers)
@@ -108,14 +105,11 @@ class Client:
         except TimeoutError as error:
             raise ServerError(f"{self.url} has not answered within {self.timeout:.0f} seconds.") from error
         except OSError as error:
-            raise ServerError(
-                f"Nothing answers at {self.url}. Start a server there (python -m llmrec.serving <model folder>) "
-                "and press Reconnect."
-            ) from error
+            start = "Start a server there (python -m llmrec.serving <model folder>) and press Reconnect."
+            raise ServerError(f"Nothing answers at {self.url}. {start}") from error
         except ValueError as error:  # no JSON, or a key that no header can hold
-            raise ServerError(
-                f"{self.url} answered with something that is not llmrec's API, or the key is odd."
-            ) from error
+            message = f"{self.url} answered with something that is not llmrec's API, or the key is odd."
+            raise ServerError(message) from error
 
 
 def _titled(items: Sequence[dict]) -> list[dict]:

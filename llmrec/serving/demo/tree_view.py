@@ -19,14 +19,14 @@ class Node:
     Args:
         token (`str`): the last token of the prefix, empty at the root.
         mass (`float`): the share of all items below it, in [0, 1].
-        children (list of `Node`): next tokens, heaviest first.
+        children (`dict`): by next token, heaviest first.
         items (list of `dict`): those that end here: `item_id`, `title`, `mass`.
         folded (`int`), folded_mass (`float`): items below it, and below no child, that have no line of their own.
     """
 
     token: str = ""
     mass: float = 0.0
-    children: list["Node"] = field(default_factory=list)
+    children: dict[str, "Node"] = field(default_factory=dict)
     items: list[dict] = field(default_factory=list)
     folded: int = 0
     folded_mass: float = 0.0
@@ -34,19 +34,12 @@ class Node:
     @property
     def depth(self) -> int:
         """Levels below this node."""
-        return 1 + max(child.depth for child in self.children) if self.children else 0
-
-    def child(self, token: str) -> "Node | None":
-        return next((child for child in self.children if child.token == token), None)
-
-    def add(self, token: str) -> "Node":
-        self.children.append(Node(token))
-        return self.children[-1]
+        return max((1 + child.depth for child in self.children.values()), default=0)
 
     def sort(self) -> None:
         """Heaviest branches first, at every level."""
-        self.children.sort(key=lambda child: -child.mass)
-        for child in self.children:
+        self.children = dict(sorted(self.children.items(), key=lambda pair: -pair[1].mass))
+        for child in self.children.values():
             child.sort()
 
 
@@ -58,23 +51,21 @@ def grow(items: Sequence[dict], shown: int = SHOWN, target: str | None = None) -
     into the deepest prefix that they have in common with one of these.
     """
     root = Node()
-    paths = [tokens_of(item["semid"]) for item in items]
     masses = shares([item["score"] for item in items])
     kept = [place < shown or item["item_id"] == target for place, item in enumerate(items)]
-    for item, path, mass, keep in zip(items, paths, masses, kept):
+    for item, mass, keep in zip(items, masses, kept):
         if keep:
             node = root
-            for token in path:
-                node = node.child(token) or node.add(token)
+            for token in tokens_of(item["semid"]):
+                node = node.children.setdefault(token, Node(token))
             node.items.append({"item_id": item["item_id"], "title": item["title"], "mass": mass})
-    for path, mass, keep in zip(paths, masses, kept):
+    for item, mass, keep in zip(items, masses, kept):
         node = root
         node.mass += mass
-        for token in path:
-            child = node.child(token)
-            if child is None:
+        for token in tokens_of(item["semid"]):
+            if token not in node.children:
                 break
-            node = child
+            node = node.children[token]
             node.mass += mass
         if not keep:
             node.folded += 1
@@ -122,7 +113,7 @@ class _Drawing:
 
     def _place(self, node: Node, level: int) -> float:
         """Draws what lies below a node, then the node; returns its height on the page."""
-        below = [(self._place(child, level + 1), child.mass, level + 1) for child in node.children]
+        below = [(self._place(child, level + 1), child.mass, level + 1) for child in node.children.values()]
         last = self.depth + 1
         below += [(self._line(item["mass"], *self._title(item)), item["mass"], last) for item in node.items]
         if node.folded:

@@ -69,7 +69,7 @@ def explanation(title: str, words: str) -> str:
 
 def header(model: str, items: int | None = None, version: int | None = None, alive: bool = True) -> str:
     facts = [f"{items:,} items", f"catalogue version {version}"] if items is not None else []
-    state = f'<i class="dot {"up" if alive else "down"}"></i>{"online" if alive else "not connected"}'
+    state = '<i class="dot up"></i>online' if alive else '<i class="dot down"></i>not connected'
     tags = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return (
         f'<header><div><h1>llmrec</h1><p>{escape(model)}</p></div><div class="facts">{tags}<span>{state}</span></div>'
@@ -112,7 +112,7 @@ def conditions(where: Sequence[Sequence]) -> str:
         f'<button data-action="drop" data-place="{place}" aria-label="remove">×</button></li>'
         for place, (column, operator, value) in enumerate(where)
     )
-    return f'<ul class="chips">{chips}</ul>' if chips else '<p class="quiet">No conditions.</p>'
+    return f'<ul class="chips">{chips}</ul>' if chips else quiet("No conditions.")
 
 
 def recommendations(items: Sequence[dict], k: int, target: str | None = None, explains: bool = False) -> str:

@@ -1,107 +1,80 @@
-"""`create_app`: the whole HTTP front."""
+"""`create_app`: the whole HTTP front, but for chats and completions (`llmrec.serving.http.openai_routes`)."""
 
-import time
-
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
 
 import llmrec
-from llmrec.serving.http.catalogue_routes import catalogue_router
-from llmrec.serving.http.errors import ApiError, install_error_handlers
-from llmrec.serving.http.limits import ApiKeys, BodyLimit, Gate
-from llmrec.serving.http.metrics import Metrics
-from llmrec.serving.http.recommend_routes import recommend_router
-from llmrec.serving.http.request_logs import RequestLog
-from llmrec.serving.http.responses import errors
+from llmrec.serving.http import catalogue_routes, recommend_routes
+from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError, errors
+from llmrec.serving.http.front import Front, TheFront
+from llmrec.serving.http.middleware import Guard, RequestLog
 from llmrec.serving.http.schemas import Health, ModelList
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 
-_ADMIN = "/v1/catalogue"
+router = APIRouter(tags=["server"])
 
 
-def create_app(service: Service, settings: Settings, generate=None) -> FastAPI:
+@router.get("/v1/models", response_model=ModelList, responses=errors(401))
+async def models(front: TheFront):
+    """The one model of this server."""
+    model = {"id": front.settings.model, "object": "model", "created": front.started, "owned_by": "llmrec"}
+    return {"object": "list", "data": [model]}
+
+
+@router.get("/health", response_model=Health, responses=errors(503))
+async def health(front: TheFront):
+    """Whether requests can be answered."""
+    try:
+        front.service.check()
+    except Exception as error:
+        raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
+    return {"status": "ok", "catalogue_version": front.service.current.number}
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def prometheus(front: TheFront):
+    """In Prometheus' text format."""
+    return Response(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def create_app(service: Service, settings: Settings) -> FastAPI:
     """The ASGI application, for uvicorn.
 
     Args:
         service (`Service`): what is served; who made it closes it.
         settings (`Settings`).
-        generate (`Generate`, *optional*): vLLM's serving objects for chats and completions
-            (`llmrec.serving.http.openai_routes`); without it these routes do not exist.
     """
-    metrics = Metrics()
-    gate = Gate(settings.max_concurrent, settings.max_queue, settings.timeout_s)
-    changes = Gate(1, settings.max_queue, settings.timeout_s)
-    metrics.gauge("llmrec_running", "Recommendations that run.", lambda: gate.running)
-    metrics.gauge("llmrec_waiting", "Recommendations that wait.", lambda: gate.waiting)
-    metrics.gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
-    metrics.gauge("llmrec_catalogue_items", "Items of the current version.", lambda: service.current.num_items)
-
-    app = FastAPI(title="llmrec", version=llmrec.__version__, redirect_slashes=False, redoc_url=None)
-    install_error_handlers(app)
-    if settings.recommend:
-        app.include_router(recommend_router(service, settings, gate, metrics))
-    app.include_router(catalogue_router(service, changes))
-    if generate is not None:
-        from llmrec.serving.http.openai_routes import add_openai_routes
-
-        chats = Gate(settings.max_concurrent, settings.max_queue, settings.timeout_s)
-        metrics.gauge("llmrec_generating", "Chats and completions that run.", lambda: chats.running)
-        add_openai_routes(app, service, generate, chats)
-    created = int(time.time())
-
-    @app.get("/v1/models", response_model=ModelList, responses=errors(401), tags=["server"])
-    async def models():
-        """The one model of this server."""
-        model = {"id": settings.model, "object": "model", "created": created, "owned_by": "llmrec"}
-        return JSONResponse({"object": "list", "data": [model]})
-
-    @app.get("/health", response_model=Health, responses=errors(503), tags=["server"])
-    async def health():
-        """Whether requests can be answered."""
-        try:
-            service.check()
-        except Exception as error:
-            raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
-        return JSONResponse({"status": "ok", "catalogue_version": service.current.number})
-
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-        tags=["server"],
+    app = FastAPI(
+        title="llmrec",
+        version=llmrec.__version__,
+        redirect_slashes=False,
+        redoc_url=None,
+        exception_handlers=ERROR_HANDLERS,
     )
-    async def prometheus():
-        """In Prometheus' text format."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def keys_of(method: str, path: str) -> list[str]:
-        if not path.startswith("/v1/"):
-            return []
-        ours = [key for key in (settings.api_key, settings.admin_key) if key is not None]
-        if method == "POST" and path.startswith(_ADMIN):
-            return ours[-1:]
-        return ours if settings.api_key is not None else []
-
-    def limit(path: str) -> int:
-        return settings.max_catalogue_bytes if path == _ADMIN else settings.max_body_bytes
-
-    app.add_middleware(ApiKeys, keys_of=keys_of)
-    app.add_middleware(BodyLimit, limit=limit, timeout_s=settings.timeout_s)
-    app.add_middleware(RequestLog, metrics=metrics)
-    app.openapi = lambda: _schema(app, keys_of)
+    app.state.front = Front(service, settings)
+    if settings.recommend:
+        app.include_router(recommend_routes.router)
+    app.include_router(catalogue_routes.router)
+    app.include_router(router)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(RequestLog, requests=app.state.front.metrics.requests)
+    app.openapi = lambda: _schema(app, settings)
     return app
 
 
-def _schema(app: FastAPI, keys_of) -> dict:
+def _schema(app: FastAPI, settings: Settings) -> dict:
     """FastAPI's, with our 400 in the place of its 422, and with the key."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():
                 operation["responses"].pop("422", None)
-                if keys_of(method.upper(), path):
+                if settings.keys_of(method.upper(), path):
                     operation["security"] = [{"key": []}]
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)

@@ -9,93 +9,77 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from llmrec.serving.http.errors import ApiError
-from llmrec.serving.http.limits import Gate
-from llmrec.serving.http.responses import errors
-from llmrec.serving.http.schemas import (
-    CatalogueResponse,
-    Change,
-    ChangeResponse,
-    ItemList,
-    ItemResponse,
-    Rollback,
-)
-from llmrec.serving.http.service import ChangeFailed, Served, Service
+from llmrec.serving.http import schemas
+from llmrec.serving.http.errors import ApiError, errors
+from llmrec.serving.http.front import Current, Front, TheFront
+from llmrec.serving.http.service import ChangeFailed, Served
 from llmrec.serving.living_catalogue.store import Changes
 from llmrec.serving.living_catalogue.values import to_json
 
-
-def catalogue_router(service: Service, gate: Gate) -> APIRouter:
-    """The routes that show and change the catalogue; changes take their turn in `gate`."""
-    router = APIRouter(tags=["catalogue"])
-
-    @router.get("/v1/items", response_model=ItemList, responses=errors(400, 401))
-    def items(
-        query: Annotated[str, Query(min_length=1, max_length=200, description="part of a title, in any case")],
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    ):
-        """Items whose titles hold a text, in the order of the catalogue."""
-        with service.using() as served:
-            matches = pc.match_substring(served.version.items["title"], query, ignore_case=True)
-            found: dict[str, None] = {}
-            for row in np.flatnonzero(matches.fill_null(False).to_numpy()):
-                found[served.version.index.item_ids[row]] = None
-                if len(found) == limit:
-                    break
-            return JSONResponse({"object": "list", "data": [*map(served.name, found)]})
-
-    @router.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses=errors(400, 401, 404))
-    def item(item_id: str):
-        """An item with all its columns."""
-        with service.using() as served:
-            if not served.version.has(item_id):
-                message = f"item {item_id!r} is not in the catalogue: find items at /v1/items?query="
-                raise ApiError(404, message, "item_id", "unknown_item")
-            name = served.name(item_id)
-            return JSONResponse(name | {"catalogue_version": served.number, "columns": _columns(served, item_id)})
-
-    @router.get("/v1/catalogue", response_model=CatalogueResponse, responses=errors(401))
-    def catalogue():
-        """The current version, and what made the ones before."""
-        with service.using() as served:
-            history = [
-                {"version": entry.number, **{name: getattr(entry, name) for name in entry._fields[1:]}}
-                for entry in service.store.history()
-            ]
-            columns = {field.name: str(field.type) for field in served.version.items.schema}
-            return JSONResponse(
-                {"version": served.number, "items": served.num_items, "columns": columns, "history": history}
-            )
-
-    async def change(request: Request, call, argument, param: str | None) -> dict:
-        async with gate.slot():
-            try:
-                record = await run_in_threadpool(call, argument)
-            except ChangeFailed as error:
-                headers = {"Retry-After": "5"}
-                raise ApiError(503, str(error), code="change_failed", headers=headers) from error
-            except ValueError as error:
-                raise ApiError(400, str(error), param) from error
-        request.state.log |= {"catalogue_version": record["number"]}
-        return record
-
-    @router.post("/v1/catalogue", response_model=ChangeResponse, responses=errors(400, 401, 413, 429, 503))
-    async def put_and_remove(body: Change, request: Request):
-        """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
-        record = await change(request, service.change, Changes(body.put, body.remove), None)
-        return _changed(record, service)
-
-    @router.post("/v1/catalogue/rollback", response_model=ChangeResponse, responses=errors(400, 401, 413, 429, 503))
-    async def rollback(body: Rollback, request: Request):
-        """Goes back to the content of an older version, under a new number."""
-        record = await change(request, service.rollback, body.version, "version")
-        return _changed(record, service)
-
-    return router
+router = APIRouter(tags=["catalogue"])
 
 
-def _changed(record: dict, service: Service) -> JSONResponse:
-    with service.using() as served:
+@router.get("/v1/items", response_model=schemas.ItemList, responses=errors(400, 401))
+def items(
+    served: Current,
+    query: Annotated[str, Query(min_length=1, max_length=200, description="part of a title, in any case")],
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+):
+    """Items whose titles hold a text, in the order of the catalogue."""
+    matches = pc.match_substring(served.version.items["title"], query, ignore_case=True)
+    item_ids: dict[str, None] = {}
+    for row in np.flatnonzero(matches.fill_null(False).to_numpy()):
+        item_ids[served.version.index.item_ids[row]] = None
+        if len(item_ids) == limit:
+            break
+    return JSONResponse({"object": "list", "data": [*map(served.name, item_ids)]})
+
+
+@router.get("/v1/items/{item_id:path}", response_model=schemas.ItemResponse, responses=errors(400, 401, 404))
+def item(item_id: str, served: Current):
+    """An item with all its columns."""
+    if not served.version.has(item_id):
+        message = f"item {item_id!r} is not in the catalogue: find items at /v1/items?query="
+        raise ApiError(404, message, "item_id", "unknown_item")
+    name = served.name(item_id)
+    return JSONResponse(name | {"catalogue_version": served.number, "columns": _columns(served, item_id)})
+
+
+@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
+def catalogue(served: Current, front: TheFront):
+    """The current version, and what made the ones before."""
+    history = [
+        {"version": entry.number, **{name: getattr(entry, name) for name in entry._fields[1:]}}
+        for entry in front.service.store.history()
+    ]
+    columns = {field.name: str(field.type) for field in served.version.items.schema}
+    return JSONResponse({"version": served.number, "items": served.num_items, "columns": columns, "history": history})
+
+
+@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))
+async def put_and_remove(body: schemas.Change, request: Request, front: TheFront):
+    """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
+    return await _changed(request, front, front.service.change, Changes(body.put, body.remove))
+
+
+@router.post(
+    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503)
+)
+async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
+    """Goes back to the content of an older version, under a new number."""
+    return await _changed(request, front, front.service.rollback, body.version, "version")
+
+
+async def _changed(request: Request, front: Front, change, argument, param: str | None = None) -> JSONResponse:
+    async with front.changes.slot():
+        try:
+            record = await run_in_threadpool(change, argument)
+        except ChangeFailed as error:
+            raise ApiError(503, str(error), code="change_failed", headers={"Retry-After": "5"}) from error
+        except ValueError as error:
+            raise ApiError(400, str(error), param) from error
+    request.state.log |= {"catalogue_version": record["number"]}
+    with front.service.using() as served:
         added = [put["item_id"] for put in record["put"] if "codes" in put]
         return JSONResponse(
             {

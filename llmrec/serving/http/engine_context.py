@@ -17,7 +17,7 @@ class EngineContext:
     Args:
         version (`int`): of the catalogue.
         fields (mapping): what the client said, e.g. `{"semid": "next"}`.
-        beam_search (`bool`): engine requests are beams of one prompt, which is that of the first.
+        beam_search (`bool`): engine requests are beams of one prompt, that of the first.
     """
 
     version: int

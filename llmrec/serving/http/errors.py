@@ -1,26 +1,31 @@
-"""Errors in the shape of OpenAI's API, whoever raised them."""
+"""Errors in the shape of OpenAI's API, whoever raised them, and how routes document them."""
 
 import logging
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match
 
+from llmrec.serving.http.schemas import ErrorResponse
+
 logger = logging.getLogger("llmrec.serving")
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-_CODES = {
-    400: "invalid_value",
-    401: "invalid_api_key",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "body_too_large",
-    429: "queue_full",
-    499: "client_disconnected",
-    503: "unavailable",
+_INVALID, _SERVER = "invalid_request_error", "server_error"
+# status → OpenAI's type of error, the code, and what the schema says of it
+_STATUSES = {
+    400: (_INVALID, "invalid_value", "The request says something that does not fit; `param` names the field."),
+    401: ("authentication_error", "invalid_api_key", "Wrong or missing key."),
+    404: ("not_found_error", "not_found", "There is no such item."),
+    405: (_INVALID, "method_not_allowed", ""),
+    413: (_INVALID, "body_too_large", "The body is too large."),
+    429: ("rate_limit_error", "queue_full", "Too many requests wait already."),
+    499: (_INVALID, "client_disconnected", ""),
+    500: (_SERVER, "internal_error", ""),
+    503: (_SERVER, "unavailable", "The engine is down, or there was no answer in time."),
 }
+_RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _TYPE_NAMES = {"str", "int", "float", "bool", "none"}  # of a union: pydantic names the member that did not fit
 
 
@@ -37,16 +42,29 @@ class ApiError(HTTPException):
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers=None):
         super().__init__(status, message, headers)
-        self.param, self.code = param, code or _CODES.get(status, "error")
+        self.type, usual, _ = _STATUSES.get(status, (_SERVER if status >= 500 else _INVALID, "error", ""))
+        self.param, self.code = param, code or usual
 
     @property
     def body(self) -> dict:
         """`{"message", "type", "param", "code"}`."""
-        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
-        return {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
+        return {"message": self.detail, "type": self.type, "param": self.param, "code": self.code}
 
     def response(self) -> JSONResponse:
         return JSONResponse({"error": self.body}, self.status_code, self.headers)
+
+
+def engine_failed() -> ApiError:
+    """What a client is told of it; the log says more."""
+    return ApiError(503, "the engine failed: try again later", code="engine", headers={"Retry-After": "1"})
+
+
+def errors(*statuses: int) -> dict:
+    """The `responses` of a route that may answer with these statuses."""
+    documented = {status: {"model": ErrorResponse, "description": _STATUSES[status][2]} for status in statuses}
+    for status in {429, 503} & documented.keys():
+        documented[status]["headers"] = _RETRY
+    return documented
 
 
 def field_path(location) -> str:
@@ -96,22 +114,19 @@ def _http_error(request: Request, error: StarletteHTTPException) -> ApiError:
     return ApiError(status, message, headers=headers)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Every answer that is no success gets the shape of OpenAI's."""
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case ApiError():
+            answer = error
+        case RequestValidationError():
+            answer = _validation_error(error)
+        case StarletteHTTPException():
+            answer = _http_error(request, error)
+        case _:
+            route = getattr(request.scope.get("route"), "path", "a request")
+            logger.exception("%s failed", route, exc_info=error)
+            answer = ApiError(500, "this request failed in the server, whose log says why")
+    return answer.response()
 
-    @app.exception_handler(ApiError)
-    async def ours(request: Request, error: ApiError):
-        return error.response()
 
-    @app.exception_handler(RequestValidationError)
-    async def validation(request: Request, error: RequestValidationError):
-        return _validation_error(error).response()
-
-    @app.exception_handler(StarletteHTTPException)
-    async def starlette(request: Request, error: StarletteHTTPException):
-        return _http_error(request, error).response()
-
-    @app.exception_handler(Exception)
-    async def rest(request: Request, error: Exception):
-        logger.exception("%s failed", getattr(request.scope.get("route"), "path", "a request"), exc_info=error)
-        return ApiError(500, "this request failed in the server, whose log says why", code="internal_error").response()
+ERROR_HANDLERS = dict.fromkeys((StarletteHTTPException, RequestValidationError, Exception), _answer)

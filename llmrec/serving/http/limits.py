@@ -1,4 +1,4 @@
-"""What keeps a server answering: a bounded queue with a deadline, bodies of a bounded size, clients that went away."""
+"""What keeps a server answering: a bounded queue with a deadline, and no work for clients that went away."""
 
 import asyncio
 import math
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from hmac import compare_digest
 from typing import TypeVar
 
 from fastapi import Request
@@ -38,16 +37,16 @@ class Gate:
         self._recent: deque[float] = deque(maxlen=64)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[float]:
-        """Waits for a turn and holds it; gives the seconds waited.
+    async def slot(self) -> AsyncIterator[None]:
+        """Waits for a turn and holds it.
 
         Raises:
             ApiError: 429 where too many wait, 503 where the turn does not come in time; both say when to try again.
         """
-        waited = await self._enter()
+        await self._enter()
         began = time.monotonic()
         try:
-            yield waited
+            yield
         finally:
             self._leave(began)
 
@@ -68,6 +67,7 @@ class Gate:
             raise self._refused(503, f"no answer within {self.timeout_s:g} s: try again later", "timeout") from error
 
     async def _enter(self) -> float:
+        """Waits for a turn; gives the seconds waited."""
         if self._free.locked() and self.waiting >= self.max_queue:
             raise self._refused(429, f"{self.waiting} requests are waiting already: try again later", "queue_full")
         began = time.monotonic()
@@ -111,72 +111,3 @@ async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class BodyLimit:
-    """ASGI middleware: a body that is too large, or does not come, is refused while it is read.
-
-    An answer that comes before the end of the body closes the connection: a server would read on.
-
-    Args:
-        limit: path → bytes.
-        timeout_s (`float`): for the whole body.
-    """
-
-    def __init__(self, app, limit: Callable[[str], int], timeout_s: float):
-        self.app, self.limit, self.timeout_s = app, limit, timeout_s
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        limit, headers = self.limit(scope["path"]), dict(scope["headers"])
-        length = int(headers.get(b"content-length", b"0"))  # servers refuse what is no number
-        size, complete = 0, not length and b"transfer-encoding" not in headers
-        deadline = time.monotonic() + self.timeout_s
-        too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
-
-        async def limited() -> dict:
-            nonlocal size, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError as error:
-                raise ApiError(400, f"the body did not arrive within {self.timeout_s:g} s") from error
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise too_large
-            complete = not message.get("more_body", False)
-            return message
-
-        async def closing(message) -> None:
-            if message["type"] == "http.response.start" and not complete:
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        if length > limit:
-            return await too_large.response()(scope, receive, closing)
-        await self.app(scope, limited, closing)
-
-
-class ApiKeys:
-    """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read.
-
-    Args:
-        keys_of: (method, path) → the keys that open it; none where it is open to all.
-    """
-
-    def __init__(self, app, keys_of: Callable[[str, str], list[str]]):
-        self.app, self.keys_of = app, keys_of
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http" and (keys := self.keys_of(scope["method"], scope["path"])):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, given = given.partition(b" ")
-            matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
-            if scheme.lower() != b"bearer" or not any(matches):
-                message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
-                error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-                return await error.response()(scope, receive, send)
-        await self.app(scope, receive, send)

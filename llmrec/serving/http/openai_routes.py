@@ -5,24 +5,31 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMError
 
 from llmrec.serving.http.engine_context import EngineContext, engine_context
-from llmrec.serving.http.errors import ApiError
-from llmrec.serving.http.limits import Gate, until_disconnect
-from llmrec.serving.http.responses import errors
-from llmrec.serving.http.service import Served, Service
-
-if TYPE_CHECKING:
-    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from llmrec.serving.http.errors import ApiError, engine_failed, errors
+from llmrec.serving.http.front import Current
+from llmrec.serving.http.limits import until_disconnect
+from llmrec.serving.http.service import Served
 
 logger = logging.getLogger("llmrec.serving")
+router = APIRouter(tags=["generate"])
 
 _OURS = ("semid", "semid_start", "semid_normalize")
+_DOCUMENTED = {
+    **errors(400, 401, 404, 413, 429, 503),
+    200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
+}
 
 
 class Generate(NamedTuple):
@@ -32,70 +39,55 @@ class Generate(NamedTuple):
     `state.openai_serving_completion`.
     """
 
-    chat: "OpenAIServingChat"
-    completion: "OpenAIServingCompletion"
+    chat: OpenAIServingChat
+    completion: OpenAIServingCompletion
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; `held` is let go when they end, or the client goes away."""
-
-    def __init__(self, content, held: AsyncExitStack):
-        super().__init__(content, media_type="text/event-stream")
-        self._held = held
-
-    async def __call__(self, scope, receive, send) -> None:
-        async with self._held:
-            await super().__call__(scope, receive, send)
+async def _turn(request: Request) -> AsyncIterator[None]:
+    """A place among the chats that run, until the answer is sent to its end or the client goes away."""
+    async with AsyncExitStack() as held:
+        await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot()))
+        yield
 
 
-def add_openai_routes(app: FastAPI, service: Service, generate: Generate, gate: Gate) -> None:
-    """Adds `/v1/chat/completions` and `/v1/completions`."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.exceptions import VLLMError
-
-    router = APIRouter(tags=["generate"])
-    documented = {
-        **errors(400, 401, 404, 413, 429, 503),
-        200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
-    }
-
-    async def answer(call, body, request: Request):
-        async with AsyncExitStack() as held:
-            await until_disconnect(request, held.enter_async_context(gate.slot()))
-            served = held.enter_context(service.using())
-            request.state.log |= {"catalogue_version": served.number, "stream": bool(body.stream)}
-            engine_context.set(_context(body, served))
-            try:
-                made = await until_disconnect(request, call(body, request))
-            except ApiError:
-                raise
-            except Exception as error:
-                raise _refusal(error) from error
-            if hasattr(made, "error"):
-                raise _api_error(made)
-            if hasattr(made, "model_dump"):
-                return JSONResponse(_with_items(made.model_dump(), served))
-            return _Stream(_events(made, served), held.pop_all())
-
-    @router.post("/v1/chat/completions", responses=documented)
-    async def chat(body: ChatCompletionRequest, request: Request):
-        """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
-        return await answer(generate.chat.create_chat_completion, body, request)
-
-    @router.post("/v1/completions", responses=documented)
-    async def completion(body: CompletionRequest, request: Request):
-        """OpenAI's, by vLLM; every choice has `items`. With `use_beam_search` choices are Semantic IDs."""
-        if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
-            if len(body.prompt) > 1:
-                raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
-        return await answer(generate.completion.create_completion, body, request)
-
-    @app.exception_handler(VLLMError)
-    async def refused(request: Request, error: VLLMError):
-        return _refusal(error).response()
-
+def add_openai_routes(app: FastAPI, generate: Generate) -> None:
+    """Adds `/v1/chat/completions` and `/v1/completions` to the front."""
+    front = app.state.front
+    app.state.generate, app.state.chats = generate, front.gate(front.settings.max_concurrent)
+    front.metrics.gauge("llmrec_generating", "Chats and completions that run.", lambda: app.state.chats.running)
+    app.add_exception_handler(VLLMError, _refused)
     app.include_router(router)
+
+
+@router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
+async def chat(body: ChatCompletionRequest, request: Request, served: Current):
+    """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
+    return await _answer(request.app.state.generate.chat.create_chat_completion, body, request, served)
+
+
+@router.post("/v1/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
+async def completion(body: CompletionRequest, request: Request, served: Current):
+    """OpenAI's, by vLLM; every choice has `items`. With `use_beam_search` choices are Semantic IDs."""
+    if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
+        if len(body.prompt) > 1:
+            raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
+    return await _answer(request.app.state.generate.completion.create_completion, body, request, served)
+
+
+async def _answer(call, body, request: Request, served: Served):
+    request.state.log |= {"catalogue_version": served.number, "stream": bool(body.stream)}
+    engine_context.set(_context(body, served))
+    try:
+        made = await until_disconnect(request, call(body, request))
+    except ApiError:
+        raise
+    except Exception as error:
+        raise _refusal(error) from error
+    if hasattr(made, "error"):
+        raise _api_error(made)
+    if hasattr(made, "model_dump"):
+        return JSONResponse(_with_items(made.model_dump(), served))
+    return StreamingResponse(_events(made, served), media_type="text/event-stream")
 
 
 def _context(body, served: Served) -> EngineContext:
@@ -109,9 +101,11 @@ def _context(body, served: Served) -> EngineContext:
     return EngineContext(served.number, fields, body.use_beam_search)
 
 
-def _refusal(error: Exception) -> ApiError:
-    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+async def _refused(request: Request, error: VLLMError) -> JSONResponse:
+    return _refusal(error).response()
 
+
+def _refusal(error: Exception) -> ApiError:
     return _api_error(create_error_response(error), error)
 
 
@@ -125,7 +119,7 @@ def _api_error(response, error: Exception | None = None) -> ApiError:
     if info.code < 500 or info.code == 501:  # 501: what vLLM does not do
         return ApiError(400, info.message, info.param)
     logger.error("the engine failed: %s", info.message, exc_info=error)
-    return ApiError(503, "the engine failed: try again later", code="engine", headers={"Retry-After": "1"})
+    return engine_failed()
 
 
 def _with_items(answer: dict, served: Served) -> dict:
@@ -142,8 +136,7 @@ async def _events(stream: AsyncIterator[str], served: Served) -> AsyncIterator[s
     async for event in stream:
         data = event.removeprefix("data:").strip()
         if data == "[DONE]" and head:
-            chat = head["object"].startswith("chat")
-            rest = {"delta": {}} if chat else {"text": ""}
+            rest = {"delta": {}} if head["object"].startswith("chat") else {"text": ""}
             choices = [
                 {"index": number, **rest, "finish_reason": None, "items": served.items_in(text)}
                 for number, text in sorted(texts.items())

@@ -3,6 +3,7 @@
 Everything here blocks, and runs in a thread.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,19 +12,27 @@ from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from jinja2 import TemplateError
 
 from llmrec.catalogue.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.render import item_of
 from llmrec.recommenders.ask import prompt_texts
-from llmrec.recommenders.protocol import Recommendation
-from llmrec.serving.http.errors import ApiError
+from llmrec.serving.http.errors import ApiError, engine_failed
 from llmrec.serving.http.schemas import RecommendRequest
 from llmrec.serving.http.service import Served
 from llmrec.serving.http.settings import Settings
 
+logger = logging.getLogger("llmrec.serving")
+
 _BAD_FILTER = (ValueError, TypeError, ArithmeticError, pa.ArrowException)
 _TASK_FIELDS = ("about", "wish", "query", "intention")
+_UNKNOWN = {
+    "item_id": ("item {!r} is not in the catalogue: leave it out, or find items at /v1/items?query=", "unknown_item"),
+    "semid": ("no item of the catalogue has the Semantic ID {!r}", None),
+    "title": ("no item has the title {!r}: find the exact one at /v1/items?query=", "unknown_item"),
+}
 
 
 @dataclass
@@ -32,23 +41,25 @@ class Asked:
 
     Args:
         history: item ids, or (item id, behaviour) pairs.
-        prompt (`str`): what the model reads.
-        follows (`bool`): whether items are searched right after `prompt`; otherwise by the recommender's own prompt.
+        prompt (`str`): what the model reads; `prompt_ids` are its tokens.
+        direct (`bool`): whether items are searched right after `prompt`. Otherwise the recommender makes more of the
+            history: a thought after the prompt, or a prompt for each of several views of Semantic IDs.
     """
 
     body: RecommendRequest
     history: list
     filter: Filter | None
     prompt: str
-    follows: bool
+    prompt_ids: list[int]
+    direct: bool
     num_beams: int
 
 
 @dataclass
 class Found:
-    """What a request gets, and the seconds that the search took."""
+    """What a request gets: (item id, score) pairs, best first, how many are valid, and the seconds of the search."""
 
-    items: list[Recommendation]
+    items: list[tuple[str, float]]
     valid: int
     thoughts: list[str] | None
     search_s: float
@@ -70,7 +81,6 @@ def item_prompts() -> dict[str, Prompt]:
 def read_request(body: RecommendRequest, served: Served, settings: Settings) -> Asked:
     """Checks a request against a version; raises `ApiError` (400) naming the field that does not fit."""
     recommender = served.recommender
-    beams = max(body.num_beams or recommender.config.num_beams, body.k)
     for name, value, most in (
         ("k", body.k, settings.max_k),
         ("num_beams", body.num_beams or 1, settings.max_beams),
@@ -85,50 +95,57 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
         raise ApiError(400, "history is empty: give at least one item, or messages, or a task", "history")
     if body.task is None and (given := [name for name in _TASK_FIELDS if getattr(body, name) is not None]):
         raise ApiError(400, f"{given[0]} belongs to a task: name it in task", given[0])
-    history, alike = _history(body, served)
-    chosen = _filter(body, served, alike)
+    items, alike = _history(body, served)
+    history, allowed = _with_behaviours(body, items, served), _filter(body, served, alike)
+    source = "messages" if body.messages is not None else "task" if body.task is not None else "history"
     prompt = _prompt(body, served, history)
-    follows = body.messages is not None or body.task is not None
-    if settings.max_prompt_tokens is not None:
-        length = len(recommender.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        if length > settings.max_prompt_tokens:
-            field = "messages" if body.messages is not None else "task" if body.task is not None else "history"
-            message = f"the prompt of {field} has {length} tokens, the limit here is {settings.max_prompt_tokens}"
-            raise ApiError(400, message, field)
-    return Asked(body, history, chosen, prompt, follows, beams)
+    prompt_ids = recommender.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    most = settings.max_prompt_tokens
+    if most is not None and len(prompt_ids) > most:
+        message = f"the prompt of {source} has {len(prompt_ids)} tokens, the limit here is {most}"
+        raise ApiError(400, message, source)
+    direct = source != "history" or (recommender.block is None and len(recommender.views) == 1)
+    num_beams = max(body.num_beams or recommender.config.num_beams, body.k)
+    return Asked(body, history, allowed, prompt, prompt_ids, direct, num_beams)
 
 
-def search(asked: Sequence[Asked], served: Served) -> list[Found | Exception]:
-    """Searches requests together where they can be; where that fails, the error takes the place of the answer."""
-    results: list[Found | Exception | None] = [None] * len(asked)
+def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | ApiError]:
+    """Searches requests together where they can be; where that fails, an error takes the place of the answer."""
+    answers: list = list(asked)
     groups: dict[tuple, list[int]] = defaultdict(list)
-    for number, one in enumerate(asked):
-        groups[one.follows, one.body.num_beams, one.body.think, one.body.return_prompt].append(number)
-    for (follows, num_beams, think, _), numbers in groups.items():
+    for place, one in enumerate(asked):
+        if isinstance(one, Asked):
+            groups[one.direct, one.body.num_beams, one.body.think, one.body.return_prompt].append(place)
+    for places in groups.values():
         began = time.perf_counter()
+        group = [asked[place] for place in places]
         try:
-            group = [asked[number] for number in numbers]
-            found, thoughts = _search(group, follows, num_beams, think, served)
+            lists, thoughts = _search(group, served)
             took = time.perf_counter() - began
-            for number, one, items, thought in zip(numbers, group, found, thoughts):
-                results[number] = Found(items, _count_valid(one, items, served), thought, took)
-        except Exception as error:
-            for number in numbers:
-                results[number] = error
-    return results
+            for place, one, items, thought in zip(places, group, lists, thoughts):
+                answers[place] = Found(items, _count_valid(one, items, served), thought, took)
+        except Exception:
+            logger.exception("a search failed")
+            for place in places:
+                answers[place] = engine_failed()
+    return answers
 
 
-def _search(group: list[Asked], follows: bool, num_beams: int | None, think: bool, served: Served):
-    recommender, histories = served.recommender, [one.history for one in group]
-    ks, filters = [one.body.k for one in group], [one.filter for one in group]
-    thoughts: list[list[str] | None] = [None] * len(group)
-    if follows:
-        found = recommender.after([one.prompt for one in group], ks, filters, histories, num_beams)
-        return found, thoughts
+def _search(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, float]]], list]:
+    """What requests of one kind get: (item id, score) pairs, and the thoughts that are to be shown."""
+    recommender, first = served.recommender, group[0]
+    num_beams, think = first.body.num_beams, first.body.think
+    histories, ks, filters = zip(*((one.history, one.body.k, one.filter) for one in group))
+    thoughts: list = [None] * len(group)
+    if first.direct:
+        prompts, items = [one.prompt_ids for one in group], served.version.index.items
+        lists = recommender.search(prompts, ks, histories, filters, num_beams=num_beams)
+        return [[(items[hit.item], hit.score) for hit in hits] for hits in lists], thoughts
     behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
-    if think and recommender.block is not None and recommender.config.thoughts and group[0].body.return_prompt:
+    if think and first.body.return_prompt and recommender.block is not None and recommender.config.thoughts:
         thoughts = recommender.think(histories, behaviours)
-    return recommender.recommend(histories, ks, filters, behaviours, think, num_beams), thoughts
+    lists = recommender.recommend(histories, ks, filters, behaviours, think, num_beams)
+    return [[(hit.item_id, hit.score) for hit in hits] for hits in lists], thoughts
 
 
 def shortage(one: Asked, found: Found) -> str | None:
@@ -142,35 +159,45 @@ def shortage(one: Asked, found: Found) -> str | None:
     return f"only {items} allowed {where}, k is {one.body.k}" if number else f"{items} allowed {where}"
 
 
-def _item(entry) -> str:
-    return entry if isinstance(entry, str) else entry[0]
-
-
 def _wanted(served: Served) -> str:
     return served.recommender.config.behaviour or served.recommender.behaviours[-1]
 
 
-def _history(body: RecommendRequest, served: Served) -> tuple[list, list[str]]:
-    """Its entries, and other items that have been seen where one has: those of the same Semantic ID."""
-    alike: list[str] = []
+def _history(body: RecommendRequest, served: Served) -> tuple[list[str], list[str]]:
+    """Its items, and other items that have been seen where one has: those of the same Semantic ID."""
     if body.history_format == "title":
-        items = _items_of_titles(body.history, served)
+        candidates = _items_of_titles(body.history, served)
     elif body.history_format == "semid":
-        items = []
-        for place, semid in enumerate(body.history):
-            first, *others = served.items_with(semid) or [None]
-            if first is None:
-                raise ApiError(400, f"no item of the catalogue has the Semantic ID {semid!r}", f"history[{place}]")
-            items.append(first)
-            alike += others
+        candidates = [served.items_with(semid) for semid in body.history]
     else:
-        items = body.history
         reserved = served.version.index.reserved  # of removed items, which histories still hold
-        known = [served.version.has(item) or item in reserved for item in items]
-        if not all(known):
-            place = known.index(False)
-            message = f"item {items[place]!r} is not in the catalogue: leave it out, or find items at /v1/items?query="
-            raise ApiError(400, message, f"history[{place}]", "unknown_item")
+        known = (served.version.has(item) or item in reserved for item in body.history)
+        candidates = [[item] if is_known else [] for item, is_known in zip(body.history, known)]
+    items, alike = [], []
+    for place, (entry, same) in enumerate(zip(body.history, candidates)):
+        if not same:
+            message, code = _UNKNOWN[body.history_format]
+            raise ApiError(400, message.format(entry), f"history[{place}]", code)
+        if len(same) > 1 and body.history_format == "title":
+            some = ", ".join(map(repr, same[:5])) + (", ..." if len(same) > 5 else "")
+            message = f"{len(same)} items have the title {entry!r}: give the item_id of the one that is meant ({some})"
+            raise ApiError(400, message, f"history[{place}]", "ambiguous_title")
+        items.append(same[0])
+        alike += same[1:]
+    return items, alike
+
+
+def _items_of_titles(titles: list[str], served: Served) -> list[list[str]]:
+    table = served.version.items.select(["item_id", "title"])
+    table = table.filter(pc.is_in(table["title"], value_set=pa.array(titles, pa.string())))
+    items_of: dict[str, dict[str, None]] = defaultdict(dict)
+    for item, title in zip(table["item_id"].to_pylist(), table["title"].to_pylist()):
+        items_of[title][item] = None
+    return [list(items_of[title]) for title in titles]
+
+
+def _with_behaviours(body: RecommendRequest, items: list[str], served: Served) -> list:
+    """The history as the recommender takes it: items, or pairs with their behaviours."""
     behaviours = served.recommender.behaviours
     if body.behaviour is not None and body.behaviour not in behaviours:
         known = f"it knows {', '.join(behaviours)}" if behaviours else "it knows none: leave behaviour out"
@@ -178,7 +205,7 @@ def _history(body: RecommendRequest, served: Served) -> tuple[list, list[str]]:
     if body.behaviours is None:
         if behaviours and body.task is not None and items:
             raise ApiError(400, "a task with a history needs behaviours, one for each of its items", "behaviours")
-        return items, alike
+        return items
     if not behaviours:
         raise ApiError(400, "this model knows no kinds of interaction: leave behaviours out", "behaviours")
     if len(body.behaviours) != len(items):
@@ -188,80 +215,54 @@ def _history(body: RecommendRequest, served: Served) -> tuple[list, list[str]]:
         if kind not in behaviours:
             message = f"behaviour {kind!r} is none of this model's: {', '.join(behaviours)}"
             raise ApiError(400, message, f"behaviours[{place}]")
-    return list(zip(items, body.behaviours)), alike
-
-
-def _items_of_titles(titles: list[str], served: Served) -> list[str]:
-    table = served.version.items.select(["item_id", "title"])
-    table = table.filter(pc.is_in(table["title"], value_set=pa.array(titles, pa.string())))
-    items_of: dict[str, dict[str, None]] = defaultdict(dict)
-    for item, title in zip(table["item_id"].to_pylist(), table["title"].to_pylist()):
-        items_of[title][item] = None
-    for place, title in enumerate(titles):
-        found = list(items_of[title])
-        if not found:
-            message = f"no item has the title {title!r}: find the exact one at /v1/items?query="
-            raise ApiError(400, message, f"history[{place}]", "unknown_item")
-        if len(found) > 1:
-            some = ", ".join(map(repr, found[:5])) + (", ..." if len(found) > 5 else "")
-            message = (
-                f"{len(found)} items have the title {title!r}: give the item_id of the one that is meant ({some})"
-            )
-            raise ApiError(400, message, f"history[{place}]", "ambiguous_title")
-    return [next(iter(items_of[title])) for title in titles]
+    return list(zip(items, body.behaviours))
 
 
 def _filter(body: RecommendRequest, served: Served, alike: list[str]) -> Filter | None:
-    chosen = None if body.filter is None else Filter(**body.filter.model_dump())
-    check = served.recommender.filter
-    if chosen is not None:
-        if chosen.exclude_seen and alike:
-            chosen = replace(chosen, deny=[*(chosen.deny or ()), *alike])
+    """What the request allows. Filters are checked here: what the engine gets fits the catalogue."""
+    allowed, catalogue = None, served.recommender.filter
+    if body.filter is not None:
+        allowed = Filter(**body.filter.model_dump())
+        if allowed.exclude_seen and alike:
+            allowed = replace(allowed, deny=[*(allowed.deny or ()), *alike])
         try:
-            check.check(chosen)
+            catalogue.check(allowed)
         except _BAD_FILTER as error:
             raise ApiError(400, str(error), "filter") from error
     if body.domain is None:
-        return chosen
+        return allowed
     if "domain" not in served.version.items.column_names:
         raise ApiError(400, "this catalogue has no column domain: leave domain out", "domain")
     condition = ("domain", "==", body.domain)
     try:
-        known = check(Filter(where=[condition]))[0].any()
+        known = catalogue(Filter(where=[condition]))[0].any()
     except _BAD_FILTER as error:
         raise ApiError(400, f"domain does not fit its column: {error}", "domain") from error
     if not known:
         raise ApiError(400, f"no item of the catalogue is of domain {body.domain!r}", "domain")
-    chosen = chosen or Filter()
-    return replace(chosen, where=[*(chosen.where or ()), condition])
+    allowed = allowed or Filter()
+    return replace(allowed, where=[*(allowed.where or ()), condition])
 
 
 def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
-    recommender = served.recommender
     if body.messages is not None:
         return _chat(body, served)
     if body.task is None:
-        return recommender.prompts([history], behaviour=[body.behaviour] if body.behaviour else None)[0]
+        return served.recommender.prompts([history], behaviour=[body.behaviour] if body.behaviour else None)[0]
     if body.task not in item_prompts():
         raise ApiError(400, f"task {body.task!r} is none of {', '.join(item_prompts())}", "task")
-    prompt = item_prompts()[body.task]
     if body.about is not None and not served.version.has(body.about):
         raise ApiError(400, f"item {body.about!r} is not in the catalogue", "about", "unknown_item")
-    row = {name: getattr(body, name) for name in _TASK_FIELDS if getattr(body, name) is not None}
-    row["history"] = [*map(_item, history)]
-    if body.behaviours is not None:
-        row["behaviours"] = body.behaviours
-    if body.behaviour is not None:
-        row["behaviour"] = body.behaviour
+    names = (*_TASK_FIELDS, "behaviours", "behaviour")
+    row = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    row["history"] = [*map(item_of, history)]
     try:
-        return prompt_texts(recommender, prompt, [row])[0]
+        return prompt_texts(served.recommender, item_prompts()[body.task], [row])[0]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ApiError(400, f"task {body.task!r} cannot be asked like this: {error}", "task") from error
 
 
 def _chat(body: RecommendRequest, served: Served) -> str:
-    from jinja2 import TemplateError
-
     tokenizer = served.recommender.tokenizer
     if not tokenizer.chat_template:
         raise ApiError(400, "this model has no chat template: give history or a task", "messages")
@@ -275,7 +276,7 @@ def _chat(body: RecommendRequest, served: Served) -> str:
     return text + served.version.index.behaviour_token(body.behaviour or _wanted(served))
 
 
-def _count_valid(one: Asked, items: list[Recommendation], served: Served) -> int:
+def _count_valid(one: Asked, items: list[tuple[str, float]], served: Served) -> int:
     """How many of the items are in the version's catalogue and allowed."""
-    known = [item.item_id for item in items if served.version.has(item.item_id)]
-    return served.recommender.filter.satisfied(one.filter, known, [*map(_item, one.history)])
+    known = [item_id for item_id, _ in items if served.version.has(item_id)]
+    return served.recommender.filter.satisfied(one.filter, known, [*map(item_of, one.history)])

@@ -1,6 +1,10 @@
 """`Settings`: what the operator of a server chooses."""
 
+import os
 from dataclasses import dataclass
+from typing import Self
+
+_ADMIN = "/v1/catalogue"
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,20 @@ class Settings:
             raise ValueError(f"max_k is {self.max_k}, more than max_beams={self.max_beams}: a search is as wide as k")
         if self.timeout_s <= 0:
             raise ValueError(f"timeout_s is {self.timeout_s}, it should be more than 0")
+
+    @classmethod
+    def of_environment(cls, model: str, **settings) -> Self:
+        """With the keys LLMREC_API_KEY and LLMREC_ADMIN_KEY, where they are set."""
+        keys = {name: os.environ.get(f"LLMREC_{name.upper()}") or None for name in ("api_key", "admin_key")}
+        return cls(model, **keys, **settings)
+
+    def keys_of(self, method: str, path: str) -> list[str]:
+        """The keys that open a route; none where it is open to all."""
+        keys = [key for key in (self.api_key, self.admin_key) if key is not None]
+        if method == "POST" and path.startswith(_ADMIN):
+            return keys[-1:]
+        return keys if path.startswith("/v1/") and self.api_key is not None else []
+
+    def body_limit(self, path: str) -> int:
+        """Bytes."""
+        return self.max_catalogue_bytes if path == _ADMIN else self.max_body_bytes

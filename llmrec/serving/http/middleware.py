@@ -1,0 +1,109 @@
+"""What happens to every HTTP request before a route sees it: a line of the log, its key, the size of its body."""
+
+import asyncio
+import json
+import logging
+import time
+from hmac import compare_digest
+from uuid import uuid4
+
+from prometheus_client import Counter
+
+from llmrec.serving.http.errors import ApiError
+from llmrec.serving.http.settings import Settings
+
+logger = logging.getLogger("llmrec.serving")
+_PROBES = ("/health", "/metrics")  # asked every few seconds by machines
+
+
+class RequestLog:
+    """ASGI middleware: gives every request an id, logs it to `llmrec.serving`, and counts it.
+
+    A line is JSON, without what users did or asked. Routes add to it through `request.state.log`; `request.state.id`
+    is the id, also in the answer's header `X-Request-ID`.
+
+    Args:
+        requests (`Counter`): by route and status.
+    """
+
+    def __init__(self, app, requests: Counter):
+        self.app, self.requests = app, requests
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+        state = scope.setdefault("state", {})
+        state["id"], state["log"], state["began"] = uuid4().hex, {}, began
+
+        async def observed(message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", state["id"].encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")  # not the path: it may hold an item id
+            self.requests.labels(route, str(status)).inc()
+            took = round((time.perf_counter() - began) * 1000, 2)
+            line = {"id": state["id"], "route": route, "method": scope["method"], "status": status, "ms": took}
+            level = logging.DEBUG if route in _PROBES and status == 200 else logging.INFO
+            logger.log(level, json.dumps(line | state["log"]))
+
+
+class Guard:
+    """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read, and bodies of bounded size.
+
+    A body that is too large, or does not come in time, is refused while it is read. An answer that comes before the
+    end of the body closes the connection: a server would read on.
+    """
+
+    def __init__(self, app, settings: Settings):
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        limit, headers = self.settings.body_limit(scope["path"]), dict(scope["headers"])
+        length = int(headers.get(b"content-length", b"0"))  # servers refuse what is no number
+        size, complete = 0, not length and b"transfer-encoding" not in headers
+        timeout_s = self.settings.timeout_s
+        deadline = time.monotonic() + timeout_s
+        too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
+
+        async def limited() -> dict:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(400, f"the body did not arrive within {timeout_s:g} s") from error
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise too_large
+            complete = not message.get("more_body", False)
+            return message
+
+        async def closing(message) -> None:
+            if message["type"] == "http.response.start" and not complete:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if length > limit:
+            return await too_large.response()(scope, receive, closing)
+        if not self._opens(headers.get(b"authorization", b""), self.settings.keys_of(scope["method"], scope["path"])):
+            message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
+            error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+            return await error.response()(scope, receive, closing)
+        await self.app(scope, limited, closing)
+
+    @staticmethod
+    def _opens(given: bytes, keys: list[str]) -> bool:
+        scheme, _, given = given.partition(b" ")
+        matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
+        return not keys or (scheme.lower() == b"bearer" and any(matches))
