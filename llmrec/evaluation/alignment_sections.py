@@ -22,7 +22,6 @@ from llmrec.evaluation.metrics import first_positions, row_metrics
 from llmrec.instructions import TASKS, Prompt, target_rows
 from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
 from llmrec.recommenders import LLMRecommender
-from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
 from llmrec.recommenders.protocol import requests_of
 
 K = 10
@@ -112,7 +111,7 @@ def prefixes(
 
 def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = _answers(recommender, recommender.task_prompts(prompt, rows))
     targets = [row["about"] for row in rows]
     found = retrieval(recommender, _items(answers), targets, (K,))
     return sample.means({**prefixes(recommender, answers, targets), **found})
@@ -121,7 +120,7 @@ def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
 def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     """Descriptions and queries: does the constrained beam hold the item?"""
     rows = sample.of_task(prompt.task, recommender)
-    answers = answered_items(recommender, prompt_texts(recommender, prompt, rows), K)
+    answers = _answers(recommender, recommender.task_prompts(prompt, rows))
     return sample.means(retrieval(recommender, _items(answers), [row["about"] for row in rows], (1, K)))
 
 
@@ -143,8 +142,8 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
     wishes = Wishes(sample.data.items)
     rows = wish_rows(wishes, set(recommender.index.items), sample)
     place = [wishes.place[item] for item in recommender.index.items]
-    texts = prompt_texts(recommender, prompt, rows, prompt.unseen or prompt.templates)
-    wished = [[place[hit.item] for hit in hits] for hits in answered_items(recommender, texts, K)]
+    texts = recommender.task_prompts(prompt, rows, prompt.unseen or prompt.templates)
+    wished = [[place[hit.item] for hit in hits] for hits in _answers(recommender, texts)]
     following = recommender.recommend([[row["about"]] for row in rows], K)
     following = [[wishes.place[one.item_id] for one in hits] for hits in following]
     satisfying = [row["satisfying"] for row in rows]
@@ -245,6 +244,11 @@ def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
     )
 
 
+def _answers(recommender: LLMRecommender, texts: Sequence[str]) -> list[list[ScoredItem]]:
+    """The best items after each prompt; `item` is a number in `recommender.index.items`."""
+    return recommender.search(recommender.token_ids(texts), [K] * len(texts))
+
+
 def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:
     return [[hit.item for hit in hits] for hits in answers]
 
@@ -253,4 +257,4 @@ def _words(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> lis
     """Greedy answers to rows, as long as the longest right one and some."""
     right = [recommender.renderer.completion(prompt, row) for row in rows]
     longest = max(map(len, recommender.tokenizer(right, add_special_tokens=False)["input_ids"]))
-    return answered_words(recommender, prompt_texts(recommender, prompt, rows), longest + ROOM)
+    return recommender.generate_text(prompt, rows, longest + ROOM)

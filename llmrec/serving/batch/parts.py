@@ -73,7 +73,7 @@ class Known(NamedTuple):
         """Of an index, a recommender that has one, or a baseline."""
         index = source if isinstance(source, SemIDIndex) else getattr(source, "index", None)
         if index is None:
-            return cls(frozenset(source.catalogue.item_ids))
+            return cls(frozenset(source.item_ids))
         removed = index.reserved  # these still have a Semantic ID, for histories
         return cls(frozenset([*index.items, *removed]), index.behaviours, index.fingerprint)
 

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from llmrec.catalogue.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.prompts import prompts_folder
-from llmrec.recommenders.ask import prompt_texts
 from llmrec.recommenders.protocol import Recommendation
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.schemas import RecommendRequest
@@ -123,7 +122,7 @@ def _search(group: list[Asked], follows: bool, num_beams: int | None, think: boo
     ks, filters = [one.body.k for one in group], [one.filter for one in group]
     thoughts: list[list[str] | None] = [None] * len(group)
     if follows:
-        found = recommender.after([one.prompt for one in group], ks, filters, histories, num_beams)
+        found = recommender.recommend_after([one.prompt for one in group], ks, filters, histories, num_beams)
         return found, thoughts
     behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
     if think and recommender.block is not None and recommender.config.thoughts and group[0].body.return_prompt:
@@ -254,7 +253,7 @@ def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
     if body.behaviour is not None:
         row["behaviour"] = body.behaviour
     try:
-        return prompt_texts(recommender, prompt, [row])[0]
+        return recommender.task_prompts(prompt, [row])[0]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ApiError(400, f"task {body.task!r} cannot be asked like this: {error}", "task") from error
 

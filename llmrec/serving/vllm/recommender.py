@@ -24,7 +24,7 @@ class VLLMRecommender(LLMRecommender):
 
     Args:
         engine: of mode `recommend`, with the same catalogue version.
-        writer (*optional*): of mode `generate`; without it thoughts are empty and `tell` is refused.
+        writer (*optional*): of mode `generate`; without it thoughts are empty and `generate_text` is refused.
         version (`int`): the catalogue version of `index` and `items`.
         rest: see `LLMRecommender`.
     """
@@ -48,7 +48,7 @@ class VLLMRecommender(LLMRecommender):
         """Starts vLLM in this process for a model folder.
 
         Args:
-            modes: `recommend`, and `generate` too for thoughts and `tell`.
+            modes: `recommend`, and `generate` too for thoughts and `generate_text`.
             more: vLLM's own arguments, such as `dtype`.
         """
         from transformers import AutoTokenizer
