@@ -72,7 +72,7 @@ def loop(server, call, bodies: list[dict], warm: list[dict]) -> tuple[dict, list
 
 def hf_generate(recommender: LLMRecommender, prompts: list[str]) -> tuple[dict, list]:
     """The same of `generate` in this process; a batch holds all prompts."""
-    ids = recommender._ids(prompts)
+    ids = recommender.token_ids(prompts)
     width = max(map(len, ids))
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids])

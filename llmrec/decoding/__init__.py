@@ -1,8 +1,8 @@
 """Catalogue-constrained decoding: one trie, and the beam search, logits processor and filters that stand on it."""
 
-from llmrec.decoding.beam_search import tree_beam_search
-from llmrec.decoding.item_search import ScoredItem, search_items
+from llmrec.decoding.item_search import ScoredItem
 from llmrec.decoding.logits_processor import SemIDLogitsProcessor, constrained_generate
+from llmrec.decoding.search import search_items, search_prompts, tree_beam_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "SemIDTrie",
     "constrained_generate",
     "search_items",
+    "search_prompts",
     "tree_beam_search",
 ]

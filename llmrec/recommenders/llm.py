@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from llmrec.catalogue.filters import Filter, within_limits
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.decoding import ScoredItem, SemIDTrie
+from llmrec.decoding import ScoredItem, SemIDTrie, search_prompts
 from llmrec.decoding.free_text import continue_text
 from llmrec.decoding.fusion import fuse
-from llmrec.decoding.prompt_search import search_prompts
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
 from llmrec.devices import best_device
 from llmrec.files import atomic_path

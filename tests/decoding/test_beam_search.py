@@ -20,8 +20,7 @@ from reference_search import (
 )
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from llmrec.decoding import beam_search
-from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding import search, tree_beam_search
 from llmrec.decoding.head import head_rows
 from llmrec.decoding.tree_attention import prefill
 from llmrec.decoding.trie import SemIDTrie
@@ -262,7 +261,7 @@ def test_other_models_fall_back_to_generate_and_say_so_once(caplog):
         pad_token_id=0,
     )
     model = Gemma2ForCausalLM(config).eval()
-    beam_search._told.clear()
+    search.warn_of_generate.cache_clear()
     with caplog.at_level(logging.WARNING):
         for normalize in ("vocabulary", "catalogue"):
             semids = random_semids(7, ragged=True)
