@@ -39,7 +39,7 @@ def test_names_that_users_have_in_their_scripts():
     from llmrec.recommenders import sasrec
 
     assert (LLMRecommender, SemIDIndex, SASRec) == (llmrec.LLMRecommender, llmrec.SemIDIndex, sasrec.SASRec)
-    with pytest.warns(FutureWarning), pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError):
         importlib.import_module("llmrec.baselines.nothing")
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("llmrec.nothing")
