@@ -106,7 +106,7 @@ def same(ours: list[tuple[str, float]], theirs: list) -> bool:
 
 def compare(folder: Path, num_items: int, suffix: str, args, peers: int, hf_prompts: int) -> dict:
     """All methods on one folder; `peers` requests go through vLLM's beam search, `hf_prompts` through generate."""
-    recommender = LLMRecommender.from_pretrained(folder, dtype="float32")
+    recommender = LLMRecommender.from_pretrained(folder, device="cpu", dtype="float32")
     histories = random_histories(num_items, args.requests + USERS)
     warm, asked = histories[:USERS], histories[USERS:]
     prompts = recommender.prompts(asked)

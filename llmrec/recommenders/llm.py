@@ -207,6 +207,8 @@ class LLMRecommender(PromptWriter):
         if any(number < 1 for number in ks):
             raise ValueError(f"k is {min(ks)}, it should be at least 1")
         requests = per_request(filters, len(histories), "filters")
+        if not len(histories):  # a tokenizer of transformers fails on an empty list
+            return []
         if len(self.views) == 1:
             ((view, _),) = self.views.items()
             lists = self._search(view, histories, ks, requests, behaviour, think, num_beams)
@@ -247,7 +249,8 @@ class LLMRecommender(PromptWriter):
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
         histories = [row.get("history", []) for row in rows]
-        return self.recommend_after(self.task_prompts(prompt, rows), k, filters, histories, num_beams)
+        texts = self.task_prompts(prompt, rows)
+        return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
 
     def recommend_after(
         self,
@@ -264,6 +267,8 @@ class LLMRecommender(PromptWriter):
 
     def generate_text(self, prompt: str | Prompt, rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
         """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`."""
+        if not rows:
+            return []
         prompts = self.token_ids(self.task_prompts(prompt, rows))
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
         written = dict(zip(order, self.write([prompts[i] for i in order], max_new_tokens)))
@@ -298,7 +303,7 @@ class LLMRecommender(PromptWriter):
         if self.block is None:
             return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
-        number = max(map(len, thoughts), default=1)
+        number = len(thoughts[0])
         blocks = self.token_ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
         # Lists as long as the beams are, so that few items are missing from the list of a thought.
         wanted = [k if number == 1 else max(k, num_beams) for k in ks]
@@ -329,7 +334,7 @@ class LLMRecommender(PromptWriter):
         """
         if self.block is None:
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
-        return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour)))
+        return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
 
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
         config = self.config

@@ -31,8 +31,7 @@ def load_recommender(
     """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`).
 
     Args:
-        device, dtype (*optional*): see `LLMRecommender.from_pretrained`. Of the baselines only SASRec runs on a
-            device; their dtypes stay as they are.
+        device, dtype (*optional*): see `LLMRecommender.from_pretrained`; baselines keep their dtypes.
 
     Raises:
         ValueError: none of the three.
@@ -41,10 +40,8 @@ def load_recommender(
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
     kind = read_json(folder / "config.json").get("kind")
-    if kind == "sasrec":
-        return SASRec.from_pretrained(folder, device)
     if kind in RANKERS:
-        return RANKERS[kind].from_pretrained(folder)
+        return RANKERS[kind].from_pretrained(folder, device)
     near = get_close_matches(str(kind), RANKERS, 1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r}){meant}")

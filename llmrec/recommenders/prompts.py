@@ -85,7 +85,7 @@ class PromptWriter:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts, with no special ones added: a chat template has written those."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def _in_view(self, prompt: Prompt, view: str = "") -> Prompt:
         view = view or next(iter(self.views))

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
@@ -87,8 +88,15 @@ class CatalogueRanker(ABC):
             write_parquet(temporary / "items.parquet", self.items)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads a folder of `save_pretrained`; raises `ValueError` naming a file that is missing or damaged."""
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Reads a folder written by `save_pretrained`.
+
+        Args:
+            device (*optional*): of a network, by default the GPU where there is one; other rankers have none.
+
+        Raises:
+            ValueError: naming a file that is missing or damaged.
+        """
         config, arrays = cls._load(folder)
         return cls.from_arrays(read_parquet(Path(folder) / "items.parquet"), arrays, config["settings"])
 

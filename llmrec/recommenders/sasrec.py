@@ -64,7 +64,6 @@ class SASRec(CatalogueRanker):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
-        """Reads a folder written by `save_pretrained`; runs on the GPU where there is one."""
         recommender = super().from_pretrained(folder)
         recommender.model.to(best_device(device))
         return recommender
