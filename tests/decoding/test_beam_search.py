@@ -22,7 +22,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from llmrec.decoding import search, tree_beam_search
 from llmrec.decoding.head import head_rows
-from llmrec.decoding.tree_attention import prefill
+from llmrec.decoding.tree_attention import prefill, unsupported
 from llmrec.decoding.trie import SemIDTrie
 
 LENGTHS = [7, 3, 12]
@@ -295,3 +295,13 @@ def test_bad_requests_are_named():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="NaN"):
         tree_beam_search(model, ids, mask, trie, 2)
+
+
+def test_a_model_on_several_devices_searches_through_generate():
+    model, semids = tiny_model(), random_semids(0)
+    assert unsupported(model) is None
+    model.hf_device_map = {"model": "cpu", "lm_head": "cpu"}
+    assert unsupported(model) is None
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    assert unsupported(model) == "its layers lie on several devices (device_map)"
+    compare(model, semids, 4)
