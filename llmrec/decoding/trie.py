@@ -54,7 +54,7 @@ class SemIDTrie:
         last_token (`int`): the largest of `head_ids`.
         order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order. `host_order`
             is the same in numpy, wherever the trie is.
-        position (int32 [R]): the inverse.
+        position (int32 [R], numpy): the inverse of `host_order`.
 
     Raises:
         ValueError: no rows, an empty SemID, a gap, a token id out of range, or an EOS token that is needed but
@@ -91,8 +91,8 @@ class SemIDTrie:
         order = _argsort_rows(columns, [len(tokens) for tokens in vocab])
         self.host_order = order.astype(np.int32)
         self.order = torch.from_numpy(self.host_order)
-        self.position = torch.empty(self.num_rows, dtype=torch.int32)
-        self.position[self.order.long()] = torch.arange(self.num_rows, dtype=torch.int32)
+        self.position = np.empty(self.num_rows, np.int32)
+        self.position[order] = np.arange(self.num_rows, dtype=np.int32)
         self.vocab = [torch.from_numpy(tokens) for tokens in vocab]
         self.has_end = [bool(tokens[0] == END) for tokens in vocab]
         self._start = [torch.tensor([0, self.num_rows], dtype=torch.int32)]  # [n + 1]: first sorted row of each node
@@ -274,13 +274,12 @@ class RowFilter:
             (torch.tensor([i for i, mask in enumerate(self.masks) if mask is wanted], device=trie.device), wanted)
             for wanted in distinct.values()
         ]
-        self._denied = None
-        lists = []
-        for mask, rows in zip(self.masks, self.denied):
-            rows = rows if mask is None else rows[mask[rows]]  # what the mask rules out must not count twice
-            lists.append(trie.position[torch.from_numpy(rows).to(trie.device)].sort().values)
-        if any(len(positions) for positions in lists):
-            self._denied = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=trie.num_rows).long()
+        # What the mask rules out must not count twice.
+        left = [rows if mask is None else rows[mask[rows]] for mask, rows in zip(self.masks, self.denied)]
+        positions = np.full((size, max(map(len, left), default=0)), trie.num_rows, np.int64)
+        for row, rows in zip(positions, left):
+            row[: len(rows)] = np.sort(trie.position[rows])
+        self._denied = torch.from_numpy(positions).to(trie.device) if positions.size else None
 
     def count(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """int64 [N, M]: allowed rows in ranges of sorted rows (int64 [N, M] each)."""

@@ -56,7 +56,7 @@ def test_every_semid_leads_to_its_rows_in_their_order(semids):
             rows = trie.order[int(low) : int(high)].tolist()
             assert rows == [row for row, other in enumerate(semids) if other == semid]
     assert trie.num_leaves == len(set(semids))
-    assert trie.order[trie.position.long()].tolist() == list(range(len(semids)))
+    assert trie.host_order[trie.position].tolist() == list(range(len(semids)))
 
 
 @quick
