@@ -2,7 +2,7 @@
 
 from llmrec.decoding.item_search import ScoredItem
 from llmrec.decoding.logits_processor import SemIDLogitsProcessor, constrained_generate
-from llmrec.decoding.search import search_items, search_prompts, tree_beam_search
+from llmrec.decoding.search import search_items, tree_beam_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "SemIDTrie",
     "constrained_generate",
     "search_items",
-    "search_prompts",
     "tree_beam_search",
 ]

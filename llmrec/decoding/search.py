@@ -7,12 +7,10 @@ from functools import cache, partial
 import numpy as np
 import torch
 
-from llmrec.catalogue.filters import Filter
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.item_search import ScoredItem, widen
 from llmrec.decoding.logits_processor import generate_search
-from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
@@ -121,44 +119,3 @@ def search_items(
     search = open_search(model, input_ids, attention_mask, trie, normalize)
     beams = [max(num_beams, wanted) for wanted in k]
     return widen(search, trie, torch.as_tensor(item_of_row).cpu().numpy(), k, beams, allowed)
-
-
-@torch.no_grad()
-def search_prompts(
-    model,
-    prompts: Sequence[Sequence[int]],
-    catalogue: SearchableCatalogue,
-    k: Sequence[int],
-    num_beams: int,
-    requests: Sequence[Filter | None],
-    histories: Sequence[Sequence[str]],
-    view: str = "",
-    normalize: Normalize = "vocabulary",
-    batch_size: int = 32,
-) -> list[list[ScoredItem]]:
-    """The best distinct items after any number of prompts of any length, on the device of the model.
-
-    Prompts of about one length share a batch, so that little is padded.
-
-    Args:
-        prompts (N sequences of `int`): token ids.
-        k: items wanted, one number per prompt.
-        requests, histories: the filters, and the item ids that they look at, one per prompt.
-        view (`str`): the Semantic IDs that are searched; by default the first of the catalogue's.
-    """
-    device = next(model.parameters()).device
-    trie = catalogue.trie.to(device)
-    results: list[list[ScoredItem]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in batch)
-        rows = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
-        lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
-        mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-        within = catalogue.restrictions([requests[i] for i in batch], [histories[i] for i in batch], view)
-        search = open_search(model, rows, mask, trie, normalize)
-        lists = catalogue.find(search, [k[i] for i in batch], [num_beams] * len(batch), within)
-        for number, hits in zip(batch, lists):
-            results[number] = hits
-    return results

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from llmrec.catalogue.filters import Filter, within_limits
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.decoding import ScoredItem, SemIDTrie, search_prompts
+from llmrec.decoding import ScoredItem
 from llmrec.decoding.free_text import continue_text
 from llmrec.decoding.fusion import fuse
+from llmrec.decoding.search import open_search
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
 from llmrec.devices import best_device
 from llmrec.files import atomic_path
@@ -180,11 +181,6 @@ class LLMRecommender(PromptWriter):
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             )
-
-    @property
-    def trie(self) -> SemIDTrie:
-        """The Semantic IDs of the catalogue."""
-        return self.catalogue.trie
 
     def recommend(
         self,
@@ -362,6 +358,7 @@ class LLMRecommender(PromptWriter):
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size
         return continue_text(self.model, self.tokenizer, prompts, *rest)
 
+    @torch.no_grad()
     def search(
         self,
         prompts: Sequence[Sequence[int]],
@@ -371,7 +368,7 @@ class LLMRecommender(PromptWriter):
         view: str = "",
         num_beams: int | None = None,
     ) -> list[list[ScoredItem]]:
-        """The best items after any prompts (token ids), by the constrained beam search.
+        """The best items after any prompts (token ids), by the constrained beam search on the model's device.
 
         Args:
             ks: how many, one number per prompt.
@@ -379,18 +376,24 @@ class LLMRecommender(PromptWriter):
             view: the Semantic IDs that are searched; by default the first of this recommender's.
             num_beams (*optional*): instead of `config.num_beams`.
         """
-        return search_prompts(
-            self.model,
-            prompts,
-            self.catalogue,
-            ks,
-            num_beams or self.config.num_beams,
-            requests if requests is not None else [None] * len(prompts),
-            [[*map(item_of, history)] for history in histories or [[]] * len(prompts)],
-            view,
-            self.config.normalize,
-            batch_size=self.batch_size,
-        )
+        device, num_beams = self.device, num_beams or self.config.num_beams
+        trie = self.catalogue.trie.to(device)
+        results: list[list[ScoredItem]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            width = max(len(prompts[i]) for i in batch)
+            ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
+            lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
+            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+            asked = [requests[i] if requests is not None else None for i in batch]
+            seen = [[*map(item_of, histories[i])] if histories is not None else [] for i in batch]
+            within = self.catalogue.restrictions(asked, seen, view)
+            search = open_search(self.model, ids, mask, trie, self.config.normalize)
+            lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
+            for number, hits in zip(batch, lists):
+                results[number] = hits
+        return results
 
 
 def _pairs(lists: list[list[ScoredItem]]) -> list[list[tuple[int, float]]]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.decoding import SemIDTrie
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, Texts, load_prompt
 from llmrec.item_tokenizers import SequenceTokenizer
@@ -32,6 +33,11 @@ class PromptWriter:
         views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
         self.catalogue = SearchableCatalogue(index, items, tokenizer, views)
         self.filter, self.views = self.catalogue.filter, self.catalogue.views
+
+    @property
+    def trie(self) -> SemIDTrie:
+        """The Semantic IDs of the catalogue."""
+        return self.catalogue.trie
 
     @property
     def item_ids(self) -> list[str]:
