@@ -116,8 +116,8 @@ class LLMRecommender(PromptWriter):
         if dtype is not None:
             model_kwargs["dtype"] = dtype
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
-        placed = "device_map" in model_kwargs or getattr(model, "quantization_method", None) is not None
-        if device is not None or not placed:
+        placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
+        if device is not None or placed == (None, None):
             model.to(best_device(device))
         recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
         recommender.folder = Path(folder)
