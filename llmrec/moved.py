@@ -18,6 +18,7 @@ _MOVED = {
     "llmrec.serving.recommend_file": "llmrec.serving.batch.recommend_file",
     "llmrec.serving.recommender": "llmrec.serving.vllm.recommender",
     "llmrec.serving.vllm_routes": "llmrec.serving.vllm.routes",
+    "llmrec.text_generation": "llmrec.decoding.free_text",
     "llmrec.vocabulary": "llmrec.models.vocabulary",
 }
 

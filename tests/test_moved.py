@@ -32,13 +32,14 @@ def test_an_old_name_is_the_same_module(old, new):
 def test_names_that_users_have_in_their_scripts():
     with pytest.warns(FutureWarning) as warned:
         from llmrec.baselines.sasrec import SASRec
-        from llmrec.recommender import LLMRecommender
+        from llmrec.recommender import LLMRecommender, requests_of
         from llmrec.semids import SemIDIndex
     assert {warning.filename for warning in warned} == {__file__}  # where the user reads it
     import llmrec
-    from llmrec.recommenders import sasrec
+    from llmrec.recommenders import protocol, sasrec
 
     assert (LLMRecommender, SemIDIndex, SASRec) == (llmrec.LLMRecommender, llmrec.SemIDIndex, sasrec.SASRec)
+    assert requests_of is protocol.requests_of
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("llmrec.baselines.nothing")
     with pytest.raises(ModuleNotFoundError):
