@@ -5,6 +5,8 @@ The names below are imported on first use, so `import llmrec` is instant.
 
 import importlib
 
+from llmrec import moved as moved  # old names of modules
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

@@ -23,7 +23,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
-from llmrec.decoding.beam_search import Beams, expand, tree_beam_search
+from llmrec.decoding import tree_beam_search
+from llmrec.decoding.beam_search import Beams, expand
 from llmrec.decoding.logits_processor import constrained_generate
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.files import write_json

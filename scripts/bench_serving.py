@@ -72,7 +72,7 @@ def loop(server, call, bodies: list[dict], warm: list[dict]) -> tuple[dict, list
 
 def hf_generate(recommender: LLMRecommender, prompts: list[str]) -> tuple[dict, list]:
     """The same of `generate` in this process; a batch holds all prompts."""
-    ids = recommender._ids(prompts)
+    ids = recommender.token_ids(prompts)
     width = max(map(len, ids))
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids])
@@ -106,7 +106,7 @@ def same(ours: list[tuple[str, float]], theirs: list) -> bool:
 
 def compare(folder: Path, num_items: int, suffix: str, args, peers: int, hf_prompts: int) -> dict:
     """All methods on one folder; `peers` requests go through vLLM's beam search, `hf_prompts` through generate."""
-    recommender = LLMRecommender.from_pretrained(folder, dtype="float32")
+    recommender = LLMRecommender.from_pretrained(folder, device="cpu", dtype="float32")
     histories = random_histories(num_items, args.requests + USERS)
     warm, asked = histories[:USERS], histories[USERS:]
     prompts = recommender.prompts(asked)

@@ -1,8 +1,7 @@
-"""Beam search over a catalogue: prompts are prefilled once, beams are extra positions, the last level is free.
+"""Beam search over a catalogue, on tensors: it knows no model (`llmrec.decoding.search` runs one of transformers).
 
 The same beams and scores as `generate(num_beams, prefix_allowed_tokens_fn)` with `length_penalty=0`: a beam that has
-ended gives up its place among the running ones and competes with them once, when it ends. `expand` is the search
-step on tensors; it knows no model.
+ended gives up its place among the running ones and competes with them once, when it ends.
 
 Scores are sums over SemID tokens. `normalize="vocabulary"` takes log-probabilities over the whole vocabulary;
 `normalize="catalogue"` over the tokens that the trie (without any filter) allows, so that the scores of all SemIDs
@@ -11,20 +10,12 @@ are a probability distribution. A filter removes items and leaves the others' sc
 Ties between equal scores go to the SemID that sorts first.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 
-from llmrec.decoding.head import token_scores, unwrap
-from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
-
-logger = logging.getLogger(__name__)
-_told: set[str] = set()
 
 Normalize = Literal["vocabulary", "catalogue"]
 
@@ -181,71 +172,3 @@ def search_levels(
         beams, parent, ended = expand(trie, level, beams, *scored, num_beams, allowed)
         finished.append(ended)
     return collect(finished, num_beams)
-
-
-def tree_search(
-    model, input_ids: torch.Tensor, attention_mask: torch.Tensor, trie: SemIDTrie, normalize: Normalize
-) -> Search:
-    """Prefills the prompts and returns a search over them that can be run again, for some of them or wider."""
-    readers = [
-        partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
-        for ids in trie.head_ids
-    ]
-    prompts, (logits, log_z) = prefill(model, input_ids, attention_mask, readers[0])
-
-    @torch.no_grad()
-    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
-        chosen = slice(None) if requests is None else requests
-        tree = Tree(prompts if requests is None else prompts.select(requests))
-        scored = logits[chosen], None if log_z is None else log_z[chosen]
-
-        def after(tokens: torch.Tensor, parent: torch.Tensor, level: int):
-            return extend(model, tree, tokens, parent, readers[level])
-
-        return search_levels(trie, scored, after, num_beams, allowed)
-
-    return search
-
-
-def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
-    """`tree_search`, or `generate` with the logits processor for models that cannot (said once per reason)."""
-    if normalize not in ("vocabulary", "catalogue"):
-        raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
-    rows, last = unwrap(model).config.get_text_config().vocab_size, max(int(ids.max()) for ids in trie.head_ids)
-    if last >= rows:
-        raise ValueError(f"the trie holds token {last}, but the model's vocabulary has {rows} rows: extend it first")
-    reason = unsupported(model)
-    if reason is None:
-        return tree_search(model, input_ids, attention_mask, trie, normalize)
-    from llmrec.decoding.logits_processor import generate_search
-
-    if reason not in _told:
-        _told.add(reason)
-        logger.warning("%s: decoding through generate(), which is many times slower", reason)
-    return generate_search(model, input_ids, attention_mask, trie, normalize)
-
-
-@torch.no_grad()
-def tree_beam_search(
-    model,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    trie: SemIDTrie,
-    num_beams: int,
-    *,
-    normalize: Normalize = "vocabulary",
-    masks: Sequence[np.ndarray | None] | None = None,
-    denied: Sequence[np.ndarray] | None = None,
-) -> BeamOutput:
-    """The best SemIDs after each prompt; call `model.eval()` first.
-
-    Args:
-        model: a causal language model of transformers, wrapped (DDP, PEFT) or not.
-        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
-        trie: on the device of `input_ids`.
-        masks, denied: as in `RowFilter`, one for each prompt.
-    """
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it must be at least 1")
-    allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
-    return open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)

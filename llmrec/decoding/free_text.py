@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 from llmrec.decoding.head import unwrap
+from llmrec.decoding.logits_processor import generate_as_told
 
 logger = logging.getLogger(__name__)
 BACKENDS = ("transformers", "vllm")
@@ -63,8 +64,8 @@ def continue_text(
         seeds (N of `int`): of the rows; needed for sampling only.
         batch_size (`int`): prompts that are continued together, in the order given.
     """
-    inner, own = unwrap(model), unwrap(model).generation_config
-    eos = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    eos = unwrap(model).generation_config.eos_token_id
+    eos = eos if eos is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -84,20 +85,10 @@ def continue_text(
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch], device=device)
         lengths = torch.tensor(list(map(len, batch)), device=device)
         mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        noise = [SeededSampling(seeds[start : start + batch_size], temperature)] if temperature else []
-        # `generate` fills what a config leaves at None from the model's own, so that is put aside
-        inner.generation_config = GenerationConfig()
-        try:
-            output = getattr(model, "module", model).generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList(noise),
-                tokenizer=tokenizer if stop is not None else None,
-            )
-        finally:
-            inner.generation_config = own
-        for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True):
+        noise = SeededSampling(seeds[start : start + batch_size], temperature) if temperature else None
+        told = tokenizer if stop is not None else None
+        output = generate_as_told(model, config, noise, input_ids=ids, attention_mask=mask, tokenizer=told)
+        for text in tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True):
             yield text if stop is None else "".join(text.partition(stop)[:2])
 
 

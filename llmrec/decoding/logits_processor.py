@@ -52,7 +52,7 @@ class SemIDLogitsProcessor(LogitsProcessor):
             if length >= self.trie.depth:
                 continue
             rows = (lengths == length).nonzero()[:, 0]
-            nodes = self._walk(input_ids[rows, input_ids.shape[1] - length :])
+            nodes = self.trie.walk(input_ids[rows, input_ids.shape[1] - length :])
             over[rows] = (nodes < 0) | self.trie.complete(nodes, length)
             children = self.trie.children(nodes, length)
             tokens = self.trie.head_ids[length][children.column]
@@ -78,11 +78,20 @@ class SemIDLogitsProcessor(LogitsProcessor):
         tail = input_ids[:, -self.trie.depth :]
         return torch.isin(tail, known).flip(1).long().cumprod(1).sum(1)
 
-    def _walk(self, tokens: torch.Tensor) -> torch.Tensor:
-        nodes = torch.zeros_like(tokens[:, :1].sum(1))
-        for level in range(tokens.shape[1]):
-            nodes = self.trie.step(nodes, tokens[:, level], level)
-        return nodes
+
+def generate_as_told(model, config: GenerationConfig, processor: LogitsProcessor | None = None, **inputs):
+    """`model.generate`, where what `config` leaves at None stays so: it would be filled from the model's own."""
+    inner = unwrap(model)
+    of_the_model = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        return getattr(model, "module", model).generate(
+            generation_config=config,
+            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+            **inputs,
+        )
+    finally:
+        inner.generation_config = of_the_model
 
 
 @torch.no_grad()
@@ -126,25 +135,13 @@ def constrained_generate(
         output_scores=True,
     )
     processor = SemIDLogitsProcessor(trie, input_ids.shape[1], normalize, allowed)
-    inner = unwrap(model)
-    own = inner.generation_config
-    # `generate` fills what a config leaves at None from the model's own, so that is put aside
-    inner.generation_config = GenerationConfig()
-    try:
-        return getattr(model, "module", model).generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([processor]),
-        )
-    finally:
-        inner.generation_config = own
+    return generate_as_told(model, config, processor, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def generate_search(
     model, input_ids: torch.Tensor, attention_mask: torch.Tensor, trie: SemIDTrie, normalize: Normalize
 ) -> Search:
-    """The search of `beam_search.tree_search` through `generate`, for models that need it."""
+    """The search of `llmrec.decoding.search` through `generate`, for models that need it."""
     order = attention_mask.bool().int().argsort(dim=1, stable=True)
     input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
 
@@ -159,18 +156,16 @@ def generate_search(
         else:  # greedy search returns the processor's scores of every step
             scores = sum(step.gather(1, tokens[:, [i]])[:, 0] for i, step in enumerate(output.scores))
         tokens = F.pad(tokens, (0, trie.depth - tokens.shape[1]), value=trie.eos_token_id)
-        nodes = torch.zeros_like(tokens[:, 0])
-        for level in range(trie.depth):
-            nodes = trie.step(nodes, tokens[:, level], level)
+        nodes = trie.walk(tokens)
         dead = (nodes < 0) | (scores < -1e8)  # what generate returns where there are fewer SemIDs than beams
         low, high = trie.rows(nodes, trie.depth)
-        found = BeamOutput(
+        ended = BeamOutput(
             scores.float().masked_fill(dead, -torch.inf).view(len(ids), -1),
             low.view(len(ids), -1),
             high.view(len(ids), -1),
             tokens.masked_fill(tokens == trie.eos_token_id, END).view(len(ids), num_beams, -1),
             (~dead).view(len(ids), -1).sum(1) < min(num_beams, trie.num_leaves),
         )
-        return collect([found], num_beams)
+        return collect([ended], num_beams)
 
     return search

@@ -16,7 +16,7 @@ from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 
 class Restrictions(NamedTuple):
-    """What each of N requests may return; see `search_items`."""
+    """What each of N requests may return; see `RowFilter` and `widen`."""
 
     masks: list[np.ndarray | None]
     denied: list[np.ndarray]
@@ -79,15 +79,15 @@ class SearchableCatalogue:
         self, search: Search, k: Sequence[int], num_beams: Sequence[int], within: Restrictions | None = None
     ) -> list[list[ScoredItem]]:
         """The best items after each of N prompts, with a search that is open over them."""
-        if within is None:
-            return widen(search, self.trie, self.item_of_row, k, [max(pair) for pair in zip(k, num_beams)])
-        k = [
-            min(wanted, most_within(limits, self._item_rows(mask, denied))) if limits else wanted
-            for wanted, mask, denied, limits in zip(k, *within)
-        ]
-        allowed = RowFilter(self.trie, within.masks, within.denied)
+        allowed, limits = None, None
+        if within is not None:
+            allowed, limits = RowFilter(self.trie, within.masks, within.denied), within.limits
+            k = [
+                min(wanted, most_within(of_request, self._item_rows(mask, denied))) if of_request else wanted
+                for wanted, mask, denied, of_request in zip(k, *within)
+            ]
         beams = [max(pair) for pair in zip(k, num_beams)]
-        return widen(search, self.trie, self.item_of_row, k, beams, allowed, within.limits)
+        return widen(search, self.trie, self.item_of_row, k, beams, allowed, limits)
 
     def _item_rows(self, mask: np.ndarray | None, denied: np.ndarray) -> np.ndarray:
         """int64: one allowed row of every item that has one."""

@@ -133,6 +133,8 @@ def unsupported(model: torch.nn.Module) -> str | None:
         return f"it has layers of type {', '.join(sorted(layers - {'full_attention'}))}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "it attends within a sliding window"
+    if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
+        return "its layers lie on several devices (device_map)"
     for name, neutral in _FOREIGN.items():
         if getattr(config, name, neutral) not in (neutral, None):
             return f"its config sets {name}"

@@ -51,8 +51,10 @@ class SemIDTrie:
         head_ids (list of int64 [T]): `vocab` with the EOS token in place of `END`: rows of the model's head.
         has_end (list of `bool`): whether `vocab[level]` starts with `END`.
         max_branch (list of `int`): the largest number of children of a node, by level.
-        order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order.
-        position (int32 [R]): the inverse.
+        last_token (`int`): the largest of `head_ids`.
+        order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order. `host_order`
+            is the same in numpy, wherever the trie is.
+        position (int32 [R], numpy): the inverse of `host_order`.
 
     Raises:
         ValueError: no rows, an empty SemID, a gap, a token id out of range, or an EOS token that is needed but
@@ -63,10 +65,10 @@ class SemIDTrie:
         matrix = np.asarray(token_ids)
         if matrix.ndim != 2 or not matrix.size:
             raise ValueError(f"token_ids has shape {matrix.shape}; a trie needs at least one SemID of one token")
-        held = matrix >= 0
-        if not held[:, 0].all():
-            raise ValueError(f"row {int(np.argmin(held[:, 0]))} of token_ids is an empty SemID")
-        gap = (held[:, 1:] & ~held[:, :-1]).any(1)
+        filled = matrix >= 0
+        if not filled[:, 0].all():
+            raise ValueError(f"row {int(np.argmin(filled[:, 0]))} of token_ids is an empty SemID")
+        gap = (filled[:, 1:] & ~filled[:, :-1]).any(1)
         if gap.any():
             raise ValueError(f"row {int(np.argmax(gap))} of token_ids has a gap")
         if len(matrix) >= 2**31 or matrix.max() >= 2**31 - 1 or matrix.min() < END:
@@ -75,25 +77,29 @@ class SemIDTrie:
         self.eos_token_id = eos_token_id
         self.device = torch.device("cpu")
         self._cumsums: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
-        self._build(matrix)
+        ends_are_scored = self._build(matrix)
         if eos_token_id is not None and any(bool((vocab == eos_token_id).any()) for vocab in self.vocab):
             raise ValueError(f"the EOS token {eos_token_id} is also a SemID token")
-        if eos_token_id is None and self._has_terminators():
+        if eos_token_id is None and ends_are_scored:
             raise ValueError("a SemID is a prefix of another: give eos_token_id, the token that ends it")
         self.head_ids = [vocab.masked_fill(vocab == END, eos_token_id or 0) for vocab in self.vocab]
+        self.last_token = max(int(ids.max()) for ids in self.head_ids)
 
-    def _build(self, matrix: np.ndarray) -> None:
+    def _build(self, matrix: np.ndarray) -> bool:
+        """Sorts the rows and makes the arrays of every level; is a SemID a prefix of another?"""
         vocab, columns = zip(*(_compact(matrix[:, level]) for level in range(self.depth)))
         order = _argsort_rows(columns, [len(tokens) for tokens in vocab])
-        self.order = torch.from_numpy(order.astype(np.int32))
-        self.position = torch.empty(self.num_rows, dtype=torch.int32)
-        self.position[self.order.long()] = torch.arange(self.num_rows, dtype=torch.int32)
+        self.host_order = order.astype(np.int32)
+        self.order = torch.from_numpy(self.host_order)
+        self.position = np.empty(self.num_rows, np.int32)
+        self.position[order] = np.arange(self.num_rows, dtype=np.int32)
         self.vocab = [torch.from_numpy(tokens) for tokens in vocab]
         self.has_end = [bool(tokens[0] == END) for tokens in vocab]
         self._start = [torch.tensor([0, self.num_rows], dtype=torch.int32)]  # [n + 1]: first sorted row of each node
         self._first_child = []  # [n + 1]: first child of each node of this level
         self._column = []  # [n of the next level]: entry of vocab on the edge that leads there
         self.max_branch = []
+        ends_are_scored = False
         new = np.zeros(self.num_rows, bool)
         new[0] = True
         for level in range(self.depth):
@@ -106,7 +112,11 @@ class SemIDTrie:
             self._first_child.append(torch.from_numpy(first))
             self._column.append(torch.from_numpy(column[start]))
             self._start.append(torch.from_numpy(np.append(start, self.num_rows).astype(np.int32)))
-            self.max_branch.append(int(np.diff(first).max()))
+            branch = np.diff(first)
+            self.max_branch.append(int(branch.max()))
+            if self.has_end[level]:
+                ends_are_scored |= bool(((column[start][first[:-1]] == 0) & (branch > 1)).any())
+        return ends_are_scored
 
     @classmethod
     def from_index(cls, index: SemIDIndex, tokenizer) -> "SemIDTrie":
@@ -133,7 +143,7 @@ class SemIDTrie:
 
     def to(self, device: torch.device | str) -> "SemIDTrie":
         """Moves the tensors to `device`, like `torch.nn.Module.to`, and returns the trie."""
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # "cuda" gets its number
         if device != self.device:
             for name, value in vars(self).items():
                 if isinstance(value, torch.Tensor):
@@ -185,8 +195,15 @@ class SemIDTrie:
             middle = (low + high) // 2
             right = (low < high) & (column[middle.clamp(max=last)] < wanted)
             low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
-        found = known & (low < end) & (column[low.clamp(max=last)] == wanted)
-        return torch.where(found, low, DEAD)
+        there = known & (low < end) & (column[low.clamp(max=last)] == wanted)
+        return torch.where(there, low, DEAD)
+
+    def walk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The node (int64 [N]) that each row of token ids (int64 [N, T]) leads to from the root, or `DEAD`."""
+        nodes = torch.zeros_like(tokens[:, :1].sum(1))
+        for level in range(tokens.shape[1]):
+            nodes = self.step(nodes, tokens[:, level], level)
+        return nodes
 
     def token(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
         """The token (`END` included) on the edge from a node of `level` to each of `nodes`; `END` for `DEAD`."""
@@ -214,15 +231,6 @@ class SemIDTrie:
         nodes = nodes.clamp(min=0)
         first = table[nodes].long()
         return first, torch.where(alive, table[nodes + 1].long() - first, 0)
-
-    def _has_terminators(self) -> bool:
-        for level in range(self.depth):
-            if self.has_end[level]:
-                first = self._first_child[level].long()
-                alone = first[1:] - first[:-1] == 1
-                if bool(((self._column[level][first[:-1]] == 0) & ~alone).any()):
-                    return True
-        return False
 
     # Filters
 
@@ -266,13 +274,12 @@ class RowFilter:
             (torch.tensor([i for i, mask in enumerate(self.masks) if mask is wanted], device=trie.device), wanted)
             for wanted in distinct.values()
         ]
-        self._denied = None
-        lists = []
-        for mask, rows in zip(self.masks, self.denied):
-            rows = rows if mask is None else rows[mask[rows]]  # what the mask rules out must not count twice
-            lists.append(trie.position[torch.from_numpy(rows).to(trie.device)].sort().values)
-        if any(len(positions) for positions in lists):
-            self._denied = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=trie.num_rows).long()
+        # What the mask rules out must not count twice.
+        left = [rows if mask is None else rows[mask[rows]] for mask, rows in zip(self.masks, self.denied)]
+        positions = np.full((size, max(map(len, left), default=0)), trie.num_rows, np.int64)
+        for row, rows in zip(positions, left):
+            row[: len(rows)] = np.sort(trie.position[rows])
+        self._denied = torch.from_numpy(positions).to(trie.device) if positions.size else None
 
     def count(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """int64 [N, M]: allowed rows in ranges of sorted rows (int64 [N, M] each)."""

@@ -16,7 +16,6 @@ from llmrec.instructions import TASKS, Catalogue, Prompt, Template, target_rows
 from llmrec.instructions.item_words import same_text
 from llmrec.instructions.wishes import RELATIVE, Wishes, kinds_of
 from llmrec.recommenders import LLMRecommender
-from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
 from llmrec.recommenders.protocol import requests_of
 
 K = 10
@@ -264,7 +263,8 @@ def best_items(
     recommender: LLMRecommender, prompt: Prompt, rows: list[dict], templates: Sequence[Template] = ()
 ) -> list[list[ScoredItem]]:
     """The best items after the prompt of each row; `item` is a number in `recommender.index.items`."""
-    return answered_items(recommender, prompt_texts(recommender, prompt, rows, templates), K)
+    prompts = recommender.token_ids(recommender.task_prompts(prompt, rows, templates))
+    return recommender.search(prompts, [K] * len(rows))
 
 
 def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:
@@ -275,4 +275,4 @@ def _words(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> lis
     """Greedy answers to rows, as long as the longest right one and some."""
     right = [recommender.renderer.completion(prompt, row) for row in rows]
     longest = max(map(len, recommender.tokenizer(right, add_special_tokens=False)["input_ids"]))
-    return answered_words(recommender, prompt_texts(recommender, prompt, rows), longest + ROOM)
+    return recommender.generate_text(prompt, rows, longest + ROOM)

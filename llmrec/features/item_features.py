@@ -4,7 +4,7 @@
     matrix = features.fit(items, train).encode(items)
 
 Every part gives rows of unit length (or zero rows, where it knows nothing about an item), times its `weight`; the
-parts stand side by side. A part is a `FeaturePart`, in a file of `feature_parts/`, with a line in `PARTS`.
+parts stand side by side. A part is a `FeaturePart`, in a file of `parts/`, with a line in `PARTS`.
 """
 
 import contextlib

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
+from llmrec.devices import best_device
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,18 @@ class _Block(nn.Module):
         return x_BTH + self.dropout(self.mlp(self.norm2(x_BTH)))
 
 
-def train_sasrec(data: PreparedData, config: SASRecConfig = SASRecConfig(), device: str | None = None) -> SASRecModel:
+def train_sasrec(
+    data: PreparedData, config: SASRecConfig = SASRecConfig(), device: str | torch.device | None = None
+) -> SASRecModel:
     """Trains on `data.train`, stops on validation ndcg@10, gives the network with the best weights.
 
     Args:
-        device (*optional*): defaults to CUDA where there is one.
+        device (*optional*): by default the GPU where there is one.
 
     Raises:
         ValueError: no training target, no validation row, or an item that is not in the catalogue.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device(device)
     windows = _windows(data, config.max_length)
     valid, valid_offsets = lists_to_rows(data.valid["history"], data.items["item_id"])
     targets = ids_to_rows(data.valid["target"], data.items["item_id"])
@@ -124,9 +127,10 @@ def train_sasrec(data: PreparedData, config: SASRecConfig = SASRecConfig(), devi
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += loss.item() * kept.sum().item()
-            count += kept.sum().item()
-        ndcg = _validate(model, valid, valid_offsets, targets, config.max_length, device)
+            labelled = int(kept.sum())
+            total += loss.item() * labelled
+            count += labelled
+        ndcg = _validate(model, valid, valid_offsets, targets, config.max_length)
         progress.set_postfix(loss=f"{total / count:.3f}", valid_ndcg10=f"{ndcg:.4f}", best=f"{best:.4f}")
         if ndcg > best:
             best, best_epoch = ndcg, epoch
@@ -178,29 +182,30 @@ def _batches(windows, batch_size: int, generator: np.random.Generator):
 
 
 @torch.no_grad()
-def sasrec_logits(model: SASRecModel, values, offsets, max_length: int, device) -> torch.Tensor:
+def sasrec_logits(model: SASRecModel, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
     lengths = offsets[1:] - starts
     steps = np.arange(max(1, lengths.max(initial=1)))
-    held = steps < lengths[:, None]
-    ids = np.zeros(held.shape, np.int64)
-    ids[held] = values[(starts[:, None] + steps)[held]]
+    filled = steps < lengths[:, None]
+    ids = np.zeros(filled.shape, np.int64)
+    ids[filled] = values[(starts[:, None] + steps)[filled]]
+    device = model.items.weight.device
     hidden = model(torch.from_numpy(ids).to(device))
     last = torch.from_numpy(np.maximum(lengths - 1, 0)).to(device)
     return model.head(hidden[torch.arange(len(last), device=device), last])
 
 
-def _validate(model, values, offsets, targets, max_length: int, device, batch_size: int = 512) -> float:
+def _validate(model, values, offsets, targets, max_length: int, batch_size: int = 512) -> float:
     """Mean ndcg@10 of the targets in the whole catalogue; ties in the catalogue's order."""
     model.eval()
     gains = []
     for start in range(0, len(targets), batch_size):
         bounds = offsets[start : start + batch_size + 1]
-        logits = sasrec_logits(model, values[bounds[0] : bounds[-1]], bounds - bounds[0], max_length, device)
-        target = torch.from_numpy(targets[start : start + batch_size].astype(np.int64)).to(device)[:, None]
-        own = logits.gather(1, target)
-        before = torch.arange(logits.shape[1], device=device) < target
-        rank = ((logits > own) | ((logits == own) & before)).sum(1)
+        logits = sasrec_logits(model, values[bounds[0] : bounds[-1]], bounds - bounds[0], max_length)
+        target = torch.from_numpy(targets[start : start + batch_size].astype(np.int64)).to(logits.device)[:, None]
+        wanted = logits.gather(1, target)
+        before = torch.arange(logits.shape[1], device=logits.device) < target
+        rank = ((logits > wanted) | ((logits == wanted) & before)).sum(1)
         gains.append(torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0).cpu())
     return torch.cat(gains).mean().item()

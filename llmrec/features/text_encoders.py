@@ -1,23 +1,23 @@
 """Text of items to vectors: any sentence-transformers model, or TF-IDF + SVD where no model can be had.
 
-Both are `TextEncoder`s: `fit(texts, seed)`, `encode(texts) -> float32 [N, D]` with rows of unit length (an empty text
-gives a zero row with TF-IDF), `config` and `state` (JSON and arrays) that make an equal encoder again.
+An empty text gives a zero row with TF-IDF.
 """
 
 import logging
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import ClassVar, Self
 from urllib.parse import urlparse
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 
 from llmrec.arguments import construct
 from llmrec.arrays import l2_normalize
-from llmrec.features.embedding_cache import cached_embeddings, load_sentence_transformer, model_key, packaged_model
-from llmrec.files import fingerprint
+from llmrec.features.embedding_cache import CachedModel, packaged_model
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +48,29 @@ def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[st
     return texts
 
 
-class TextEncoder(Protocol):
-    name: str
+class TextEncoder(ABC):
+    """Texts to vectors; `config` and `state` (JSON and arrays) make an equal encoder again."""
+
+    name: ClassVar[str]
     config: dict
 
-    def fit(self, texts: Sequence[str], seed: int = 0) -> Self: ...
+    def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
+        """Learns from texts, where there is something to learn."""
+        return self
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 `[N, D]`, rows of unit length."""
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]: ...
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """What `fit` learned."""
+        return {}, {}
 
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None: ...
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:  # noqa: B027
+        """The inverse of `state`."""
 
 
-class TfidfEncoder:
+class TfidfEncoder(TextEncoder):
     """TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis). In scripts that put no
     spaces between words every character counts as one.
 
@@ -73,26 +82,21 @@ class TfidfEncoder:
     name = "tfidf"
 
     def __init__(self, dim: int = 256, max_terms: int = 50_000):
-        self.dim = dim
-        self.max_terms = max_terms
+        self.config = {"dim": dim, "max_terms": max_terms}
         self.vocabulary: list[str] = []
         self.idf = self.components = np.empty(0)
-
-    @property
-    def config(self) -> dict:
-        return {"dim": self.dim, "max_terms": self.max_terms}
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
         from sklearn.decomposition import TruncatedSVD
 
-        vectorizer = self._vectorizer(max_features=self.max_terms)
+        vectorizer = self._vectorizer(max_features=self.config["max_terms"])
         try:
             matrix = vectorizer.fit_transform(texts)
         except ValueError as error:
             raise ValueError(f"the items' texts hold no words to learn from: {error}") from error
-        dim = min(self.dim, min(matrix.shape))
-        if dim < self.dim:
-            logger.warning("%d texts with %d terms give %d dimensions, not %d", *matrix.shape, dim, self.dim)
+        dim = min(self.config["dim"], *matrix.shape)
+        if dim < self.config["dim"]:
+            logger.warning("%d texts with %d terms give %d dimensions, not %d", *matrix.shape, dim, self.config["dim"])
         svd = TruncatedSVD(dim, random_state=seed).fit(matrix)
         self.vocabulary = vectorizer.get_feature_names_out().tolist()
         self.idf = vectorizer.idf_
@@ -121,19 +125,8 @@ class TfidfEncoder:
         )
 
 
-class SentenceTransformerEncoder:
-    """Any sentence-transformers model.
-
-    Embeddings are kept in `cache_dir` (see `llmrec.features.embedding_cache`).
-
-    Args:
-        model_name_or_path (`str`): a Hub name or a folder.
-        cache_dir (`str`, *optional*).
-        batch_size (`int`), max_seq_length (`int`, *optional*): see sentence-transformers.
-
-    Raises:
-        ValueError: the model cannot be loaded.
-    """
+class SentenceTransformerEncoder(TextEncoder):
+    """Any sentence-transformers model; see `llmrec.features.embedding_cache.CachedModel` for the arguments."""
 
     name = "sentence_transformers"
 
@@ -144,54 +137,13 @@ class SentenceTransformerEncoder:
         batch_size: int = 64,
         max_seq_length: int | None = None,
     ):
-        self.model_name_or_path = str(model_name_or_path)
-        self.cache_dir = cache_dir
-        self.batch_size = batch_size
-        self.max_seq_length = max_seq_length
-        self._model = None
-
-    @property
-    def config(self) -> dict:
-        return {
-            "model_name_or_path": self.model_name_or_path,
-            "batch_size": self.batch_size,
-            "max_seq_length": self.max_seq_length,
-        }
-
-    def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
-        return self
-
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        return {}, {}
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        pass
-
-    @property
-    def model(self):
-        if self._model is None:
-            self._model = load_sentence_transformer(
-                self.model_name_or_path,
-                "text encoder",
-                "give the folder of a sentence-transformers model, or encoder: tfidf, which needs no download",
-            )
-            if self.max_seq_length is not None:
-                self._model.max_seq_length = self.max_seq_length
-        return self._model
+        name = str(model_name_or_path)
+        self.config = {"model_name_or_path": name, "batch_size": batch_size, "max_seq_length": max_seq_length}
+        advice = "give the folder of a sentence-transformers model, or encoder: tfidf, which needs no download"
+        self.model = CachedModel(name, "text encoder", advice, cache_dir, batch_size, max_seq_length)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        def embed(rows: list[int]) -> np.ndarray:
-            return self.model.encode(
-                [texts[row] for row in rows],
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                normalize_embeddings=True,
-            )
-
-        key = model_key(self.model)
-        keys = [fingerprint(key, text) for text in texts]
-        folder = None if self.cache_dir is None else Path(self.cache_dir) / key
-        return cached_embeddings(keys, embed, folder, "texts", [len(text) for text in texts])
+        return self.model.embed(texts, texts.__getitem__, "texts", list(map(len, texts)))
 
 
 def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = None, **kwargs) -> TextEncoder:
@@ -214,11 +166,7 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
 
 
 def _can_be_loaded(name: str) -> bool:
-    import huggingface_hub
-
-    if packaged_model(name):
-        return True
-    if huggingface_hub.try_to_load_from_cache(name, "modules.json") is not None:
+    if packaged_model(name) or huggingface_hub.try_to_load_from_cache(name, "modules.json") is not None:
         return True
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False

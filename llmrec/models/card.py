@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.models.folder import RecommenderConfig
+from llmrec.models.folder import CARD, RecommenderConfig
 
 _SHOWN = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps weight_decay "
@@ -97,4 +97,4 @@ def write_model_card(
         fingerprint=config.trained_on.get("fingerprint", ""),
         semids=config.semid_fingerprint,
     )
-    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+    ModelCard(text, ignore_metadata_errors=True).save(folder / CARD)

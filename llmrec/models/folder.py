@@ -21,6 +21,7 @@ from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
 CONFIG = "llmrec_config.json"
 SEMIDS = "semids.parquet"
 ITEM_TOKENIZER = "item_tokenizer"
+CARD = "README.md"
 
 
 @dataclass

@@ -16,7 +16,7 @@ from llmrec.catalogue.lifecycle import IndexDiff, diff
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.files import atomic_path
-from llmrec.models.folder import RecommenderConfig, load_index, write_sidecars
+from llmrec.models.folder import CARD, RecommenderConfig, load_index, write_sidecars
 
 # What belongs to the run that trained the model, not to the model.
 _LEFT_OUT = ("checkpoint-*", "stage.json", "runs")
@@ -76,7 +76,7 @@ def update_model_folder(
         shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_OUT), copy_function=copy)
         # Files that differ are written anew and put in place, never through a link.
         write_sidecars(temporary, config, index, items)
-        card = temporary / "README.md"
+        card = temporary / CARD
         if card.exists():
             text = card.read_text(encoding="utf-8")
             with atomic_path(card) as new:

@@ -6,19 +6,17 @@ not recommended back; an empty history gets the popular items. Whatever is learn
 of the training sequences.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from llmrec.catalogue.filters import Filter
+from llmrec.arrays import l2_normalize
 from llmrec.data import PreparedData
-from llmrec.files import atomic_path, read_json, read_parquet, write_json, write_parquet
-from llmrec.recommenders.protocol import Recommendation
-from llmrec.recommenders.ranker import Catalogue, train_counts
+from llmrec.features import ItemFeatures
+from llmrec.recommenders.ranker import CatalogueRanker, train_counts
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class ContentKNNConfig:
             raise ValueError(f"content_decay must lie in (0, 1], got {self.content_decay}")
 
 
-class ContentKNN:
-    """Nearest items by content behind the `Recommender` protocol; `ContentKNN.fit(data)` makes one.
+class ContentKNN(CatalogueRanker):
+    """Nearest items by content; `ContentKNN.fit(data)` makes one. A score is a decayed sum of cosines.
 
     Args:
         items (`pa.Table`): the catalogue.
@@ -46,31 +44,19 @@ class ContentKNN:
         counts (`np.ndarray`, int64 `[items]`): interactions in train, for empty histories.
     """
 
+    kind = "content_knn"
+
     def __init__(self, items: pa.Table, vectors: np.ndarray, counts: np.ndarray, config: ContentKNNConfig):
-        self.catalogue = Catalogue(items)
+        super().__init__(items, config)
         self.vectors = vectors
         self.counts = counts
-        self.config = config
 
     @classmethod
-    def fit(cls, data: PreparedData, config: ContentKNNConfig = ContentKNNConfig()) -> "ContentKNN":
-        from llmrec.arrays import l2_normalize
-        from llmrec.features import ItemFeatures
-
+    def fit(cls, data: PreparedData, config: ContentKNNConfig = ContentKNNConfig()) -> Self:
         features = ItemFeatures(config.content_features, config.content_cache).fit(data.items, data.train)
         return cls(data.items, l2_normalize(features.encode(data.items)), train_counts(data), config)
 
-    def recommend(
-        self,
-        histories: Sequence[Sequence[str]],
-        k: int | Sequence[int] = 10,
-        filters: Filter | Sequence[Filter] | None = None,
-    ) -> list[list[Recommendation]]:
-        """See `Recommender.recommend`; a score is a decayed sum of cosines."""
-        return self.catalogue.recommend(self.score, histories, k, filters)
-
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """float32 [b, items]: decayed sums of cosines to the items of each history, itself left out."""
         lengths = np.diff(offsets)
         age = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(values))
         decayed = (self.config.content_decay**age).astype(np.float32)
@@ -83,24 +69,9 @@ class ContentKNN:
         scores[lengths == 0] = self.counts / (self.counts.max(initial=0) + 1)
         return scores
 
-    def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
-        """Writes config.json, model.safetensors and items.parquet, whole or not at all."""
-        from safetensors.numpy import save_file
-
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            arrays = {"vectors": np.ascontiguousarray(self.vectors), "counts": self.counts}
-            save_file(arrays, temporary / "model.safetensors")
-            write_parquet(temporary / "items.parquet", self.catalogue.items)
-            settings = {"kind": "content_knn", "settings": asdict(self.config), **(info or {})}
-            write_json(temporary / "config.json", settings)
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"vectors": self.vectors, "counts": self.counts}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "ContentKNN":
-        """Reads a folder written by `save_pretrained`."""
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        config = ContentKNNConfig(**read_json(folder / "config.json")["settings"])
-        arrays = load_file(folder / "model.safetensors")
-        return cls(read_parquet(folder / "items.parquet"), arrays["vectors"], arrays["counts"], config)
+    def from_arrays(cls, items: pa.Table, arrays: dict[str, np.ndarray], settings: dict) -> Self:
+        return cls(items, arrays["vectors"], arrays["counts"], ContentKNNConfig(**settings))

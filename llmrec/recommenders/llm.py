@@ -1,32 +1,42 @@
-"""`Recommender`: the one Protocol behind which our model and every baseline stand, and `LLMRecommender`, our model."""
+"""`LLMRecommender`: a language model that recommends, with everything in one folder."""
 
-import dataclasses
+import shutil
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
+
+import pyarrow as pa
+import torch
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.catalogue.filters import Filter, within_limits
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.decoding import ScoredItem
+from llmrec.decoding.free_text import continue_text
+from llmrec.decoding.fusion import fuse
+from llmrec.decoding.search import open_search
+from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
+from llmrec.devices import best_device
+from llmrec.files import atomic_path
+from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
+from llmrec.instructions.render import item_of
+from llmrec.item_tokenizers import SequenceTokenizer
+from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders.prompts import PromptWriter
 from llmrec.recommenders.protocol import Recommendation, per_request
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmrec.catalogue.semids import SemIDIndex
-    from llmrec.decoding import ScoredItem, SemIDTrie
-    from llmrec.instructions import Prompt, Texts
-    from llmrec.item_tokenizers import SequenceTokenizer
-    from llmrec.models.folder import RecommenderConfig
-
-
-class LLMRecommender:
+class LLMRecommender(PromptWriter):
     """A language model that speaks Semantic IDs, searched with the catalogue's trie.
 
     Where an item has several views of Semantic IDs, the view of the prompt is searched, or all views in
     `config.fuse`, each with its own prompt; `llmrec.decoding.fusion` makes one list of theirs. Where the index has
     behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt. Where the
     prompt is thinking, `config.thoughts` rationales are written first, and items are searched after each of them
-    (`llmrec.decoding.thoughts`).
+    (`llmrec.decoding.thoughts`). Whatever the search keeps on a device follows the model, when it is next called.
 
     Example:
         >>> recommender = LLMRecommender.from_pretrained("out/industrial/model")
@@ -49,82 +59,128 @@ class LLMRecommender:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        index: "SemIDIndex",
-        items: "pa.Table",
-        config: "RecommenderConfig",
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        index: SemIDIndex,
+        items: pa.Table,
+        config: RecommenderConfig,
         batch_size: int = 32,
-        sequence_tokenizer: "SequenceTokenizer | None" = None,
+        sequence_tokenizer: SequenceTokenizer | None = None,
         seed: int = 0,
-        texts: "Texts | None" = None,
+        texts: Texts | None = None,
     ):
-        from llmrec.decoding.searchable import SearchableCatalogue
-        from llmrec.decoding.thoughts import ThoughtBlock
-        from llmrec.instructions import Catalogue, Prompt, Renderer
-
-        self.model, self.tokenizer, self.index, self.config = model, tokenizer, index, config
-        self.batch_size, self.seed = batch_size, seed
-        self.prompt = Prompt.from_dict(config.prompt)
+        super().__init__(tokenizer, index, items, config, sequence_tokenizer, texts)
+        self.model, self.batch_size, self.seed = model, batch_size, seed
         self.block = ThoughtBlock.of(self.prompt.templates[0].completion) if self.prompt.thinking else None
-        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
-        views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
-        self.catalogue = SearchableCatalogue(index, items, tokenizer, views)
-        self.filter, self.views = self.catalogue.filter, self.catalogue.views
+        self.folder: Path | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **model_kwargs) -> "LLMRecommender":
-        """Loads a model folder or downloads one from the Hub; `model_kwargs` (dtype, device_map) go to transformers.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **model_kwargs,
+    ) -> Self:
+        """Loads a model folder or downloads one from the Hub.
+
+        Example:
+            >>> recommender = LLMRecommender.from_pretrained("out/industrial/model")  # on the GPU where there is one
+            >>> recommender = LLMRecommender.from_pretrained("me/industrial", dtype="bfloat16", revision="v2")
+
+        Args:
+            folder (`str` or `Path`): a model folder, or the name of a model on the Hub.
+            device (`str` or `torch.device`, *optional*): by default the GPU where there is one; with `device_map`, or
+                a quantised model, where transformers puts it.
+            dtype (`str` or `torch.dtype`, *optional*): `"auto"`, `"bfloat16"`, ...; by default that of the folder.
+            revision (`str`, *optional*): branch, tag or commit on the Hub.
+            token (`str` or `bool`, *optional*): for the Hub.
+            model_kwargs: of transformers' `from_pretrained`, such as `device_map` and `attn_implementation`.
 
         Raises:
-            ValueError: no llmrec model folder, or Semantic IDs that the model was not trained with.
+            ValueError: no llmrec model folder, a revision of a local one, or Semantic IDs that the model was not
+                trained with.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from llmrec.models.folder import CONFIG, RecommenderConfig, load_parts
-
         if not Path(folder).is_dir():
-            from huggingface_hub import snapshot_download
-
             try:
-                folder = snapshot_download(str(folder))
+                folder = snapshot_download(str(folder), revision=revision, token=token)
             except Exception as error:
                 raise ValueError(f"{folder} is neither a folder nor a reachable Hub model with {CONFIG}") from error
+        elif revision is not None:
+            raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
         config = RecommenderConfig.load(folder)
         index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        if dtype is not None:
+            model_kwargs["dtype"] = dtype
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
-        return cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+        placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
+        if device is not None or placed == (None, None):
+            model.to(best_device(device))
+        recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+        recommender.folder = Path(folder)
+        return recommender
 
     @property
-    def trie(self) -> "SemIDTrie":
-        """The Semantic IDs of the catalogue."""
-        return self.catalogue.trie
+    def device(self) -> torch.device:
+        """Where the model reads prompts."""
+        return next(self.model.parameters()).device
 
-    @property
-    def item_ids(self) -> list[str]:
-        """The catalogue."""
-        return self.index.items
+    def to(self, *args, **kwargs) -> Self:
+        """Moves or casts the model as `torch.nn.Module.to` does (a device, a dtype, or both)."""
+        self.model.to(*args, **kwargs)
+        return self
 
-    @property
-    def behaviours(self) -> list[str]:
-        """The kinds of interaction that the model knows."""
-        return self.index.behaviours
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a model folder that `from_pretrained` reads, whole or not at all.
 
-    def prompts(
-        self, histories: Sequence[Sequence], view: str = "", behaviour: str | Sequence[str] | None = None
-    ) -> list[str]:
-        """The exact text that the model reads for each history; of several views `view`, or the first searched.
+        Beside weights, tokenizer, `semids.parquet` and `llmrec_config.json` it holds the item tokenizer and the model
+        card of the folder that this recommender came from.
 
-        A thought follows after it, or stands before the behaviour that ends it.
+        Raises:
+            ValueError: a folder with files in it, or a model with an adapter (`merge_and_unload` it first).
         """
-        view = view or next(iter(self.views))
-        prompt = dataclasses.replace(self.prompt, semids=view) if view else self.prompt
-        wanted = behaviour or self.config.behaviour or None
-        if wanted is not None and not self.behaviours:
-            raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
-        wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
-        return self.renderer.next_item_prompts(prompt, histories, self.config.max_history, wanted)
+        if Path(folder).is_dir() and any(Path(folder).iterdir()):
+            raise ValueError(f"{folder} holds files already: save to a new folder")
+        if not isinstance(self.model, PreTrainedModel):
+            raise ValueError(f"{type(self.model).__name__} is no model of transformers alone: unwrap or merge it")
+        catalogue, source = self.renderer.catalogue, self.folder
+        with atomic_path(folder) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            item_tokenizer = None if source is None else source / ITEM_TOKENIZER
+            write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
+            if source is not None and (source / CARD).is_file():
+                shutil.copy2(source / CARD, temporary / CARD)
+            if self.index.contextual and not (temporary / ITEM_TOKENIZER).is_dir():
+                catalogue.sequence_tokenizer.save_pretrained(temporary / ITEM_TOKENIZER)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload recommender",
+    ) -> CommitInfo:
+        """Uploads what `save_pretrained` writes, in one commit; the repository is made where there is none.
+
+        Example:
+            >>> recommender.push_to_hub("me/industrial", private=True)
+
+        Args:
+            private (`bool`, *optional*): of a new repository.
+            revision (`str`, *optional*): the branch.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+            )
 
     def recommend(
         self,
@@ -142,8 +198,6 @@ class LLMRecommender:
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
             num_beams: instead of `config.num_beams`.
         """
-        from llmrec.decoding.fusion import fuse
-
         num_beams = num_beams or self.config.num_beams
         ks = per_request(k, len(histories), "k")
         if any(number < 1 for number in ks):
@@ -153,20 +207,20 @@ class LLMRecommender:
             return []
         if len(self.views) == 1:
             ((view, _),) = self.views.items()
-            found = self._search(view, histories, ks, requests, behaviour, think, num_beams)
+            lists = self._search(view, histories, ks, requests, behaviour, think, num_beams)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, num_beams) for number in ks]
             rest = requests, behaviour, think, num_beams
-            lists = [self._search(view, histories, wanted, *rest) for view in self.views]
-            found = [
+            by_view = [self._search(view, histories, wanted, *rest) for view in self.views]
+            lists = [
                 self._within(request, fuse(of_views))[:number]
-                for number, request, *of_views in zip(ks, requests, *lists)
+                for number, request, *of_views in zip(ks, requests, *by_view)
             ]
-        return self._recommendations(found)
+        return self._recommendations(lists)
 
     def ask(
         self,
-        prompt: "str | Prompt",
+        prompt: str | Prompt,
         rows: Sequence[dict],
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
@@ -185,20 +239,16 @@ class LLMRecommender:
         Raises:
             ValueError: a row without a column that its task needs, or one answered in words or after a thought.
         """
-        from llmrec.instructions import TASKS, Prompt, load_prompt
-        from llmrec.recommenders.ask import prompt_texts
-
         prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
         if not TASKS[prompt.task].ends_with_item:
-            raise ValueError(f"task {prompt.task!r} is answered in words: use tell")
+            raise ValueError(f"task {prompt.task!r} is answered in words: use generate_text")
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
         histories = [row.get("history", []) for row in rows]
-        ks, requests = per_request(k, len(rows), "k"), per_request(filters, len(rows), "filters")
-        texts = prompt_texts(self, prompt, rows)
-        return self.after(texts, ks, requests, histories, num_beams) if rows else []
+        texts = self.task_prompts(prompt, rows)
+        return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
 
-    def after(
+    def recommend_after(
         self,
         prompts: Sequence[str],
         k: int | Sequence[int] = 10,
@@ -208,18 +258,31 @@ class LLMRecommender:
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
         ks, requests = per_request(k, len(prompts), "k"), per_request(filters, len(prompts), "filters")
-        found = self.search(self._ids(list(prompts)), ks, histories, requests, num_beams=num_beams)
-        return self._recommendations(_pairs(found))
+        hits = self.search(self.token_ids(prompts), ks, histories, requests, num_beams=num_beams)
+        return self._recommendations(_pairs(hits))
 
-    def tell(self, prompt: "str | Prompt", rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
-        """The greedy answers in words to the prompt of any task, such as `explain`; see `ask`."""
-        from llmrec.recommenders.ask import answered_words, prompt_texts
+    def generate_text(self, prompt: str | Prompt, rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
+        """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`."""
+        if not rows:
+            return []
+        prompts = self.token_ids(self.task_prompts(prompt, rows))
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
+        written = dict(zip(order, self.write([prompts[i] for i in order], max_new_tokens)))
+        return [written[number].strip() for number in range(len(prompts))]
 
-        return answered_words(self, prompt_texts(self, prompt, rows), max_new_tokens) if rows else []
+    def after(self, *args, **kwargs) -> list[list[Recommendation]]:
+        """The old name of `recommend_after`."""
+        warnings.warn("LLMRecommender.after is now recommend_after", FutureWarning, stacklevel=2)
+        return self.recommend_after(*args, **kwargs)
 
-    def _recommendations(self, found: list[list[tuple[int, float]]]) -> list[list[Recommendation]]:
+    def tell(self, *args, **kwargs) -> list[str]:
+        """The old name of `generate_text`."""
+        warnings.warn("LLMRecommender.tell is now generate_text", FutureWarning, stacklevel=2)
+        return self.generate_text(*args, **kwargs)
+
+    def _recommendations(self, lists: list[list[tuple[int, float]]]) -> list[list[Recommendation]]:
         titles, items = self.renderer.catalogue.titles, self.index.items
-        return [[Recommendation(items[i], score, titles[items[i]]) for i, score in hits] for hits in found]
+        return [[Recommendation(items[i], score, titles[items[i]]) for i, score in pairs] for pairs in lists]
 
     def _search(
         self,
@@ -232,14 +295,12 @@ class LLMRecommender:
         num_beams: int,
     ) -> list[list[tuple[int, float]]]:
         """(number of the item, score) pairs for every history, from the Semantic IDs of one view."""
-        from llmrec.decoding.thoughts import after_thoughts
-
-        prompts = self._ids(self.prompts(histories, view, behaviour))
+        prompts = self.token_ids(self.prompts(histories, view, behaviour))
         if self.block is None:
             return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
-        blocks = self._ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
+        blocks = self.token_ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
         # Lists as long as the beams are, so that few items are missing from the list of a thought.
         wanted = [k if number == 1 else max(k, num_beams) for k in ks]
         asked, histories, wanted, each = (
@@ -247,19 +308,19 @@ class LLMRecommender:
         )
         end = -1 if self.behaviours else None  # a behaviour's token stands after the thought
         asked = [[*ids[:end], *block, *(ids[end:] if end else ())] for ids, block in zip(asked, blocks)]
-        found = _pairs(self.search(asked, wanted, histories, each, view, num_beams))
+        lists = _pairs(self.search(asked, wanted, histories, each, view, num_beams))
         return [
-            self._within(request, after_thoughts(found[i * number : (i + 1) * number]))[:k]
+            self._within(request, after_thoughts(lists[i * number : (i + 1) * number]))[:k]
             for i, (k, request) in enumerate(zip(ks, requests))
         ]
 
-    def _within(self, request: Filter | None, found: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    def _within(self, request: Filter | None, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """What the limits of a filter leave of a list that was made of several."""
         limits = self.filter.limits(request)
         if not limits:
-            return found
-        rows = [self.index.row(self.index.items[item]) for item, _ in found]
-        return [found[place] for place in within_limits(rows, limits)]
+            return pairs
+        rows = [self.index.row(self.index.items[item]) for item, _ in pairs]
+        return [pairs[place] for place in within_limits(rows, limits)]
 
     def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
         """The rationales that `recommend` writes for each history, `config.thoughts` of them.
@@ -269,14 +330,9 @@ class LLMRecommender:
         """
         if self.block is None:
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
-        return self._thoughts(self._ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
 
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
-        from llmrec.decoding.thoughts import write_thoughts
-
         config = self.config
         written = write_thoughts(
             self.write,
@@ -299,11 +355,10 @@ class LLMRecommender:
         stop: str | None = None,
     ) -> Iterator[str]:
         """What the model writes after any prompts (token ids); see `llmrec.decoding.free_text.continue_text`."""
-        from llmrec.decoding.free_text import continue_text
-
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size
         return continue_text(self.model, self.tokenizer, prompts, *rest)
 
+    @torch.no_grad()
     def search(
         self,
         prompts: Sequence[Sequence[int]],
@@ -312,8 +367,8 @@ class LLMRecommender:
         requests: Sequence[Filter | None] | None = None,
         view: str = "",
         num_beams: int | None = None,
-    ) -> list[list["ScoredItem"]]:
-        """The best items after any prompts (token ids), by the constrained beam search.
+    ) -> list[list[ScoredItem]]:
+        """The best items after any prompts (token ids), by the constrained beam search on the model's device.
 
         Args:
             ks: how many, one number per prompt.
@@ -321,22 +376,25 @@ class LLMRecommender:
             view: the Semantic IDs that are searched; by default the first of this recommender's.
             num_beams (*optional*): instead of `config.num_beams`.
         """
-        from llmrec.decoding.prompt_search import search_prompts
-        from llmrec.instructions.render import item_of
+        device, num_beams = self.device, num_beams or self.config.num_beams
+        trie = self.catalogue.trie.to(device)
+        results: list[list[ScoredItem]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            width = max(len(prompts[i]) for i in batch)
+            ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
+            lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
+            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+            asked = [requests[i] if requests is not None else None for i in batch]
+            seen = [[*map(item_of, histories[i])] if histories is not None else [] for i in batch]
+            within = self.catalogue.restrictions(asked, seen, view)
+            search = open_search(self.model, ids, mask, trie, self.config.normalize)
+            lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
+            for number, hits in zip(batch, lists):
+                results[number] = hits
+        return results
 
-        return search_prompts(
-            self.model,
-            prompts,
-            self.catalogue,
-            ks,
-            num_beams or self.config.num_beams,
-            requests if requests is not None else [None] * len(prompts),
-            [[*map(item_of, history)] for history in histories or [[]] * len(prompts)],
-            view,
-            self.config.normalize,
-            batch_size=self.batch_size,
-        )
 
-
-def _pairs(found: list[list["ScoredItem"]]) -> list[list[tuple[int, float]]]:
-    return [[(hit.item, hit.score) for hit in hits] for hits in found]
+def _pairs(lists: list[list[ScoredItem]]) -> list[list[tuple[int, float]]]:
+    return [[(hit.item, hit.score) for hit in hits] for hits in lists]

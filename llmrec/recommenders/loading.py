@@ -1,47 +1,57 @@
 """`load_recommender`: any folder that recommends, ours or a baseline's, behind the one Protocol."""
 
+from difflib import get_close_matches
 from pathlib import Path
+
+import torch
 
 from llmrec.data import PreparedData
 from llmrec.files import read_json
-from llmrec.recommenders import LLMRecommender
+from llmrec.models.folder import CONFIG
+from llmrec.recommenders.content_knn import ContentKNN
+from llmrec.recommenders.item_knn import ItemKNN
+from llmrec.recommenders.llm import LLMRecommender
+from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommender
+from llmrec.recommenders.ranker import CatalogueRanker
+from llmrec.recommenders.sasrec import SASRec
+
+# What `kind` in a baseline's `config.json` may be.
+RANKERS: dict[str, type[CatalogueRanker]] = {
+    "popularity": Popularity,
+    "item_knn": ItemKNN,
+    "content_knn": ContentKNN,
+    "sasrec": SASRec,
+}
 
 
-def load_recommender(folder: str | Path) -> Recommender:
+def load_recommender(
+    folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Recommender:
     """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`).
+
+    Args:
+        device, dtype (*optional*): see `LLMRecommender.from_pretrained`; baselines keep their dtypes.
 
     Raises:
         ValueError: none of the three.
     """
-    if not Path(folder).is_dir() or (Path(folder) / "llmrec_config.json").exists():
-        return LLMRecommender.from_pretrained(folder)
     folder = Path(folder)
+    if not folder.is_dir() or (folder / CONFIG).exists():
+        return LLMRecommender.from_pretrained(folder, device, dtype)
     kind = read_json(folder / "config.json").get("kind")
-    if kind == "popularity":
-        from llmrec.recommenders.popularity import Popularity
-
-        return Popularity.from_pretrained(folder)
-    if kind == "item_knn":
-        from llmrec.recommenders.item_knn import ItemKNN
-
-        return ItemKNN.from_pretrained(folder)
-    if kind == "content_knn":
-        from llmrec.recommenders.content_knn import ContentKNN
-
-        return ContentKNN.from_pretrained(folder)
-    if kind == "sasrec":
-        from llmrec.recommenders.sasrec import SASRec
-
-        return SASRec.from_pretrained(folder)
-    raise ValueError(f"{folder} is neither a model folder (no llmrec_config.json) nor a baseline (kind {kind!r})")
+    if kind in RANKERS:
+        return RANKERS[kind].from_pretrained(folder, device)
+    near = get_close_matches(str(kind), RANKERS, 1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r}){meant}")
 
 
 def check_trained_on(folder: str | Path, data: PreparedData) -> None:
     """Raises `ValueError` if a folder was trained on other data than it is to be evaluated on: a leak in waiting."""
     folder = Path(folder)
-    if (folder / "llmrec_config.json").exists():
-        trained_on = read_json(folder / "llmrec_config.json").get("trained_on", {}).get("fingerprint")
+    if (folder / CONFIG).exists():
+        trained_on = read_json(folder / CONFIG).get("trained_on", {}).get("fingerprint")
     elif (folder / "config.json").exists():
         trained_on = read_json(folder / "config.json").get("data_fingerprint")
     else:

@@ -1,69 +1,107 @@
-"""What every baseline shares: item ids to rows, and a dense score matrix to filtered, deterministic lists."""
+"""`CatalogueRanker`: what scores a whole catalogue at once becomes a `Recommender` that is saved and loaded.
 
-from collections.abc import Callable, Sequence
+A subclass says what it is called (`kind`), how it scores, and which arrays and settings make it again.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
+from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
 from llmrec.recommenders.protocol import Recommendation, per_request
 
 _SCORES = 2**26  # scores held at once
 
 
-class Catalogue:
-    """The items a baseline ranks, in the order that breaks ties.
+class CatalogueRanker(ABC):
+    """Ranks by a score of every item; equal scores stand in the order of the catalogue.
 
     Args:
         items (`pa.Table`): has `item_id` (distinct); `title` and the columns of predicates are optional.
+        config (*optional*): a dataclass of settings.
     """
 
-    def __init__(self, items: pa.Table):
+    kind: ClassVar[str]
+
+    def __init__(self, items: pa.Table, config=None):
         self.items = items
-        self.item_ids = items["item_id"].to_pylist()
+        self.config = config
+        self.item_ids: list[str] = items["item_id"].to_pylist()
         self.titles = items["title"].to_pylist() if "title" in items.column_names else [""] * len(self.item_ids)
         self.filter = CatalogueFilter(items)
 
-    def __len__(self) -> int:
-        return len(self.item_ids)
+    @abstractmethod
+    def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Float `[b, items]` after b histories: rows of the catalogue (int32 `[n]`), int64 `[b + 1]` offsets."""
 
-    def rows(self, histories: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """`(values int32 [n], offsets int64 [m + 1])` of the histories; an unknown item raises `ValueError`."""
-        return lists_to_rows(pa.array([list(h) for h in histories], pa.list_(pa.string())), self.items["item_id"])
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` needs beside the items and the settings."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, items: pa.Table, arrays: dict[str, np.ndarray], settings: dict) -> Self:
+        """The ranker again, from what was saved."""
 
     def recommend(
         self,
-        score: Callable[[np.ndarray, np.ndarray], np.ndarray],
         histories: Sequence[Sequence[str]],
-        k: int | Sequence[int],
-        filters: Filter | Sequence[Filter] | None,
+        k: int | Sequence[int] = 10,
+        filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
-        """`Recommender.recommend` for anything that scores the whole catalogue.
-
-        Args:
-            score: called with `(values, offsets)` of b histories (so many that 2**26 scores hold them), returns float
-                `[b, items]`.
-        """
+        """See `Recommender.recommend`."""
         ks = per_request(k, len(histories), "k")
         requests = per_request(filters, len(histories), "filters")
         if any(number < 1 for number in ks):
             raise ValueError(f"k must be at least 1, got {min(ks)}")
-        values, offsets = self.rows(histories)
+        of_users = pa.array([list(history) for history in histories], pa.list_(pa.string()))
+        values, offsets = lists_to_rows(of_users, self.items["item_id"])
         lists = []
-        batch_size = max(1, min(256, _SCORES // max(1, len(self))))
+        size = len(self.item_ids)
+        batch_size = max(1, min(256, _SCORES // max(1, size)))
         for start in range(0, len(histories), batch_size):
-            chosen = slice(start, min(start + batch_size, len(histories)))
-            bounds = offsets[chosen.start : chosen.stop + 1]
-            scores = score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
-            for row, history, number, request in zip(scores, histories[chosen], ks[chosen], requests[chosen]):
+            batch = slice(start, min(start + batch_size, len(histories)))
+            bounds = offsets[batch.start : batch.stop + 1]
+            scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
+            for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
                 allowed = None if request is None else self.filter.allowed(request, history)
                 limits = self.filter.limits(request)
-                best = top_rows(row, len(self) if limits else number, allowed)
+                best = top_rows(row, size if limits else number, allowed)
                 if limits:
                     best = best[within_limits(best, limits)][:number]
                 lists.append([Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "") for i in best])
         return lists
+
+    def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
+        """Writes config.json (`info` in it), the arrays and items.parquet, whole or not at all."""
+        settings = {} if self.config is None else asdict(self.config)
+        with atomic_path(folder) as temporary:
+            self._save(temporary, {"kind": self.kind, "settings": settings, **(info or {})}, self.arrays())
+            write_parquet(temporary / "items.parquet", self.items)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Reads a folder written by `save_pretrained`.
+
+        Args:
+            device (*optional*): of a network, by default the GPU where there is one; other rankers have none.
+
+        Raises:
+            ValueError: naming a file that is missing or damaged.
+        """
+        config, arrays = cls._load(folder)
+        return cls.from_arrays(read_parquet(Path(folder) / "items.parquet"), arrays, config["settings"])
+
+    _save = staticmethod(save_state)
+    _load = staticmethod(load_state)
 
 
 def train_counts(data: PreparedData) -> np.ndarray:

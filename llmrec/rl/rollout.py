@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from llmrec.decoding.beam_search import Normalize, tree_beam_search
+from llmrec.decoding import tree_beam_search
+from llmrec.decoding.beam_search import Normalize
 from llmrec.decoding.trie import END, SemIDTrie
 from llmrec.rl.sampling import sample_without_replacement
 

@@ -15,7 +15,6 @@ from llmrec.instructions.dataset import MixturePart
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.spans import Sequences
 from llmrec.recommenders import LLMRecommender
-from llmrec.recommenders.ask import prompt_texts
 
 FEATURES = Features(
     {
@@ -98,7 +97,7 @@ def _rows(
 
 def _texts(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> list[str]:
     if prompt != recommender.prompt:
-        return prompt_texts(recommender, prompt, rows, prompt.templates)
+        return recommender.task_prompts(prompt, rows, prompt.templates)
     if not recommender.behaviours:
         return recommender.prompts([row["history"] for row in rows])
     histories = [list(zip(row["history"], row["behaviours"], strict=True)) for row in rows]

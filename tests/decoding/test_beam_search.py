@@ -20,10 +20,9 @@ from reference_search import (
 )
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from llmrec.decoding import beam_search
-from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding import search, tree_beam_search
 from llmrec.decoding.head import head_rows
-from llmrec.decoding.tree_attention import prefill
+from llmrec.decoding.tree_attention import prefill, unsupported
 from llmrec.decoding.trie import SemIDTrie
 
 LENGTHS = [7, 3, 12]
@@ -262,7 +261,7 @@ def test_other_models_fall_back_to_generate_and_say_so_once(caplog):
         pad_token_id=0,
     )
     model = Gemma2ForCausalLM(config).eval()
-    beam_search._told.clear()
+    search.warn_of_generate.cache_clear()
     with caplog.at_level(logging.WARNING):
         for normalize in ("vocabulary", "catalogue"):
             semids = random_semids(7, ragged=True)
@@ -296,3 +295,13 @@ def test_bad_requests_are_named():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="NaN"):
         tree_beam_search(model, ids, mask, trie, 2)
+
+
+def test_a_model_on_several_devices_searches_through_generate():
+    model, semids = tiny_model(), random_semids(0)
+    assert unsupported(model) is None
+    model.hf_device_map = {"model": "cpu", "lm_head": "cpu"}
+    assert unsupported(model) is None
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    assert unsupported(model) == "its layers lie on several devices (device_map)"
+    compare(model, semids, 4)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from reference_search import EOS, exhaustive, matrix, prompts, random_semids, tiny_model
 
-from llmrec.decoding.item_search import search_items
+from llmrec.decoding import search_items
 from llmrec.decoding.trie import SemIDTrie
 
 

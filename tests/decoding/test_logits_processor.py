@@ -16,7 +16,7 @@ from reference_search import (
 )
 from transformers import GenerationConfig, LogitsProcessorList
 
-from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding import tree_beam_search
 from llmrec.decoding.logits_processor import SemIDLogitsProcessor, constrained_generate, generate_search
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 

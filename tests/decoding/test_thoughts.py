@@ -82,7 +82,7 @@ def beams_after(recommender, histories, thoughts, k):
     """The plain search after a prompt and a block, one history at a time."""
     found = []
     for history, text, prompt in zip(histories, thoughts, recommender.prompts(histories)):
-        ids = recommender._ids([prompt])[0] + recommender._ids([BLOCK.text(text)])[0]
+        ids = recommender.token_ids([prompt])[0] + recommender.token_ids([BLOCK.text(text)])[0]
         (hits,) = recommender.search([ids], [k], [history])
         found.append([(recommender.index.items[hit.item], hit.score) for hit in hits])
     return found
@@ -107,7 +107,7 @@ def test_the_model_thinks_in_the_form_it_was_taught_and_recommends_valid_items(r
 def test_one_greedy_thought_equals_a_hand_made_loop(recommender):
     written = []
     for prompt in recommender.prompts(HISTORIES):
-        ids = recommender._ids([prompt])[0] + recommender._ids([BLOCK.opening])[0]
+        ids = recommender.token_ids([prompt])[0] + recommender.token_ids([BLOCK.opening])[0]
         start = len(ids)
         while len(ids) < start + 60 and "</think>" not in recommender.tokenizer.decode(ids[start:]):
             with torch.no_grad():
@@ -120,10 +120,13 @@ def test_one_greedy_thought_equals_a_hand_made_loop(recommender):
 def test_the_search_reads_what_a_training_row_holds(recommender):
     row = {"history": ["item-01", "item-02"], "targets": ["item-03"]}
     text, answer = recommender.renderer.render(PROMPT, row)
-    trained = recommender._ids([text])[0] + recommender._ids([answer])[0]
+    trained = recommender.token_ids([text])[0] + recommender.token_ids([answer])[0]
     thought = compose.rationale(recommender.renderer.catalogue, row)
     assert answer == BLOCK.text(thought) + recommender.index.encode("item-03")
-    asked = recommender._ids(recommender.prompts([row["history"]]))[0] + recommender._ids([BLOCK.text(thought)])[0]
+    asked = (
+        recommender.token_ids(recommender.prompts([row["history"]]))[0]
+        + recommender.token_ids([BLOCK.text(thought)])[0]
+    )
     assert trained[: len(asked)] == asked and len(trained) - len(asked) in (2, 3)
 
 
@@ -209,7 +212,7 @@ def test_a_behaviour_is_wanted_after_the_thought():
     (prompt,) = recommender.prompts([history], behaviour="view")
     before = prompt.removesuffix("<|view|>")
     ((thought,),) = recommender.think([history], behaviour="view")
-    ids = [*recommender._ids([before])[0], *recommender._ids([BLOCK.text(thought) + "<|view|>"])[0]]
+    ids = [*recommender.token_ids([before])[0], *recommender.token_ids([BLOCK.text(thought) + "<|view|>"])[0]]
     (expected,) = recommender.search([ids], [5], [history])
     found = recommender.recommend([history], k=5, behaviour="view")
     assert_same(as_pairs(found), [[(index.items[hit.item], hit.score) for hit in expected]])
@@ -236,7 +239,7 @@ def test_bad_numbers_are_named(recommender):
 
 
 def test_thoughts_of_rows_of_any_length(recommender):
-    prompts = recommender._ids(["a", "a longer prompt of some more words", "b"])
+    prompts = recommender.token_ids(["a", "a longer prompt of some more words", "b"])
     many = [BLOCK, 2, 5, 1.0]
     small = LLMRecommender(
         recommender.model,

@@ -56,7 +56,7 @@ def test_every_semid_leads_to_its_rows_in_their_order(semids):
             rows = trie.order[int(low) : int(high)].tolist()
             assert rows == [row for row, other in enumerate(semids) if other == semid]
     assert trie.num_leaves == len(set(semids))
-    assert trie.order[trie.position.long()].tolist() == list(range(len(semids)))
+    assert trie.host_order[trie.position].tolist() == list(range(len(semids)))
 
 
 @quick
@@ -173,3 +173,16 @@ def test_a_trie_moves_with_all_its_tensors():
     tensors = [value for value in vars(trie).values() if isinstance(value, torch.Tensor)]
     tensors += [tensor for value in vars(trie).values() if isinstance(value, list) for tensor in value]
     assert {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)} == {"meta"}
+
+
+def test_a_trie_moves_with_everything_but_its_host_order():
+    trie = SemIDTrie(np.array([[5, 6], [5, 7], [4, 6]]))
+    mask = np.array([True, False, True])
+    sums = trie.cumsum(mask)
+    assert trie.to("cpu") is trie and trie.cumsum(mask) is sums  # nothing moved, so nothing is forgotten
+    assert trie.host_order.tolist() == trie.order.tolist() == [2, 0, 1] and trie.last_token == 7
+    trie.to(torch.device("meta"))
+    tensors = [value for value in vars(trie).values() if isinstance(value, torch.Tensor)]
+    lists = [value for value in vars(trie).values() if isinstance(value, list) and isinstance(value[0], torch.Tensor)]
+    assert {tensor.device.type for tensor in [*tensors, *sum(lists, [])]} == {"meta"} == {trie.device.type}
+    assert not trie._cumsums and trie.host_order.tolist() == [2, 0, 1]

@@ -35,7 +35,6 @@ from llmrec.models.folder import RecommenderConfig
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.recommenders import LLMRecommender
-from llmrec.recommenders.ask import answered_items, answered_words, prompt_texts
 from llmrec.rl import REWARDS, Facts
 
 # Short wordings, so that a tiny model learns them in seconds
@@ -267,11 +266,13 @@ def test_faithful_and_unfaithful_explanations():
 def test_answers_in_words_do_not_depend_on_the_batch(trained):
     _, recommender = trained
     rows = [{"about": item, "history": [], "targets": []} for item in recommender.index.items]
-    texts = prompt_texts(recommender, PROMPTS["item_to_title"], rows)
+    titles = recommender.generate_text(PROMPTS["item_to_title"], rows, 12)
+    assert titles == [recommender.generate_text(PROMPTS["item_to_title"], [row], 12)[0] for row in rows]
+    texts = recommender.task_prompts(PROMPTS["item_to_title"], rows)
     texts[3] = texts[3].replace("title", "title number gadget")  # of another length: padded
-    together = answered_words(recommender, texts, 12)
-    assert together == [answered_words(recommender, [text], 12)[0] for text in texts]
-    assert len(answered_items(recommender, texts[:2], 4)[0]) == 4
+    prompts = recommender.token_ids(texts)
+    assert [*recommender.write(prompts, 12)] == [next(recommender.write([ids], 12)) for ids in prompts]
+    assert len(recommender.search(prompts[:2], [4, 4])[0]) == 4
 
 
 def test_perplexity_is_that_of_the_tokens(untrained):

@@ -28,6 +28,7 @@ from llmrec.recommenders.content_knn import ContentKNN
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import requests_of
+from llmrec.recommenders.ranker import CatalogueRanker
 from llmrec.recommenders.sasrec import SASRec, SASRecConfig
 
 ROOT = Path(__file__).parents[2]
@@ -184,17 +185,21 @@ def test_a_leak_is_found(data, cold):
             hold_out_items(data, fraction)
 
 
-class Oracle:
+class Oracle(CatalogueRanker):
     """Knows the order of the walk, and nothing else."""
 
-    def recommend(self, histories, k=10, filters=None):
-        from llmrec.recommenders.ranker import Catalogue
+    def __init__(self):
+        super().__init__(tiny_data().items)
 
-        def score(values, offsets):
-            steps = (np.arange(24) - values[offsets[1:] - 1][:, None] - 1) % 24
-            return -steps.astype(np.float32)
+    def score(self, values, offsets):
+        return -((np.arange(24) - values[offsets[1:] - 1][:, None] - 1) % 24).astype(np.float32)
 
-        return Catalogue(tiny_data().items).recommend(score, histories, k, filters)
+    def arrays(self):
+        return {}
+
+    @classmethod
+    def from_arrays(cls, items, arrays, settings):
+        return cls()
 
 
 def test_three_views(cold):

@@ -11,7 +11,7 @@ from tiny import tiny_data, tiny_index
 
 from llmrec.recommenders import LLMRecommender
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Qwen/Qwen3-0.6B's config.json
 QWEN3_06B = """
   model_type: qwen3

@@ -6,7 +6,6 @@ from tiny import tiny_data, tiny_index, tiny_model
 from llmrec import Filter, LLMRecommender
 from llmrec.instructions import load_prompt
 from llmrec.models.folder import RecommenderConfig
-from llmrec.recommenders.ask import prompt_texts
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +54,13 @@ def test_a_search_says_its_query(recommender):
         recommender.ask("query_to_item", [{}])
 
 
-def test_tell_answers_in_words_and_what_is_missing_is_named(recommender):
-    texts = recommender.tell("item_to_title", [{"about": "item-03"}, {"about": "item-04"}], max_new_tokens=5)
-    assert len(texts) == 2 and texts[:1] == recommender.tell("item_to_title", [{"about": "item-03"}], 5)
-    assert recommender.ask("next_item", []) == [] == recommender.tell("explain", [])
+def test_generate_text_answers_in_words_and_what_is_missing_is_named(recommender):
+    texts = recommender.generate_text("item_to_title", [{"about": "item-03"}, {"about": "item-04"}], max_new_tokens=5)
+    assert len(texts) == 2 and texts[:1] == recommender.generate_text("item_to_title", [{"about": "item-03"}], 5)
+    assert recommender.ask("next_item", []) == [] == recommender.generate_text("explain", [])
     with pytest.raises(ValueError, match="'like_but' needs about and wish: 'wish' is missing"):
         recommender.ask("like_but", [{"about": "item-03"}])
-    with pytest.raises(ValueError, match="'item_to_title' is answered in words: use tell"):
+    with pytest.raises(ValueError, match="'item_to_title' is answered in words: use generate_text"):
         recommender.ask("item_to_title", [{"about": "item-03"}])
     with pytest.raises(ValueError, match="'think_next_item' thinks before it answers"):
         recommender.ask("think_next_item", [{"history": ["item-03"]}])
@@ -99,10 +98,10 @@ def test_ask_ends_with_the_wanted_kind_exactly_where_training_writes_it():
     asked = recommender.ask("next_item", [{"history": history, "behaviours": kinds, "behaviour": "view"}])
     assert asked == recommender.recommend([list(zip(history, kinds))], behaviour="view")
     assert recommender.ask("next_item", [{}]) == recommender.recommend([[]])
-    (text,) = prompt_texts(
-        recommender, "item_for_behaviour", [{"history": history, "behaviours": kinds, "wish": "view"}]
+    (text,) = recommender.task_prompts(
+        "item_for_behaviour", [{"history": history, "behaviours": kinds, "wish": "view"}]
     )
     assert text.endswith("<|view|>")
     row = {"history": history, "behaviours": kinds, "about": "item-03", "wish": "cheaper"}
-    ends = [prompt_texts(recommender, task, [row])[0][-7:] == "<|buy|>" for task in ("conversation", "titles_to_item")]
+    ends = [recommender.task_prompts(task, [row])[0][-7:] == "<|buy|>" for task in ("conversation", "titles_to_item")]
     assert ends == [False, True]  # another item like this has no kind of interaction

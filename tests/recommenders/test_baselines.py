@@ -9,6 +9,7 @@ from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
 from llmrec.data.prepared import SEQUENCES, PreparedData
+from llmrec.devices import best_device
 from llmrec.evaluation import evaluate
 from llmrec.features.sasrec_network import SASRecConfig, _batches, _windows
 from llmrec.recommenders import load_recommender
@@ -79,11 +80,35 @@ def test_protocol_filters_and_folder(name, baselines, data, tmp_path):
     recommender.save_pretrained(tmp_path / name, {"data_fingerprint": data.fingerprint})
     again = load_recommender(tmp_path / name).recommend(histories, k=[100, 3, 24, 5], filters=filters)
     assert again == lists
+    assert {path.name for path in (tmp_path / name).iterdir()} == {
+        "config.json",
+        "items.parquet",
+        "counts.npy" if name == "popularity" else "model.safetensors",
+    }
     with pytest.raises(ValueError, match="nowhere"):
         recommender.recommend([["nowhere"]])
     with pytest.raises(ValueError, match="k must be at least 1"):
         recommender.recommend([["item-03"]], k=0)
     assert recommender.recommend([]) == []
+
+
+def test_sasrec_runs_where_it_is_told(baselines, tmp_path):
+    recommender = baselines["sasrec"]
+    recommender.save_pretrained(tmp_path / "sasrec")
+    assert load_recommender(tmp_path / "sasrec").model.items.weight.device == best_device()
+    again = load_recommender(tmp_path / "sasrec", device="cpu")
+    assert again.model.items.weight.device.type == "cpu"
+    assert again.recommend([["item-03"]]) == recommender.recommend([["item-03"]])
+    assert load_recommender(tmp_path / "sasrec", device="meta").model.items.weight.is_meta
+    (tmp_path / "sasrec" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing or damaged"):
+        load_recommender(tmp_path / "sasrec")
+
+
+def test_an_unknown_kind_names_the_nearest(tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "item_kn"}')
+    with pytest.raises(ValueError, match="kind 'item_kn'.*did you mean 'item_knn'"):
+        load_recommender(tmp_path)
 
 
 def test_batches_do_not_change_lists(baselines):

@@ -9,7 +9,6 @@ from server_process import free_port
 from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
-from llmrec.recommenders.ask import prompt_texts
 from llmrec.serving.demo.client import Client, ServerError
 from llmrec.serving.demo.questions import QUESTIONS, body, typed
 from llmrec.serving.demo.users import LISTED, Users
@@ -77,7 +76,7 @@ def test_why_is_asked_as_in_training(served):
     recommender = server.service.current.recommender
     messages = Client(url).why(["item-03", "item-04"], "item-09")
     text = recommender.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == prompt_texts(recommender, "explain", [{"history": ["item-03", "item-04"], "about": "item-09"}])[0]
+    assert text == recommender.task_prompts("explain", [{"history": ["item-03", "item-04"], "about": "item-09"}])[0]
 
 
 def test_a_server_without_words(served):

@@ -13,7 +13,7 @@ from serving_folders import random_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.decoding.beam_search import tree_beam_search
+from llmrec.decoding import tree_beam_search
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.models.folder import SEMIDS
 from llmrec.serving.vllm.semid_states import SemIDRequest

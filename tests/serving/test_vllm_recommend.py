@@ -57,7 +57,7 @@ def test_scores_are_those_of_a_naive_beam_search(both, monkeypatch):
     hf, ours = both
     monkeypatch.setattr(reference_search, "EOS", hf.tokenizer.eos_token_id)
     semids = [tuple(hf.tokenizer.convert_tokens_to_ids(hf.index.tokens_of_row(row))) for row in range(len(hf.index))]
-    prompts = ours._ids(ours.prompts(histories(hf, 3)))
+    prompts = ours.token_ids(ours.prompts(histories(hf, 3)))
     for prompt, hits in zip(prompts, ours.search(prompts, [10] * 3, num_beams=20)):
         beams = dict(reference_search.reference_search(hf.model, prompt, semids, 20, hf.config.normalize))
         scores = {}
@@ -93,7 +93,7 @@ def test_filters(both):
 @pytest.mark.vllm
 def test_a_prompt_that_is_too_long_fails_alone(both):
     hf, ours = both
-    prompts = ours._ids(ours.prompts(histories(hf, 3)))
+    prompts = ours.token_ids(ours.prompts(histories(hf, 3)))
     tokens = (prompts[0] * 300)[:256]  # the model has 256 positions, and a Semantic ID needs some
     from llmrec.serving.vllm.engines import SearchRequest
 

@@ -5,7 +5,9 @@ does so per item. Nothing is hashed: the vocabulary is that of the training item
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
+from scipy import sparse
 
-from llmrec.features.parts.part import is_text, need_column, rows_in_training
+from llmrec.features.parts.part import FeaturePart, is_text, need_column, rows_in_training
 from llmrec.files import part_of
 
 logger = logging.getLogger(__name__)
@@ -47,10 +50,7 @@ class Categories:
         for column in self.columns:
             if _is_number(need_column(items, column).type):
                 self.edges[column] = _bin_edges(_numbers(items[column]), self.bins)
-            counts: dict[str, int] = {}
-            for tokens in self._tokens(items, column):
-                for token in tokens:
-                    counts[token] = counts.get(token, 0) + 1
+            counts = Counter(chain.from_iterable(self._tokens(items, column)))
             # What every item has tells nothing.
             known = sorted(token for token, n in counts.items() if self.min_count <= n < items.num_rows)
             if not known:
@@ -104,15 +104,13 @@ def sequentialise(
     return [sum(row, []) for row in zip(*categories.tokens(items))]
 
 
-class CategoricalFeatures:
+class CategoricalFeatures(FeaturePart):
     """Columns as multi-hot rows, every column at unit length, then a truncated SVD; unknown values are zeros.
 
     Args:
         columns, min_count, bins: see `Categories`.
         dim (`int`, *optional*): components; `None`, or no more values than this, keeps the rows as they are.
     """
-
-    inputs: tuple[Path, ...] = ()
 
     def __init__(
         self,
@@ -144,8 +142,6 @@ class CategoricalFeatures:
 
     @staticmethod
     def _multi_hot(items: pa.Table, categories: Categories):
-        from scipy import sparse
-
         place = {token: i for i, token in enumerate(categories.vocabulary)}
         entries = [
             (row, place[token], len(tokens) ** -0.5)
@@ -153,10 +149,8 @@ class CategoricalFeatures:
             for row, tokens in enumerate(column)
             for token in tokens
         ]
-        rows, columns, values = np.array(entries, np.float64).reshape(-1, 3).T
-        return sparse.csr_matrix(
-            (values, (rows.astype(np.int64), columns.astype(np.int64))), (items.num_rows, len(place))
-        )
+        rows, columns, values = zip(*entries) if entries else ((), (), ())
+        return sparse.csr_matrix((values, (rows, columns)), (items.num_rows, len(place)), np.float64)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         arrays = {f"edges.{column}": edges for column, edges in self.categories.edges.items()}
@@ -172,11 +166,11 @@ class CategoricalFeatures:
 
 def _levels(value) -> list[str]:
     """`"A > B | C"` to `["A", "A > B", "C"]`."""
-    found = []
+    levels = []
     for path in str(value).split(" | "):
         names = [name.strip() for name in path.split(" > ")]
-        found += [" > ".join(names[: i + 1]) for i, name in enumerate(names) if name]
-    return found
+        levels += [" > ".join(names[: i + 1]) for i, name in enumerate(names) if name]
+    return levels
 
 
 def _numbers(values: pa.ChunkedArray) -> np.ndarray:

@@ -6,9 +6,7 @@ only.
 """
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +16,7 @@ from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.item2vec import item2vec_embeddings
-from llmrec.features.parts.part import rows_in_training, vectors_of
+from llmrec.features.parts.part import ItemVectors, rows_in_training
 from llmrec.features.sasrec_network import SASRecConfig, train_sasrec
 
 _VALIDATION = 1000  # sequences that give their last item to early stopping; at most a tenth of all
@@ -64,24 +62,7 @@ def sasrec_embeddings(
 METHODS = {"sasrec": sasrec_embeddings, "item2vec": item2vec_embeddings, "svd": cooccurrence_embeddings}
 
 
-class _ItemVectors:
-    """Vectors of the items of the training sequences, found again by their ids; others get zeros."""
-
-    inputs: tuple[Path, ...] = ()
-    item_ids: Sequence[str] = ()
-    embeddings: np.ndarray = np.empty((0, 0), np.float32)
-
-    def encode(self, items: pa.Table) -> np.ndarray:
-        return vectors_of(items, self.item_ids, self.embeddings)
-
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        return {"item_ids": self.item_ids}, {"embeddings": self.embeddings}
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.item_ids, self.embeddings = values["item_ids"], arrays["embeddings"]
-
-
-class CollaborativeFeatures(_ItemVectors):
+class CollaborativeFeatures(ItemVectors):
     """Vectors learned by one of `METHODS`.
 
     Args:
@@ -98,30 +79,16 @@ class CollaborativeFeatures(_ItemVectors):
         for name in kwargs:
             if name not in defaults:
                 raise ValueError(f"method {method!r} has no argument {name!r}; it has {', '.join(defaults)}")
-        self.method = method
-        self.arguments = defaults | kwargs
+        self.method, self.arguments = method, defaults | kwargs
+        self.config = {"method": method, **self.arguments}
 
-    @property
-    def config(self) -> dict:
-        return {"method": self.method, **self.arguments}
-
-    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
-        if train is None:
-            raise ValueError("they need training sequences")
-        self.item_ids = items["item_id"].take(pa.array(rows_in_training(items, train))).to_pylist()
-        self.embeddings = METHODS[self.method](self.item_ids, train, **self.arguments, seed=seed)
-        return self
+    def learn(self, items: pa.Table, seen: pa.Table, train: pa.Table, seed: int) -> np.ndarray:
+        return METHODS[self.method](self.item_ids, train, **self.arguments, seed=seed)
 
 
-class CooccurrenceFeatures(_ItemVectors):
+class CooccurrenceFeatures(CollaborativeFeatures):
     """`cooccurrence_embeddings` of the training sequences; an item that was not there gets zeros."""
 
     def __init__(self, dim: int = 64, window: int = 5, cache_dir: str | Path | None = None):
-        self.config = {"dim": dim, "window": window}
-
-    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
-        if train is None:
-            raise ValueError("they need training sequences")
-        self.item_ids = items["item_id"].take(pa.array(rows_in_training(items, train))).to_pylist()
-        self.embeddings = cooccurrence_embeddings(self.item_ids, train, **self.config, seed=seed)
-        return self
+        super().__init__("svd", dim=dim, window=window)
+        self.config = self.arguments

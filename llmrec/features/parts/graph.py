@@ -5,17 +5,17 @@ After MMGRec (Liu et al., 2404.16555), which learns a graph network; here nothin
 """
 
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 
 from llmrec.data.rows import lists_to_rows
-from llmrec.features.parts.part import rows_in_training, vectors_of
+from llmrec.features.parts.part import ItemVectors
 from llmrec.files import part_of
 
 
-class GraphFeatures:
+class GraphFeatures(ItemVectors):
     """Mean of an item's own features and of `layers` propagations; an item nobody has consumed keeps its own.
 
     Args:
@@ -26,10 +26,7 @@ class GraphFeatures:
     def __init__(self, of, layers: int = 2, cache_dir: str | Path | None = None):
         if layers < 1:
             raise ValueError(f"layers={layers} must be at least 1")
-        self.of = of
-        self.layers = layers
-        self.item_ids: list[str] = []
-        self.neighbourhood = np.empty((0, 0), np.float32)
+        self.of, self.layers = of, layers
 
     @property
     def config(self) -> dict:
@@ -39,13 +36,8 @@ class GraphFeatures:
     def inputs(self) -> tuple[Path, ...]:
         return tuple(self.of.inputs())
 
-    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
-        from scipy import sparse
-
-        if train is None:
-            raise ValueError("they need training sequences")
-        seen = items.take(rows_in_training(items, train))
-        self.item_ids = seen["item_id"].to_pylist()
+    def learn(self, items: pa.Table, seen: pa.Table, train: pa.Table, seed: int) -> np.ndarray:
+        """The sum of what the layers bring."""
         x = self.of.fit(items, train, seed).encode(seen)
         rows, offsets = lists_to_rows(train["item_ids"], self.item_ids)
         consumed = sparse.csr_matrix((np.ones(len(rows)), rows.copy(), offsets), (train.num_rows, seen.num_rows))
@@ -53,21 +45,20 @@ class GraphFeatures:
         consumed.data[:] = 1
         of_user, of_item = (np.maximum(np.asarray(consumed.sum(axis)).ravel(), 1) ** -0.5 for axis in (1, 0))
         adjacency = (sparse.diags(of_user) @ consumed @ sparse.diags(of_item)).tocsr().astype(np.float32)
-        self.neighbourhood = np.zeros_like(x)
+        neighbourhood = np.zeros_like(x)
         for _ in range(self.layers):
             x = adjacency.T @ (adjacency @ x)
-            self.neighbourhood += x
-        return self
+            neighbourhood += x
+        return neighbourhood
 
     def encode(self, items: pa.Table) -> np.ndarray:
-        spread = vectors_of(items, self.item_ids, self.neighbourhood)
-        return (self.of.encode(items) + spread) / (self.layers + 1)
+        return (self.of.encode(items) + super().encode(items)) / (self.layers + 1)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = self.of.state()
         arrays = {f"of.{name}": array for name, array in arrays.items()}
-        return {"item_ids": self.item_ids, "of": values}, {"neighbourhood": self.neighbourhood, **arrays}
+        return {"item_ids": self.item_ids, "of": values}, {"neighbourhood": self.vectors, **arrays}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.item_ids, self.neighbourhood = values["item_ids"], arrays["neighbourhood"]
+        self.item_ids, self.vectors = values["item_ids"], arrays["neighbourhood"]
         self.of.restore(values["of"], part_of(arrays, "of."))

@@ -9,15 +9,15 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from llmrec.features.embedding_cache import cached_embeddings, load_sentence_transformer, model_key
-from llmrec.features.parts.part import need_column, rows_in_training
-from llmrec.files import fingerprint
+from llmrec.features.embedding_cache import CachedModel
+from llmrec.features.parts.part import FeaturePart, need_column, rows_in_training
 
 logger = logging.getLogger(__name__)
 
 
-class ImageFeatures:
+class ImageFeatures(FeaturePart):
     """Embeddings of pictures; an item without one gets zeros.
 
     Args:
@@ -40,21 +40,9 @@ class ImageFeatures:
     ):
         self.config = {"folder": str(folder), "column": column, "encoder": str(encoder), "batch_size": batch_size}
         self.inputs = (Path(folder),)
-        self.cache_dir = cache_dir
         self.dim = 0
-        self._model = None
-
-    @property
-    def model(self):
-        if self._model is None:
-            self._model = load_sentence_transformer(
-                self.config["encoder"],
-                "image encoder",
-                "give the folder of a model, or compute embeddings elsewhere and use kind: precomputed",
-            )
-            if "image" not in self._model.modalities:
-                raise ValueError(f"encoder {self.config['encoder']!r} reads {self._model.modalities}, no images")
-        return self._model
+        advice = "give the folder of a model, or compute embeddings elsewhere and use kind: precomputed"
+        self.model = CachedModel(str(encoder), "image encoder", advice, cache_dir, batch_size)
 
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
         files = [file for file in self._files(items.take(rows_in_training(items, train))) if file is not None]
@@ -66,10 +54,10 @@ class ImageFeatures:
 
     def encode(self, items: pa.Table) -> np.ndarray:
         files = self._files(items)
-        held = np.flatnonzero([file is not None for file in files])
+        rows = [row for row, file in enumerate(files) if file is not None]
         matrix = np.zeros((items.num_rows, self.dim), np.float32)
-        if len(held):
-            matrix[held] = self._embed([files[row] for row in held])
+        if rows:
+            matrix[rows] = self._embed([files[row] for row in rows])
         return matrix
 
     def _files(self, items: pa.Table) -> list[Path | None]:
@@ -88,16 +76,9 @@ class ImageFeatures:
         return [None if file is None or not file.is_file() else file for file in files]
 
     def _embed(self, files: list[Path]) -> np.ndarray:
-        def embed(rows: list[int]) -> np.ndarray:
-            pictures = [_open(files[row]) for row in rows]
-            return self.model.encode(
-                pictures, batch_size=self.config["batch_size"], show_progress_bar=False, normalize_embeddings=True
-            )
-
-        key = model_key(self.model)
-        keys = [fingerprint(key, file.read_bytes()) for file in files]
-        folder = None if self.cache_dir is None else Path(self.cache_dir) / key
-        return cached_embeddings(keys, embed, folder, "images")
+        if "image" not in (reads := self.model.model.modalities):
+            raise ValueError(f"encoder {self.config['encoder']!r} reads {reads}, no images")
+        return self.model.embed([file.read_bytes() for file in files], lambda i: _open(files[i]), "images")
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         return {"dim": self.dim}, {}
@@ -107,8 +88,6 @@ class ImageFeatures:
 
 
 def _open(path: Path):
-    from PIL import Image
-
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")

@@ -7,6 +7,8 @@ frequent items are not subsampled.
 
 import numpy as np
 import pyarrow as pa
+import torch
+import torch.nn.functional as F
 
 from llmrec.data.rows import lists_to_rows
 from llmrec.features.cooccurrence import pairs_within
@@ -39,9 +41,6 @@ def item2vec_embeddings(
     Raises:
         ValueError: no pairs at all.
     """
-    import torch
-    import torch.nn.functional as F
-
     items, offsets = lists_to_rows(train["item_ids"], item_ids)
     left, right = (np.concatenate(side) for side in zip(*pairs_within(items, offsets, window)))
     if not len(left):

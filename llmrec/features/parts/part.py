@@ -1,8 +1,9 @@
 """`FeaturePart`: what a kind of features is, and what several kinds share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 
-class FeaturePart(Protocol):
+class FeaturePart(ABC):
     """A catalogue to a matrix. Its class takes the arguments of the spec, and `cache_dir`.
 
     Attributes:
@@ -19,23 +20,53 @@ class FeaturePart(Protocol):
     """
 
     config: dict
-    inputs: tuple[Path, ...]
+    inputs: tuple[Path, ...] = ()
 
+    @abstractmethod
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
         """Learns from `rows_in_training` only; raises `ValueError` naming a column that is missing or says nothing."""
-        ...
 
+    @abstractmethod
     def encode(self, items: pa.Table) -> np.ndarray:
         """float `[N, D]` of any items; a zero row where nothing is known. No row depends on the rows beside it."""
-        ...
 
+    @abstractmethod
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         """What `fit` learned: plain JSON values, and arrays."""
-        ...
 
+    @abstractmethod
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `state`."""
-        ...
+
+
+class ItemVectors(FeaturePart):
+    """Vectors of the items of the training sequences, found again by their ids; others get zeros."""
+
+    item_ids: Sequence[str] = ()
+    vectors: np.ndarray = np.empty((0, 0), np.float32)
+
+    @abstractmethod
+    def learn(self, items: pa.Table, seen: pa.Table, train: pa.Table, seed: int) -> np.ndarray:
+        """`[N, D]` for the N items that are `seen` in training."""
+
+    def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
+        if train is None:
+            raise ValueError("they need training sequences")
+        seen = items.take(rows_in_training(items, train))
+        self.item_ids = seen["item_id"].to_pylist()
+        self.vectors = self.learn(items, seen, train, seed)
+        return self
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        places = pc.index_in(items["item_id"].cast(pa.string()), pa.array(self.item_ids, pa.string()))
+        rows = pc.fill_null(places, len(self.item_ids)).to_numpy()
+        return np.concatenate([self.vectors, np.zeros((1, self.vectors.shape[1]), self.vectors.dtype)])[rows]
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        return {"item_ids": self.item_ids}, {"embeddings": self.vectors}
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.item_ids, self.vectors = values["item_ids"], arrays["embeddings"]
 
 
 def rows_in_training(items: pa.Table, train: pa.Table | None) -> np.ndarray:
@@ -47,13 +78,6 @@ def rows_in_training(items: pa.Table, train: pa.Table | None) -> np.ndarray:
         return np.arange(items.num_rows)
     seen = pc.is_in(items["item_id"], value_set=pc.unique(pc.list_flatten(train["item_ids"])))
     return np.flatnonzero(seen.to_numpy(zero_copy_only=False))
-
-
-def vectors_of(items: pa.Table, item_ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """`[N, D]`: the vectors of these items among those of `item_ids`; zeros for the others."""
-    found = pc.index_in(items["item_id"].cast(pa.string()), pa.array(item_ids, pa.string()))
-    rows = pc.fill_null(found, len(item_ids)).to_numpy()
-    return np.concatenate([vectors, np.zeros((1, vectors.shape[1]), vectors.dtype)])[rows]
 
 
 def need_column(items: pa.Table, column: str) -> pa.ChunkedArray:

@@ -7,13 +7,14 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors import SafetensorError, safe_open
 
 from llmrec.arrays import blocks
-from llmrec.features.parts.part import rows_in_training
+from llmrec.features.parts.part import FeaturePart, rows_in_training
 from llmrec.files import read_parquet
 
 
-class PrecomputedFeatures:
+class PrecomputedFeatures(FeaturePart):
     """The user's own embeddings. Arrays of more than two axes are flattened per item.
 
     Args:
@@ -50,16 +51,16 @@ class PrecomputedFeatures:
                 f"{path} holds {len(matrix)} rows for a catalogue of {len(ids)} items: it needs a row for every item "
                 "of items.parquet, in its order (a .parquet with item_id and embedding may hold more, in any order)"
             )
-        row = {item: i for i, item in enumerate(ids)}
-        wanted = items["item_id"].to_pylist()
-        missing = next((item for item in wanted if item not in row), None)
-        if missing is not None:
+        wanted = items["item_id"].cast(pa.string())
+        places = pc.index_in(wanted, pa.array(ids, pa.string()))
+        if places.null_count:
+            missing = wanted.filter(places.is_null())[0].as_py()
             raise ValueError(f"{path} holds no embedding of item {missing!r}")
-        rows = np.asarray(matrix[[row[item] for item in wanted]], np.float32).reshape(len(wanted), -1)
+        rows = np.asarray(matrix[places.to_numpy()], np.float32).reshape(len(wanted), -1)
         for block in blocks(len(rows)):
             finite = np.isfinite(rows[block]).all(1)
             if not finite.all():
-                item = wanted[block.start + int(finite.argmin())]
+                item = wanted[block.start + int(finite.argmin())].as_py()
                 raise ValueError(f"{path}: the embedding of item {item!r} holds NaN or inf: mend it or drop the item")
         return rows
 
@@ -78,8 +79,6 @@ def _read_npy(path: Path, tensor: str | None) -> tuple[None, np.ndarray]:
 
 
 def _read_safetensors(path: Path, tensor: str | None) -> tuple[None, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:  # torch, as numpy has no bfloat16
             names = sorted(file.keys())

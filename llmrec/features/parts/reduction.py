@@ -28,15 +28,15 @@ class Reduction:
 
         dim = self.config["pca"]
         rows = rows[rows.any(1)].astype(np.float64)
-        held = 0
+        directions = 0
         if dim <= min(rows.shape):
             pca = PCA(dim, random_state=seed).fit(rows)
             variance = pca.explained_variance_
-            held = int((variance > max(1e-10 * variance[0], 1e-12 * (rows**2).mean())).sum())
-        if held < dim:
+            directions = int((variance > max(1e-10 * variance[0], 1e-12 * (rows**2).mean())).sum())
+        if directions < dim:
             raise ValueError(
                 f"reduce: pca={dim} needs {dim} directions; {len(rows)} training rows of {rows.shape[1]} dimensions "
-                f"that are not zero have {held or 'fewer'}: lower it"
+                f"that are not zero have {directions or 'fewer'}: lower it"
             )
         scale = np.sqrt(variance) if self.config["whiten"] else np.ones(dim)
         self.mean, self.components = pca.mean_, pca.components_ / scale[:, None]

@@ -7,11 +7,11 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from llmrec.features.parts.part import rows_in_training
+from llmrec.features.parts.part import FeaturePart, rows_in_training
 from llmrec.features.text_encoders import TEXT_COLUMNS, choose_text_encoder, item_text
 
 
-class TextFeatures:
+class TextFeatures(FeaturePart):
     """Embeddings of `item_text`; TF-IDF is fitted on the items of the training sequences.
 
     Args:
@@ -19,8 +19,6 @@ class TextFeatures:
         columns (sequence of `str`): the catalogue's columns to render; absent ones are left out.
         kwargs: further arguments of the encoder.
     """
-
-    inputs: tuple[Path, ...] = ()
 
     def __init__(
         self,
@@ -31,11 +29,9 @@ class TextFeatures:
     ):
         self.columns = list(columns)
         self.encoder = choose_text_encoder(encoder, cache_dir, **kwargs)
-
-    @property
-    def config(self) -> dict:
         config = dict(self.encoder.config)
-        return {"encoder": config.pop("model_name_or_path", self.encoder.name), "columns": self.columns, **config}
+        encoder = config.pop("model_name_or_path", self.encoder.name)
+        self.config = {"encoder": encoder, "columns": self.columns, **config}
 
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
         texts = item_text(items.take(rows_in_training(items, train)), self.columns)

@@ -78,7 +78,7 @@ class PartMaker:
         self.recommender, self.job = recommender, job
         index = getattr(recommender, "index", None)
         if index is None:
-            self.items, self.behaviours, self.semids = frozenset(recommender.catalogue.item_ids), (), ""
+            self.items, self.behaviours, self.semids = frozenset(recommender.item_ids), (), ""
         else:  # removed items still have a Semantic ID, for histories
             self.items = frozenset([*index.items, *index.reserved])
             self.behaviours, self.semids = index.behaviours, index.fingerprint

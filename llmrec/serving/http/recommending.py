@@ -18,7 +18,6 @@ from llmrec.catalogue.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.prompts import prompts_folder
 from llmrec.instructions.render import item_of
-from llmrec.recommenders.ask import prompt_texts
 from llmrec.serving.http.errors import ApiError, engine_failed
 from llmrec.serving.http.schemas import RecommendRequest
 from llmrec.serving.http.service import Served
@@ -257,7 +256,7 @@ def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
     row = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
     row["history"] = [*map(item_of, history)]
     try:
-        return prompt_texts(served.recommender, item_prompts()[body.task], [row])[0]
+        return served.recommender.task_prompts(item_prompts()[body.task], [row])[0]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ApiError(400, f"task {body.task!r} cannot be asked like this: {error}", "task") from error
 

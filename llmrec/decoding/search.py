@@ -1,0 +1,121 @@
+"""The searches that run a model of transformers: prompts are prefilled once, beams are extra positions of the row."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache, partial
+
+import numpy as np
+import torch
+
+from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
+from llmrec.decoding.head import token_scores, unwrap
+from llmrec.decoding.item_search import ScoredItem, widen
+from llmrec.decoding.logits_processor import generate_search
+from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
+from llmrec.decoding.trie import RowFilter, SemIDTrie
+
+logger = logging.getLogger(__name__)
+
+
+def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
+    """Prefills the prompts and returns a search over them that can be run again, for some of them or wider.
+
+    Models that cannot (a warning says so once per reason) search through `generate` with the logits processor.
+    """
+    if normalize not in ("vocabulary", "catalogue"):
+        raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
+    rows = unwrap(model).config.get_text_config().vocab_size
+    if trie.last_token >= rows:
+        raise ValueError(
+            f"the trie holds token {trie.last_token}, but the model's vocabulary has {rows} rows: extend it first"
+        )
+    reason = unsupported(model)
+    if reason is not None:
+        warn_of_generate(reason)
+        return generate_search(model, input_ids, attention_mask, trie, normalize)
+    readers = [
+        partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
+        for ids in trie.head_ids
+    ]
+    prompts, (logits, log_z) = prefill(model, input_ids, attention_mask, readers[0])
+
+    @torch.no_grad()
+    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
+        chosen = slice(None) if requests is None else requests
+        tree = Tree(prompts if requests is None else prompts.select(requests))
+        scored = logits[chosen], None if log_z is None else log_z[chosen]
+
+        def after(tokens: torch.Tensor, parent: torch.Tensor, level: int):
+            return extend(model, tree, tokens, parent, readers[level])
+
+        return search_levels(trie, scored, after, num_beams, allowed)
+
+    return search
+
+
+@cache
+def warn_of_generate(reason: str) -> None:
+    logger.warning("%s: decoding through generate(), which is many times slower", reason)
+
+
+@torch.no_grad()
+def tree_beam_search(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: SemIDTrie,
+    num_beams: int,
+    *,
+    normalize: Normalize = "vocabulary",
+    masks: Sequence[np.ndarray | None] | None = None,
+    denied: Sequence[np.ndarray] | None = None,
+) -> BeamOutput:
+    """The best SemIDs after each prompt; call `model.eval()` first.
+
+    Args:
+        model: a causal language model of transformers, wrapped (DDP, PEFT) or not.
+        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
+        trie: on the device of `input_ids`.
+        masks, denied: as in `RowFilter`, one for each prompt.
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; it must be at least 1")
+    allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
+    return open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)
+
+
+@torch.no_grad()
+def search_items(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: SemIDTrie,
+    item_of_row: torch.Tensor | np.ndarray,
+    k: Sequence[int],
+    num_beams: int,
+    masks: Sequence[np.ndarray | None] | None = None,
+    denied: Sequence[np.ndarray] | None = None,
+    normalize: Normalize = "vocabulary",
+) -> list[list[ScoredItem]]:
+    """The best distinct items after each prompt; see `tree_beam_search` for the other arguments.
+
+    A request starts with `max(num_beams, k)` beams, and doubles them until it has k items or no allowed SemID is
+    left. The score of an item with several SemIDs is the log-sum-exp over those that the beams hold. Items that share
+    a SemID all get its score.
+
+    Args:
+        item_of_row (int [R]): the item of every row of the trie.
+        k: items wanted, one number per prompt.
+        masks (N of bool [R] or `None`): rows allowed; equal masks should be one object.
+        denied (N of int64): rows to leave out besides.
+
+    Returns:
+        for each prompt at most k items by falling score, equal scores by row; fewer only where fewer are allowed.
+    """
+    k = [int(wanted) for wanted in k]
+    if len(k) != len(input_ids) or min(k, default=1) < 1 or num_beams < 1:
+        raise ValueError(f"k must be {len(input_ids)} numbers of at least 1, and num_beams at least 1")
+    allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
+    search = open_search(model, input_ids, attention_mask, trie, normalize)
+    beams = [max(num_beams, wanted) for wanted in k]
+    return widen(search, trie, torch.as_tensor(item_of_row).cpu().numpy(), k, beams, allowed)

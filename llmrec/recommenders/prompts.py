@@ -1,0 +1,120 @@
+"""`PromptWriter`: the exact texts that a model folder's model reads, for the next item and for any task."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.decoding import SemIDTrie
+from llmrec.decoding.searchable import SearchableCatalogue
+from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, Texts, load_prompt
+from llmrec.item_tokenizers import SequenceTokenizer
+from llmrec.models.folder import RecommenderConfig
+from llmrec.recommenders.protocol import per_request
+
+
+class PromptWriter:
+    """What a model folder knows beside the model; see `LLMRecommender` for the arguments."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        index: SemIDIndex,
+        items: pa.Table,
+        config: RecommenderConfig,
+        sequence_tokenizer: SequenceTokenizer | None = None,
+        texts: Texts | None = None,
+    ):
+        self.tokenizer, self.index, self.config = tokenizer, index, config
+        self.prompt = Prompt.from_dict(config.prompt)
+        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
+        views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
+        self.catalogue = SearchableCatalogue(index, items, tokenizer, views)
+        self.filter, self.views = self.catalogue.filter, self.catalogue.views
+
+    @property
+    def trie(self) -> SemIDTrie:
+        """The Semantic IDs of the catalogue."""
+        return self.catalogue.trie
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The catalogue."""
+        return self.index.items
+
+    @property
+    def behaviours(self) -> list[str]:
+        """The kinds of interaction that the model knows."""
+        return self.index.behaviours
+
+    def prompts(
+        self, histories: Sequence[Sequence], view: str = "", behaviour: str | Sequence[str] | None = None
+    ) -> list[str]:
+        """The exact text that the model reads for each history; of several views `view`, or the first searched.
+
+        A thought follows after it, or stands before the behaviour that ends it.
+        """
+        wanted = behaviour or self.config.behaviour or None
+        if wanted is not None and not self.behaviours:
+            raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
+        wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
+        prompt = self._in_view(self.prompt, view)
+        return self.renderer.next_item_prompts(prompt, histories, self.config.max_history, wanted)
+
+    def task_prompts(
+        self, prompt: str | Prompt, rows: Sequence[dict], templates: Sequence[Template] = ()
+    ) -> list[str]:
+        """The prompt of any task for every row, with the newest items of its history.
+
+        Args:
+            prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
+            rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search may
+                say `query` or `intention` in the user's words instead of the item that it is `about`. Where the model
+                knows kinds of interaction, a history comes with its `behaviours`, and `behaviour` is the wanted one.
+            templates (*optional*): row i takes the wording i modulo their number; by default all take the first.
+
+        Raises:
+            ValueError: a row without a column that the task needs, or a history without its kinds of interaction.
+        """
+        prompt = self._in_view(prompt if isinstance(prompt, Prompt) else load_prompt(prompt))
+        wordings, texts = templates or prompt.templates[:1], []
+        for number, row in enumerate(rows):
+            self._check(prompt, row)
+            row = {"history": [], "targets": [], **row}
+            for name in row.keys() & {"history", "behaviours"}:  # no longer than training showed them
+                row[name] = list(row[name])[-self.config.max_history :]
+            text = self.renderer.prompt(prompt, row, wordings[number % len(wordings)])
+            texts.append(text + self._wanted(prompt, row))
+        return texts
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts, with no special ones added: a chat template has written those."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def _in_view(self, prompt: Prompt, view: str = "") -> Prompt:
+        view = view or next(iter(self.views))
+        return dataclasses.replace(prompt, semids=view) if view else prompt
+
+    def _check(self, prompt: Prompt, row: dict) -> None:
+        needed = TASKS[prompt.task].given
+        typed = {"about"} if row.get("query") or row.get("intention") else set()
+        if missing := [name for name in needed if row.get(name) is None and name not in typed]:
+            raise ValueError(f"a row of task {prompt.task!r} needs {' and '.join(needed)}: {missing[0]!r} is missing")
+        if self.behaviours and len(row.get("behaviours") or ()) != len(row.get("history") or ()):
+            raise ValueError(
+                f"this model knows kinds of interaction ({', '.join(self.behaviours)}): a row with a history "
+                "needs `behaviours`, one for each of its items"
+            )
+
+    def _wanted(self, prompt: Prompt, row: dict) -> str:
+        """The token of the wanted kind of interaction, where the task's answers write one before the Semantic ID."""
+        task = TASKS[prompt.task]
+        if not (self.behaviours and (row["history"] or task.recommends) and task.ends_with_item):
+            return ""
+        wished = row.get("wish") if row.get("wish") in self.behaviours else None
+        kind = row.get("behaviour") or wished or self.config.behaviour or self.behaviours[-1]
+        token = self.index.behaviour_token(kind)
+        row = row | {"targets": self.index.items[:1], "target_behaviours": [kind]}
+        return token if token in self.renderer.completion(prompt, row) else ""

@@ -1,0 +1,149 @@
+"""`LLMRecommender` as users of Hugging Face know it: loading onto a device, saving, pushing."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_data, tiny_index, write_tiny_base
+
+from llmrec import LLMRecommender
+from llmrec.decoding import SemIDTrie
+from llmrec.devices import best_device
+from llmrec.recommenders import llm, load_recommender
+
+HISTORIES = [["item-01"], ["item-02", "item-03"], []]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    data = tiny_data()
+    base = write_tiny_base(tmp_path_factory.mktemp("base") / "model", data, tiny_index(data))
+    (base / "README.md").write_text("# card\n")
+    (base / "item_tokenizer").mkdir()
+    (base / "item_tokenizer" / "config.json").write_text("{}")
+    return base
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Where models are moved to; nothing moves, since one device is all that there is here."""
+    calls = []
+    monkeypatch.setattr("transformers.PreTrainedModel.to", lambda model, *args: calls.append(args) or model)
+    return calls
+
+
+def test_the_accelerator_is_taken_where_there_is_one(folder, moves, monkeypatch):
+    LLMRecommender.from_pretrained(folder)
+    assert moves == [(best_device(),)]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    LLMRecommender.from_pretrained(folder)
+    load_recommender(folder)
+    load_recommender(folder, device="cpu")
+    assert moves[1:] == [(torch.device("cuda"),), (torch.device("cuda"),), (torch.device("cpu"),)]
+
+
+def test_what_transformers_has_placed_stays_there(folder, moves, monkeypatch):
+    LLMRecommender.from_pretrained(folder, device_map={"": "cpu"})
+    monkeypatch.setattr("transformers.PreTrainedModel.quantization_method", "bitsandbytes", raising=False)
+    LLMRecommender.from_pretrained(folder)
+    assert moves == []
+    LLMRecommender.from_pretrained(folder, device="cpu")  # who names a device gets it, or transformers' error
+    assert moves == [(torch.device("cpu"),)]
+
+
+def test_dtypes_are_taken_as_transformers_takes_them(folder):
+    plain = LLMRecommender.from_pretrained(folder)
+    for dtype in ("bfloat16", torch.bfloat16):
+        recommender = LLMRecommender.from_pretrained(folder, dtype=dtype)
+        assert recommender.model.dtype == torch.bfloat16
+        for items in recommender.recommend(HISTORIES, k=24):
+            assert len({item.item_id for item in items}) == 24
+    assert LLMRecommender.from_pretrained(folder, dtype="auto").model.dtype == plain.model.dtype == torch.float32
+    assert plain.to(torch.bfloat16) is plain and plain.model.dtype == torch.bfloat16
+    assert len({item.item_id for item in plain.recommend(HISTORIES, k=24)[1]}) == 24
+
+
+def test_the_search_follows_the_model(folder, monkeypatch):
+    recommender = LLMRecommender.from_pretrained(folder)
+    trie, moved = recommender.trie, []
+    monkeypatch.setattr(SemIDTrie, "to", lambda trie, device: moved.append(device) or trie)
+    recommender.recommend(HISTORIES)
+    assert moved == [recommender.device] == [trie.device]
+    monkeypatch.undo()
+    recommender.to("meta")
+    assert recommender.device == torch.device("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):  # a meta tensor holds no numbers to search with
+        recommender.recommend(HISTORIES)
+    assert trie.device == torch.device("meta") == trie.order.device == trie.head_ids[0].device
+
+
+def test_a_saved_folder_is_whole_and_recommends_the_same(folder, tmp_path):
+    recommender = LLMRecommender.from_pretrained(folder)
+    recommender.save_pretrained(tmp_path / "copy")
+    assert {path.name for path in folder.iterdir()} <= {path.name for path in (tmp_path / "copy").iterdir()}
+    assert (tmp_path / "copy" / "item_tokenizer" / "config.json").exists()
+    assert (tmp_path / "copy" / "generation_config.json").exists()
+    again = LLMRecommender.from_pretrained(tmp_path / "copy")
+    assert again.recommend(HISTORIES) == recommender.recommend(HISTORIES)
+    assert again.config == recommender.config and again.index.fingerprint == recommender.index.fingerprint
+    with pytest.raises(ValueError, match="holds files already"):
+        recommender.save_pretrained(tmp_path / "copy")
+
+
+def test_a_save_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
+    recommender = LLMRecommender.from_pretrained(folder)
+    monkeypatch.setattr(llm, "write_sidecars", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        recommender.save_pretrained(tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+    recommender.model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="Linear is no model of transformers alone"):
+        recommender.save_pretrained(tmp_path / "copy")
+
+
+def test_pushing_uploads_a_whole_folder(folder, monkeypatch):
+    uploads = []
+
+    class Api:
+        def __init__(self, token):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, private, exist_ok):
+            assert private and exist_ok
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id, folder_path, revision, commit_message):
+            recommender = LLMRecommender.from_pretrained(folder_path)
+            uploads.append((repo_id, revision, commit_message, recommender.recommend(HISTORIES)))
+            return "commit"
+
+    monkeypatch.setattr(llm, "HfApi", Api)
+    recommender = LLMRecommender.from_pretrained(folder)
+    assert recommender.push_to_hub("model", private=True, token="secret", revision="v2") == "commit"
+    assert uploads == [("me/model", "v2", "Upload recommender", recommender.recommend(HISTORIES))]
+
+
+def test_a_revision_is_of_the_hub(folder, monkeypatch):
+    asked = []
+
+    def download(name, revision, token):
+        asked.append((name, revision, token))
+        return str(folder)
+
+    monkeypatch.setattr(llm, "snapshot_download", download)
+    recommender = LLMRecommender.from_pretrained("me/industrial", revision="v2", token="secret")
+    assert asked == [("me/industrial", "v2", "secret")]
+    assert len(recommender.recommend(HISTORIES, k=3)[0]) == 3
+    with pytest.raises(ValueError, match="revision='v2' is for models of the Hub"):
+        LLMRecommender.from_pretrained(folder, revision="v2")
+    LLMRecommender.from_pretrained(folder, token="secret")  # not needed here
+    assert json.loads((folder / "llmrec_config.json").read_text())["prompt"]
+
+
+def test_old_names_still_answer(folder):
+    recommender = LLMRecommender.from_pretrained(folder)
+    with pytest.warns(FutureWarning, match="after is now recommend_after"):
+        assert recommender.after(["x"], 3) == recommender.recommend_after(["x"], 3)
+    with pytest.warns(FutureWarning, match="tell is now generate_text"):
+        assert recommender.tell("item_to_title", [{"about": "item-03"}], 3)
