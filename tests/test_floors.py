@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmrec"
-GROUND = ("files", "arguments", "stages", "arrays")
+GROUND = ("files", "arguments", "stages", "devices", "moved", "arrays")
 ROOMS = (
     *GROUND,
     "data",
@@ -37,6 +37,7 @@ HEAVY = {
     "k_means_constrained",
     "matplotlib",
     "openai",
+    "peft",
     "ray",
     "sentence_transformers",
     "sklearn",
@@ -47,7 +48,7 @@ HEAVY = {
     "vllm",
 }
 # Files of ours that are imported inside a function, and the heavy package that they bring.
-LATE: dict[tuple[str, str], str] = {}
+LATE: dict[tuple[str, str], str] = {("llmrec.serving.__main__", "llmrec.serving.server"): "vllm"}
 
 
 class Import(NamedTuple):
