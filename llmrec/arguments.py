@@ -1,7 +1,22 @@
 """What users write in YAML and on the command line: checked by name."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+
+
+def one_of(name: str, known: Iterable[str], what: str) -> str:
+    """`name`, which a user wrote; raises `ValueError` with all known names, and the nearest, if it is none of them."""
+    known = list(known)
+    if name in known:
+        return name
+    raise ValueError(f"{what} {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`": did you mean 'x'?"` for the known name that is nearest to an unknown one; empty where none is near."""
+    nearest = get_close_matches(str(name), known, n=1)
+    return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def construct(kind: Callable, arguments: Mapping, what: str):
@@ -15,8 +30,9 @@ def construct(kind: Callable, arguments: Mapping, what: str):
     open_ended = any(each.kind is each.VAR_KEYWORD for each in known.values())
     unknown = next((name for name in arguments if name not in known), None)
     if unknown is not None and not open_ended:
-        names = ", ".join(name for name in known if name != "cache_dir")
-        raise ValueError(f"{what}: there is no argument {unknown!r}; it takes {names or 'none'}")
+        names = [name for name in known if name != "cache_dir"]
+        takes = ", ".join(names) or "none"
+        raise ValueError(f"{what}: there is no argument {unknown!r}; it takes {takes}{did_you_mean(unknown, names)}")
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
