@@ -13,27 +13,32 @@ decoder's. The RQ-VAE gets its usual input, not SASRec embeddings, unless the fe
 Fine-tuning moves items to other codes: do it before an LLM learns them, never after. `history` says how many moved.
 """
 
-from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import torch
 
-from llmrec.item_tokenizers.protocol import Traits, require
-from llmrec.item_tokenizers.residual.rq_vae import DEFAULTS, RQVAE, WITH_TRAIN
+from llmrec.item_tokenizers.protocol import Traits
+from llmrec.item_tokenizers.residual.etegrec_training import fine_tune, training_windows
+from llmrec.item_tokenizers.residual.rq_vae import RQVAE, WITH_TRAIN
 
-CYCLES = {
-    "cycles": 4,
-    "cycle_epochs": 2,
-    "max_length": 20,
-    "sequence_batch_size": 256,
-    "width": 64,
-    "tokenizer_learning_rate": 1e-4,
-    "recommender_learning_rate": 1e-3,
-    "sia_weight": 1e-3,
-    "psa_weight": 1e-3,
-}
+# What the alternating training takes of the settings.
+_LOOP = (
+    "beta",
+    "temperature",
+    "cycles",
+    "cycle_epochs",
+    "sequence_batch_size",
+    "width",
+    "tokenizer_learning_rate",
+    "recommender_learning_rate",
+    "sia_weight",
+    "psa_weight",
+)
 
 
+@dataclass(eq=False)
 class ETEGRec(RQVAE):
     """RQ-VAE, aligned with a recommender.
 
@@ -52,31 +57,28 @@ class ETEGRec(RQVAE):
 
     name = "etegrec"
     traits = Traits(needs=WITH_TRAIN)
-    defaults = DEFAULTS | CYCLES
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int] = (256, 256, 256),
-        preset: str = "default",
-        device: str = "auto",
-        **settings,
-    ):
-        super().__init__(codebook_sizes, preset, device, **settings)
+    cycles: int = 4
+    cycle_epochs: int = 2
+    max_length: int = 20
+    sequence_batch_size: int = 256
+    width: int = 64
+    tokenizer_learning_rate: float = 1e-4
+    recommender_learning_rate: float = 1e-3
+    sia_weight: float = 1e-3
+    psa_weight: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
         self.traits = ETEGRec.traits
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        import torch
-
-        from llmrec.item_tokenizers.residual.etegrec_training import fine_tune, training_windows
-
-        require(self, items=items, train=train)
-        super().fit(features, seed, items, train)
-        windows = training_windows(train, items["item_id"].to_pylist(), self._settings["max_length"])
-        rows = self.preprocess(np.ascontiguousarray(features, np.float32))
-        shared = ("beta", "temperature")
-        settings = {key: self._settings[key] for key in (*CYCLES, *shared) if key != "max_length"}
+    def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
+        super().learn(features, items, train, seed)
+        windows = training_windows(train, items["item_id"].to_pylist(), self.max_length)
+        rows = self.preprocessing(features)
+        loop = {name: self.config[name] for name in _LOOP}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.history += fine_tune(self._module, rows, windows, **settings, device=self._device(), seed=seed)
-        self._adopt(self._module)
-        return self
+            device = self._training_device()
+            self.history += fine_tune(self._module, rows, windows, **loop, device=device, seed=seed)
+        self.adopt(self._module)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from llmrec.arrays import kmeans
 from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, Step
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,9 @@ def fit_codebooks(module: RQVAEModule, x: torch.Tensor, seed: int) -> None:
 
     residual = module.encoder(x).float().cpu().numpy()
     for level, codebook in enumerate(module.codebooks):
-        kmeans = faiss.Kmeans(residual.shape[1], len(codebook), niter=20, seed=seed + level, min_points_per_centroid=1)
-        kmeans.train(residual)
-        codebook.copy_(torch.from_numpy(kmeans.centroids))
-        residual = residual - kmeans.centroids[kmeans.assign(residual)[1]]
+        centroids = kmeans(residual, len(codebook), seed + level, niter=20)
+        codebook.copy_(torch.from_numpy(centroids))
+        residual = residual - centroids[faiss.knn(residual, centroids, 1)[1][:, 0]]
 
 
 def train(

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from llmrec.arrays import kmeans
 from llmrec.item_tokenizers.residual.rq_vae_training import batches_of, mlp
 
 
@@ -48,17 +49,13 @@ def train(
     Returns:
         one dict per epoch: `reconstruction`, `commitment`, `usage` (share of codes in use).
     """
-    import faiss
-
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(features).to(device)
     module.to(device)
     book = module.codebook
     with torch.no_grad():
         z = module.encoder(x)
-        kmeans = faiss.Kmeans(z.shape[1], len(book), niter=20, seed=seed, min_points_per_centroid=1)
-        kmeans.train(z.float().cpu().numpy())
-        book.copy_(torch.from_numpy(kmeans.centroids))
+        book.copy_(torch.from_numpy(kmeans(z.float().cpu().numpy(), len(book), seed, niter=20)))
         batches = -(-len(x) // batch_size)
         counts = torch.bincount(module.codes(z), minlength=len(book)) / batches + 1e-5
         sums = book * counts[:, None]

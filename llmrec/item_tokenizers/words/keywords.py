@@ -7,6 +7,7 @@ few times over. So the first words are common ones, similar items share them, an
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from llmrec.item_tokenizers.words.text_ids import TextIDs
 
 
+@dataclass(eq=False)
 class Keywords(TextIDs):
     """Text IDs of keywords.
 
@@ -26,30 +28,20 @@ class Keywords(TextIDs):
 
     name = "keywords"
 
-    def __init__(
-        self,
-        columns: Sequence[str] = ("title", "brand", "categories"),
-        general_words: int = 2,
-        min_words: int = 3,
-        max_words: int = 8,
-    ):
-        super().__init__(columns, min_words, max_words)
-        if not 0 <= general_words <= max_words:
-            raise ValueError(f"general_words={general_words} must lie between 0 and max_words={max_words}")
-        self.general_words = general_words
+    columns: Sequence[str] = ("title", "brand", "categories")
+    general_words: int = 2
+    min_words: int = 3
+    max_words: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.general_words <= self.max_words:
+            wrong = f"general_words={self.general_words}"
+            raise ValueError(f"{wrong} must lie between 0 and max_words={self.max_words}")
         # The weight of every word that a group was divided by; the group's own words, joined by spaces, name it.
         self._groups: dict[str, dict[str, float]] = {}
 
-    @property
-    def config(self) -> dict:
-        return {
-            "columns": self.columns,
-            "general_words": self.general_words,
-            "min_words": self.min_words,
-            "max_words": self.max_words,
-        }
-
-    def learn(self, words: list[list[str]]) -> None:
+    def learn_words(self, words: list[list[str]]) -> None:
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
         self._groups = {}
