@@ -11,6 +11,20 @@ from llmrec.files import part_of
 from llmrec.item_tokenizers.protocol import ItemTokenizer
 
 
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
+        layers += [nn.Linear(inner, outer)] + ([nn.ReLU()] if i < len(sizes) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """An epoch: row numbers in a random order, int64, in the least number of batches of at most `batch_size`. Their
+    sizes differ by one at most, so the last one is as good a sample as any."""
+    return torch.randperm(count, generator=generator).tensor_split(-(-count // batch_size))
+
+
 class Autoencoder(ItemTokenizer):
     """Keeps a network that has an `encoder`; subclasses are dataclasses with `device`, `preprocess_dim` and
     `latent_dim`, and make the network in `new_module`."""
@@ -35,7 +49,7 @@ class Autoencoder(ItemTokenizer):
             raise ValueError(f"{len(distinct)} distinct items cannot fill {least} codes: lower {setting}")
         return rows[distinct], distinct
 
-    def _training_device(self) -> str:
+    def training_device(self) -> str:
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device

@@ -13,7 +13,7 @@ import torch
 
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 from llmrec.item_tokenizers.residual.rq_vae import DEFAULT, RQVAE
-from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 
 @dataclass(eq=False)

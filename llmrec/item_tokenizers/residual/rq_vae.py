@@ -18,20 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
+from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual import rq_vae_training
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of
 from llmrec.item_tokenizers.residual.quantizer import encode_residuals, last_level_costs
-from llmrec.item_tokenizers.residual.rq_vae_losses import losses_of
-from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, fit_codebooks
+from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, losses_of
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule, fit_codebooks, reset_dead
 
 WITH_TRAIN = ("features", "items", "train")
-# What the training loop takes of the settings.
-_LOOP = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "beta", "reset_every", "refit")
 
 DEFAULT = {
     "preprocess": "standardize",
@@ -133,10 +132,61 @@ class RQVAE(Autoencoder):
             module = self.new_module(rows.shape[1])
             losses = losses_of(self.config, module, collaborative, seed)
         self.start(module, features, rows, seed)
-        loop = {key: self.config[key] for key in _LOOP}
-        device = self._training_device()
-        self.history = rq_vae_training.train(module, rows, losses, **loop, device=device, seed=seed)
+        self.history = self.train(module, rows, losses, seed)
         self.adopt(module)
+
+    def train(
+        self, module: RQVAEModule, rows: np.ndarray, losses: dict[str, tuple[float, Loss]], seed: int
+    ) -> list[dict]:
+        """Trains in place on float32 `[N, D]`; the matrix stays on the device, batches are slices of a permutation.
+
+        Args:
+            losses (`dict`): by name, weight and loss; added to the quantisation loss.
+
+        Returns:
+            one dict per epoch, see `history`.
+        """
+        device = self.training_device()
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.from_numpy(rows).to(device)
+        module.to(device)
+        extra = nn.ModuleList(loss for _, loss in losses.values() if isinstance(loss, nn.Module)).to(device)
+        parameters = [*module.parameters(), *extra.parameters()]
+        kind = {"adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[self.optimizer]
+        optimizer = kind(parameters, self.learning_rate, weight_decay=self.weight_decay)
+        steps = max(1, self.epochs * -(-len(x) // self.batch_size))
+        schedule = None  # Adagrad's steps shrink by themselves
+        if self.optimizer == "adamw":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        weights = [1.0, *(weight for weight, _ in losses.values())]
+        history: list[dict] = []
+        for epoch in (progress := tqdm(range(self.epochs), desc="RQ-VAE")):
+            counts = [torch.zeros(len(book), dtype=torch.long, device=device) for book in module.codebooks]
+            sums = np.zeros(1 + len(losses))
+            for batch in batches_of(len(x), self.batch_size, generator):
+                batch = batch.to(device)
+                step = module(x[batch], self.beta)._replace(rows=batch, epoch=epoch)
+                values = [step.quantisation, *(loss(step) for _, loss in losses.values())]
+                optimizer.zero_grad(set_to_none=True)
+                sum(weight * value for weight, value in zip(weights, values)).backward()
+                optimizer.step()
+                if schedule is not None:
+                    schedule.step()
+                sums += len(batch) * torch.stack(values).detach().cpu().double().numpy()
+                for level, count in enumerate(counts):
+                    count += torch.bincount(step.codes[:, level], minlength=len(count))
+            resets = 0
+            if self.reset_every and (epoch + 1) % self.reset_every == 0 and epoch < 0.8 * self.epochs:
+                resets = reset_dead(module, optimizer, counts, step.residuals, generator)
+            means = dict(zip(["quantisation", *losses], (sums / len(x)).tolist()))
+            usage = [round(float((count > 0).float().mean()), 4) for count in counts]
+            history.append({**means, "usage": usage, "resets": resets})
+            progress.set_postfix(loss=f"{sum(means.values()):.4f}", usage=usage, refresh=False)
+        if self.refit:
+            # Codebooks that follow by gradient lag behind the encoder: k-means on the final latents uses them better.
+            fit_codebooks(module, x, seed)
+        module.to("cpu")
+        return history
 
     def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
         """Sets the codebooks before training; `rows` are the distinct rows of the preprocessed features."""

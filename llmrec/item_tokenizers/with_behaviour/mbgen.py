@@ -16,14 +16,35 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from llmrec.arrays import kmeans, unique_rows
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp
 from llmrec.item_tokenizers.residual.quantizer import nearest
-from llmrec.item_tokenizers.with_behaviour import mbgen_training
+
+
+class VQVAEModule(nn.Module):
+    """MLP encoder and decoder around one codebook, which is no parameter: no gradient moves it.
+
+    Args:
+        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`): layers of the encoder; the decoder is
+            its mirror image. size (`int`): codes.
+    """
+
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int, size: int):
+        super().__init__()
+        self.encoder = mlp([dim, *hidden, latent_dim])
+        self.decoder = mlp([latent_dim, *reversed(hidden), dim])
+        self.register_buffer("codebook", torch.zeros(size, latent_dim))
+
+    def codes(self, z: torch.Tensor) -> torch.Tensor:
+        """int64 `[B]`: the nearest code of every latent `[B, d]`."""
+        return torch.addmm((self.codebook**2).sum(1), z, self.codebook.T, alpha=-2).argmin(1)
 
 
 @dataclass(eq=False)
@@ -74,8 +95,7 @@ class MBGen(KeyedByItem, Autoencoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.new_module(rows.shape[1])
-        loop = {name: self.config[name] for name in ("epochs", "batch_size", "learning_rate", "beta", "decay")}
-        self.history = mbgen_training.train(module, rows, **loop, device=self._training_device(), seed=seed)
+        self.history = self.train(module, rows, seed)
         self.adopt(module)
         z = self._latent(features)
         first = nearest(z, self._book)
@@ -84,6 +104,61 @@ class MBGen(KeyedByItem, Autoencoder):
         self._clusters = [self._centres(residual[first == code], seed + code) for code in codes]
         pairs = self._pairs(z)
         self.remember(items, np.column_stack([pairs, self._numbers(pairs, items, seed)]))
+
+    def train(self, module: VQVAEModule, rows: np.ndarray, seed: int) -> list[dict]:
+        """Trains in place on float32 `[N, D]`.
+
+        The codebook starts from k-means on the first latents. N_k <- g N_k + (1 - g) n_k and
+        m_k <- g m_k + (1 - g) sum z over every batch; a code is m_k / N_k, and moves to a random latent after an epoch
+        in which nobody chose it.
+
+        Returns:
+            one dict per epoch, see `history`.
+        """
+        device = self.training_device()
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.from_numpy(rows).to(device)
+        module.to(device)
+        book = module.codebook
+        with torch.no_grad():
+            z = module.encoder(x)
+            book.copy_(torch.from_numpy(kmeans(z.float().cpu().numpy(), len(book), seed, niter=20)))
+            batches = -(-len(x) // self.batch_size)
+            counts = torch.bincount(module.codes(z), minlength=len(book)) / batches + 1e-5
+            sums = book * counts[:, None]
+        optimizer = torch.optim.AdamW(module.parameters(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
+        history: list[dict] = []
+        for epoch in tqdm(range(self.epochs), desc="MBGen VQ-VAE"):
+            used = torch.zeros(len(book), dtype=torch.bool, device=device)
+            losses = np.zeros(2)
+            for part in batches_of(len(x), self.batch_size, generator):
+                batch = x[part.to(device)]
+                z = module.encoder(batch)
+                codes = module.codes(z.detach())
+                vectors = book[codes]
+                reconstruction = F.mse_loss(module.decoder(z + (vectors - z).detach()), batch)
+                commitment = F.mse_loss(z, vectors)
+                optimizer.zero_grad(set_to_none=True)
+                (reconstruction + self.beta * commitment).backward()
+                optimizer.step()
+                schedule.step()
+                with torch.no_grad():
+                    chosen = F.one_hot(codes, len(book)).to(z.dtype)
+                    counts.mul_(self.decay).add_(chosen.sum(0), alpha=1 - self.decay)
+                    sums.mul_(self.decay).add_(chosen.T @ z.detach(), alpha=1 - self.decay)
+                    book.copy_(sums / counts[:, None])
+                used |= chosen.any(0)
+                losses += len(batch) * np.array([reconstruction.item(), commitment.item()])
+            dead = torch.nonzero(~used).flatten()
+            if len(dead) and epoch < 0.8 * self.epochs:
+                anew = torch.randint(len(z), (len(dead),), generator=generator).to(device)
+                book[dead], counts[dead] = z.detach()[anew], 1.0
+                sums[dead] = book[dead]
+            means = (losses / len(x)).tolist()
+            history.append({"reconstruction": means[0], "commitment": means[1], "usage": float(used.float().mean())})
+        module.to("cpu")
+        return history
 
     def _centres(self, rows: np.ndarray, seed: int) -> np.ndarray:
         rows = rows[unique_rows(rows)]
@@ -125,10 +200,10 @@ class MBGen(KeyedByItem, Autoencoder):
             codes[row, 2] = free[hashed % len(free)]
         return codes
 
-    def new_module(self, dim: int) -> mbgen_training.VQVAEModule:
-        return mbgen_training.VQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes[0])
+    def new_module(self, dim: int) -> VQVAEModule:
+        return VQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes[0])
 
-    def adopt(self, module: mbgen_training.VQVAEModule) -> None:
+    def adopt(self, module: VQVAEModule) -> None:
         super().adopt(module)
         self._book = module.codebook.numpy().copy()
 
