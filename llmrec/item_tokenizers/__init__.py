@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmrec.arguments import construct, one_of
-from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.lifecycle import diff, remove_items
 from llmrec.catalogue.ready_made import ready_made_semids
-from llmrec.features import ItemFeatures
-from llmrec.features.parts.part import rows_in_training
 from llmrec.files import read_json
 from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
 from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
@@ -36,7 +33,6 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {**STAND_ALONE, "merged": Merged}
 SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
-    "COLLISION_POLICIES",
     "LETTER",
     "OPQ",
     "PQ",
@@ -50,7 +46,6 @@ __all__ = [
     "CoST",
     "CooccurrenceTree",
     "ETEGRec",
-    "ItemFeatures",
     "ItemNumbers",
     "ItemTokenizer",
     "Keywords",
@@ -71,7 +66,6 @@ __all__ = [
     "make_item_tokenizer",
     "ready_made_semids",
     "remove_items",
-    "rows_in_training",
 ]
 
 

@@ -1,6 +1,7 @@
 """From features and a fitted item tokenizer to a `SemIDIndex`, and adding items to it later."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -216,7 +217,5 @@ def _distinct_ids(item_ids: Sequence[str], features: np.ndarray) -> list[str]:
     if len(item_ids) != len(features):
         raise ValueError(f"{len(item_ids)} item ids for features of {len(features)} items")
     if len(set(item_ids)) != len(item_ids):
-        seen: set[str] = set()
-        twice = next(item for item in item_ids if item in seen or seen.add(item))
-        raise ValueError(f"item id {twice!r} appears twice")
+        raise ValueError(f"item id {Counter(item_ids).most_common(1)[0][0]!r} appears twice")
     return item_ids

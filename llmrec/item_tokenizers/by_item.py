@@ -38,17 +38,10 @@ class KeyedByItem(ItemTokenizer):
             codes[~known] = self.new_codes(features, items.filter(pa.array(~known)))
         return codes
 
-
-class SizedByItems(KeyedByItem):
-    """One whose codebook sizes `learn` sets, for the fitted items and all to come."""
-
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        values, arrays = super().state()
-        return values | {"codebook_sizes": list(self.codebook_sizes)}, arrays
-
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
-        self.codebook_sizes = tuple(values["codebook_sizes"])
+        if "codebook_sizes" in self.learned:
+            self.codebook_sizes = tuple(self.codebook_sizes)
 
 
 def id_rows(items: pa.Table) -> np.ndarray:

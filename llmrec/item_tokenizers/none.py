@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.item_tokenizers.by_item import SizedByItems, hash_digits
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits, check_sizes
 
 
@@ -26,6 +26,7 @@ class RandomIDs(ItemTokenizer):
 
     name = "random"
     traits = Traits(ordered=False, decodes_to_vector=False, nearest=False, needs=("items",))
+    learned = ("seed",)
 
     codebook_sizes: Sequence[int] = (256, 256, 256)
 
@@ -39,17 +40,9 @@ class RandomIDs(ItemTokenizer):
         self.require("items", items)
         return hash_digits(items["item_id"].to_pylist(), self.codebook_sizes, self.seed)
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        values, arrays = super().state()
-        return values | {"seed": self.seed}, arrays
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        super().restore(values, arrays)
-        self.seed = values["seed"]
-
 
 @dataclass(eq=False)
-class SequentialIDs(SizedByItems):
+class SequentialIDs(KeyedByItem):
     """Running numbers in the order in which the training sequences show the items, written as digits: what one user
     consumed has near numbers, which share their first digits.
 
@@ -62,6 +55,7 @@ class SequentialIDs(SizedByItems):
 
     name = "sequential"
     traits = Traits(decodes_to_vector=False, nearest=False, needs=("items", "train"))
+    learned = ("codebook_sizes",)
 
     base: int = 256
 

@@ -47,17 +47,20 @@ class Traits(NamedTuple):
 class BaseTokenizer:
     """What is fitted on a catalogue and saved: `ItemTokenizer` and `SequenceTokenizer`.
 
-    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`; what `learn` leaves in `dim`,
-    `preprocessing` and `remembered` is saved here, the rest by the subclass's `state` and `restore`.
+    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`. What `learn` leaves in `dim`,
+    `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest by the subclass's
+    `state` and `restore`.
 
     Attributes:
         name (`str`): its key in `TOKENIZERS` or `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
         traits (`Traits`).
+        learned (`tuple` of `str`): attributes of plain JSON values.
         dim (`int`, *optional*): width of the features that it was fitted with.
     """
 
     name: str
     traits: Traits
+    learned: tuple[str, ...] = ()
     dim: int | None = None
     preprocessing: Preprocess | None = None
     remembered: Remembered | None = None
@@ -118,7 +121,7 @@ class BaseTokenizer:
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Everything that `fit` learned: plain JSON values, and arrays. Raises `ValueError` before `fit`."""
         self.check_fitted()
-        values, arrays = {}, {}
+        values, arrays = {name: vars(self)[name] for name in self.learned}, {}
         if self.preprocessing is not None:
             values["dim"] = self.dim
             arrays |= {f"preprocess.{name}": array for name, array in self.preprocessing.state.items()}
@@ -128,6 +131,7 @@ class BaseTokenizer:
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `state`."""
+        vars(self).update({name: values[name] for name in self.learned})
         if self.preprocessing is not None:
             self.dim = values["dim"]
             self.preprocessing.state = part_of(arrays, "preprocess.")

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
 from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
-from llmrec.item_tokenizers.residual.etegrec_training import code_log_probabilities, training_windows
+from llmrec.item_tokenizers.residual.autoencoder import batches_of
+from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
 from llmrec.item_tokenizers.residual.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
-from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, batches_of, train
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 SMALL = {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6}
 
@@ -58,8 +59,8 @@ def test_dead_codes_move_to_different_items_whatever_the_batch_size():
     with torch.no_grad():
         module.codebooks[0][:] = 100 + torch.arange(16.0)[:, None]  # all but the first are nobody's
     settings = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "beta": 0.25, "reset_every": 1}
-    loop = {"epochs": 2, "batch_size": 64, "refit": False, "device": "cpu", "seed": 0}
-    history = train(module, features, {}, **settings, **loop)
+    tokenizer = RQVAE([16], epochs=2, batch_size=64, refit=False, device="cpu", **settings)
+    history = tokenizer.train(module, features, {}, seed=0)
     assert history[0]["resets"] == 15
     assert history[1]["usage"] > [0.4]
 

@@ -4,8 +4,7 @@ or in neighbours, merge into pieces, so the same item reads differently beside d
 A history is flattened (every set in a random order where a seed is given, else by number) and merged by rank, across
 items too. A target stands alone, so its pieces cover its features exactly once. Unlike the paper, a random order of a
 target is one of `covers` orders drawn at `fit`, and the pieces of a cover are listed by their lowest feature: these
-are the SemIDs of `index()`, so constrained decoding can reach every target that training shows. `decode` accepts any
-cover in any order.
+are the SemIDs of `index()`, so constrained decoding can reach every target that training shows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,8 +129,6 @@ class ActionPiece(SequenceTokenizer):
         self.item_ids, self.sets, self.merges = item_ids, sets, merges
         self.pieces = Pieces(merges, num_tokens)
         self.tokens = [f"<p_{number}>" for number in range(len(self.pieces))]
-        self._number = {token: number for number, token in enumerate(self.tokens)}
-        self._item_of_set = {tuple(row): item for row, item in zip(sets.tolist(), item_ids)}
 
     def _draw_covers(self, order: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The distinct covers of every item: int32 `[R]` items and `[R, m]` pieces, -1 after the last. Items draw in
@@ -165,18 +162,6 @@ class ActionPiece(SequenceTokenizer):
             draws = [generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
             first += np.array(draws, np.int64)
         return [[self.tokens[piece] for piece in cover if piece >= 0] for cover in self._covers[1][first].tolist()]
-
-    def decode(self, tokens: Sequence[str]) -> str | None:
-        """The item whose features these pieces cover exactly once, in any order; `None` where there is none."""
-        return self._item_of_set.get(tuple(self.features_of(tokens)))
-
-    def features_of(self, tokens: Sequence[str]) -> list[int]:
-        """Sorted numbers of all features in these pieces; raises `ValueError` for a string that is no piece."""
-        self.check_fitted()
-        for token in tokens:
-            if token not in self._number:
-                raise ValueError(f"{token!r} is no token of this item tokenizer")
-        return sorted(feature for token in tokens for feature in self.pieces.contents[self._number[token]])
 
     def index(self) -> SemIDIndex:
         self.check_fitted()

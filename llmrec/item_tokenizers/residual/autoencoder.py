@@ -29,6 +29,8 @@ class Autoencoder(ItemTokenizer):
     """Keeps a network that has an `encoder`; subclasses are dataclasses with `device`, `preprocess_dim` and
     `latent_dim`, and make the network in `new_module`."""
 
+    learned = ("history",)
+
     def __post_init__(self):
         self.history: list[dict] = []
         self._module = self._encoder = None
@@ -65,11 +67,10 @@ class Autoencoder(ItemTokenizer):
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
         arrays |= {f"module.{name}": tensor.numpy() for name, tensor in self._module.state_dict().items()}
-        return values | {"history": self.history}, arrays
+        return values, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
-        self.history = values["history"]
         module = self.new_module(self.preprocess_dim or self.dim)
         module.load_state_dict({name: torch.from_numpy(a) for name, a in part_of(arrays, "module.").items()})
         self.adopt(module)

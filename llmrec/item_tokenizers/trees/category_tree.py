@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.features.parts.part import is_text, need_column
-from llmrec.item_tokenizers.by_item import SizedByItems, hash_digits
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import Traits
 
 Path = tuple[str, ...]
@@ -22,7 +22,7 @@ _LEAST_SPARE = 32  # places of a category for items that come later
 
 
 @dataclass(eq=False)
-class CategoryTree(SizedByItems):
+class CategoryTree(KeyedByItem):
     """Category path and place.
 
     Fitted items have the places 1, 2, ... of their category, in the order of their ids. Beyond the places of the
@@ -33,6 +33,7 @@ class CategoryTree(SizedByItems):
 
     name = "category_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False, needs=("items",))
+    learned = ("codebook_sizes",)
 
     def learn(self, features, items: pa.Table, train, seed) -> None:
         if not items.num_rows:

@@ -19,7 +19,7 @@ from scipy.linalg import eigh, polar, qr
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from llmrec.data.rows import lists_to_rows
-from llmrec.item_tokenizers.by_item import SizedByItems, hash_digits
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import Traits
 from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
 
@@ -29,7 +29,7 @@ _DENSE = 500  # below this LAPACK is faster than ARPACK, and cannot fail to conv
 
 
 @dataclass(eq=False)
-class CooccurrenceTree(SizedByItems):
+class CooccurrenceTree(KeyedByItem):
     """Tree of co-occurring items.
 
     An item without a neighbour in training, as any new one, gets the spare child of the root, then digits of a hash of
@@ -44,6 +44,7 @@ class CooccurrenceTree(SizedByItems):
 
     name = "cooccurrence_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False, needs=("items", "train"))
+    learned = ("codebook_sizes",)
 
     clusters: int = 20
     max_leaf: int = 200

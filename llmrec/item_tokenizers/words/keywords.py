@@ -27,6 +27,7 @@ class Keywords(TextIDs):
     """
 
     name = "keywords"
+    learned = ("vocabulary", "groups")
 
     columns: Sequence[str] = ("title", "brand", "categories")
     general_words: int = 2
@@ -39,12 +40,12 @@ class Keywords(TextIDs):
             wrong = f"general_words={self.general_words}"
             raise ValueError(f"{wrong} must lie between 0 and max_words={self.max_words}")
         # The weight of every word that a group was divided by; the group's own words, joined by spaces, name it.
-        self._groups: dict[str, dict[str, float]] = {}
+        self.groups: dict[str, dict[str, float]] = {}
 
     def learn_words(self, words: list[list[str]]) -> None:
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-        self._groups = {}
+        self.groups = {}
         paths: list[list[str]] = [[] for _ in words]
         for depth in range(self.general_words):
             members = defaultdict(list)
@@ -59,7 +60,7 @@ class Keywords(TextIDs):
                     if 1 < count < len(rows) and word not in ENGLISH_STOP_WORDS
                 }
                 chosen = {row: _heaviest(words[row], weights) for row in rows}
-                self._groups[group] = {word: weights[word] for word in sorted({*chosen.values()} - {""})}
+                self.groups[group] = {word: weights[word] for word in sorted({*chosen.values()} - {""})}
                 for row, word in chosen.items():
                     paths[row] += [word] if word else []
 
@@ -68,17 +69,9 @@ class Keywords(TextIDs):
 
     def _path(self, words: list[str]) -> list[str]:
         path: list[str] = []
-        while word := _heaviest(words, self._groups.get(" ".join(path), {})):
+        while word := _heaviest(words, self.groups.get(" ".join(path), {})):
             path.append(word)
         return path
-
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        values, arrays = super().state()
-        return values | {"groups": self._groups}, arrays
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        super().restore(values, arrays)
-        self._groups = values["groups"]
 
 
 def _heaviest(words: list[str], weights: dict[str, float]) -> str:

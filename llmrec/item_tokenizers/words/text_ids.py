@@ -78,6 +78,7 @@ class TextIDs(KeyedByItem):
     """
 
     traits = TEXT_TRAITS
+    learned = ("vocabulary",)
     columns: Sequence[str]
     min_words: int
     max_words: int
@@ -148,7 +149,7 @@ class TextIDs(KeyedByItem):
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
-        return values | {"vocabulary": self.vocabulary}, arrays | {"order": self.order}
+        return values, arrays | {"order": self.order}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
