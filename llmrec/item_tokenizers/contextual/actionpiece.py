@@ -70,7 +70,6 @@ class ActionPiece(SequenceTokenizer):
             raise ValueError("num_features and num_buckets must be at least 1, covers at least 0")
         if self.pca_dim is not None and self.pca_dim % self.num_features:
             raise ValueError(f"pca_dim={self.pca_dim} must be a multiple of num_features={self.num_features}")
-        self.item_ids: list[str] = []
 
     def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
         if not np.issubdtype(np.asarray(features).dtype, np.integer):
@@ -81,7 +80,7 @@ class ActionPiece(SequenceTokenizer):
         return codes
 
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
-        item_ids, learned_from = self.item_ids_of(features, items), rows_in_training(items, train)
+        self.item_ids, learned_from = self.item_ids_of(features, items), rows_in_training(items, train)
         if np.issubdtype(features.dtype, np.integer):
             codes, size = features, int(features.max()) + 1
         else:
@@ -96,9 +95,9 @@ class ActionPiece(SequenceTokenizer):
                 f"({codes.shape[1]} x {size} codes, num_buckets={self.num_buckets}): raise it or lower those"
             )
         sets = np.concatenate([codes, buckets[:, None]], axis=1) + size * np.arange(codes.shape[1] + 1)
-        values, offsets = lists_to_rows(train["item_ids"], item_ids)
+        values, offsets = lists_to_rows(train["item_ids"], self.item_ids)
         chains = (sets[values[start:end]].tolist() for start, end in zip(offsets[:-1], offsets[1:]))
-        self._set(item_ids, sets.astype(np.int32), learn_merges(chains, num_tokens, num_merges), num_tokens)
+        self._set(sets.astype(np.int32), learn_merges(chains, num_tokens, num_merges), num_tokens)
         self._covers = self._draw_covers(order, np.random.default_rng(seed))
 
     def _quantise(self, features: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -125,8 +124,8 @@ class ActionPiece(SequenceTokenizer):
         codes = [nearest(np.ascontiguousarray(part), book) for part, book in zip(np.split(vectors, parts, 1), books)]
         return np.stack(codes, axis=1)
 
-    def _set(self, item_ids: list[str], sets: np.ndarray, merges: np.ndarray, num_tokens: int) -> None:
-        self.item_ids, self.sets, self.merges = item_ids, sets, merges
+    def _set(self, sets: np.ndarray, merges: np.ndarray, num_tokens: int) -> None:
+        self.sets, self.merges = sets, merges
         self.pieces = Pieces(merges, num_tokens)
         self.tokens = [f"<p_{number}>" for number in range(len(self.pieces))]
 
@@ -183,11 +182,11 @@ class ActionPiece(SequenceTokenizer):
         values, _ = super().state()
         items, covers = self._covers
         arrays = {"sets": self.sets, "merges": self.merges, "cover_items": items, "covers": covers}
-        return values | {"item_ids": self.item_ids, "num_tokens": self.pieces.num_tokens}, arrays
+        return values | {"num_tokens": self.pieces.num_tokens}, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
-        self._set(values["item_ids"], arrays["sets"], arrays["merges"], values["num_tokens"])
+        self._set(arrays["sets"], arrays["merges"], values["num_tokens"])
         self._covers = arrays["cover_items"], arrays["covers"]
 
 

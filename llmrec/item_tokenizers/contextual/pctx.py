@@ -51,11 +51,7 @@ class Pctx(SequenceTokenizer):
 
     name = "pctx"
     traits = Traits(
-        fixed_length=False,
-        contextual=True,
-        decodes_to_vector=False,
-        nearest=False,
-        needs=CONTEXTUAL_NEEDS,
+        fixed_length=False, contextual=True, decodes_to_vector=False, nearest=False, needs=CONTEXTUAL_NEEDS
     )
 
     codebook_sizes: Sequence[int] = (256, 256, 256)
@@ -73,7 +69,6 @@ class Pctx(SequenceTokenizer):
         for name, share in (("decay", self.decay), ("min_share", self.min_share), ("augment", self.augment)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must be between 0 and 1")
-        self.item_ids: list[str] = []
 
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
         item_ids = self.item_ids_of(features, items)
@@ -95,14 +90,14 @@ class Pctx(SequenceTokenizer):
         fused = np.concatenate([0.5 * context_part, 0.5 * feature_part[item]], axis=1)
         quantizer = RQKMeans(self.codebook_sizes)
         codes = quantizer.fit(fused[np.isin(item, seen)], seed=seed).encode(fused)
-        held = np.bincount(_nearest_cluster(values, contexts, centroids, clusters), minlength=len(item))
+        counts = np.bincount(_nearest_cluster(values, contexts, centroids, clusters), minlength=len(item))
         rows = []
         semid_of_cluster = np.empty(len(item), np.int64)
         for start, stop in zip(clusters[:-1], clusters[1:]):
-            own = slice(start, stop)
-            keeper = _merge_rare(codes[own], held[own], centroids[own], self.min_share)
-            kept = sorted(set(keeper), key=lambda c: (-held[own][np.equal(keeper, c)].sum(), c))
-            semid_of_cluster[own] = [len(rows) + kept.index(c) for c in keeper]
+            of_item = slice(start, stop)
+            keeper = _merge_rare(codes[of_item], counts[of_item], centroids[of_item], self.min_share)
+            kept = sorted(set(keeper), key=lambda c: (-counts[of_item][np.equal(keeper, c)].sum(), c))
+            semid_of_cluster[of_item] = [len(rows) + kept.index(c) for c in keeper]
             rows += [start + c for c in kept]
         arrays = {
             "embeddings": embeddings,
@@ -134,9 +129,9 @@ class Pctx(SequenceTokenizer):
             rows = semids[start:stop]
             if seed is not None:
                 generator = generator_for(seed, history)
-                own = item[start:stop]
+                items = item[start:stop]
                 exchanged = generator.random(len(rows)) < self.augment
-                rows = np.where(exchanged, generator.integers(self._bounds[own], self._bounds[own + 1]), rows)
+                rows = np.where(exchanged, generator.integers(self._bounds[items], self._bounds[items + 1]), rows)
             result.append([token for row in rows for token in self._tokens[row]])
         return result
 
@@ -156,12 +151,11 @@ class Pctx(SequenceTokenizer):
         )
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        values, _ = super().state()
-        return values | {"item_ids": self.item_ids}, self.arrays
+        return super().state()[0], self.arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
-        self.item_ids, self.arrays = values["item_ids"], arrays
+        self.arrays = arrays
         # The SemIDs of item i are the rows from bounds[i] to bounds[i + 1].
         self._bounds = np.searchsorted(arrays["item_of_semid"], np.arange(len(self.item_ids) + 1))
         index = self.index()
@@ -225,8 +219,8 @@ def _cluster_contexts(
     groups = []
     for start, stop in zip(bounds[:-1], bounds[1:]):
         count = int(np.clip(np.sqrt((stop - start) / 4), 1, max_clusters))
-        own = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
-        groups.append(_centroids(own, count, seed))
+        rows = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
+        groups.append(_centroids(rows, count, seed))
     return np.concatenate(groups), offsets_of(np.array([len(group) for group in groups]))
 
 
@@ -246,7 +240,7 @@ def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarr
     return l2_normalize(pca.transform(rows.astype(np.float64))).astype(np.float32)
 
 
-def _merge_rare(codes: np.ndarray, held: np.ndarray, centroids: np.ndarray, min_share: float) -> list[int]:
+def _merge_rare(codes: np.ndarray, counts: np.ndarray, centroids: np.ndarray, min_share: float) -> list[int]:
     """For each cluster of one item, the cluster whose codes it gets.
 
     Clusters of equal codes are one SemID. While the smallest SemID holds too few of the interactions, it joins the
@@ -258,8 +252,8 @@ def _merge_rare(codes: np.ndarray, held: np.ndarray, centroids: np.ndarray, min_
     distances = ((centroids[:, None] - centroids) ** 2).sum(2)
     while len(set(keeper)) > 1:
         groups = {c: np.flatnonzero(np.equal(keeper, c)) for c in keeper}
-        rare = min(groups, key=lambda c: (held[groups[c]].sum(), c))
-        if held[groups[rare]].sum() >= min_share * held.sum():
+        rare = min(groups, key=lambda c: (counts[groups[c]].sum(), c))
+        if counts[groups[rare]].sum() >= min_share * counts.sum():
             break
         others = [c for c in groups if c != rare]
         nearest = min(others, key=lambda c: (distances[np.ix_(groups[rare], groups[c])].min(), c))

@@ -12,10 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.item_tokenizers.protocol import BaseTokenizer, tokenizer_fingerprint
+from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
-CONTEXTUAL_NEEDS = ("features", "items", "train")
+CONTEXTUAL = Traits(
+    fixed_length=False,
+    contextual=True,
+    decodes_to_vector=False,
+    nearest=False,
+    needs=("features", "items", "train"),
+)
 
 
 class SequenceTokenizer(BaseTokenizer):
@@ -24,6 +30,9 @@ class SequenceTokenizer(BaseTokenizer):
     `fit` learns from the items in training sequences and gives SemIDs to the whole catalogue, which `features` and
     `items` hold here. `traits.contextual` is true.
     """
+
+    traits = CONTEXTUAL
+    learned = ("item_ids",)
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.

@@ -125,8 +125,8 @@ class ETEGRec(RQVAE):
                     optimizers[turn].zero_grad(set_to_none=True)
                     loss.backward()
                     optimizers[turn].step()
-                    for name, value in values.items():
-                        sums[name] = sums.get(name, 0.0) + len(window) * value.item()
+                    for name, value in zip(values, torch.stack(list(values.values())).tolist()):
+                        sums[name] = sums.get(name, 0.0) + len(window) * value
                 entry |= {name: total / len(windows) for name, total in sums.items()}
             changed = (quantised_items(module, x, self.beta)[0] != before).any(1)
             history.append({**entry, "changed": changed.float().mean().item()})

@@ -172,7 +172,7 @@ class RQVAE(Autoencoder):
                 optimizer.step()
                 if schedule is not None:
                     schedule.step()
-                sums += len(batch) * torch.stack(values).detach().cpu().double().numpy()
+                sums += len(batch) * np.array(torch.stack(values).tolist())
                 for level, count in enumerate(counts):
                     count += torch.bincount(step.codes[:, level], minlength=len(count))
             resets = 0

@@ -149,7 +149,7 @@ class MBGen(KeyedByItem, Autoencoder):
                     sums.mul_(self.decay).add_(chosen.T @ z.detach(), alpha=1 - self.decay)
                     book.copy_(sums / counts[:, None])
                 used |= chosen.any(0)
-                losses += len(batch) * np.array([reconstruction.item(), commitment.item()])
+                losses += len(batch) * np.array(torch.stack([reconstruction, commitment]).tolist())
             dead = torch.nonzero(~used).flatten()
             if len(dead) and epoch < 0.8 * self.epochs:
                 anew = torch.randint(len(z), (len(dead),), generator=generator).to(device)
