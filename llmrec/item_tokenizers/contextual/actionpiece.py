@@ -18,7 +18,7 @@ from llmrec.data.rows import lists_to_rows
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import Pieces, learn_merges
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    CONTEXTUAL_NEEDS,
+    CONTEXTUAL,
     Histories,
     SequenceTokenizer,
     generator_for,
@@ -26,7 +26,6 @@ from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
 )
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.product import learn_rotation, rotated
-from llmrec.item_tokenizers.protocol import Traits
 from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
@@ -47,14 +46,7 @@ class ActionPiece(SequenceTokenizer):
     """
 
     name = "actionpiece"
-    traits = Traits(
-        ordered=False,
-        fixed_length=False,
-        contextual=True,
-        decodes_to_vector=False,
-        nearest=False,
-        needs=CONTEXTUAL_NEEDS,
-    )
+    traits = CONTEXTUAL._replace(ordered=False)
 
     num_features: int = 4
     codes_per_feature: int = 256

@@ -20,13 +20,12 @@ from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    CONTEXTUAL_NEEDS,
     Histories,
     SequenceTokenizer,
     generator_for,
     with_targets,
 )
-from llmrec.item_tokenizers.protocol import Traits, check_sizes
+from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 
 _BLOCK = 65_536
@@ -50,9 +49,6 @@ class Pctx(SequenceTokenizer):
     """
 
     name = "pctx"
-    traits = Traits(
-        fixed_length=False, contextual=True, decodes_to_vector=False, nearest=False, needs=CONTEXTUAL_NEEDS
-    )
 
     codebook_sizes: Sequence[int] = (256, 256, 256)
     context_dim: int = 64
