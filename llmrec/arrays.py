@@ -1,8 +1,9 @@
-"""Work on matrices that several rooms share: checks, blocks, norms, principal components, optimal transport."""
+"""Work on matrices that several rooms share: checks, blocks, norms, k-means, principal components, transport plans."""
 
 from hashlib import blake2b
 
 import numpy as np
+from scipy.linalg import eigh
 
 
 def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
@@ -56,14 +57,32 @@ def row_digests(rows: np.ndarray) -> list[bytes]:
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.ascontiguousarray(rows)]
 
 
+def kmeans(
+    rows: np.ndarray, count: int, seed: int, niter: int = 25, nredo: int = 1, far_apart: bool = False
+) -> np.ndarray:
+    """Centroids float32 `[count, D]` of float32 `[N, D]`, N >= count.
+
+    Args:
+        niter (`int`), nredo (`int`): iterations, and restarts of which the best is kept.
+        far_apart (`bool`): draws the first centroids far from each other (AFK-MC2, which is k-means++ by a Markov
+            chain, at no cost in time) instead of at random.
+    """
+    import faiss
+
+    method = faiss.ClusteringInitMethod_AFK_MC2 if far_apart else faiss.ClusteringInitMethod_RANDOM
+    clustering = faiss.Kmeans(
+        rows.shape[1], count, niter=niter, nredo=nredo, seed=seed, min_points_per_centroid=1, init_method=method
+    )
+    clustering.train(rows)
+    return clustering.centroids.copy()
+
+
 def principal_components(features: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean `[D]`, the first components `[dim, D]` and their variances `[dim]`, float64.
 
     From the covariance, summed up block by block: sklearn's PCA holds several float64 copies of all rows. The largest
     number of every component is positive, as there.
     """
-    from scipy.linalg import eigh
-
     mean = features.mean(0, dtype=np.float64)
     width = len(mean)
     covariance = np.zeros((width, width))
@@ -89,12 +108,12 @@ def sinkhorn(cost: np.ndarray, epsilon: float = 0.003, iterations: int = 50) -> 
     log_kernel = -(cost - (high + low) / 2) / ((high - low) / 2 + 1e-12) / epsilon
     g = np.zeros(cost.shape[1])
     for _ in range(iterations):
-        f = -np.log(len(cost)) - _logsumexp(log_kernel + g, axis=1)
-        g = -np.log(cost.shape[1]) - _logsumexp(log_kernel + f[:, None], axis=0)
+        f = -np.log(len(cost)) - logsumexp(log_kernel + g, axis=1)
+        g = -np.log(cost.shape[1]) - logsumexp(log_kernel + f[:, None], axis=0)
     return log_kernel + f[:, None] + g
 
 
-def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
-    # scipy's costs ten times as much on matrices as small as these.
+def logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
+    """As scipy's, which costs ten times as much on small matrices."""
     top = x.max(axis, keepdims=True)
     return np.log(np.exp(x - top).sum(axis)) + top.squeeze(axis)

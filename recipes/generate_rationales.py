@@ -17,12 +17,12 @@ from trl import TrlParser
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
-from llmrec.decoding.free_text import load_writer
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
 from llmrec.instructions.reviews import load_reviews, readable, reviews_writer
 from llmrec.instructions.teacher import columns_writer, rows_to_write, teacher_writer, unnamed_index, write_texts
 from llmrec.models.folder import SEMIDS
+from llmrec.serving.writers import load_writer
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 SOURCES = ("teacher", "columns", "reviews")

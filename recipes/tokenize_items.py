@@ -23,6 +23,7 @@ from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, fingerprint
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, fit_semids, make_item_tokenizer
+from llmrec.serving.writers import give_writer
 from llmrec.stages import begin_stage, content_of, finish_stage, settings_of
 
 
@@ -65,7 +66,7 @@ def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> 
 def main(args: TokenizeArguments) -> None:
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
     features = ItemFeatures(args.features, args.cache_dir)
-    tokenizer = make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision)
+    tokenizer = give_writer(make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision))
     files = content_of(args.ready_made, args.tokenizer_args.get("prompt"))
     inputs = {"inputs": features.inputs_fingerprint(), "files": files}
     made_from = {"data": fingerprint(data.items, data.train), **inputs}

@@ -34,6 +34,7 @@ from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, read_parquet, write_json
 from llmrec.item_tokenizers import add_items, load_item_tokenizer
 from llmrec.models.update import update_model_folder
+from llmrec.serving.writers import give_writer
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
@@ -74,7 +75,7 @@ def main(args: UpdateArguments) -> None:
     latest = remove_items(index, args.remove, args.reuse, columns) if args.remove else index
     matrix = np.load(source / "features.npy", allow_pickle=False)
     if new.num_rows:
-        tokenizer = load_item_tokenizer(source / "item_tokenizer")
+        tokenizer = give_writer(load_item_tokenizer(source / "item_tokenizer"))
         features = ItemFeatures.from_pretrained(source / "item_tokenizer" / "features", args.cache_dir).encode(new)
         latest = add_items(latest, tokenizer, features, new["item_id"].to_pylist(), new)
         matrix = np.concatenate([matrix, features])

@@ -9,13 +9,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+)
 
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
 
 logger = logging.getLogger(__name__)
-BACKENDS = ("transformers", "vllm")
 
 
 class SeededSampling(LogitsProcessor):
@@ -93,39 +98,54 @@ def continue_text(
 
 
 def load_writer(
-    name: str,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    backend: str = "transformers",
-    batch_size: int = 16,
-    device: str = "auto",
+    name: str, max_new_tokens: int, temperature: float = 0.0, batch_size: int = 16, device: str = "auto"
+) -> Callable[..., Iterator[str]]:
+    """`chat_writer` of a model that transformers runs.
+
+    Args:
+        name (`str`): of a model on the Hub, or a folder.
+        max_new_tokens (`int`): length of an answer.
+        temperature (`float`): 0 is greedy.
+        batch_size (`int`): questions that are answered together.
+        device (`str`): `"auto"` takes a GPU where there is one.
+
+    Raises:
+        ValueError: a model that cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
+    except OSError as error:
+        raise cannot_load(name, error) from error
+    return chat_writer(name, tokenizer, max_new_tokens, generate)
+
+
+def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
+
+    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
+        return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)
+
+    return generate
+
+
+def cannot_load(name: str, error: OSError) -> ValueError:
+    return ValueError(f"model {name!r} cannot be loaded to write texts: {error}")
+
+
+def chat_writer(
+    name: str, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, generate: Callable
 ) -> Callable[..., Iterator[str]]:
     """A chat model as a function `write(questions, system="", seeds=())` → its answers, without thoughts.
 
     An answer is what follows the last `</think>`; it is empty where the model was still thinking when it had to stop.
 
     Args:
-        name (`str`): of a model on the Hub, or a folder.
-        max_new_tokens (`int`): length of an answer.
-        temperature (`float`): 0 is greedy.
-        backend (`str`): `"transformers"` or `"vllm"`.
-        batch_size (`int`), device (`str`): of transformers; `"auto"` takes a GPU where there is one.
-
-    Raises:
-        ValueError: an unknown backend, one that is not installed, or a model that cannot be loaded.
+        name (`str`): of the model, for a warning.
+        generate (callable): token ids of prompts, and seeds, to what the model writes after them.
     """
-    from transformers import AutoTokenizer
-
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if backend == "vllm":
-            generate = _vllm(name, max_new_tokens, temperature)
-        else:
-            generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
-    except OSError as error:
-        raise ValueError(f"model {name!r} cannot be loaded to write texts: {error}") from error
 
     def ask(question: str, system: str) -> str:
         if tokenizer.chat_template is None:
@@ -155,35 +175,3 @@ def load_writer(
             yield "" if thinks and not closed else re.sub(r"<think>.*", "", after, flags=re.DOTALL)
 
     return write
-
-
-def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
-    from transformers import AutoModelForCausalLM
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
-
-    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
-        return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)
-
-    return generate
-
-
-def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:
-    try:
-        from vllm import LLM, SamplingParams
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise ValueError("backend 'vllm' needs the package vllm: install it, or use transformers") from error
-    model = LLM(model=name, enforce_eager=current_platform.is_cpu())  # compiling takes longer there than it saves
-
-    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
-        settings = [
-            SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed)
-            for seed in (seeds or [None] * len(ids))
-        ]
-        for request in model.generate([{"prompt_token_ids": row} for row in ids], settings):
-            yield request.outputs[0].text
-
-    return generate

@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmrec.arguments import construct
-from llmrec.catalogue.collisions import COLLISION_POLICIES
+from llmrec.arguments import construct, one_of
 from llmrec.catalogue.lifecycle import diff, remove_items
 from llmrec.catalogue.ready_made import ready_made_semids
-from llmrec.features import ItemFeatures
-from llmrec.features.parts.part import rows_in_training
 from llmrec.files import read_json
 from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
 from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
@@ -18,6 +15,7 @@ from llmrec.item_tokenizers.merged import Merged
 from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
+from llmrec.item_tokenizers.registry import STAND_ALONE
 from llmrec.item_tokenizers.residual.etegrec import ETEGRec
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 from llmrec.item_tokenizers.residual.rq_kmeans_plus import RQKMeansPlus
@@ -31,31 +29,10 @@ from llmrec.item_tokenizers.words.item_numbers import ItemNumbers
 from llmrec.item_tokenizers.words.keywords import Keywords
 from llmrec.item_tokenizers.words.tags import Tags
 
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {
-    "rq_kmeans": RQKMeans,
-    "pq": PQ,
-    "opq": OPQ,
-    "balanced_tree": BalancedTree,
-    "cooccurrence_tree": CooccurrenceTree,
-    "category_tree": CategoryTree,
-    "random": RandomIDs,
-    "sequential": SequentialIDs,
-    "rvq": RVQ,
-    "rq_vae": RQVAE,
-    "merged": Merged,
-    "mbgen": MBGen,
-    "keywords": Keywords,
-    "numbers": ItemNumbers,
-    "tags": Tags,
-    "letter": LETTER,
-    "cost": CoST,
-    "rq_kmeans_plus": RQKMeansPlus,
-    "etegrec": ETEGRec,
-}
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {**STAND_ALONE, "merged": Merged}
 SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
-    "COLLISION_POLICIES",
     "LETTER",
     "OPQ",
     "PQ",
@@ -69,7 +46,6 @@ __all__ = [
     "CoST",
     "CooccurrenceTree",
     "ETEGRec",
-    "ItemFeatures",
     "ItemNumbers",
     "ItemTokenizer",
     "Keywords",
@@ -90,7 +66,6 @@ __all__ = [
     "make_item_tokenizer",
     "ready_made_semids",
     "remove_items",
-    "rows_in_training",
 ]
 
 
@@ -103,9 +78,7 @@ def make_item_tokenizer(
         ValueError: an unknown name, arguments that it does not take, or a collision policy that does not fit it.
     """
     known = TOKENIZERS | SEQUENCE_TOKENIZERS
-    if name not in known:
-        raise ValueError(f"tokenizer {name!r} is not one of {', '.join(known)}")
-    tokenizer = construct(known[name], arguments or {}, f"tokenizer_args of {name!r}")
+    tokenizer = construct(known[one_of(name, known, "tokenizer")], arguments or {}, f"tokenizer_args of {name!r}")
     check_collision(collision, tokenizer)
     return tokenizer
 

@@ -1,11 +1,13 @@
 """From features and a fitted item tokenizer to a `SemIDIndex`, and adding items to it later."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from llmrec.arguments import one_of
 from llmrec.arrays import check_features
 from llmrec.catalogue.collisions import COLLISION_POLICIES, collision_stats
 from llmrec.catalogue.lifecycle import FIRST_VERSION, bring_back, next_version, taken_codes
@@ -115,7 +117,7 @@ def fit_semids(
     rows = rows_in_training(items, train)
     if not len(rows):
         raise ValueError("no training sequence holds an item of the catalogue: there is nothing to fit")
-    tokenizer.fit(features[rows], seed=seed, items=items.take(rows), train=train)
+    tokenizer.fit(features[rows], items.take(rows), train, seed)
     return build_semids(items["item_id"].to_pylist(), features, tokenizer, items=items, first=rows, **naming)
 
 
@@ -197,8 +199,7 @@ def check_collision(collision: str, tokenizer: ItemTokenizer | SequenceTokenizer
     has_costs = tokenizer.traits.decodes_to_vector and tokenizer.traits.fixed_length
     if collision == "auto":
         return "reassign_last" if has_costs else "append"
-    if collision not in COLLISION_POLICIES:
-        raise ValueError(f"collision policy {collision!r} is not one of auto, {', '.join(COLLISION_POLICIES)}")
+    one_of(collision, ["auto", *COLLISION_POLICIES], "collision policy")
     if tokenizer.traits.contextual:
         raise ValueError(
             f"collision policy {collision!r}: item tokenizer {tokenizer.name!r} tells items apart itself: use 'auto'"
@@ -216,7 +217,5 @@ def _distinct_ids(item_ids: Sequence[str], features: np.ndarray) -> list[str]:
     if len(item_ids) != len(features):
         raise ValueError(f"{len(item_ids)} item ids for features of {len(features)} items")
     if len(set(item_ids)) != len(item_ids):
-        seen: set[str] = set()
-        twice = next(item for item in item_ids if item in seen or seen.add(item))
-        raise ValueError(f"item id {twice!r} appears twice")
+        raise ValueError(f"item id {Counter(item_ids).most_common(1)[0][0]!r} appears twice")
     return item_ids

@@ -21,22 +21,17 @@ def load_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | N
     if not folder.is_dir():
         return None
     if index.domains:
-        return load_domain_codebooks(folder, index)
+        folders = {name: folder / name for name in index.domains if (folder / name).is_dir()}
+        return domain_codebooks({name: load_item_tokenizer(path).codebooks for name, path in folders.items()}, index)
     if not index.views:
-        return getattr(load_item_tokenizer(folder), "codebooks", None)  # contextual ones have none
+        tokenizer = load_item_tokenizer(folder)
+        return None if tokenizer.traits.contextual else tokenizer.codebooks
     codebooks: list[np.ndarray | None] = [None] * index.num_levels
     for name, (first, _) in index.views.items():
         if (folder / name).is_dir():
-            for level, codebook in enumerate(load_item_tokenizer(folder / name).codebooks or ()):
+            for level, codebook in enumerate(load_item_tokenizer(folder / name).codebooks):
                 codebooks[first + level] = codebook
     return codebooks
-
-
-def load_domain_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | None]:
-    """`domain_codebooks` of the item tokenizers in `<folder>/<domain>`, where there are such folders."""
-    folders = {name: Path(folder) / name for name in index.domains}
-    books = {name: load_item_tokenizer(path).codebooks or [] for name, path in folders.items() if path.is_dir()}
-    return domain_codebooks(books, index)
 
 
 def domain_codebooks(codebooks: Mapping[str, list], index: SemIDIndex) -> list[np.ndarray | None]:

@@ -5,17 +5,18 @@ New tokens here; `ItemNumbers` writes such numbers in the LLM's own digits.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, require
-from llmrec.item_tokenizers.trees.base import KeyedByItem, hash_digits
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits, check_sizes
 
 
-class RandomIDs(Saved):
+@dataclass(eq=False)
+class RandomIDs(ItemTokenizer):
     """Codes from a hash of the seed and an item's id: the same for a new item as for an old one. They are not unique;
     the collision policy makes them so.
 
@@ -25,40 +26,22 @@ class RandomIDs(Saved):
 
     name = "random"
     traits = Traits(ordered=False, decodes_to_vector=False, nearest=False, needs=("items",))
-    level_tokens = None
-    codebooks: list[np.ndarray] = []
+    learned = ("seed",)
 
-    def __init__(self, codebook_sizes: Sequence[int] = (256, 256, 256)):
-        self.codebook_sizes = check_sizes(codebook_sizes)
-        self.seed: int | None = None
+    codebook_sizes: Sequence[int] = (256, 256, 256)
 
-    @property
-    def config(self) -> dict:
-        return {"codebook_sizes": list(self.codebook_sizes)}
+    def __post_init__(self):
+        self.codebook_sizes = check_sizes(self.codebook_sizes)
 
-    def fit(self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train=None) -> Self:
-        require(self, items=items)
+    def learn(self, features, items, train, seed) -> None:
         self.seed = seed
-        return self
 
-    def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
-        if self.seed is None:
-            raise not_fitted()
-        require(self, items=items)
+    def codes_of(self, features: np.ndarray, items: pa.Table | None) -> np.ndarray:
+        self.require("items", items)
         return hash_digits(items["item_id"].to_pylist(), self.codebook_sizes, self.seed)
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        raise ValueError("item tokenizer 'random' has no vectors, so no distances")
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self.seed is None:
-            raise not_fitted()
-        return {"seed": self.seed}, {}
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.seed = values["seed"]
-
-
+@dataclass(eq=False)
 class SequentialIDs(KeyedByItem):
     """Running numbers in the order in which the training sequences show the items, written as digits: what one user
     consumed has near numbers, which share their first digits.
@@ -72,30 +55,25 @@ class SequentialIDs(KeyedByItem):
 
     name = "sequential"
     traits = Traits(decodes_to_vector=False, nearest=False, needs=("items", "train"))
+    learned = ("codebook_sizes",)
 
-    def __init__(self, base: int = 256):
-        if base < 2:
-            raise ValueError(f"base={base} must be at least 2")
-        self.base = base
+    base: int = 256
 
-    @property
-    def config(self) -> dict:
-        return {"base": self.base}
+    def __post_init__(self):
+        if self.base < 2:
+            raise ValueError(f"base={self.base} must be at least 2")
 
-    def fit(
-        self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train: pa.Table | None = None
-    ) -> Self:
-        require(self, items=items, train=train)
+    def learn(self, features, items, train: pa.Table, seed) -> None:
         seen = pc.unique(pc.list_flatten(train["item_ids"]))
         if not len(seen):
             raise ValueError("no training sequence holds an item: there is no order to number them in")
         room, sizes = 2 * len(seen), []
         while room > self.base:
             sizes, room = [self.base, *sizes], -(-room // self.base)
-        sizes = [room, *sizes]
-        return self.remember(pa.table({"item_id": seen}), _digits(np.arange(len(seen)), sizes), sizes)
+        self.codebook_sizes = (room, *sizes)
+        self.remember(pa.table({"item_id": seen}), _digits(np.arange(len(seen)), self.codebook_sizes))
 
-    def new_codes(self, items: pa.Table) -> np.ndarray:
+    def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
         room = int(np.prod(self.codebook_sizes, dtype=np.int64)) - self.num_fitted
         hashes = hash_digits(items["item_id"].to_pylist(), [room])[:, 0]
         return _digits(self.num_fitted + hashes.astype(np.int64), self.codebook_sizes)

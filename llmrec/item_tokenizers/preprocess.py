@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from llmrec.arguments import one_of
 from llmrec.arrays import blocks, l2_normalize, principal_components
 
 MODES = ("none", "l2", "standardize", "pca_whiten")
@@ -25,8 +26,7 @@ class Preprocess:
     """
 
     def __init__(self, mode: str = "none", dim: int | None = None):
-        if mode not in MODES:
-            raise ValueError(f"preprocess {mode!r} is not one of {', '.join(MODES)}")
+        one_of(mode, MODES, "preprocess")
         if (mode == "pca_whiten") != (dim is not None):
             raise ValueError("preprocess_dim belongs to preprocess='pca_whiten', which needs it")
         self.mode = mode
@@ -49,9 +49,9 @@ class Preprocess:
             if self.dim > min(features.shape):
                 raise ValueError(f"preprocess_dim={self.dim} exceeds the features' {features.shape}: lower it")
             mean, components, variance = principal_components(features, self.dim)
-            held = int((variance > 1e-10 * variance[0]).sum()) if variance[0] > 0 else 0
-            if held < self.dim:
-                raise ValueError(f"the features vary in {held} directions only: lower preprocess_dim={self.dim}")
+            directions = int((variance > 1e-10 * variance[0]).sum()) if variance[0] > 0 else 0
+            if directions < self.dim:
+                raise ValueError(f"the features vary in {directions} directions only: lower preprocess_dim={self.dim}")
             self.state = {"mean": mean, "components": components / np.sqrt(variance)[:, None]}
         return self
 

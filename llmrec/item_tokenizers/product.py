@@ -8,14 +8,13 @@ for heads that predict all digits at once (RPG).
 As RPG's, the codebooks are learned on whitened principal components; unlike there, k-means sees distinct rows only.
 """
 
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.arrays import blocks, check_features, unique_rows
-from llmrec.files import part_of
+from llmrec.arrays import blocks, kmeans, unique_rows
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
 from llmrec.item_tokenizers.residual.quantizer import last_level_costs, nearest
 
 _ROTATION_ITERATIONS = 10  # faiss's 50 take minutes on a few cores and move nothing after the first ten
@@ -39,7 +38,8 @@ def rotated(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     return (rows.astype(np.float64) @ rotation.T.astype(np.float64)).astype(np.float32)
 
 
-class PQ(Saved):
+@dataclass(eq=False)
+class PQ(ItemTokenizer):
     """Product quantiser.
 
     Args:
@@ -53,74 +53,50 @@ class PQ(Saved):
     name = "pq"
     rotate = False
     traits = Traits(ordered=False)
-    level_tokens = None
 
-    def __init__(
-        self,
-        digits: int = 16,
-        codebook_size: int = 256,
-        preprocess: str = "pca_whiten",
-        preprocess_dim: int | None = None,
-        niter: int = 25,
-    ):
-        if not 4 <= digits <= 64:
-            raise ValueError(f"digits={digits} must lie between 4 and 64")
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size={codebook_size} must be at least 2")
-        if self.rotate and codebook_size & (codebook_size - 1):
-            raise ValueError(f"codebook_size={codebook_size} must be a power of two: faiss learns OPQ's rotation so")
-        if preprocess_dim is not None and preprocess_dim % digits:
-            raise ValueError(f"preprocess_dim={preprocess_dim} must be a multiple of digits={digits}")
-        self.digits, self.codebook_size, self.niter = digits, codebook_size, niter
-        self.preprocess_dim = preprocess_dim
+    digits: int = 16
+    codebook_size: int = 256
+    preprocess: str = "pca_whiten"
+    preprocess_dim: int | None = None
+    niter: int = 25
+
+    def __post_init__(self):
+        if not 4 <= self.digits <= 64:
+            raise ValueError(f"digits={self.digits} must lie between 4 and 64")
+        size = f"codebook_size={self.codebook_size}"
+        if self.codebook_size < 2:
+            raise ValueError(f"{size} must be at least 2")
+        if self.rotate and self.codebook_size & (self.codebook_size - 1):
+            raise ValueError(f"{size} must be a power of two: faiss learns OPQ's rotation so")
+        if self.preprocess_dim is not None and self.preprocess_dim % self.digits:
+            raise ValueError(f"preprocess_dim={self.preprocess_dim} must be a multiple of digits={self.digits}")
         # Without a number the dimension is the features' affair: `fit` decides.
-        self.preprocess = Preprocess(preprocess, preprocess_dim or (digits if preprocess == "pca_whiten" else None))
-        self.dim: int | None = None
+        dim = self.preprocess_dim or (self.digits if self.preprocess == "pca_whiten" else None)
+        self.preprocessing = Preprocess(self.preprocess, dim)
         self.rotation: np.ndarray | None = None
-        self.codebooks: list[np.ndarray] = []
-
-    @property
-    def config(self) -> dict:
-        return {
-            "digits": self.digits,
-            "codebook_size": self.codebook_size,
-            "preprocess": self.preprocess.mode,
-            "preprocess_dim": self.preprocess_dim,
-            "niter": self.niter,
-        }
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self.codebook_size,) * self.digits
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        features = check_features(features)
+    def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         distinct = features[unique_rows(features)]
         self._enough(len(distinct), "items")
-        if self.preprocess.mode == "pca_whiten" and self.preprocess_dim is None:
+        if self.preprocess == "pca_whiten" and self.preprocess_dim is None:
             most = min(*distinct.shape, max(128, 4 * self.digits))
-            self.preprocess.dim = max(most // self.digits, 1) * self.digits
-        rows = self.preprocess.fit(features)(distinct)
+            self.preprocessing.dim = max(most // self.digits, 1) * self.digits
+        rows = self.preprocessing.fit(features)(distinct)
         if rows.shape[1] % self.digits:
             raise ValueError(
                 f"{rows.shape[1]} dimensions cannot be cut into digits={self.digits} equal pieces: "
                 "choose a divisor, or preprocess='pca_whiten'"
             )
-        self.dim = features.shape[1]
         self.rotation = learn_rotation(rows, self.digits, self.codebook_size, seed) if self.rotate else None
         pieces = self._pieces(self._rotated(rows))
-        self.codebooks = [self._kmeans(piece, digit, seed) for digit, piece in enumerate(pieces)]
-        return self
-
-    def _kmeans(self, piece: np.ndarray, digit: int, seed: int) -> np.ndarray:
-        import faiss
-
-        self._enough(len(unique_rows(piece)), f"vectors at digit {digit}")
-        kmeans = faiss.Kmeans(
-            piece.shape[1], self.codebook_size, niter=self.niter, seed=seed + digit, min_points_per_centroid=1
-        )
-        kmeans.train(piece)
-        return kmeans.centroids.copy()
+        self.codebooks = []
+        for digit, piece in enumerate(pieces):
+            self._enough(len(unique_rows(piece)), f"vectors at digit {digit}")
+            self.codebooks.append(kmeans(piece, self.codebook_size, seed + digit, self.niter))
 
     def _enough(self, distinct: int, what: str) -> None:
         if distinct < self.codebook_size:
@@ -135,42 +111,31 @@ class PQ(Saved):
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         return [np.ascontiguousarray(piece) for piece in np.split(rows, self.digits, axis=1)]
 
-    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
-        features = self._checked(features)
+    def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes = np.empty((len(features), self.digits), np.int32)
         for block in blocks(len(features)):
             pieces = self._transform(features[block])
             codes[block] = np.stack([nearest(piece, book) for piece, book in zip(pieces, self.codebooks)], axis=1)
         return codes
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        features = self._checked(features)
+    def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
         last = np.concatenate([self._transform(features[block])[-1] for block in blocks(len(features))])
         return last_level_costs(last, codes[:, -1:], self.codebooks[-1:], normalize=False)
 
-    def _checked(self, features: np.ndarray) -> np.ndarray:
-        if not self.codebooks:
-            raise not_fitted()
-        return check_features(features, self.dim)
-
     def _transform(self, features: np.ndarray) -> list[np.ndarray]:
-        return self._pieces(self._rotated(self.preprocess(features)))
+        return self._pieces(self._rotated(self.preprocessing(features)))
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if not self.codebooks:
-            raise not_fitted()
-        arrays = {"codebooks": np.stack(self.codebooks)}
-        if self.rotation is not None:
-            arrays["rotation"] = self.rotation
-        return {"dim": self.dim}, arrays | {f"preprocess.{k}": array for k, array in self.preprocess.state.items()}
+        values, arrays = super().state()
+        rotation = {} if self.rotation is None else {"rotation": self.rotation}
+        return values, arrays | {"codebooks": np.stack(self.codebooks), **rotation}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.dim = values["dim"]
-        self.codebooks = list(arrays["codebooks"])
-        self.rotation = arrays.get("rotation")
-        self.preprocess.state = part_of(arrays, "preprocess.")
+        super().restore(values, arrays)
+        self.codebooks, self.rotation = list(arrays["codebooks"]), arrays.get("rotation")
 
 
+@dataclass(eq=False)
 class OPQ(PQ):
     """`PQ` behind a learned rotation. Arguments as `PQ`."""
 

@@ -5,13 +5,20 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.files import fingerprint, load_state, save_state
+from llmrec.arrays import check_features
+from llmrec.files import fingerprint, load_state, part_of, save_state
+from llmrec.item_tokenizers.preprocess import Preprocess
+from llmrec.item_tokenizers.remembered import Remembered
+
+# Settings that say where files lie and what computes: they are no part of what a tokenizer is.
+_UNRECORDED = ("device", "cache_dir", "write")
 
 
 class Traits(NamedTuple):
@@ -37,30 +44,40 @@ class Traits(NamedTuple):
     needs: tuple[str, ...] = ("features",)
 
 
-class ItemTokenizer(Protocol):
-    """Items to codes.
+class BaseTokenizer:
+    """What is fitted on a catalogue and saved: `ItemTokenizer` and `SequenceTokenizer`.
+
+    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`. What `learn` leaves in `dim`,
+    `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest by the subclass's
+    `state` and `restore`.
 
     Attributes:
-        name (`str`): its key in `TOKENIZERS`, recorded in `config.json`.
+        name (`str`): its key in `TOKENIZERS` or `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
         traits (`Traits`).
-        config (`dict`): the constructor's arguments, plain JSON.
-        codebook_sizes (`tuple[int, ...]`, length L): codes per level; where they depend on the data, known after
-            `fit`.
-        codebooks (list of L `np.ndarray`, float32, `[K_l, d]`): the vector of every code; empty before `fit` and
-            where `decodes_to_vector` is false. They initialise the LLM's new embeddings.
-        level_tokens (list of L lists of `str`, or `None`): the strings that codes stand for, where the index's token
-            pattern does not name them: words, or pieces that several levels share.
+        learned (`tuple` of `str`): attributes of plain JSON values.
+        dim (`int`, *optional*): width of the features that it was fitted with.
     """
 
     name: str
     traits: Traits
-    config: dict
-    codebook_sizes: tuple[int, ...]
-    codebooks: list[np.ndarray]
-    level_tokens: list[list[str]] | None
+    learned: tuple[str, ...] = ()
+    dim: int | None = None
+    preprocessing: Preprocess | None = None
+    remembered: Remembered | None = None
+    fitted: bool = False
+
+    @property
+    def config(self) -> dict:
+        """The settings, plain JSON: arguments of the constructor."""
+        settings = {each.name: vars(self)[each.name] for each in fields(self) if each.init}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in settings.items()
+            if name not in _UNRECORDED
+        }
 
     def fit(
-        self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train: pa.Table | None = None
+        self, features: np.ndarray, items: pa.Table | None = None, train: pa.Table | None = None, seed: int = 0
     ) -> Self:
         """Learns from the items of the training split; equal input and seed give an equal tokenizer.
 
@@ -73,7 +90,84 @@ class ItemTokenizer(Protocol):
             ValueError: NaN or inf (names the row), fewer distinct items than codes in a level, or something in
                 `traits.needs` is missing.
         """
-        ...
+        for name, table in (("items", items), ("train", train)):
+            if table is not None and not isinstance(table, pa.Table):
+                raise ValueError(f"{name} must be a table, not {table!r}: fit takes features, items, train, seed")
+            if name in self.traits.needs:
+                self.require(name, table)
+        if "features" in self.traits.needs:
+            features = self.checked(features)
+            self.dim = features.shape[1]
+        self.learn(features, items, train, seed)
+        self.fitted = True
+        return self
+
+    def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
+        """`fit`, of checked input."""
+        raise NotImplementedError
+
+    def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
+        """See `check_features`."""
+        return check_features(features, dim)
+
+    def require(self, name: str, table: pa.Table | None) -> None:
+        if table is None:
+            raise ValueError(f"item tokenizer {self.name!r} needs {name}: pass {name}=...")
+
+    def check_fitted(self) -> None:
+        if not self.fitted:
+            raise ValueError("this item tokenizer is not fitted: call fit(features) first")
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Everything that `fit` learned: plain JSON values, and arrays. Raises `ValueError` before `fit`."""
+        self.check_fitted()
+        values, arrays = {name: vars(self)[name] for name in self.learned}, {}
+        if self.preprocessing is not None:
+            values["dim"] = self.dim
+            arrays |= {f"preprocess.{name}": array for name, array in self.preprocessing.state.items()}
+        if self.remembered is not None:
+            arrays |= self.remembered.arrays()
+        return values, arrays
+
+    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        vars(self).update({name: values[name] for name in self.learned})
+        if self.preprocessing is not None:
+            self.dim = values["dim"]
+            self.preprocessing.state = part_of(arrays, "preprocess.")
+        if "remembered.codes" in arrays:
+            self.remembered = Remembered.of(arrays)
+        self.fitted = True
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`; the state survives exactly."""
+        values, arrays = self.state()
+        save_state(folder, {"name": self.name, "config": self.config, "state": values}, arrays)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Reads a folder written by `save_pretrained`."""
+        saved, arrays = load_state(folder)
+        tokenizer = cls(**saved["config"])
+        tokenizer.restore(saved["state"], arrays)
+        return tokenizer
+
+
+class ItemTokenizer(BaseTokenizer):
+    """Items to codes: `codes_of` and, where codes have vectors, `costs_of` are the subclass's.
+
+    Attributes:
+        codebook_sizes (`tuple[int, ...]`, length L): codes per level; where they depend on the data, known after
+            `fit`.
+        codebooks (list of L `np.ndarray`, float32, `[K_l, d]`): the vector of every code; empty before `fit` and
+            where `decodes_to_vector` is false. They initialise the LLM's new embeddings.
+        level_tokens (list of L lists of `str`, or `None`): the strings that codes stand for, where the index's token
+            pattern does not name them: words, or pieces that several levels share.
+    """
+
+    codebook_sizes: Sequence[int] = ()
+    codebooks: list[np.ndarray] = []
+    level_tokens: list[list[str]] | None = None
 
     def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
         """Codes of any items, int32 `[N, L]`; -1 where an item has no code at a level.
@@ -83,48 +177,30 @@ class ItemTokenizer(Protocol):
         Raises:
             ValueError: not fitted, NaN or inf, or another D than at `fit`.
         """
-        ...
+        self.check_fitted()
+        if "features" in self.traits.needs:
+            features = self.checked(features, self.dim)
+        return self.codes_of(features, items)
+
+    def codes_of(self, features: np.ndarray, items: pa.Table | None) -> np.ndarray:
+        """`encode`, of checked input."""
+        raise NotImplementedError
 
     def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """float32 `[N, K_L]`: squared distance of each item's last residual (after codes `[:, :-1]`) to every
-        code of the last level, where `decodes_to_vector`. Collision policies find the next best code with it."""
-        ...
+        code of the last level. Collision policies find the next best code with it.
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Everything that `fit` learned: plain JSON values, and arrays. Raises `ValueError` before `fit`."""
-        ...
+        Raises:
+            ValueError: not fitted, bad features, or no tokenizer that `decodes_to_vector`.
+        """
+        if not self.traits.decodes_to_vector:
+            raise ValueError(f"item tokenizer {self.name!r} has no vectors at a last level, so no distances")
+        self.check_fitted()
+        return self.costs_of(self.checked(features, self.dim), codes)
 
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
-        ...
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`; the state survives exactly."""
-        ...
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads a folder written by `save_pretrained`."""
-        ...
-
-
-class Saved:
-    """`save_pretrained` and `from_pretrained` from `name`, `config`, `state` and `restore`."""
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        values, arrays = self.state()
-        save_state(folder, {"name": self.name, "config": self.config, "state": values}, arrays)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        saved, arrays = load_state(folder)
-        tokenizer = cls(**saved["config"])
-        tokenizer.restore(saved["state"], arrays)
-        return tokenizer
-
-
-def not_fitted() -> ValueError:
-    return ValueError("this item tokenizer is not fitted: call fit(features) first")
+    def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """`last_level_costs`, of checked input."""
+        raise NotImplementedError
 
 
 def check_sizes(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -137,14 +213,7 @@ def check_sizes(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def require(tokenizer: ItemTokenizer, **given) -> None:
-    """Raises `ValueError` naming the first of `items` and `train` that a tokenizer needs and did not get."""
-    for name in tokenizer.traits.needs:
-        if name in given and given[name] is None:
-            raise ValueError(f"item tokenizer {tokenizer.name!r} needs {name}: pass {name}=... to fit")
-
-
-def tokenizer_fingerprint(tokenizer: ItemTokenizer) -> str:
+def tokenizer_fingerprint(tokenizer: BaseTokenizer) -> str:
     """Changes with the settings and the learned state of a tokenizer."""
     values, arrays = tokenizer.state()
     header = json.dumps([tokenizer.name, tokenizer.config, values], sort_keys=True)

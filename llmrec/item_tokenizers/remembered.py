@@ -1,8 +1,10 @@
-"""Codes of fitted items, found again by the content of their feature rows.
+"""Codes of fitted items, found again by the content of their feature rows, or by a hash of their ids.
 
 A balanced assignment, or a leaf of a tree, is no function of distances alone: an item keeps what it was given, and
 only items that were not there are routed.
 """
+
+from functools import cached_property
 
 import numpy as np
 
@@ -21,12 +23,17 @@ class Remembered:
         self.codes = np.ascontiguousarray(codes, np.int32)
         self._row = {digest: row for row, digest in enumerate(digests)}
 
+    @cached_property
+    def semids(self) -> set[tuple[int, ...]]:
+        """The codes without -1."""
+        return {tuple(row[row >= 0].tolist()) for row in self.codes}
+
     def recall(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes of feature rows, int32 `[N, L]` (-1 throughout where a row is new), and which are known, bool."""
-        found = np.array([self._row.get(digest, -1) for digest in row_digests(rows)], np.int64)
+        place = np.array([self._row.get(digest, -1) for digest in row_digests(rows)], np.int64)
         codes = np.full((len(rows), self.codes.shape[1]), -1, np.int32)
-        known = found >= 0
-        codes[known] = self.codes[found[known]]
+        known = place >= 0
+        codes[known] = self.codes[place[known]]
         return codes, known
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -36,5 +43,4 @@ class Remembered:
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> "Remembered":
-        digests = [row.tobytes() for row in arrays["remembered.digests"]]
-        return cls(digests, arrays["remembered.codes"])
+        return cls([row.tobytes() for row in arrays["remembered.digests"]], arrays["remembered.codes"])

@@ -10,7 +10,15 @@ from item_tokenizers.small import SMALL, blobs, small_items, small_train
 
 from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.report import level_figures
-from llmrec.item_tokenizers import RQVAE, TOKENIZERS, RQKMeans, add_items, build_semids, load_item_tokenizer
+from llmrec.item_tokenizers import (
+    RQVAE,
+    TOKENIZERS,
+    RQKMeans,
+    add_items,
+    build_semids,
+    load_item_tokenizer,
+    make_item_tokenizer,
+)
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 
 VECTORS = [name for name, kind in TOKENIZERS.items() if kind.traits.decodes_to_vector]
@@ -145,6 +153,20 @@ def test_bad_arguments(name):
         TOKENIZERS[name](preprocess="whiten")
 
 
+def test_what_fit_takes_has_one_order():
+    with pytest.raises(ValueError, match="items must be a table, not 3: fit takes features, items, train, seed"):
+        RQKMeans().fit(blobs(), 3)
+
+
+def test_unknown_names_have_a_nearest_known_one():
+    with pytest.raises(ValueError, match="tokenizer 'rq-vae' is not one of rq_kmeans, .*: did you mean 'rq_vae'?"):
+        make_item_tokenizer("rq-vae")
+    with pytest.raises(ValueError, match="no argument 'codebook_size'; it takes .*: did you mean 'codebook_sizes'?"):
+        make_item_tokenizer("rq_kmeans", {"codebook_size": 4})
+    with pytest.raises(ValueError, match="collision policy 'apend' is not one of auto, .*: did you mean 'append'?"):
+        make_item_tokenizer("rq_kmeans", collision="apend")
+
+
 def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="config.json does not exist"):
         load_item_tokenizer(tmp_path)
@@ -204,7 +226,7 @@ def test_every_level_reaches_the_encoder():
     """The reference implementations lose the commitment gradient of all levels but the first."""
     import torch
 
-    from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, fit_codebooks
+    from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule, fit_codebooks
 
     torch.manual_seed(0)
     x = torch.randn(60, 10)

@@ -6,7 +6,7 @@ import pytest
 from item_tokenizers.small import blobs, small_items
 
 from llmrec.item_tokenizers import MBGen, add_items, build_semids
-from llmrec.item_tokenizers.with_behaviour.mbgen_training import VQVAEModule, train
+from llmrec.item_tokenizers.with_behaviour.mbgen import VQVAEModule
 
 ARGUMENTS = {"codebook_sizes": [6, 5, 60], "hidden": [16], "latent_dim": 6, "epochs": 12, "batch_size": 100}
 
@@ -33,8 +33,7 @@ def test_batches_are_equally_large():
             sizes.append(len(z))
             return super().codes(z)
 
-    loop = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "beta": 0.25, "decay": 0.99}
-    train(Watched(12, [8], 4, 6), blobs(129), **loop, device="cpu", seed=0)
+    MBGen(epochs=2, batch_size=64, device="cpu").train(Watched(12, [8], 4, 6), blobs(129), seed=0)
     assert sizes == [129, 43, 43, 43, 43, 43, 43]
 
 

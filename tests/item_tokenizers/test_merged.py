@@ -23,7 +23,7 @@ INNER = {"codebook_sizes": [8, 6, 4], "niter": 4}
 
 def spelled(tokenizer):
     """The codes behind every piece, as (level, code)."""
-    sizes = tokenizer.inner.codebook_sizes
+    sizes = tokenizer.inner_tokenizer.codebook_sizes
     flat = [(level, code) for level, size in enumerate(sizes) for code in range(size)]
     number = {_character(n): pair for n, pair in enumerate(flat)}
     vocabulary = {piece: text for text, piece in tokenizer._merger.get_vocab().items()}
@@ -34,8 +34,8 @@ def spelled(tokenizer):
 @settings(deadline=None, max_examples=16)
 def test_pieces_spell_the_inner_codes(seed, vocabulary_size, algorithm):
     features = blobs(seed=seed)
-    tokenizer = Merged("rq_kmeans", INNER, vocabulary_size, algorithm).fit(features, seed)
-    inner = RQKMeans(**INNER).fit(features, seed)
+    tokenizer = Merged("rq_kmeans", INNER, vocabulary_size, algorithm).fit(features, seed=seed)
+    inner = RQKMeans(**INNER).fit(features, seed=seed)
     everything = np.concatenate([features, blobs(50, seed=seed + 1000)])  # new items too
     pieces = spelled(tokenizer)
     assert tokenizer.codebook_sizes == (len(pieces),) * 3 and len(pieces) <= vocabulary_size

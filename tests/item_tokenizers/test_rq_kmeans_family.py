@@ -26,7 +26,7 @@ def test_greedy_clusters_differ_by_one_item_at_most(count, codebook_sizes, seed,
     features = np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
     features[1::3] *= 4  # without balance, some clusters are small
     listed = np.concatenate([features, features[: count // 2]])  # items of equal features count once
-    tokenizer = RQKMeans(codebook_sizes, normalize, niter=4, balance="greedy").fit(listed, seed)
+    tokenizer = RQKMeans(codebook_sizes, normalize, niter=4, balance="greedy").fit(listed, seed=seed)
     codes = tokenizer.encode(listed)
     for level, size in enumerate(codebook_sizes):
         assert np.ptp(sizes(codes[:count, level], size)) <= 1

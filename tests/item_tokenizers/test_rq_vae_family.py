@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
-from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus
-from llmrec.item_tokenizers.residual.etegrec_training import code_log_probabilities, training_windows
+from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
+from llmrec.item_tokenizers.residual.autoencoder import batches_of
+from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
 from llmrec.item_tokenizers.residual.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
-from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule, batches_of, train
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 SMALL = {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6}
 
@@ -29,14 +30,14 @@ def test_the_preset_is_the_paper_s_recipe_and_arguments_override_it():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="'rq_vae' has no argument 'epoch'; it has codebook_sizes"):
-        RQVAE(epoch=3)
+    with pytest.raises(ValueError, match="no argument 'epoch'; it takes codebook_sizes, .*: did you mean 'epochs'?"):
+        make_item_tokenizer("rq_vae", {"epoch": 3})
     with pytest.raises(ValueError, match="preset 'paper' is not one of default, tiger"):
         RQVAE(preset="paper")
     with pytest.raises(ValueError, match="preset 'tiger' is not one of default"):
         RQKMeansPlus(preset="tiger")
-    with pytest.raises(ValueError, match="has no argument 'latent_dim'"):
-        RQKMeansPlus(latent_dim=32)
+    with pytest.raises(ValueError, match="no argument 'latent_dim'"):
+        make_item_tokenizer("rq_kmeans_plus", {"latent_dim": 32})
     with pytest.raises(ValueError, match="reconstruction 'l1' is not one of mse"):
         RQVAE(reconstruction="l1")
     with pytest.raises(ValueError, match="optimizer 'sgd'"):
@@ -58,8 +59,8 @@ def test_dead_codes_move_to_different_items_whatever_the_batch_size():
     with torch.no_grad():
         module.codebooks[0][:] = 100 + torch.arange(16.0)[:, None]  # all but the first are nobody's
     settings = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "beta": 0.25, "reset_every": 1}
-    loop = {"epochs": 2, "batch_size": 64, "refit": False, "device": "cpu", "seed": 0}
-    history = train(module, features, {}, **settings, **loop)
+    tokenizer = RQVAE([16], epochs=2, batch_size=64, refit=False, device="cpu", **settings)
+    history = tokenizer.train(module, features, {}, seed=0)
     assert history[0]["resets"] == 15
     assert history[1]["usage"] > [0.4]
 
@@ -154,8 +155,8 @@ def test_cost_learns_to_tell_items_apart():
 @settings(deadline=None, max_examples=5)
 def test_rq_kmeans_plus_starts_as_residual_kmeans(seed, mode):
     features = blobs(300, 16, seed)
-    start = RQKMeans([16, 8, 4], normalize_residuals=False, preprocess=mode).fit(features, seed)
-    plus = RQKMeansPlus([16, 8, 4], preprocess=mode, epochs=0).fit(features, seed)
+    start = RQKMeans([16, 8, 4], normalize_residuals=False, preprocess=mode).fit(features, seed=seed)
+    plus = RQKMeansPlus([16, 8, 4], preprocess=mode, epochs=0).fit(features, seed=seed)
     assert (plus.encode(features) == start.encode(features)).all()
 
 

@@ -26,6 +26,7 @@ from llmrec.item_tokenizers.words.text_ids import unique_words, words_of
 from llmrec.models.folder import RecommenderConfig
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.recommenders import LLMRecommender
+from llmrec.serving.writers import give_writer
 from llmrec.training.lora import lora_config
 
 
@@ -240,24 +241,24 @@ def test_a_model_writes_tags_once(writer, tmp_path):
     model, cache = tmp_path / "model", tmp_path / "cache"
     shutil.copytree(writer, model)
     arguments = {"model_name_or_path": str(model), "max_new_tokens": 6, "cache_dir": cache, "batch_size": 5}
-    index = index_of(Tags(**arguments), items)
+    index = index_of(give_writer(Tags(**arguments)), items)
     assert len({index.encode(item) for item in index.items}) == 24
     answers = {key: text for shard in cache.glob("*/*.json") for key, text in json.loads(shard.read_text()).items()}
     assert len(answers) == 24
     # With everything in the cache the model is not even loaded: it may be gone.
     shutil.rmtree(model)
-    again = index_of(Tags(**arguments), items)
+    again = index_of(give_writer(Tags(**arguments)), items)
     assert again.fingerprint == index.fingerprint
     more = pa.concat_tables(
         [items, items.slice(0, 1).set_column(0, "item_id", [["x"]]).set_column(1, "title", [["new"]])]
     )
     with pytest.raises(ValueError, match="cannot be loaded to write texts"):
-        index_of(Tags(**arguments), more)
+        index_of(give_writer(Tags(**arguments)), more)
 
 
 def test_the_answer_begins_the_id(writer, tmp_path):
     items = tiny_data().items
-    tokenizer = Tags(str(writer), max_new_tokens=6, cache_dir=tmp_path, min_words=1)
+    tokenizer = give_writer(Tags(str(writer), max_new_tokens=6, cache_dir=tmp_path, min_words=1))
     index = index_of(tokenizer, items)
     [answers] = [json.loads(shard.read_text()) for shard in tmp_path.glob("*/*.json")]
     written = {word for answer in answers.values() for word in words_of(answer)}
@@ -279,12 +280,22 @@ def test_an_own_prompt_is_used_and_cached_apart(writer, tmp_path):
     prompt.write_text(yaml.safe_dump(fields))
     items = tiny_data().items.slice(0, 3)
     for name in ("item_tokenizers/item_tags", str(prompt)):
-        index_of(Tags(str(writer), prompt=name, max_new_tokens=3, cache_dir=tmp_path / "cache"), items)
+        index_of(give_writer(Tags(str(writer), prompt=name, max_new_tokens=3, cache_dir=tmp_path / "cache")), items)
     assert len(list((tmp_path / "cache").iterdir())) == 2
     fields["templates"][0]["prompt"] = "Tags, please"
     prompt.write_text(yaml.safe_dump(fields))
     with pytest.raises(ValueError, match="has no {item}"):
-        Tags(str(writer), prompt=str(prompt))
+        give_writer(Tags(str(writer), prompt=str(prompt)))
+
+
+def test_without_a_writer_tags_say_where_one_is_had():
+    with pytest.raises(ValueError, match=r"nobody to ask 'some/model': call llmrec.serving.writers.give_writer"):
+        index_of(Tags("some/model"), tiny_data().items)
+    texts = []
+    own = Tags("some/model", write=lambda asked: texts.extend(asked) or ["lamp, red"] * len(asked))
+    index = index_of(own, tiny_data().items)
+    assert len(texts) == 24 and all(index.encode(item).startswith(" lamp red ") for item in index.items)
+    assert "write" not in own.config and give_writer(own).write is own.write
 
 
 def test_tags_from_a_column():
@@ -312,13 +323,13 @@ def test_bad_arguments_of_text_ids(tmp_path, writer):
     with pytest.raises(ValueError, match="not fitted"):
         Keywords().encode(no_features(items), items)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        index_of(Tags(str(tmp_path / "nowhere")), tiny_data().items)
+        index_of(give_writer(Tags(str(tmp_path / "nowhere"))), tiny_data().items)
 
 
 def test_without_vllm_the_backend_says_so(writer, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="needs the package vllm"):
-        index_of(Tags(str(writer), backend="vllm"), tiny_data().items)
+        index_of(give_writer(Tags(str(writer), backend="vllm")), tiny_data().items)
 
 
 @pytest.mark.vllm
@@ -327,7 +338,7 @@ def test_vllm_writes_the_tags_of_transformers(writer, tmp_path):
     answers = []
     for backend in ("transformers", "vllm"):
         folder = tmp_path / backend
-        index = index_of(Tags(str(writer), backend=backend, max_new_tokens=6, cache_dir=folder), items)
+        index = index_of(give_writer(Tags(str(writer), backend=backend, max_new_tokens=6, cache_dir=folder)), items)
         assert len({index.encode(item) for item in index.items}) == 4
         answers.append(json.loads(next(folder.glob("*/*.json")).read_text()))
     one, other = answers

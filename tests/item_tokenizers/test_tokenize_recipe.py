@@ -82,7 +82,7 @@ def test_ready_made_and_unknown_tokenizer(config, tmp_path, data, capsys):
     (tmp_path / "shop.index.json").write_text(json.dumps(semids))
     with pytest.raises(ValueError, match="other settings .files."):
         run("--config", config, "--ready_made", tmp_path / "shop.index.json")
-    with pytest.raises(ValueError, match="'kmeans' is not one of rq_kmeans, "):
+    with pytest.raises(ValueError, match="'kmeans' is not one of rq_kmeans, .*: did you mean 'rq_kmeans'?"):
         run("--config", config, "--tokenizer", "kmeans", "--overwrite", "true")
     assert SemIDIndex.load(tmp_path / "semids" / "semids.parquet").encode("item-02")  # a typo removes nothing
 

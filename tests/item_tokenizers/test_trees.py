@@ -101,6 +101,7 @@ def test_a_large_tree_is_loaded_with_the_members_of_every_leaf():
         "remembered.codes": np.zeros((count, 2), np.int32),
         "parents": np.concatenate([[-1], np.zeros(count // 3 - 1, int)]),
         "leaf_of": leaf_of,
+        "rows": np.empty((count, 1), np.float32),
     }
     tokenizer = BalancedTree(4)
     tokenizer.restore({}, arrays)

@@ -4,34 +4,33 @@ or in neighbours, merge into pieces, so the same item reads differently beside d
 A history is flattened (every set in a random order where a seed is given, else by number) and merged by rank, across
 items too. A target stands alone, so its pieces cover its features exactly once. Unlike the paper, a random order of a
 target is one of `covers` orders drawn at `fit`, and the pieces of a cover are listed by their lowest feature: these
-are the SemIDs of `index()`, so constrained decoding can reach every target that training shows. `decode` accepts any
-cover in any order.
+are the SemIDs of `index()`, so constrained decoding can reach every target that training shows.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import check_features
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import Pieces, learn_merges
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
+    CONTEXTUAL,
     Histories,
-    check_catalogue,
+    SequenceTokenizer,
     generator_for,
     with_targets,
 )
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.product import learn_rotation, rotated
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, tokenizer_fingerprint
 from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
-class ActionPiece(Saved):
+@dataclass(eq=False)
+class ActionPiece(SequenceTokenizer):
     """A `SequenceTokenizer` of merged feature sets.
 
     `fit` also takes an integer matrix `[N, m]` as features: then row i holds the m features of item i as they are.
@@ -47,67 +46,56 @@ class ActionPiece(Saved):
     """
 
     name = "actionpiece"
-    traits = Traits(
-        ordered=False,
-        fixed_length=False,
-        contextual=True,
-        decodes_to_vector=False,
-        nearest=False,
-        needs=("features", "items", "train"),
-    )
+    traits = CONTEXTUAL._replace(ordered=False)
 
-    def __init__(
-        self,
-        num_features: int = 4,
-        codes_per_feature: int = 256,
-        pca_dim: int | None = 128,
-        num_buckets: int = 128,
-        vocabulary_size: int = 40_000,
-        covers: int = 5,
-    ):
-        if codes_per_feature < 2 or codes_per_feature & (codes_per_feature - 1):
-            raise ValueError(f"codes_per_feature={codes_per_feature} must be a power of two")
-        if min(num_features, num_buckets) < 1 or covers < 0:
+    num_features: int = 4
+    codes_per_feature: int = 256
+    pca_dim: int | None = 128
+    num_buckets: int = 128
+    vocabulary_size: int = 40_000
+    covers: int = 5
+
+    def __post_init__(self):
+        if self.codes_per_feature < 2 or self.codes_per_feature & (self.codes_per_feature - 1):
+            raise ValueError(f"codes_per_feature={self.codes_per_feature} must be a power of two")
+        if min(self.num_features, self.num_buckets) < 1 or self.covers < 0:
             raise ValueError("num_features and num_buckets must be at least 1, covers at least 0")
-        if pca_dim is not None and pca_dim % num_features:
-            raise ValueError(f"pca_dim={pca_dim} must be a multiple of num_features={num_features}")
-        self.config = {
-            "num_features": num_features,
-            "codes_per_feature": codes_per_feature,
-            "pca_dim": pca_dim,
-            "num_buckets": num_buckets,
-            "vocabulary_size": vocabulary_size,
-            "covers": covers,
-        }
-        self.item_ids: list[str] = []
-        self.pieces: Pieces | None = None
+        if self.pca_dim is not None and self.pca_dim % self.num_features:
+            raise ValueError(f"pca_dim={self.pca_dim} must be a multiple of num_features={self.num_features}")
 
-    def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
-        item_ids, learned_from = check_catalogue(features, items), rows_in_training(items, train)
-        if np.issubdtype(np.asarray(features).dtype, np.integer):
-            codes, size = _given_codes(features)
+    def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
+        if not np.issubdtype(np.asarray(features).dtype, np.integer):
+            return super().checked(features, dim)
+        codes = np.asarray(features)
+        if codes.ndim != 2 or 0 in codes.shape or codes.min() < 0:
+            raise ValueError(f"integer features must be a matrix [items, features], numbers from 0, not {codes.shape}")
+        return codes
+
+    def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
+        self.item_ids, learned_from = self.item_ids_of(features, items), rows_in_training(items, train)
+        if np.issubdtype(features.dtype, np.integer):
+            codes, size = features, int(features.max()) + 1
         else:
-            codes, size = self._quantise(check_features(features), learned_from, seed)
+            codes, size = self._quantise(features, learned_from, seed), self.codes_per_feature
         order = np.concatenate([learned_from, np.setdiff1d(np.arange(len(codes)), learned_from)])
-        buckets = _random_buckets(codes, self.config["num_buckets"], order, np.random.default_rng(seed))
-        num_tokens = codes.shape[1] * size + self.config["num_buckets"]
-        num_merges = self.config["vocabulary_size"] - num_tokens
+        buckets = _random_buckets(codes, self.num_buckets, order, np.random.default_rng(seed))
+        num_tokens = codes.shape[1] * size + self.num_buckets
+        num_merges = self.vocabulary_size - num_tokens
         if num_merges < 0:
             raise ValueError(
-                f"vocabulary_size={self.config['vocabulary_size']} is less than the {num_tokens} features "
-                f"({codes.shape[1]} x {size} codes, num_buckets={self.config['num_buckets']}): raise it or lower those"
+                f"vocabulary_size={self.vocabulary_size} is less than the {num_tokens} features "
+                f"({codes.shape[1]} x {size} codes, num_buckets={self.num_buckets}): raise it or lower those"
             )
         sets = np.concatenate([codes, buckets[:, None]], axis=1) + size * np.arange(codes.shape[1] + 1)
-        values, offsets = lists_to_rows(train["item_ids"], item_ids)
+        values, offsets = lists_to_rows(train["item_ids"], self.item_ids)
         chains = (sets[values[start:end]].tolist() for start, end in zip(offsets[:-1], offsets[1:]))
-        self._set(item_ids, sets.astype(np.int32), learn_merges(chains, num_tokens, num_merges), num_tokens)
+        self._set(sets.astype(np.int32), learn_merges(chains, num_tokens, num_merges), num_tokens)
         self._covers = self._draw_covers(order, np.random.default_rng(seed))
-        return self
 
-    def _quantise(self, features: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    def _quantise(self, features: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
         import faiss
 
-        parts, size, dim = (self.config[name] for name in ("num_features", "codes_per_feature", "pca_dim"))
+        parts, size, dim = self.num_features, self.codes_per_feature, self.pca_dim
         most = min(len(rows), features.shape[1])
         if dim is not None and dim > most:
             raise ValueError(
@@ -126,27 +114,25 @@ class ActionPiece(Saved):
         quantizer.train(vectors[rows])
         books = faiss.vector_to_array(quantizer.centroids).reshape(parts, size, -1)
         codes = [nearest(np.ascontiguousarray(part), book) for part, book in zip(np.split(vectors, parts, 1), books)]
-        return np.stack(codes, axis=1), size
+        return np.stack(codes, axis=1)
 
-    def _set(self, item_ids: list[str], sets: np.ndarray, merges: np.ndarray, num_tokens: int) -> None:
-        self.item_ids, self.sets, self.merges = item_ids, sets, merges
+    def _set(self, sets: np.ndarray, merges: np.ndarray, num_tokens: int) -> None:
+        self.sets, self.merges = sets, merges
         self.pieces = Pieces(merges, num_tokens)
         self.tokens = [f"<p_{number}>" for number in range(len(self.pieces))]
-        self._number = {token: number for number, token in enumerate(self.tokens)}
-        self._item_of_set = {tuple(row): item for row, item in zip(sets.tolist(), item_ids)}
 
     def _draw_covers(self, order: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The distinct covers of every item: int32 `[R]` items and `[R, m]` pieces, -1 after the last. Items draw in
         this order."""
-        found: dict[tuple[int, ...], None] = {}
+        covers: dict[tuple[int, ...], None] = {}
         drawn = {}
         for row in order.tolist():
-            drawn[row] = generator.permuted(np.tile(self.sets[row], (self.config["covers"], 1)), axis=1)
-        for row, own in enumerate(self.sets):
-            for features in [own, *drawn[row]]:
+            drawn[row] = generator.permuted(np.tile(self.sets[row], (self.covers, 1)), axis=1)
+        for row, by_number in enumerate(self.sets):
+            for features in [by_number, *drawn[row]]:
                 pieces = sorted(self.pieces.apply(features.tolist()), key=self.pieces.contents.__getitem__)
-                found[(row, *pieces, *[-1] * (self.sets.shape[1] - len(pieces)))] = None
-        table = np.array(list(found), np.int32)
+                covers[(row, *pieces, *[-1] * (self.sets.shape[1] - len(pieces)))] = None
+        table = np.array(list(covers), np.int32)
         return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
@@ -168,22 +154,8 @@ class ActionPiece(Saved):
             first += np.array(draws, np.int64)
         return [[self.tokens[piece] for piece in cover if piece >= 0] for cover in self._covers[1][first].tolist()]
 
-    def decode(self, tokens: Sequence[str]) -> str | None:
-        """The item whose features these pieces cover exactly once, in any order; `None` where there is none."""
-        return self._item_of_set.get(tuple(self.features_of(tokens)))
-
-    def features_of(self, tokens: Sequence[str]) -> list[int]:
-        """Sorted numbers of all features in these pieces; raises `ValueError` for a string that is no piece."""
-        if self.pieces is None:
-            raise not_fitted()
-        for token in tokens:
-            if token not in self._number:
-                raise ValueError(f"{token!r} is no token of this item tokenizer")
-        return sorted(feature for token in tokens for feature in self.pieces.contents[self._number[token]])
-
     def index(self) -> SemIDIndex:
-        if self.pieces is None:
-            raise not_fitted()
+        self.check_fitted()
         items, codes = self._covers
         levels = codes.shape[1]
         return SemIDIndex(
@@ -191,34 +163,23 @@ class ActionPiece(Saved):
             codes,
             [len(self.tokens)] * levels,
             level_tokens=[self.tokens] * levels,
-            info={
-                "item_tokenizer": {"name": self.name, **self.config},
-                "item_tokenizer_fingerprint": tokenizer_fingerprint(self),
-            },
+            info=self.index_info(),
         )
 
     def _rows(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        if self.pieces is None:
-            raise not_fitted()
+        self.check_fitted()
         return lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self.pieces is None:
-            raise not_fitted()
+        values, _ = super().state()
         items, covers = self._covers
         arrays = {"sets": self.sets, "merges": self.merges, "cover_items": items, "covers": covers}
-        return {"item_ids": self.item_ids, "num_tokens": self.pieces.num_tokens}, arrays
+        return values | {"num_tokens": self.pieces.num_tokens}, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self._set(values["item_ids"], arrays["sets"], arrays["merges"], values["num_tokens"])
+        super().restore(values, arrays)
+        self._set(arrays["sets"], arrays["merges"], values["num_tokens"])
         self._covers = arrays["cover_items"], arrays["covers"]
-
-
-def _given_codes(features: np.ndarray) -> tuple[np.ndarray, int]:
-    codes = np.asarray(features)
-    if codes.ndim != 2 or 0 in codes.shape or codes.min() < 0:
-        raise ValueError(f"integer features must be a matrix [items, features] of numbers from 0, not {codes.shape}")
-    return codes, int(codes.max()) + 1
 
 
 def _random_buckets(
@@ -230,8 +191,8 @@ def _random_buckets(
         raise ValueError(f"{counts.max()} items have equal features, but num_buckets={num_buckets}: raise it")
     buckets = np.empty(len(codes), np.int64)
     draws: dict[int, Iterator[int]] = {}
-    for row, own in zip(order, group.reshape(-1)[order].tolist()):
-        if own not in draws:
-            draws[own] = iter(generator.permutation(num_buckets)[: counts[own]].tolist())
-        buckets[row] = next(draws[own])
+    for row, equal in zip(order, group.reshape(-1)[order].tolist()):
+        if equal not in draws:
+            draws[equal] = iter(generator.permutation(num_buckets)[: counts[equal]].tolist())
+        buckets[row] = next(draws[equal])
     return buckets

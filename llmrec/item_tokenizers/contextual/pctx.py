@@ -8,12 +8,12 @@ the conflict digit is given, and only items that collide get one.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import check_features, l2_normalize, unique_rows
+from llmrec.arrays import kmeans, l2_normalize, unique_rows
 from llmrec.catalogue.collisions import append
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
@@ -21,17 +21,18 @@ from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
     Histories,
-    check_catalogue,
+    SequenceTokenizer,
     generator_for,
     with_targets,
 )
-from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, tokenizer_fingerprint
+from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 
 _BLOCK = 65_536
 
 
-class Pctx(Saved):
+@dataclass(eq=False)
+class Pctx(SequenceTokenizer):
     """A `SequenceTokenizer` with several SemIDs per item.
 
     An item with n interactions has sqrt(n / 4) clusters of contexts, at least 1 and at most `max_clusters`. Every
@@ -48,69 +49,51 @@ class Pctx(Saved):
     """
 
     name = "pctx"
-    traits = Traits(
-        fixed_length=False,
-        contextual=True,
-        decodes_to_vector=False,
-        nearest=False,
-        needs=("features", "items", "train"),
-    )
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int] = (256, 256, 256),
-        context_dim: int = 64,
-        feature_dim: int = 128,
-        decay: float = 0.8,
-        max_clusters: int = 8,
-        min_share: float = 0.2,
-        augment: float = 0.6,
-    ):
-        if min(context_dim, feature_dim, max_clusters) < 1:
+    codebook_sizes: Sequence[int] = (256, 256, 256)
+    context_dim: int = 64
+    feature_dim: int = 128
+    decay: float = 0.8
+    max_clusters: int = 8
+    min_share: float = 0.2
+    augment: float = 0.6
+
+    def __post_init__(self):
+        self.codebook_sizes = check_sizes(self.codebook_sizes)
+        if min(self.context_dim, self.feature_dim, self.max_clusters) < 1:
             raise ValueError("context_dim, feature_dim and max_clusters must be at least 1")
-        for name, share in (("decay", decay), ("min_share", min_share), ("augment", augment)):
+        for name, share in (("decay", self.decay), ("min_share", self.min_share), ("augment", self.augment)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must be between 0 and 1")
-        self.config = {
-            "codebook_sizes": list(check_sizes(codebook_sizes)),
-            "context_dim": context_dim,
-            "feature_dim": feature_dim,
-            "decay": decay,
-            "max_clusters": max_clusters,
-            "min_share": min_share,
-            "augment": augment,
-        }
-        self.item_ids: list[str] = []
-        self.arrays: dict[str, np.ndarray] = {}
 
-    def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
-        features, item_ids = check_features(features), check_catalogue(features, items)
+    def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
+        item_ids = self.item_ids_of(features, items)
         seen = rows_in_training(items, train)
-        embeddings = np.zeros((len(item_ids), self.config["context_dim"]), np.float32)
+        embeddings = np.zeros((len(item_ids), self.context_dim), np.float32)
         known = [item_ids[row] for row in seen]
-        embeddings[seen] = cooccurrence_embeddings(known, train, self.config["context_dim"], seed=seed)
+        embeddings[seen] = cooccurrence_embeddings(known, train, self.context_dim, seed=seed)
         values, offsets = lists_to_rows(train["item_ids"], item_ids)
-        contexts = prefix_contexts(embeddings, values, offsets, self.config["decay"])
+        contexts = prefix_contexts(embeddings, values, offsets, self.decay)
         informed = contexts.any(1)
         values, contexts = values[informed], contexts[informed]
-        centroids, clusters = _cluster_contexts(values, contexts, len(item_ids), self.config["max_clusters"], seed)
+        centroids, clusters = _cluster_contexts(values, contexts, len(item_ids), self.max_clusters, seed)
 
         item = np.repeat(np.arange(len(item_ids)), np.diff(clusters))
         met = np.bincount(values, minlength=len(item_ids)) > 0
-        context_part = _principal(centroids, np.flatnonzero(met[item]), self.config["context_dim"])
+        context_part = _principal(centroids, np.flatnonzero(met[item]), self.context_dim)
         context_part[~met[item]] = 0  # of an item without contexts: the mean
-        feature_part = _principal(features, seen, self.config["feature_dim"])
+        feature_part = _principal(features, seen, self.feature_dim)
         fused = np.concatenate([0.5 * context_part, 0.5 * feature_part[item]], axis=1)
-        quantizer = RQKMeans(self.config["codebook_sizes"])
-        codes = quantizer.fit(fused[np.isin(item, seen)], seed).encode(fused)
-        held = np.bincount(_nearest_cluster(values, contexts, centroids, clusters), minlength=len(item))
+        quantizer = RQKMeans(self.codebook_sizes)
+        codes = quantizer.fit(fused[np.isin(item, seen)], seed=seed).encode(fused)
+        counts = np.bincount(_nearest_cluster(values, contexts, centroids, clusters), minlength=len(item))
         rows = []
         semid_of_cluster = np.empty(len(item), np.int64)
         for start, stop in zip(clusters[:-1], clusters[1:]):
-            own = slice(start, stop)
-            keeper = _merge_rare(codes[own], held[own], centroids[own], self.config["min_share"])
-            kept = sorted(set(keeper), key=lambda c: (-held[own][np.equal(keeper, c)].sum(), c))
-            semid_of_cluster[own] = [len(rows) + kept.index(c) for c in keeper]
+            of_item = slice(start, stop)
+            keeper = _merge_rare(codes[of_item], counts[of_item], centroids[of_item], self.min_share)
+            kept = sorted(set(keeper), key=lambda c: (-counts[of_item][np.equal(keeper, c)].sum(), c))
+            semid_of_cluster[of_item] = [len(rows) + kept.index(c) for c in keeper]
             rows += [start + c for c in kept]
         arrays = {
             "embeddings": embeddings,
@@ -121,14 +104,12 @@ class Pctx(Saved):
             "codes": _with_digits(codes[rows], np.isin(item[rows], seen)),
         }
         self.restore({"item_ids": item_ids}, arrays)
-        return self
 
     def _semids(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the index for every interaction int64 `[n]`, and the offsets of the histories."""
-        if not self.arrays:
-            raise not_fitted()
+        self.check_fitted()
         values, offsets = lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
-        contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.config["decay"])
+        contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.decay)
         semids = self._bounds[values]
         told = contexts.any(1)
         centroids, clusters = self.arrays["centroids"], self.arrays["clusters"]
@@ -144,9 +125,9 @@ class Pctx(Saved):
             rows = semids[start:stop]
             if seed is not None:
                 generator = generator_for(seed, history)
-                own = item[start:stop]
-                exchanged = generator.random(len(rows)) < self.config["augment"]
-                rows = np.where(exchanged, generator.integers(self._bounds[own], self._bounds[own + 1]), rows)
+                items = item[start:stop]
+                exchanged = generator.random(len(rows)) < self.augment
+                rows = np.where(exchanged, generator.integers(self._bounds[items], self._bounds[items + 1]), rows)
             result.append([token for row in rows for token in self._tokens[row]])
         return result
 
@@ -156,26 +137,21 @@ class Pctx(Saved):
         return [list(self._tokens[row]) for row in semids[offsets[1:] - 1]]
 
     def index(self) -> SemIDIndex:
-        if not self.arrays:
-            raise not_fitted()
+        self.check_fitted()
         codes = self.arrays["codes"]
         return SemIDIndex(
             [self.item_ids[row] for row in self.arrays["item_of_semid"]],
             codes,
-            [*self.config["codebook_sizes"], max(1, int(codes[:, -1].max()) + 1)],
-            info={
-                "item_tokenizer": {"name": self.name, **self.config},
-                "item_tokenizer_fingerprint": tokenizer_fingerprint(self),
-            },
+            [*self.codebook_sizes, max(1, int(codes[:, -1].max()) + 1)],
+            info=self.index_info(),
         )
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if not self.arrays:
-            raise not_fitted()
-        return {"item_ids": self.item_ids}, self.arrays
+        return super().state()[0], self.arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.item_ids, self.arrays = values["item_ids"], arrays
+        super().restore(values, arrays)
+        self.arrays = arrays
         # The SemIDs of item i are the rows from bounds[i] to bounds[i + 1].
         self._bounds = np.searchsorted(arrays["item_of_semid"], np.arange(len(self.item_ids) + 1))
         index = self.index()
@@ -239,20 +215,16 @@ def _cluster_contexts(
     groups = []
     for start, stop in zip(bounds[:-1], bounds[1:]):
         count = int(np.clip(np.sqrt((stop - start) / 4), 1, max_clusters))
-        own = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
-        groups.append(_kmeans(own, count, seed))
+        rows = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
+        groups.append(_centroids(rows, count, seed))
     return np.concatenate(groups), offsets_of(np.array([len(group) for group in groups]))
 
 
-def _kmeans(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    import faiss
-
+def _centroids(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     count = min(count, len(unique_rows(rows))) if count > 1 else 1
     if count == 1:
         return rows.mean(0, keepdims=True)
-    kmeans = faiss.Kmeans(rows.shape[1], count, niter=20, seed=seed, min_points_per_centroid=1)
-    kmeans.train(np.ascontiguousarray(rows))
-    return kmeans.centroids.copy()
+    return kmeans(np.ascontiguousarray(rows), count, seed, niter=20)
 
 
 def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarray:
@@ -264,7 +236,7 @@ def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarr
     return l2_normalize(pca.transform(rows.astype(np.float64))).astype(np.float32)
 
 
-def _merge_rare(codes: np.ndarray, held: np.ndarray, centroids: np.ndarray, min_share: float) -> list[int]:
+def _merge_rare(codes: np.ndarray, counts: np.ndarray, centroids: np.ndarray, min_share: float) -> list[int]:
     """For each cluster of one item, the cluster whose codes it gets.
 
     Clusters of equal codes are one SemID. While the smallest SemID holds too few of the interactions, it joins the
@@ -276,8 +248,8 @@ def _merge_rare(codes: np.ndarray, held: np.ndarray, centroids: np.ndarray, min_
     distances = ((centroids[:, None] - centroids) ** 2).sum(2)
     while len(set(keeper)) > 1:
         groups = {c: np.flatnonzero(np.equal(keeper, c)) for c in keeper}
-        rare = min(groups, key=lambda c: (held[groups[c]].sum(), c))
-        if held[groups[rare]].sum() >= min_share * held.sum():
+        rare = min(groups, key=lambda c: (counts[groups[c]].sum(), c))
+        if counts[groups[rare]].sum() >= min_share * counts.sum():
             break
         others = [c for c in groups if c != rare]
         nearest = min(others, key=lambda c: (distances[np.ix_(groups[rare], groups[c])].min(), c))

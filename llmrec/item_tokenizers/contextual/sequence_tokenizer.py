@@ -7,44 +7,32 @@ decoding and for everything else that reads a `SemIDIndex`.
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.item_tokenizers.protocol import Traits
+from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
+CONTEXTUAL = Traits(
+    fixed_length=False,
+    contextual=True,
+    decodes_to_vector=False,
+    nearest=False,
+    needs=("features", "items", "train"),
+)
 
 
-class SequenceTokenizer(Protocol):
+class SequenceTokenizer(BaseTokenizer):
     """Histories and targets to tokens.
 
-    Attributes:
-        name (`str`): its key in `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
-        traits (`Traits`): `contextual` is true.
-        config (`dict`): the constructor's arguments, plain JSON.
+    `fit` learns from the items in training sequences and gives SemIDs to the whole catalogue, which `features` and
+    `items` hold here. `traits.contextual` is true.
     """
 
-    name: str
-    traits: Traits
-    config: dict
-
-    def fit(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int = 0) -> Self:
-        """Learns from the items in training sequences and gives SemIDs to the whole catalogue.
-
-        Args:
-            features (`np.ndarray`, float32, `[N, D]`).
-            items (`pa.Table`): the same N items' columns, `item_id` among them.
-            train (`pa.Table`): training sequences, `item_ids: list<string>` (`PreparedData.train`).
-
-        Raises:
-            ValueError: NaN or inf (names the row), features and items of different lengths, an item of a sequence
-                that is not in the catalogue, or fewer distinct items than codes.
-        """
-        ...
+    traits = CONTEXTUAL
+    learned = ("item_ids",)
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.
@@ -56,7 +44,7 @@ class SequenceTokenizer(Protocol):
         Raises:
             ValueError: not fitted, or an item that is not in the catalogue.
         """
-        ...
+        raise NotImplementedError
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
         """The tokens of the item that follows each history: always one of the item's SemIDs in `index()`.
@@ -64,40 +52,27 @@ class SequenceTokenizer(Protocol):
         Raises:
             ValueError: as `encode_history`, or a different number of targets and histories.
         """
-        ...
+        raise NotImplementedError
 
     def index(self) -> SemIDIndex:
         """Every SemID of every item of the catalogue, the primary one first; raises `ValueError` before `fit`."""
-        ...
+        raise NotImplementedError
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Everything that `fit` learned: plain JSON values, and arrays. Raises `ValueError` before `fit`."""
-        ...
+    def index_info(self) -> dict:
+        """What an index says of its tokenizer."""
+        made_by = {"name": self.name, **self.config}
+        return {"item_tokenizer": made_by, "item_tokenizer_fingerprint": tokenizer_fingerprint(self)}
 
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
-        ...
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`; the state survives exactly."""
-        ...
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads a folder written by `save_pretrained`."""
-        ...
+    def item_ids_of(self, features: np.ndarray, items: pa.Table) -> list[str]:
+        """The catalogue's item ids; raises `ValueError` unless there is one feature row for each."""
+        if len(features) != items.num_rows:
+            raise ValueError(f"features hold {len(features)} rows for a catalogue of {items.num_rows} items")
+        return items["item_id"].cast(pa.string()).to_pylist()
 
 
 def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:
     """Random numbers that depend on a seed and a history alone, not on its place in a batch."""
     return np.random.default_rng([seed, zlib.crc32("\0".join(item_ids).encode())])
-
-
-def check_catalogue(features: np.ndarray, items: pa.Table) -> list[str]:
-    """The catalogue's item ids; raises `ValueError` unless there is one feature row for each."""
-    if len(features) != items.num_rows:
-        raise ValueError(f"features hold {len(features)} rows for a catalogue of {items.num_rows} items")
-    return items["item_id"].cast(pa.string()).to_pylist()
 
 
 def with_targets(histories: Histories, targets: Sequence[str]) -> list[list[str]]:

@@ -15,8 +15,9 @@ Balance costs reconstruction and makes no SemID unique: that is the collision po
 from functools import partial
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from llmrec.arrays import blocks
+from llmrec.arrays import blocks, logsumexp
 
 BALANCES = ("none", "greedy", "sinkhorn", "constrained")
 
@@ -71,18 +72,13 @@ def sinkhorn(cost: np.ndarray, prices: np.ndarray, epsilon: float = 0.01, rounds
         mass = np.full(len(prices), -np.inf)
         for block in blocks(cost.shape[1]):
             plan = scale * (cost[:, block] - low) + prices[:, None]
-            plan -= _logsumexp(plan, 0)
-            mass = np.logaddexp(mass, _logsumexp(plan, 1)[:, 0])
+            plan -= logsumexp(plan, 0)
+            mass = np.logaddexp(mass, logsumexp(plan, 1))
         prices -= (mass - mass.mean()).astype(np.float32)
     codes = np.empty(cost.shape[1], np.int32)
     for block in blocks(cost.shape[1]):
         codes[block] = (scale * (cost[:, block] - low) + prices[:, None]).argmax(0)
     return codes
-
-
-def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
-    top = x.max(axis, keepdims=True)
-    return top + np.log(np.exp(x - top).sum(axis, keepdims=True))
 
 
 def _squared_distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -92,8 +88,6 @@ def _squared_distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 def _means(rows: np.ndarray, codes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The mean of every cluster; an empty one keeps its centroid."""
-    from scipy.sparse import csr_array
-
     members = csr_array((np.ones(len(rows), np.float32), (codes, np.arange(len(rows)))), (len(centroids), len(rows)))
     counts = np.bincount(codes, minlength=len(centroids)).astype(np.float32)[:, None]
     return np.where(counts > 0, members @ rows / np.maximum(counts, 1), centroids)

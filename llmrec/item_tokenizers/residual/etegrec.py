@@ -13,27 +13,23 @@ decoder's. The RQ-VAE gets its usual input, not SASRec embeddings, unless the fe
 Fine-tuning moves items to other codes: do it before an LLM learns them, never after. `history` says how many moved.
 """
 
-from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
 
-from llmrec.item_tokenizers.protocol import Traits, require
-from llmrec.item_tokenizers.residual.rq_vae import DEFAULTS, RQVAE, WITH_TRAIN
-
-CYCLES = {
-    "cycles": 4,
-    "cycle_epochs": 2,
-    "max_length": 20,
-    "sequence_batch_size": 256,
-    "width": 64,
-    "tokenizer_learning_rate": 1e-4,
-    "recommender_learning_rate": 1e-3,
-    "sia_weight": 1e-3,
-    "psa_weight": 1e-3,
-}
+from llmrec.data.rows import lists_to_rows
+from llmrec.item_tokenizers.protocol import Traits
+from llmrec.item_tokenizers.residual.rq_vae import RQVAE, WITH_TRAIN
+from llmrec.item_tokenizers.residual.rq_vae_losses import in_batch, mse
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 
+@dataclass(eq=False)
 class ETEGRec(RQVAE):
     """RQ-VAE, aligned with a recommender.
 
@@ -52,31 +48,159 @@ class ETEGRec(RQVAE):
 
     name = "etegrec"
     traits = Traits(needs=WITH_TRAIN)
-    defaults = DEFAULTS | CYCLES
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int] = (256, 256, 256),
-        preset: str = "default",
-        device: str = "auto",
-        **settings,
-    ):
-        super().__init__(codebook_sizes, preset, device, **settings)
+    cycles: int = 4
+    cycle_epochs: int = 2
+    max_length: int = 20
+    sequence_batch_size: int = 256
+    width: int = 64
+    tokenizer_learning_rate: float = 1e-4
+    recommender_learning_rate: float = 1e-3
+    sia_weight: float = 1e-3
+    psa_weight: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
         self.traits = ETEGRec.traits
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        import torch
-
-        from llmrec.item_tokenizers.residual.etegrec_training import fine_tune, training_windows
-
-        require(self, items=items, train=train)
-        super().fit(features, seed, items, train)
-        windows = training_windows(train, items["item_id"].to_pylist(), self._settings["max_length"])
-        rows = self.preprocess(np.ascontiguousarray(features, np.float32))
-        shared = ("beta", "temperature")
-        settings = {key: self._settings[key] for key in (*CYCLES, *shared) if key != "max_length"}
+    def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
+        super().learn(features, items, train, seed)
+        windows = training_windows(train, items["item_id"].to_pylist(), self.max_length)
+        rows = self.preprocessing(features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.history += fine_tune(self._module, rows, windows, **settings, device=self._device(), seed=seed)
-        self._adopt(self._module)
-        return self
+            self.history += self.fine_tune(self._module, rows, windows, seed)
+        self.adopt(self._module)
+
+    def fine_tune(self, module: RQVAEModule, rows: np.ndarray, windows: torch.Tensor, seed: int) -> list[dict]:
+        """Trains `module` in place on float32 `[N, D]` and the windows of `training_windows`.
+
+        Returns:
+            one dict per cycle: `recommendation`, `sia`, `psa`, `reconstruction` and `quantisation` of its last epochs,
+            and `changed`: the share of items that have other codes than before the first cycle.
+        """
+        device = self.training_device()
+        generator = torch.Generator().manual_seed(seed)
+        x, windows = torch.from_numpy(rows).to(device), windows.to(device)
+        recommender = Recommender(
+            module.codebooks[0].shape[1], x.shape[1], [len(b) for b in module.codebooks], self.width
+        )
+        module.to(device), recommender.to(device)
+        optimizers = {
+            "tokenizer": torch.optim.AdamW(module.parameters(), self.tokenizer_learning_rate),
+            "recommender": torch.optim.AdamW(recommender.parameters(), self.recommender_learning_rate),
+        }
+        before, history = None, []
+        for _ in tqdm(range(self.cycles), desc="ETEGRec"):
+            entry: dict[str, float] = {}
+            for turn in ["recommender"] * (self.cycle_epochs - 1) + ["tokenizer"]:
+                module.requires_grad_(turn == "tokenizer")
+                recommender.requires_grad_(turn == "recommender")
+                codes, vectors = quantised_items(module, x, self.beta)
+                before = codes if before is None else before
+                sums: dict[str, float] = {}
+                for batch in torch.randperm(len(windows), generator=generator).split(self.sequence_batch_size):
+                    window = windows[batch.to(device)]
+                    history_rows, next_rows = window[:, :-1].clamp(min=0), window[:, 1:]
+                    states, _ = recommender.gru(vectors.sum(1)[history_rows])
+                    # One target per sequence for the alignment, at a random place; all of them for the recommender.
+                    lengths = (next_rows >= 0).sum(1)
+                    place = (torch.rand(len(window), generator=generator).to(device) * lengths).long()
+                    place = torch.minimum(place, lengths - 1)  # rounding
+                    one = torch.arange(len(window), device=device)
+                    targets = next_rows[one, place]
+                    same = (targets[:, None] == targets).fill_diagonal_(False)
+                    step = module(x[targets], self.beta)
+                    sia, psa = alignment(module, recommender, states[one, place], step, same, self.temperature)
+                    values = {"sia": sia, "psa": psa}
+                    loss = self.sia_weight * sia + self.psa_weight * psa
+                    if turn == "tokenizer":
+                        values |= {"reconstruction": mse(step), "quantisation": step.quantisation}
+                        loss = loss + values["reconstruction"] + values["quantisation"]
+                    else:
+                        there = next_rows >= 0
+                        following = next_rows[there]
+                        values["recommendation"] = recommender(states[there], codes[following], vectors[following])
+                        loss = loss + values["recommendation"]
+                    optimizers[turn].zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizers[turn].step()
+                    for name, value in zip(values, torch.stack(list(values.values())).tolist()):
+                        sums[name] = sums.get(name, 0.0) + len(window) * value
+                entry |= {name: total / len(windows) for name, total in sums.items()}
+            changed = (quantised_items(module, x, self.beta)[0] != before).any(1)
+            history.append({**entry, "changed": changed.float().mean().item()})
+        module.requires_grad_(True).to("cpu")
+        return history
+
+
+class Recommender(nn.Module):
+    """Next items from the quantised vectors of a history.
+
+    Args:
+        latent_dim (`int`): d of the tokenizer. dim (`int`): D of its input. codebook_sizes (sequence of `int`).
+        width (`int`): of the GRU.
+    """
+
+    def __init__(self, latent_dim: int, dim: int, codebook_sizes, width: int):
+        super().__init__()
+        self.gru = nn.GRU(latent_dim, width, batch_first=True)
+        self.prefix = nn.Linear(latent_dim, width, bias=False)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in codebook_sizes)
+        self.to_item = nn.Linear(width, dim)
+        self.to_reconstruction = nn.Linear(width, dim)
+
+    def forward(self, states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of next codes int64 `[M, L]`, each given its prefix, whose `vectors` are `[M, L, d]`."""
+        before = vectors.cumsum(1) - vectors
+        levels = [head(states + self.prefix(before[:, level])) for level, head in enumerate(self.heads)]
+        return sum(F.cross_entropy(logits, codes[:, level]) for level, logits in enumerate(levels)) / len(levels)
+
+
+def alignment(
+    module, recommender: Recommender, states: torch.Tensor, step, same: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SIA and PSA of B sequence states and their target items.
+
+    Args:
+        states (float `[B, width]`), step (`Step`): of the targets. same (bool `[B, B]`): two targets are one item.
+    """
+    guess = code_log_probabilities(module.codebooks, module.encoder(recommender.to_item(states)))
+    target = code_log_probabilities(module.codebooks, module.encoder(step.x))
+    sia = sum(((p.exp() - q.exp()) * (p - q)).sum(1).mean() for p, q in zip(guess, target))
+    near = F.normalize(recommender.to_reconstruction(states), dim=1) @ F.normalize(step.decoded, dim=1).T
+    logits = (near / temperature).masked_fill(same, -torch.inf)
+    return sia, (in_batch(logits) + in_batch(logits.T)) / 2
+
+
+def code_log_probabilities(codebooks, z: torch.Tensor) -> list[torch.Tensor]:
+    """Per level float `[B, K_l]`: log softmax of minus the squared distances of the residuals of `z [B, d]`."""
+    residual, levels = z, []
+    for codebook in codebooks:
+        distances = (residual**2).sum(1, keepdim=True) + (codebook**2).sum(1) - 2 * residual @ codebook.T
+        levels.append(F.log_softmax(-distances, dim=1))
+        residual = residual - codebook[distances.argmin(1)].detach()
+    return levels
+
+
+def training_windows(train, item_ids: list[str], length: int) -> torch.Tensor:
+    """int64 `[S, length + 1]`: the last items of every training sequence of two or more, -1 behind them.
+
+    Raises:
+        ValueError: no such sequence, or an item that is not in `item_ids`.
+    """
+    rows, offsets = lists_to_rows(train["item_ids"], item_ids)
+    lengths = np.minimum(np.diff(offsets), length + 1)
+    place = np.arange(length + 1)
+    index = (offsets[1:] - lengths)[:, None] + place
+    windows = np.where(place < lengths[:, None], rows[np.minimum(index, max(len(rows) - 1, 0))], -1)[lengths > 1]
+    if not len(windows):
+        raise ValueError("item tokenizer 'etegrec' needs training sequences of two or more items: train has none")
+    return torch.from_numpy(windows.astype(np.int64))
+
+
+@torch.no_grad()
+def quantised_items(module, x: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes int64 `[N, L]` and their vectors float `[N, L, d]`."""
+    steps = [module(block, beta) for block in x.split(16_384)]
+    return torch.cat([step.codes for step in steps]), torch.cat([torch.stack(step.vectors, 1) for step in steps])

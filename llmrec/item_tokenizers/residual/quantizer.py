@@ -8,14 +8,13 @@ the code it had. Rows are taken in blocks: nothing of the size of the features i
 """
 
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.arrays import blocks, check_features, l2_normalize, row_digests, unique_rows
-from llmrec.files import part_of
+from llmrec.arrays import blocks, l2_normalize, row_digests, unique_rows
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits, check_sizes
 from llmrec.item_tokenizers.remembered import Remembered
 
 # A residual this much shorter than the vector it came from is rounding noise; normalised, it would be a random code.
@@ -95,8 +94,9 @@ def _unique_directions(rows: np.ndarray) -> np.ndarray:
     return unique_rows(np.round(rows, digits) + np.float32(0))  # + 0: no -0.0
 
 
-class ResidualCodebooks(Saved):
-    """What tokenizers that learn one codebook after the other share: all but `learn_codebook`, and `config`.
+@dataclass(eq=False)
+class ResidualCodebooks(ItemTokenizer):
+    """What tokenizers that learn one codebook after the other share: all but `learn_codebook`.
 
     Codebooks are learned from distinct rows: an item that is listed a hundred times pulls no centroid, and a residual
     of zero (an item alone in its cluster) none at the next level. Of more than 256 rows per code of the largest level
@@ -108,50 +108,31 @@ class ResidualCodebooks(Saved):
     """
 
     traits = Traits()
-    level_tokens = None
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int],
-        normalize_residuals: bool,
-        preprocess: str,
-        preprocess_dim: int | None,
-        balanced: bool = False,
-    ):
-        self.codebook_sizes = check_sizes(codebook_sizes)
-        self.normalize_residuals = normalize_residuals
-        self.preprocess = Preprocess(preprocess, preprocess_dim)
-        self.traits = Traits(nearest=not balanced)
-        self.dim: int | None = None
-        self.codebooks: list[np.ndarray] = []
-        self._fitted: Remembered | None = None
+    codebook_sizes: Sequence[int] = (256, 256, 256)
+    normalize_residuals: bool = True
+    preprocess: str = "none"
+    preprocess_dim: int | None = None
 
-    @property
-    def config(self) -> dict:
-        return {
-            "codebook_sizes": list(self.codebook_sizes),
-            "normalize_residuals": self.normalize_residuals,
-            "preprocess": self.preprocess.mode,
-            "preprocess_dim": self.preprocess.dim,
-        }
+    def __post_init__(self):
+        self.codebook_sizes = check_sizes(self.codebook_sizes)
+        self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
 
     def learn_codebook(self, rows: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The codebook of a level, float32 `[size, d]`, and the codes int32 `[N]` of its rows `[N, d]` if balanced."""
         raise NotImplementedError
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        features = check_features(features)
-        self.dim = features.shape[1]
+    def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         balanced = not self.traits.nearest
         distinct, most = unique_rows(features), _ROWS_PER_CODE * max(self.codebook_sizes)
         if len(distinct) > most and not balanced:
             distinct = np.sort(np.random.default_rng(seed).choice(distinct, most, replace=False))
-            self.preprocess.fit(features[distinct])
+            self.preprocessing.fit(features[distinct])
         else:
-            self.preprocess.fit(features)
+            self.preprocessing.fit(features)
         rows = features[distinct]
         digests = row_digests(rows) if balanced else []
-        residual = self.preprocess(rows)
+        residual = self.preprocessing(rows)
         if not balanced:
             residual = _taken(residual, unique_rows(residual))  # unequal rows may have become equal
         self.codebooks, codes = [], []
@@ -176,38 +157,25 @@ class ResidualCodebooks(Saved):
                 for block in blocks(len(residual)):
                     residual[block] = next_residual(residual[block], codebook[code[block]])
                 residual = residual if balanced else _taken(residual, np.flatnonzero(residual.any(1)))
-        self._fitted = Remembered(digests, np.stack(codes, 1)) if balanced else None
-        return self
+        self.remembered = Remembered(digests, np.stack(codes, 1)) if balanced else None
 
-    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
-        features = self._checked(features)
+    def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes = np.empty((len(features), len(self.codebooks)), np.int32)
         for block in blocks(len(features)):
-            z = self.preprocess(features[block])
+            z = self.preprocessing(features[block])
             codes[block] = encode_residuals(z, self.codebooks, self.normalize_residuals)
-        if self._fitted is not None:
-            remembered, known = self._fitted.recall(features)
+        if self.remembered is not None:
+            remembered, known = self.remembered.recall(features)
             codes[known] = remembered[known]
         return codes
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        z = self.preprocess(self._checked(features))
-        return last_level_costs(z, codes, self.codebooks, self.normalize_residuals)
-
-    def _checked(self, features: np.ndarray) -> np.ndarray:
-        if not self.codebooks:
-            raise not_fitted()
-        return check_features(features, self.dim)
+    def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return last_level_costs(self.preprocessing(features), codes, self.codebooks, self.normalize_residuals)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if not self.codebooks:
-            raise not_fitted()
-        arrays = {f"codebooks.{level}": codebook for level, codebook in enumerate(self.codebooks)}
-        arrays |= {f"preprocess.{name}": array for name, array in self.preprocess.state.items()}
-        return {"dim": self.dim}, arrays | (self._fitted.arrays() if self._fitted else {})
+        values, arrays = super().state()
+        return values, arrays | {f"codebooks.{level}": codebook for level, codebook in enumerate(self.codebooks)}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.dim = values["dim"]
+        super().restore(values, arrays)
         self.codebooks = [arrays[f"codebooks.{level}"] for level in range(len(self.codebook_sizes))]
-        self.preprocess.state = part_of(arrays, "preprocess.")
-        self._fitted = None if self.traits.nearest else Remembered.of(arrays)

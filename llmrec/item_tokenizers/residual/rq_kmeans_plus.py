@@ -5,35 +5,39 @@ starts exactly at `RQKMeans(normalize_residuals=False)`. Unlike MiniOneRec's, th
 so the first steps do not have to learn it while they move the codes.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
+import torch
 
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
-from llmrec.item_tokenizers.residual.rq_vae import DEFAULTS, RQVAE
+from llmrec.item_tokenizers.residual.rq_vae import DEFAULT, RQVAE
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 
+@dataclass(eq=False)
 class RQKMeansPlus(RQVAE):
     """Residual k-means, fine-tuned as an RQ-VAE whose latent is as wide as its input.
 
-    Args: those of `RQVAE` but `preset` and `latent_dim`, with other defaults; `niter` (`int`): iterations of k-means.
+    Args: those of `RQVAE` but `latent_dim`, without presets, and `niter` (`int`): iterations of k-means.
     """
 
     name = "rq_kmeans_plus"
-    presets = {"default": {}}
-    defaults = {key: value for key, value in DEFAULTS.items() if key != "latent_dim"} | {
-        "preprocess": "none",
-        "hidden": (256,),
-        "batch_size": 2048,
-        "learning_rate": 1e-4,
-        "reset_every": 0,
-        "refit": False,
-        "niter": 25,
-    }
+    presets = {"default": DEFAULT}
 
-    def _start(self, module, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
-        import torch
+    preprocess: str = "none"
+    hidden: Sequence[int] = (256,)
+    latent_dim: None = field(default=None, init=False)
+    batch_size: int = 2048
+    learning_rate: float = 1e-4
+    reset_every: int = 0
+    refit: bool = False
+    niter: int = 25
 
-        preprocess = {key: self._settings[key] for key in ("preprocess", "preprocess_dim", "niter")}
-        start = RQKMeans(self.codebook_sizes, normalize_residuals=False, **preprocess).fit(features, seed)
+    def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
+        settings = {name: self.config[name] for name in ("codebook_sizes", "preprocess", "preprocess_dim", "niter")}
+        kmeans = RQKMeans(**settings, normalize_residuals=False).fit(features, seed=seed)
         with torch.no_grad():
-            for codebook, centroids in zip(module.codebooks, start.codebooks):
+            for codebook, centroids in zip(module.codebooks, kmeans.codebooks):
                 codebook.copy_(torch.from_numpy(centroids))

@@ -12,42 +12,35 @@ LETTER's collaborative embeddings come from SASRec in the paper, from co-occurre
 start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from tqdm.auto import tqdm
 
-from llmrec.arrays import blocks, check_features, unique_rows
+from llmrec.arguments import one_of
 from llmrec.features.cooccurrence import cooccurrence_embeddings
-from llmrec.files import part_of
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, require
+from llmrec.item_tokenizers.protocol import Traits, check_sizes
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of
 from llmrec.item_tokenizers.residual.quantizer import encode_residuals, last_level_costs
+from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, losses_of
+from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule, fit_codebooks, reset_dead
 
 WITH_TRAIN = ("features", "items", "train")
-# What the training loop takes of the settings.
-LOOP = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "beta", "reset_every", "refit")
 
-
-DEFAULTS = {
+DEFAULT = {
     "preprocess": "standardize",
-    "preprocess_dim": None,
     "hidden": (256, 128),
-    "latent_dim": 32,
     "epochs": 40,
-    "batch_size": 1024,
     "optimizer": "adamw",
     "learning_rate": 1e-3,
     "weight_decay": 0.01,
-    "beta": 0.25,
     "reset_every": 1,
     "refit": True,
-    "reconstruction": "mse",
-    "temperature": 0.1,
-    "collaborative_weight": 0.0,
-    "collaborative_dim": 32,
-    "diversity_weight": 0.0,
 }
 TIGER = {
     "preprocess": "l2",
@@ -59,16 +52,16 @@ TIGER = {
     "reset_every": 0,
     "refit": False,
 }
-PRESETS = {"default": {}, "tiger": TIGER}
 
 
-class RQVAE(Saved):
+@dataclass(eq=False)
+class RQVAE(Autoencoder):
     """Residual-quantised variational autoencoder (deterministic, as everybody uses it).
 
     Args:
         codebook_sizes (sequence of `int`): codes per level, coarse to fine.
-        preset (`str`): `"default"`, or `"tiger"` for the paper's recipe: prone to collapse, and its 20,000 epochs are
-            hours on a CPU. Every argument below overrides it.
+        preset (`str`): what arguments are that are `None`: those of `DEFAULT`, or `"tiger"` for the paper's recipe:
+            prone to collapse, and its 20,000 epochs are hours on a CPU.
         device (`str`): `"auto"` takes a GPU where there is one.
         preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
         hidden (sequence of `int`), latent_dim (`int`): layers of the encoder; the decoder mirrors them.
@@ -89,154 +82,146 @@ class RQVAE(Saved):
             `resets`.
 
     Raises:
-        ValueError: an argument, preset, optimizer or reconstruction that does not exist.
+        ValueError: a preset, optimizer or reconstruction that does not exist.
     """
 
     name = "rq_vae"
     traits = Traits()
-    level_tokens = None
-    defaults = DEFAULTS
-    presets = PRESETS
+    presets = {"default": DEFAULT, "tiger": TIGER}
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int] = (256, 256, 256),
-        preset: str = "default",
-        device: str = "auto",
-        **settings,
-    ):
-        self.codebook_sizes = check_sizes(codebook_sizes)
-        _one_of("preset", preset, self.presets)
-        self._preset = preset
-        unknown = [key for key in settings if key not in self.defaults]
-        if unknown:
-            known = ", ".join(["codebook_sizes", "preset", "device", *self.defaults])
-            raise ValueError(f"item tokenizer {self.name!r} has no argument {unknown[0]!r}; it has {known}")
-        self._settings = {**self.defaults, **self.presets[preset], **settings}
-        self._settings["hidden"] = list(self._settings["hidden"])
-        _one_of("optimizer", self._settings["optimizer"], ("adamw", "adagrad"))
-        _one_of("reconstruction", self._settings["reconstruction"], ("mse", "cosine", "infonce"))
-        needs = WITH_TRAIN if self._settings["collaborative_weight"] > 0 else ("features",)
-        self.traits = self.traits._replace(needs=needs)
-        self.preprocess = Preprocess(self._settings["preprocess"], self._settings["preprocess_dim"])
-        self.device = device
-        self.dim: int | None = None
-        self.codebooks: list[np.ndarray] = []
-        self.history: list[dict] = []
-        self._module = self._encoder = None
+    codebook_sizes: Sequence[int] = (256, 256, 256)
+    preset: str = "default"
+    device: str = "auto"
+    preprocess: str | None = None
+    preprocess_dim: int | None = None
+    hidden: Sequence[int] | None = None
+    latent_dim: int | None = 32
+    epochs: int | None = None
+    batch_size: int = 1024
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    beta: float = 0.25
+    reset_every: int | None = None
+    refit: bool | None = None
+    reconstruction: str = "mse"
+    temperature: float = 0.1
+    collaborative_weight: float = 0.0
+    collaborative_dim: int = 32
+    diversity_weight: float = 0.0
 
-    @property
-    def config(self) -> dict:
-        return {"codebook_sizes": list(self.codebook_sizes), "preset": self._preset, **self._settings}
+    def __post_init__(self):
+        super().__post_init__()
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        vars(self).update(self.presets[one_of(self.preset, self.presets, "preset")] | given)
+        self.codebook_sizes = check_sizes(self.codebook_sizes)
+        self.hidden = list(self.hidden)
+        one_of(self.optimizer, ("adamw", "adagrad"), "optimizer")
+        one_of(self.reconstruction, ("mse", "cosine", "infonce"), "reconstruction")
+        self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
+        self.traits = Traits(needs=WITH_TRAIN if self.collaborative_weight > 0 else ("features",))
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        import torch
-
-        from llmrec.item_tokenizers.residual.rq_vae_losses import losses_of
-        from llmrec.item_tokenizers.residual.rq_vae_training import train as train_module
-
-        require(self, items=items, train=train)
-        features = check_features(features)
-        self.dim = features.shape[1]
-        rows = self.preprocess.fit(features)(features)
-        distinct = unique_rows(rows)
-        if len(distinct) < max(self.codebook_sizes):
-            raise ValueError(
-                f"{len(distinct)} distinct items cannot fill {max(self.codebook_sizes)} codes: lower codebook_sizes"
-            )
+    def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
+        rows, distinct = self._distinct(features, max(self.codebook_sizes), "codebook_sizes")
         collaborative = None
-        if self._settings["collaborative_weight"] > 0:
-            width = self._settings["collaborative_dim"]
+        if self.collaborative_weight > 0:
             ids = items["item_id"].to_pylist()
-            collaborative = cooccurrence_embeddings(ids, train, width, seed=seed)[distinct]
+            collaborative = cooccurrence_embeddings(ids, train, self.collaborative_dim, seed=seed)[distinct]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = self._new_module(rows.shape[1])
-            losses = losses_of(self._settings, module, collaborative, seed)
-        self._start(module, features, rows[distinct], seed)
-        loop = {key: self._settings[key] for key in LOOP}
-        self.history = train_module(module, rows[distinct], losses, **loop, device=self._device(), seed=seed)
-        self._adopt(module)
-        return self
+            module = self.new_module(rows.shape[1])
+            losses = losses_of(self.config, module, collaborative, seed)
+        self.start(module, features, rows, seed)
+        self.history = self.train(module, rows, losses, seed)
+        self.adopt(module)
 
-    def _device(self) -> str:
-        import torch
+    def train(
+        self, module: RQVAEModule, rows: np.ndarray, losses: dict[str, tuple[float, Loss]], seed: int
+    ) -> list[dict]:
+        """Trains in place on float32 `[N, D]`; the matrix stays on the device, batches are slices of a permutation.
 
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        Args:
+            losses (`dict`): by name, weight and loss; added to the quantisation loss.
 
-    def _start(self, module, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
+        Returns:
+            one dict per epoch, see `history`.
+        """
+        device = self.training_device()
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.from_numpy(rows).to(device)
+        module.to(device)
+        extra = nn.ModuleList(loss for _, loss in losses.values() if isinstance(loss, nn.Module)).to(device)
+        parameters = [*module.parameters(), *extra.parameters()]
+        kind = {"adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[self.optimizer]
+        optimizer = kind(parameters, self.learning_rate, weight_decay=self.weight_decay)
+        steps = max(1, self.epochs * -(-len(x) // self.batch_size))
+        schedule = None  # Adagrad's steps shrink by themselves
+        if self.optimizer == "adamw":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        weights = [1.0, *(weight for weight, _ in losses.values())]
+        history: list[dict] = []
+        for epoch in (progress := tqdm(range(self.epochs), desc="RQ-VAE")):
+            counts = [torch.zeros(len(book), dtype=torch.long, device=device) for book in module.codebooks]
+            sums = np.zeros(1 + len(losses))
+            for batch in batches_of(len(x), self.batch_size, generator):
+                batch = batch.to(device)
+                step = module(x[batch], self.beta)._replace(rows=batch, epoch=epoch)
+                values = [step.quantisation, *(loss(step) for _, loss in losses.values())]
+                optimizer.zero_grad(set_to_none=True)
+                sum(weight * value for weight, value in zip(weights, values)).backward()
+                optimizer.step()
+                if schedule is not None:
+                    schedule.step()
+                sums += len(batch) * np.array(torch.stack(values).tolist())
+                for level, count in enumerate(counts):
+                    count += torch.bincount(step.codes[:, level], minlength=len(count))
+            resets = 0
+            if self.reset_every and (epoch + 1) % self.reset_every == 0 and epoch < 0.8 * self.epochs:
+                resets = reset_dead(module, optimizer, counts, step.residuals, generator)
+            means = dict(zip(["quantisation", *losses], (sums / len(x)).tolist()))
+            usage = [round(float((count > 0).float().mean()), 4) for count in counts]
+            history.append({**means, "usage": usage, "resets": resets})
+            progress.set_postfix(loss=f"{sum(means.values()):.4f}", usage=usage, refresh=False)
+        if self.refit:
+            # Codebooks that follow by gradient lag behind the encoder: k-means on the final latents uses them better.
+            fit_codebooks(module, x, seed)
+        module.to("cpu")
+        return history
+
+    def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
         """Sets the codebooks before training; `rows` are the distinct rows of the preprocessed features."""
-        import torch
-
-        from llmrec.item_tokenizers.residual.rq_vae_training import fit_codebooks
-
         fit_codebooks(module, torch.from_numpy(rows), seed)
 
-    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
-        return encode_residuals(self._latent(features), self.codebooks, normalize=False)
+    def new_module(self, dim: int) -> RQVAEModule:
+        return RQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes)
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        return last_level_costs(self._latent(features), codes, self.codebooks, normalize=False)
-
-    def _latent(self, features: np.ndarray) -> np.ndarray:
-        """float32 `[N, latent_dim]`; computed in float64, so that it does not depend on the rows beside it."""
-        import torch
-
-        if self._module is None:
-            raise not_fitted()
-        features = check_features(features, self.dim)
-        z = np.empty((len(features), self.codebooks[0].shape[1]), np.float32)
-        with torch.no_grad():
-            for block in blocks(len(features)):
-                rows = torch.from_numpy(self.preprocess(features[block]))
-                z[block] = self._encoder(rows.double()).numpy()
-        return z
-
-    def _new_module(self, dim: int):
-        from llmrec.item_tokenizers.residual.rq_vae_training import RQVAEModule
-
-        return RQVAEModule(dim, self._settings["hidden"], self._settings.get("latent_dim"), self.codebook_sizes)
-
-    def _adopt(self, module) -> None:
-        self._module = module.eval()
-        self._encoder = copy.deepcopy(module.encoder).double()
+    def adopt(self, module: RQVAEModule) -> None:
+        super().adopt(module)
         self.codebooks = [codebook.detach().numpy().copy() for codebook in module.codebooks]
 
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self._module is None:
-            raise not_fitted()
-        arrays = {f"module.{name}": tensor.numpy() for name, tensor in self._module.state_dict().items()}
-        arrays |= {f"preprocess.{name}": array for name, array in self.preprocess.state.items()}
-        return {"dim": self.dim, "history": self.history}, arrays
+    def codes_of(self, features: np.ndarray, items) -> np.ndarray:
+        return encode_residuals(self._latent(features), self.codebooks, normalize=False)
 
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        import torch
-
-        self.dim, self.history = values["dim"], values["history"]
-        self.preprocess.state = part_of(arrays, "preprocess.")
-        module = self._new_module(self.preprocess.dim or self.dim)
-        module.load_state_dict({name: torch.from_numpy(a) for name, a in part_of(arrays, "module.").items()})
-        self._adopt(module)
+    def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return last_level_costs(self._latent(features), codes, self.codebooks, normalize=False)
 
 
+@dataclass(eq=False)
 class LETTER(RQVAE):
     """RQ-VAE with LETTER's two regularisers at the paper's weights; arguments as `RQVAE`. Three levels, as every
     tokenizer here; the paper has four."""
 
     name = "letter"
     traits = Traits(needs=WITH_TRAIN)
-    defaults = DEFAULTS | {"collaborative_weight": 0.01, "diversity_weight": 1e-4}
+
+    collaborative_weight: float = 0.01
+    diversity_weight: float = 1e-4
 
 
+@dataclass(eq=False)
 class CoST(RQVAE):
     """RQ-VAE that tells items apart instead of copying their features (InfoNCE); arguments as `RQVAE`."""
 
     name = "cost"
-    defaults = DEFAULTS | {"reconstruction": "infonce"}
 
-
-def _one_of(argument: str, value: str, known) -> None:
-    if value not in known:
-        raise ValueError(f"{argument} {value!r} is not one of {', '.join(known)}")
+    reconstruction: str = "infonce"

@@ -134,8 +134,8 @@ def grouped(codebook: np.ndarray, groups: int, iterations: int = 5) -> tuple[tor
     for _ in range(iterations):
         squared = ((codebook[:, None] - centres) ** 2).sum(2)
         group = sinkhorn(squared).argmax(1)
-        held = np.unique(group)
-        centres[held] = [codebook[group == g].mean(0) for g in held]
+        occupied = np.unique(group)
+        centres[occupied] = [codebook[group == g].mean(0) for g in occupied]
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=groups)
     starts = np.cumsum(sizes) - sizes

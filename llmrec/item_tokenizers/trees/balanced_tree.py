@@ -9,12 +9,12 @@ n // k + 1. Who goes where is decided greedily: all items name their nearest clu
 name takes those that would lose most by their second choice, and the others choose again.
 """
 
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.arrays import check_features, row_digests, unique_rows
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted
+from llmrec.arrays import kmeans, row_digests, unique_rows
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
 from llmrec.item_tokenizers.remembered import Remembered
 from llmrec.item_tokenizers.residual.quantizer import nearest
 from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
@@ -22,7 +22,8 @@ from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
 _ROUNDS = 10  # of balanced assignment and new centroids; most nodes settle before
 
 
-class BalancedTree(Saved):
+@dataclass(eq=False)
+class BalancedTree(ItemTokenizer):
     """Balanced k-means tree.
 
     Fitted rows are known by content. A new row goes to the child with the nearest centroid, down to a leaf, and gets
@@ -35,32 +36,21 @@ class BalancedTree(Saved):
 
     name = "balanced_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
-    level_tokens = None
-    codebooks: list[np.ndarray] = []
 
-    def __init__(self, branching: int = 8, node_tokens: bool = False):
-        if branching < 2:
-            raise ValueError(f"branching={branching} must be at least 2")
-        self.branching, self.node_tokens = branching, node_tokens
-        self.codebook_sizes: tuple[int, ...] = ()
-        self._remembered: Remembered | None = None
-        self._arrays: dict[str, np.ndarray] = {}
-        self._children: list[np.ndarray] = []
-        self._members: dict[int, np.ndarray] = {}
+    branching: int = 8
+    node_tokens: bool = False
 
-    @property
-    def config(self) -> dict:
-        return {"branching": self.branching, "node_tokens": self.node_tokens}
+    def __post_init__(self):
+        if self.branching < 2:
+            raise ValueError(f"branching={self.branching} must be at least 2")
 
-    def fit(self, features: np.ndarray, seed: int = 0, items=None, train=None) -> Self:
-        rows = check_features(features)
-        rows = rows[unique_rows(rows)]
+    def learn(self, features: np.ndarray, items, train, seed: int) -> None:
+        rows = features[unique_rows(features)]
         parents, centroids, leaf_of, leaves = self._grow(rows, seed)
         codes = leaf_codes(leaves, len(rows))
         codes = node_numbers(codes) if self.node_tokens else codes
-        self._remembered = Remembered(row_digests(rows), codes)
+        self.remembered = Remembered(row_digests(rows), codes)
         self._adopt({"rows": rows, "leaf_of": leaf_of, "parents": parents, "centroids": centroids})
-        return self
 
     def _grow(self, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Leaf]]:
         """Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row."""
@@ -79,10 +69,10 @@ class BalancedTree(Saved):
         return np.array(parents), centroids, leaf_of, leaves
 
     def _adopt(self, arrays: dict[str, np.ndarray]) -> None:
-        codes = self._remembered.codes
+        codes = self.remembered.codes
         widths = codes.max(0) + 1 if self.node_tokens else np.full(codes.shape[1], self.branching)
         self.codebook_sizes = tuple(widths.tolist())
-        self._arrays = arrays
+        self._arrays, self.dim = arrays, arrays["rows"].shape[1]
         # Siblings and the members of a leaf stand in the order in which they were numbered.
         count = np.arange(len(arrays["parents"]) + 1)
         by_parent = np.argsort(arrays["parents"], kind="stable")
@@ -91,13 +81,10 @@ class BalancedTree(Saved):
         leaves, starts = np.unique(arrays["leaf_of"][by_leaf], return_index=True)
         self._members = dict(zip(leaves.tolist(), np.split(by_leaf, starts[1:])))
 
-    def encode(self, features: np.ndarray, items=None) -> np.ndarray:
-        if self._remembered is None:
-            raise not_fitted()
-        features = check_features(features, self._arrays["rows"].shape[1])
-        codes, known = self._remembered.recall(features)
+    def codes_of(self, features: np.ndarray, items) -> np.ndarray:
+        codes, known = self.remembered.recall(features)
         if not known.all():
-            codes[~known] = self._remembered.codes[self._route(features[~known])]
+            codes[~known] = self.remembered.codes[self._route(features[~known])]
         return codes
 
     def _route(self, features: np.ndarray) -> np.ndarray:
@@ -113,26 +100,18 @@ class BalancedTree(Saved):
             waiting += [(self._children[node][child], here[chosen == child]) for child in np.unique(chosen)]
         return result
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        raise ValueError("item tokenizer 'balanced_tree' has leaves of several depths: no distances at a last level")
-
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self._remembered is None:
-            raise not_fitted()
-        return {}, self._arrays | self._remembered.arrays()
+        values, arrays = super().state()
+        return values, arrays | self._arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self._remembered = Remembered.of(arrays)
+        super().restore(values, arrays)
         self._adopt({name: array for name, array in arrays.items() if not name.startswith("remembered.")})
 
 
 def balanced_clusters(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """int64 `[N]`: k-means clusters of float32 `[N, D]` whose sizes are N // count or N // count + 1."""
-    import faiss
-
-    kmeans = faiss.Kmeans(rows.shape[1], count, niter=10, seed=seed, min_points_per_centroid=1)
-    kmeans.train(rows)
-    centroids, wide = kmeans.centroids.astype(np.float64), rows.astype(np.float64)
+    centroids, wide = kmeans(rows, count, seed, niter=10).astype(np.float64), rows.astype(np.float64)
     clusters = np.full(len(rows), -1)
     for _ in range(_ROUNDS):
         before = clusters

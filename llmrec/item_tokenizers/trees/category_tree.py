@@ -7,20 +7,21 @@ a name (`A > B > A`) is as good as any: its two `A` are different tokens. Items 
 """
 
 from collections import Counter
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec.features.parts.part import is_text, need_column
-from llmrec.item_tokenizers.protocol import Traits, require
-from llmrec.item_tokenizers.trees.base import KeyedByItem, hash_digits
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
+from llmrec.item_tokenizers.protocol import Traits
 
 Path = tuple[str, ...]
 _UNKNOWN = 0  # a category that the fitted items do not have
 _LEAST_SPARE = 32  # places of a category for items that come later
 
 
+@dataclass(eq=False)
 class CategoryTree(KeyedByItem):
     """Category path and place.
 
@@ -32,22 +33,14 @@ class CategoryTree(KeyedByItem):
 
     name = "category_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False, needs=("items",))
+    learned = ("codebook_sizes",)
 
-    def __init__(self):
-        self._known: set[Path] = set()
-        self._numbers: list[dict[str, int]] = []
-
-    @property
-    def config(self) -> dict:
-        return {}
-
-    def fit(self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train=None) -> Self:
-        require(self, items=items)
+    def learn(self, features, items: pa.Table, train, seed) -> None:
         if not items.num_rows:
             raise ValueError("item tokenizer 'category_tree' needs at least one item to fit")
         items = items.sort_by("item_id")
         paths = category_paths(items)
-        self._learn(set(paths))
+        self._learn_paths(set(paths))
         members: Counter[Path] = Counter()
         places = []
         for path in paths:
@@ -55,9 +48,10 @@ class CategoryTree(KeyedByItem):
             places.append(members[path])
         sizes = [1 + len(numbers) for numbers in self._numbers]
         spare = max(_LEAST_SPARE, *places)
-        return self.remember(items, self._codes(paths, places), [*sizes, 1 + max(places) + spare])
+        self.codebook_sizes = (*sizes, 1 + max(places) + spare)
+        self.remember(items, self._codes(paths, places))
 
-    def _learn(self, paths: set[Path]) -> None:
+    def _learn_paths(self, paths: set[Path]) -> None:
         self._known = {path[:length] for path in paths for length in range(len(path) + 1)}
         names = [sorted({path[level] for path in paths if len(path) > level}) for level in range(max(map(len, paths)))]
         self._numbers = [{name: number for number, name in enumerate(level, start=1)} for level in names]
@@ -72,17 +66,18 @@ class CategoryTree(KeyedByItem):
         codes[:, -1] = places
         return codes
 
-    def new_codes(self, items: pa.Table) -> np.ndarray:
-        first = 1 + int(self._remembered.codes[:, -1].max())
+    def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
+        first = 1 + int(self.remembered.codes[:, -1].max())
         hashes = hash_digits(items["item_id"].to_pylist(), [self.codebook_sizes[-1] - first])[:, 0]
         return self._codes(category_paths(items), first + hashes)
 
-    def values(self) -> dict:
-        return {"paths": sorted(self._known)}
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        values, arrays = super().state()
+        return values | {"paths": sorted(self._known)}, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
-        self._learn({tuple(path) for path in values["paths"]})
+        self._learn_paths({tuple(path) for path in values["paths"]})
 
 
 def category_paths(items: pa.Table) -> list[Path]:
@@ -94,5 +89,5 @@ def category_paths(items: pa.Table) -> list[Path]:
             "paths with ' | ')"
         )
     texts = [text or "" for text in column.to_pylist()]
-    found = [tuple(filter(None, map(str.strip, text.split(" | ")[0].split(" > ")))) for text in texts]
-    return [path or ("",) for path in found]
+    paths = [tuple(filter(None, map(str.strip, text.split(" | ")[0].split(" > ")))) for text in texts]
+    return [path or ("",) for path in paths]

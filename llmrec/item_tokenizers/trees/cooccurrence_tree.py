@@ -10,20 +10,25 @@ of the mean degree is spread over all pairs (Amini et al., 2013), so parts witho
 case. Where a cut leaves one cluster with nearly all items, they are cut in equal parts along the second eigenvector.
 """
 
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
+from scipy.linalg import eigh, polar, qr
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from llmrec.data.rows import lists_to_rows
-from llmrec.item_tokenizers.protocol import Traits, require
-from llmrec.item_tokenizers.trees.base import KeyedByItem, Leaf, hash_digits, leaf_codes, node_numbers
+from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
+from llmrec.item_tokenizers.protocol import Traits
+from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
 
 _SPREAD = 0.01
 _POOR = 0.9  # a cut that leaves so large a share in one cluster would make the tree as deep as the catalogue is large
 _DENSE = 500  # below this LAPACK is faster than ARPACK, and cannot fail to converge
 
 
+@dataclass(eq=False)
 class CooccurrenceTree(KeyedByItem):
     """Tree of co-occurring items.
 
@@ -39,20 +44,18 @@ class CooccurrenceTree(KeyedByItem):
 
     name = "cooccurrence_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False, needs=("items", "train"))
+    learned = ("codebook_sizes",)
 
-    def __init__(self, clusters: int = 20, max_leaf: int = 200, node_tokens: bool = True):
-        if not 2 <= clusters < max_leaf:
-            raise ValueError(f"clusters={clusters} and max_leaf={max_leaf}: write 2 <= clusters < max_leaf")
-        self.clusters, self.max_leaf, self.node_tokens = clusters, max_leaf, node_tokens
+    clusters: int = 20
+    max_leaf: int = 200
+    node_tokens: bool = True
 
-    @property
-    def config(self) -> dict:
-        return {"clusters": self.clusters, "max_leaf": self.max_leaf, "node_tokens": self.node_tokens}
+    def __post_init__(self):
+        if not 2 <= self.clusters < self.max_leaf:
+            wrong = f"clusters={self.clusters} and max_leaf={self.max_leaf}"
+            raise ValueError(f"{wrong}: write 2 <= clusters < max_leaf")
 
-    def fit(
-        self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train: pa.Table | None = None
-    ) -> Self:
-        require(self, items=items, train=train)
+    def learn(self, features, items: pa.Table, train: pa.Table, seed: int) -> None:
         items = items.sort_by("item_id")
         counts = shared_users(items["item_id"], train)
         linked = np.flatnonzero(np.diff(counts.indptr))
@@ -65,7 +68,8 @@ class CooccurrenceTree(KeyedByItem):
             codes[:, :-1] = node_numbers(codes[:, :-1])
         sizes = codes.max(0) + 1
         sizes[0] += 1
-        return self.remember(items.take(pa.array(linked)), codes, sizes)
+        self.codebook_sizes = tuple(sizes.tolist())
+        self.remember(items.take(pa.array(linked)), codes)
 
     def _grow(self, counts, seed: int) -> list[Leaf]:
         nodes, leaves = [((), np.arange(counts.shape[0]))], []
@@ -78,7 +82,7 @@ class CooccurrenceTree(KeyedByItem):
             nodes += [((*path, child), part) for child, part in enumerate(parts)]
         return leaves
 
-    def new_codes(self, items: pa.Table) -> np.ndarray:
+    def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
         codes = hash_digits(items["item_id"].to_pylist(), self.codebook_sizes)
         codes[:, 0] = self.codebook_sizes[0] - 1
         return codes
@@ -86,8 +90,6 @@ class CooccurrenceTree(KeyedByItem):
 
 def shared_users(item_ids: pa.ChunkedArray, train: pa.Table):
     """Sparse float64 `[N, N]`, symmetric, diagonal empty: how many users' sequences hold both items."""
-    from scipy import sparse
-
     rows, offsets = lists_to_rows(train["item_ids"], item_ids)
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     holds = sparse.coo_matrix((np.ones(len(rows)), (users, rows)), shape=(len(offsets) - 1, len(item_ids))).tocsr()
@@ -110,9 +112,6 @@ def spectral_clusters(counts, clusters: int, seed: int = 0) -> np.ndarray:
 
 def _leading_vectors(counts, number: int, seed: int) -> np.ndarray:
     """Eigenvectors `[N, number]` of the normalised affinity, ascending by eigenvalue."""
-    from scipy.linalg import eigh
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
     size = counts.shape[0]
     degree = np.asarray(counts.sum(1)).reshape(-1)
     spread = _SPREAD * degree.mean() + 1e-9
@@ -133,8 +132,6 @@ def _leading_vectors(counts, number: int, seed: int) -> np.ndarray:
 def _pivoted_qr(vectors: np.ndarray) -> np.ndarray:
     """The cluster of every row of orthonormal `[N, k]`: the axis it is nearest to, after the axes were turned to the
     k rows that differ most."""
-    from scipy.linalg import polar, qr
-
     pivots = qr(vectors.T, mode="economic", pivoting=True)[2][: vectors.shape[1]]
     turn = polar(vectors[pivots].T)[0]
     return np.abs(vectors @ turn).argmax(1)

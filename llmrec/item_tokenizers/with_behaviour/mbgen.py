@@ -10,24 +10,45 @@ here take seconds. In MBGen's sequences a token for the user's behaviour stands 
 sequences' matter, not the tokenizer's.
 """
 
-import copy
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
 
-from llmrec.arrays import blocks, check_features, unique_rows
-from llmrec.files import part_of
+from llmrec.arrays import kmeans, unique_rows
+from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.protocol import Saved, Traits, check_sizes, not_fitted, require
-from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.protocol import Traits, check_sizes
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp
 from llmrec.item_tokenizers.residual.quantizer import nearest
-from llmrec.item_tokenizers.words.text_ids import id_rows, remember_items
 
 
-class MBGen(Saved):
+class VQVAEModule(nn.Module):
+    """MLP encoder and decoder around one codebook, which is no parameter: no gradient moves it.
+
+    Args:
+        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`): layers of the encoder; the decoder is
+            its mirror image. size (`int`): codes.
+    """
+
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int, size: int):
+        super().__init__()
+        self.encoder = mlp([dim, *hidden, latent_dim])
+        self.decoder = mlp([latent_dim, *reversed(hidden), dim])
+        self.register_buffer("codebook", torch.zeros(size, latent_dim))
+
+    def codes(self, z: torch.Tensor) -> torch.Tensor:
+        """int64 `[B]`: the nearest code of every latent `[B, d]`."""
+        return torch.addmm((self.codebook**2).sum(1), z, self.codebook.T, alpha=-2).argmin(1)
+
+
+@dataclass(eq=False)
+class MBGen(KeyedByItem, Autoencoder):
     """VQ-VAE, k-means tree and random last level.
 
     Args:
@@ -46,88 +67,103 @@ class MBGen(Saved):
 
     name = "mbgen"
     traits = Traits(decodes_to_vector=False, nearest=False, needs=("features", "items"))
-    level_tokens = None
-    codebooks: list[np.ndarray] = []
 
-    def __init__(
-        self,
-        codebook_sizes: Sequence[int] = (64, 64, 128),
-        hidden: Sequence[int] = (256, 128),
-        latent_dim: int = 32,
-        preprocess: str = "standardize",
-        preprocess_dim: int | None = None,
-        epochs: int = 60,
-        batch_size: int = 1024,
-        learning_rate: float = 1e-3,
-        beta: float = 0.25,
-        decay: float = 0.99,
-        device: str = "auto",
-    ):
-        self.codebook_sizes = check_sizes(codebook_sizes)
+    codebook_sizes: Sequence[int] = (64, 64, 128)
+    hidden: Sequence[int] = (256, 128)
+    latent_dim: int = 32
+    preprocess: str = "standardize"
+    preprocess_dim: int | None = None
+    epochs: int = 60
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    beta: float = 0.25
+    decay: float = 0.99
+    device: str = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.codebook_sizes, self.hidden = check_sizes(self.codebook_sizes), list(self.hidden)
         if len(self.codebook_sizes) != 3:
             raise ValueError(f"item tokenizer 'mbgen' has three levels, not {len(self.codebook_sizes)}")
-        self.preprocess = Preprocess(preprocess, preprocess_dim)
-        self._layers = {"hidden": list(hidden), "latent_dim": latent_dim}
-        self._loop = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "beta": beta,
-            "decay": decay,
-        }
-        self.device = device
-        self.dim: int | None = None
-        self.history: list[dict] = []
-        self._module = self._encoder = self._remembered = None
+        self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
         self._clusters: list[np.ndarray] = []  # by first code, [k, d]; k is 0 where nobody has it
 
-    @property
-    def config(self) -> dict:
-        preprocess = {"preprocess": self.preprocess.mode, "preprocess_dim": self.preprocess.dim}
-        return {"codebook_sizes": list(self.codebook_sizes), **self._layers, **preprocess, **self._loop}
-
-    def fit(self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train=None) -> Self:
+    def learn(self, features: np.ndarray, items: pa.Table, train, seed: int) -> None:
         """See `ItemTokenizer.fit`; raises `ValueError` also where a cluster has more items than the last level has
         numbers."""
-        import torch
-
-        from llmrec.item_tokenizers.with_behaviour import mbgen_training
-
-        require(self, items=items)
-        features = check_features(features)
-        self.dim = features.shape[1]
-        rows = self.preprocess.fit(features)(features)
-        rows = rows[unique_rows(rows)]
-        if len(rows) < self.codebook_sizes[0]:
-            raise ValueError(
-                f"{len(rows)} distinct items cannot fill {self.codebook_sizes[0]} codes: lower codebook_sizes[0]"
-            )
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        rows, _ = self._distinct(features, self.codebook_sizes[0], "codebook_sizes[0]")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = self._new_module(rows.shape[1])
-        self.history = mbgen_training.train(module, rows, **self._loop, device=device, seed=seed)
-        self._adopt(module)
+            module = self.new_module(rows.shape[1])
+        self.history = self.train(module, rows, seed)
+        self.adopt(module)
         z = self._latent(features)
         first = nearest(z, self._book)
         residual = z - self._book[first]
-        self._clusters = [self._kmeans(residual[first == code], seed + code) for code in range(self.codebook_sizes[0])]
+        codes = range(self.codebook_sizes[0])
+        self._clusters = [self._centres(residual[first == code], seed + code) for code in codes]
         pairs = self._pairs(z)
-        self._remember(remember_items(items, np.column_stack([pairs, self._numbers(pairs, items, seed)])))
-        return self
+        self.remember(items, np.column_stack([pairs, self._numbers(pairs, items, seed)]))
 
-    def _kmeans(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        import faiss
+    def train(self, module: VQVAEModule, rows: np.ndarray, seed: int) -> list[dict]:
+        """Trains in place on float32 `[N, D]`.
 
+        The codebook starts from k-means on the first latents. N_k <- g N_k + (1 - g) n_k and
+        m_k <- g m_k + (1 - g) sum z over every batch; a code is m_k / N_k, and moves to a random latent after an epoch
+        in which nobody chose it.
+
+        Returns:
+            one dict per epoch, see `history`.
+        """
+        device = self.training_device()
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.from_numpy(rows).to(device)
+        module.to(device)
+        book = module.codebook
+        with torch.no_grad():
+            z = module.encoder(x)
+            book.copy_(torch.from_numpy(kmeans(z.float().cpu().numpy(), len(book), seed, niter=20)))
+            batches = -(-len(x) // self.batch_size)
+            counts = torch.bincount(module.codes(z), minlength=len(book)) / batches + 1e-5
+            sums = book * counts[:, None]
+        optimizer = torch.optim.AdamW(module.parameters(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
+        history: list[dict] = []
+        for epoch in tqdm(range(self.epochs), desc="MBGen VQ-VAE"):
+            used = torch.zeros(len(book), dtype=torch.bool, device=device)
+            losses = np.zeros(2)
+            for part in batches_of(len(x), self.batch_size, generator):
+                batch = x[part.to(device)]
+                z = module.encoder(batch)
+                codes = module.codes(z.detach())
+                vectors = book[codes]
+                reconstruction = F.mse_loss(module.decoder(z + (vectors - z).detach()), batch)
+                commitment = F.mse_loss(z, vectors)
+                optimizer.zero_grad(set_to_none=True)
+                (reconstruction + self.beta * commitment).backward()
+                optimizer.step()
+                schedule.step()
+                with torch.no_grad():
+                    chosen = F.one_hot(codes, len(book)).to(z.dtype)
+                    counts.mul_(self.decay).add_(chosen.sum(0), alpha=1 - self.decay)
+                    sums.mul_(self.decay).add_(chosen.T @ z.detach(), alpha=1 - self.decay)
+                    book.copy_(sums / counts[:, None])
+                used |= chosen.any(0)
+                losses += len(batch) * np.array(torch.stack([reconstruction, commitment]).tolist())
+            dead = torch.nonzero(~used).flatten()
+            if len(dead) and epoch < 0.8 * self.epochs:
+                anew = torch.randint(len(z), (len(dead),), generator=generator).to(device)
+                book[dead], counts[dead] = z.detach()[anew], 1.0
+                sums[dead] = book[dead]
+            means = (losses / len(x)).tolist()
+            history.append({"reconstruction": means[0], "commitment": means[1], "usage": float(used.float().mean())})
+        module.to("cpu")
+        return history
+
+    def _centres(self, rows: np.ndarray, seed: int) -> np.ndarray:
         rows = rows[unique_rows(rows)]
         size = min(self.codebook_sizes[1], len(rows))
-        if size < 2:
-            return rows[:1]
-        kmeans = faiss.Kmeans(rows.shape[1], size, niter=25, seed=seed, min_points_per_centroid=1)
-        kmeans.train(rows)
-        return kmeans.centroids.copy()
+        return rows[:1] if size < 2 else kmeans(rows, size, seed)
 
     def _pairs(self, z: np.ndarray) -> np.ndarray:
         """int32 `[N, 2]`: the nearest first code that has clusters, and the nearest cluster there."""
@@ -155,68 +191,27 @@ class MBGen(Saved):
             numbers[rows] = rng.permutation(size)[: len(rows)]
         return numbers
 
-    def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
-        if self._remembered is None:
-            raise not_fitted()
-        require(self, items=items)
-        features = check_features(features, self.dim)
-        rows = id_rows(items)
-        codes, known = self._remembered.recall(rows)
-        if not known.all():
-            codes[~known, :2] = self._pairs(self._latent(features[~known]))
-        for row in np.flatnonzero(~known):
-            taken = self._taken[tuple(codes[row, :2].tolist())]
-            free = [number for number in range(self.codebook_sizes[2]) if number not in taken]
-            free = free or range(self.codebook_sizes[2])
-            codes[row, 2] = free[int.from_bytes(rows[row].tobytes(), "little") % len(free)]
+    def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
+        codes = np.column_stack([self._pairs(self._latent(features)), np.zeros(len(features), np.int32)])
+        numbers = range(self.codebook_sizes[2])
+        for row, hashed in enumerate(id_numbers(items)):
+            first, second, _ = codes[row].tolist()
+            free = [number for number in numbers if (first, second, number) not in self.remembered.semids] or numbers
+            codes[row, 2] = free[hashed % len(free)]
         return codes
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        raise ValueError("item tokenizer 'mbgen' has a random last level, so no distances there")
+    def new_module(self, dim: int) -> VQVAEModule:
+        return VQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes[0])
 
-    def _latent(self, features: np.ndarray) -> np.ndarray:
-        """float32 `[N, latent_dim]`; computed in float64, so that it does not depend on the rows beside it."""
-        import torch
-
-        z = np.empty((len(features), self._layers["latent_dim"]), np.float32)
-        with torch.no_grad():
-            for block in blocks(len(features)):
-                rows = torch.from_numpy(self.preprocess(features[block]))
-                z[block] = self._encoder(rows.double()).numpy()
-        return z
-
-    def _new_module(self, dim: int):
-        from llmrec.item_tokenizers.with_behaviour.mbgen_training import VQVAEModule
-
-        return VQVAEModule(dim, self._layers["hidden"], self._layers["latent_dim"], self.codebook_sizes[0])
-
-    def _adopt(self, module) -> None:
-        self._module = module.eval()
-        self._encoder = copy.deepcopy(module.encoder).double()
+    def adopt(self, module: VQVAEModule) -> None:
+        super().adopt(module)
         self._book = module.codebook.numpy().copy()
 
-    def _remember(self, remembered: Remembered) -> None:
-        self._remembered = remembered
-        self._taken: dict[tuple, set[int]] = defaultdict(set)
-        for first, second, number in remembered.codes.tolist():
-            self._taken[first, second].add(number)
-
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self._remembered is None:
-            raise not_fitted()
-        arrays = {f"module.{name}": tensor.numpy() for name, tensor in self._module.state_dict().items()}
-        arrays |= {f"preprocess.{name}": array for name, array in self.preprocess.state.items()}
+        values, arrays = super().state()
         sizes = np.array(list(map(len, self._clusters)))
-        arrays |= {"clusters": np.concatenate(self._clusters), "clusters.sizes": sizes}
-        return {"dim": self.dim, "history": self.history}, arrays | self._remembered.arrays()
+        return values, arrays | {"clusters": np.concatenate(self._clusters), "clusters.sizes": sizes}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        import torch
-
-        self.dim, self.history = values["dim"], values["history"]
-        self.preprocess.state = part_of(arrays, "preprocess.")
-        module = self._new_module(self.preprocess.dim or self.dim)
-        module.load_state_dict({name: torch.from_numpy(a) for name, a in part_of(arrays, "module.").items()})
-        self._adopt(module)
+        super().restore(values, arrays)
         self._clusters = np.split(arrays["clusters"], np.cumsum(arrays["clusters.sizes"])[:-1])
-        self._remember(Remembered.of(arrays))

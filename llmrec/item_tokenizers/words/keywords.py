@@ -7,6 +7,7 @@ few times over. So the first words are common ones, similar items share them, an
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from llmrec.item_tokenizers.words.text_ids import TextIDs
 
 
+@dataclass(eq=False)
 class Keywords(TextIDs):
     """Text IDs of keywords.
 
@@ -25,34 +27,25 @@ class Keywords(TextIDs):
     """
 
     name = "keywords"
+    learned = ("vocabulary", "groups")
 
-    def __init__(
-        self,
-        columns: Sequence[str] = ("title", "brand", "categories"),
-        general_words: int = 2,
-        min_words: int = 3,
-        max_words: int = 8,
-    ):
-        super().__init__(columns, min_words, max_words)
-        if not 0 <= general_words <= max_words:
-            raise ValueError(f"general_words={general_words} must lie between 0 and max_words={max_words}")
-        self.general_words = general_words
+    columns: Sequence[str] = ("title", "brand", "categories")
+    general_words: int = 2
+    min_words: int = 3
+    max_words: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.general_words <= self.max_words:
+            wrong = f"general_words={self.general_words}"
+            raise ValueError(f"{wrong} must lie between 0 and max_words={self.max_words}")
         # The weight of every word that a group was divided by; the group's own words, joined by spaces, name it.
-        self._groups: dict[str, dict[str, float]] = {}
+        self.groups: dict[str, dict[str, float]] = {}
 
-    @property
-    def config(self) -> dict:
-        return {
-            "columns": self.columns,
-            "general_words": self.general_words,
-            "min_words": self.min_words,
-            "max_words": self.max_words,
-        }
-
-    def learn(self, words: list[list[str]]) -> None:
+    def learn_words(self, words: list[list[str]]) -> None:
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-        self._groups = {}
+        self.groups = {}
         paths: list[list[str]] = [[] for _ in words]
         for depth in range(self.general_words):
             members = defaultdict(list)
@@ -67,7 +60,7 @@ class Keywords(TextIDs):
                     if 1 < count < len(rows) and word not in ENGLISH_STOP_WORDS
                 }
                 chosen = {row: _heaviest(words[row], weights) for row in rows}
-                self._groups[group] = {word: weights[word] for word in sorted({*chosen.values()} - {""})}
+                self.groups[group] = {word: weights[word] for word in sorted({*chosen.values()} - {""})}
                 for row, word in chosen.items():
                     paths[row] += [word] if word else []
 
@@ -76,17 +69,9 @@ class Keywords(TextIDs):
 
     def _path(self, words: list[str]) -> list[str]:
         path: list[str] = []
-        while word := _heaviest(words, self._groups.get(" ".join(path), {})):
+        while word := _heaviest(words, self.groups.get(" ".join(path), {})):
             path.append(word)
         return path
-
-    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        values, arrays = super().state()
-        return values | {"groups": self._groups}, arrays
-
-    def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        super().restore(values, arrays)
-        self._groups = values["groups"]
 
 
 def _heaviest(words: list[str], weights: dict[str, float]) -> str:

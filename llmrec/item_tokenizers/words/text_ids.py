@@ -11,16 +11,13 @@ colliding items apart), so byte-level BPE (GPT-2, Qwen, Llama 3) cuts an ID into
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
-from hashlib import blake2b
 from itertools import groupby
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import row_digests
-from llmrec.item_tokenizers.protocol import Saved, Traits, not_fitted, require
-from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.by_item import KeyedByItem
+from llmrec.item_tokenizers.protocol import Traits
 
 # The ID of an item without a word that the tokenizer knows.
 FALLBACK = "item"
@@ -31,8 +28,8 @@ def words_of(text: str) -> list[str]:
     """The distinct words of a text in their order: two or more lower-case letters, digits and marks (vowel signs of
     Hindi and Thai, accents that have no letter of their own), no bare numbers."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    found = ["".join(characters) for inside, characters in groupby(text, _of_a_word) if inside]
-    return [word for word in dict.fromkeys(map(_without_stray_marks, found)) if len(word) > 1 and not _is_number(word)]
+    words = ["".join(characters) for inside, characters in groupby(text, _of_a_word) if inside]
+    return [word for word in dict.fromkeys(map(_without_stray_marks, words)) if len(word) > 1 and not _is_number(word)]
 
 
 def _is_mark(character: str) -> bool:
@@ -60,20 +57,6 @@ def text_of(items: pa.Table, columns: Sequence[str]) -> list[str]:
     return [" ".join(str(v) for v in row.values() if v is not None) for row in items.select(present).to_pylist()]
 
 
-def id_rows(items: pa.Table) -> np.ndarray:
-    """uint8 `[N, 16]`: a hash of every item's id, by which `Remembered` can know an item."""
-    digests = [blake2b(str(item).encode(), digest_size=16).digest() for item in items["item_id"].to_pylist()]
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
-
-
-def remember_items(items: pa.Table, codes: np.ndarray) -> Remembered:
-    """Codes `[N, L]` by item id; raises `ValueError` where an id is there twice."""
-    twice = next((item for item, count in Counter(items["item_id"].to_pylist()).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"item id {twice!r} is in the catalogue more than once: leave one of its rows out")
-    return Remembered(row_digests(id_rows(items)), codes)
-
-
 def unique_words(wish: Sequence[int], taken: Container[tuple], least: int, most: int) -> tuple[int, ...]:
     """The fewest first words of `wish`, between `least` and `most`, that are not taken; then the last of `most` words
     gives way to those after it. Where nothing helps, the ID is one of those taken: the collision policy's case."""
@@ -86,29 +69,28 @@ def unique_words(wish: Sequence[int], taken: Container[tuple], least: int, most:
     return tuple(wish[:most])
 
 
-class TextIDs(Saved):
-    """What `Keywords` and `Tags` share. They say which words an item would like to be called by: `learn(words)` and
-    `propose(items, words)`; the words of its text that are left follow them.
+class TextIDs(KeyedByItem):
+    """What `Keywords` and `Tags` share. They say which words an item would like to be called by:
+    `learn_words(words)` and `propose(items, words)`; the words of its text that are left follow them.
 
     An ID is the first `min_words` of these, more where that is taken. Items are served in the order of their ids, the
     fitted ones keep theirs, and a new item gets words of the fitted vocabulary and no ID of a fitted item if it can.
     """
 
-    name: str
     traits = TEXT_TRAITS
-    codebooks: list[np.ndarray] = []
+    learned = ("vocabulary",)
+    columns: Sequence[str]
+    min_words: int
+    max_words: int
 
-    def __init__(self, columns: Sequence[str], min_words: int, max_words: int):
-        if not 1 <= min_words <= max_words:
-            raise ValueError(f"min_words={min_words} and max_words={max_words}: write 1 <= min_words <= max_words")
-        self.columns, self.min_words, self.max_words = list(columns), min_words, max_words
+    def __post_init__(self):
+        if not 1 <= self.min_words <= self.max_words:
+            wrong = f"min_words={self.min_words} and max_words={self.max_words}"
+            raise ValueError(f"{wrong}: write 1 <= min_words <= max_words")
+        self.columns = list(self.columns)
         self.vocabulary: list[str] = []
-        self.order = np.empty(0)
-        self._number: dict[str, int] = {}
-        self._remembered: Remembered | None = None
-        self._taken: set[tuple] = set()
 
-    def learn(self, words: list[list[str]]) -> None:
+    def learn_words(self, words: list[list[str]]) -> None:
         """Looks at the words of all fitted items before anything is proposed."""
 
     def propose(self, items: pa.Table, words: list[list[str]]) -> list[list[str]]:
@@ -123,30 +105,31 @@ class TextIDs(Saved):
     def level_tokens(self) -> list[list[str]]:
         return [[f" {word}" for word in self.vocabulary]] * len(self.codebook_sizes)
 
-    def fit(self, features: np.ndarray, seed: int = 0, items: pa.Table | None = None, train=None) -> Self:
-        require(self, items=items)
+    def learn(self, features, items: pa.Table, train, seed) -> None:
         if not items.num_rows:
             raise ValueError(f"item tokenizer {self.name!r} needs at least one item to fit")
         items = items.sort_by("item_id")
         words = list(map(words_of, text_of(items, self.columns)))
-        self.learn(words)
+        self.learn_words(words)
         proposed = self.propose(items, words)
         counts = Counter(word for pair in zip(proposed, words) for word in {*pair[0], *pair[1]})
         counts[FALLBACK] += 1
-        self.vocabulary = [FALLBACK, *sorted(counts.keys() - {FALLBACK})]
+        vocabulary = [FALLBACK, *sorted(counts.keys() - {FALLBACK})]
         # A word of one item says nothing about others: it comes after those that some items share, and before those
         # that very many do, which would not tell the item apart.
-        count = np.array([counts[word] for word in self.vocabulary], np.float64)
-        self.order = np.where(count > 1, count, items.num_rows**0.5)
-        self._number = {word: number for number, word in enumerate(self.vocabulary)}
+        count = np.array([counts[word] for word in vocabulary], np.float64)
+        self._set(vocabulary, np.where(count > 1, count, items.num_rows**0.5))
         taken: set[tuple] = set()
         codes = np.full((items.num_rows, self.max_words), -1, np.int32)
         for row, wish in enumerate(map(self._wish, proposed, words)):
             chosen = unique_words(wish, taken, self.min_words, self.max_words)
             taken.add(chosen)
             codes[row, : len(chosen)] = chosen
-        self._adopt(remember_items(items, codes))
-        return self
+        self.remember(items, codes)
+
+    def _set(self, vocabulary: list[str], order: np.ndarray) -> None:
+        self.vocabulary, self.order = vocabulary, order
+        self._number = {word: number for number, word in enumerate(vocabulary)}
 
     def _wish(self, proposed: list[str], words: list[str]) -> list[int]:
         def key(word: str) -> tuple:
@@ -156,31 +139,18 @@ class TextIDs(Saved):
         rest = sorted({word for word in words if word in self._number} - {*known}, key=key)
         return [self._number[word] for word in [*known, *rest]] or [0]
 
-    def _adopt(self, remembered: Remembered) -> None:
-        self._remembered = remembered
-        self._taken = {tuple(row[row >= 0].tolist()) for row in remembered.codes}
-
-    def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
-        if self._remembered is None:
-            raise not_fitted()
-        require(self, items=items)
-        codes, known = self._remembered.recall(id_rows(items))
-        new = items.filter(pa.array(~known))
-        words = list(map(words_of, text_of(new, self.columns)))
-        for row, wish in zip(np.flatnonzero(~known), map(self._wish, self.propose(new, words), words)):
-            chosen = unique_words(wish, self._taken, self.min_words, self.max_words)
+    def new_codes(self, features, items: pa.Table) -> np.ndarray:
+        codes = np.full((items.num_rows, self.max_words), -1, np.int32)
+        words = list(map(words_of, text_of(items, self.columns)))
+        for row, wish in enumerate(map(self._wish, self.propose(items, words), words)):
+            chosen = unique_words(wish, self.remembered.semids, self.min_words, self.max_words)
             codes[row, : len(chosen)] = chosen
         return codes
 
-    def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        raise ValueError(f"item tokenizer {self.name!r} has no vectors, so no distances")
-
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        if self._remembered is None:
-            raise not_fitted()
-        return {"vocabulary": self.vocabulary}, {"order": self.order, **self._remembered.arrays()}
+        values, arrays = super().state()
+        return values, arrays | {"order": self.order}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        self.vocabulary, self.order = values["vocabulary"], arrays["order"]
-        self._number = {word: number for number, word in enumerate(self.vocabulary)}
-        self._adopt(Remembered.of(arrays))
+        super().restore(values, arrays)
+        self._set(values["vocabulary"], arrays["order"])

@@ -13,6 +13,7 @@ from llmrec.features import ItemFeatures
 from llmrec.item_tokenizers import ItemTokenizer, add_items, load_item_tokenizer
 from llmrec.models.folder import ITEM_TOKENIZER
 from llmrec.serving.living_catalogue.changes import Put, table_of
+from llmrec.serving.writers import give_writer
 
 
 class NewSemIDs:
@@ -27,7 +28,7 @@ class NewSemIDs:
 
     @cached_property
     def tokenizer(self) -> ItemTokenizer:
-        return load_item_tokenizer(self.folder / ITEM_TOKENIZER)
+        return give_writer(load_item_tokenizer(self.folder / ITEM_TOKENIZER))
 
     @cached_property
     def features(self) -> ItemFeatures:
