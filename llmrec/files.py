@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 
 @contextlib.contextmanager
@@ -99,8 +101,6 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
 
 def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) -> None:
     """Writes a folder of `config.json` and `model.safetensors`, whole or not at all."""
-    from safetensors.numpy import save_file
-
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", config)
@@ -116,9 +116,6 @@ def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
 
 def load_state(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Reads a folder written by `save_state`; raises `ValueError` naming the file that is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     config = read_json(folder / "config.json")
     try:

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from llmrec.arguments import one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
@@ -137,7 +139,5 @@ class Aligner:
 
 @lru_cache(maxsize=1)
 def _base_perplexity(folder: str, device: str, text: str, blocks: int) -> dict[str, float]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
     return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)

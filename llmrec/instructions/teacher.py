@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
@@ -144,8 +145,6 @@ def write_texts(
     Raises:
         ValueError: not one usable text.
     """
-    from tqdm.auto import tqdm
-
     shards, sequences = Path(folder) / SHARDS, Sequences(data.train)
     with tqdm(total=rows.num_rows, desc=f"{kind} texts") as progress:
         for start in range(0, rows.num_rows, SHARD):
