@@ -8,12 +8,13 @@ than their validation or test target in another.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, list_array
+from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered
 from llmrec.data.sequences import build_tables, sort_interactions
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import ITEM_TYPES, TEXT
@@ -156,30 +157,19 @@ def _merged_in_time(
     parts: Sequence[Mapping[str, pa.Table]], items: pa.Table, max_history: int | None
 ) -> tuple[dict[str, pa.Table], int]:
     """The tables of users who are the same in all parts, made from their dated interactions; see `build_tables`."""
-    events = pa.concat_tables([_events(table, label) for part in parts for label, table in enumerate(part.values())])
-    users = events["user_id"].combine_chunks().dictionary_encode()
-    order = sort_interactions(users.indices.to_numpy(), events["timestamp"].to_numpy())
+    tables = [events_of(table) for part in parts for table in part.values()]
+    events = pa.concat_tables(tables)
+    labels = np.repeat(np.arange(3 * len(parts)) % 3, [table.num_rows for table in tables]).astype(np.int8)
+    (users,), user_ids = numbered(events["user_id"])
+    order = sort_interactions(users, events["timestamp"].to_numpy())
     events, catalogue = events.take(pa.array(order)), items["item_id"].combine_chunks()
     return build_tables(
-        users.indices.to_numpy()[order],
+        users[order],
         ids_to_rows(events["item_id"], catalogue),
         events["timestamp"].combine_chunks(),
-        events["label"].to_numpy(),
-        users.dictionary,
+        labels[order],
+        user_ids,
         catalogue,
         max_history,
         events["behaviour"].combine_chunks() if "behaviour" in events.column_names else None,
     )
-
-
-def _events(rows: pa.Table, label: int) -> pa.Table:
-    """user_id, item_id, timestamp, label (0 train, 1 valid, 2 test) and, where there are kinds, behaviour."""
-    if label:
-        names = {"user_id": "user_id", "target": "item_id", "timestamp": "timestamp", "target_behaviour": "behaviour"}
-        events = pa.table({new: rows[old] for old, new in names.items() if old in rows.column_names})
-    else:
-        lists = {"item_ids": "item_id", "timestamps": "timestamp", "behaviours": "behaviour"}
-        flat = {new: flatten_lists(rows[old])[0] for old, new in lists.items() if old in rows.column_names}
-        of_event = pc.list_parent_indices(rows["item_ids"].combine_chunks())
-        events = pa.table({"user_id": rows["user_id"].take(of_event), **flat})
-    return events.append_column("label", pa.array([label] * events.num_rows, pa.int8()))

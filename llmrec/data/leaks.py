@@ -5,7 +5,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows, offsets_of, ragged_arange
+from llmrec.data.rows import (
+    flatten_beside,
+    flatten_lists,
+    ids_to_rows,
+    lists_to_rows,
+    numbered,
+    offsets_of,
+    ragged_arange,
+)
 
 
 def check_no_leak(data: PreparedData) -> dict:
@@ -30,8 +38,8 @@ def check_no_leak(data: PreparedData) -> dict:
     _check_chains(data)
     result = {"rule": rule, "histories_end_before_their_targets": data.valid.num_rows + data.test.num_rows}
     if rule == "time":
-        result["last_train"], result["first_valid"] = _latest(data.train), _earliest(data.valid)
-        result["last_valid"], result["first_test"] = _latest(data.valid), _earliest(data.test)
+        result["last_train"], result["first_valid"] = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
+        result["last_valid"], result["first_test"] = _first_and_last(data.valid)[1], _first_and_last(data.test)[0]
         for before, after in (("last_train", "first_valid"), ("last_valid", "first_test")):
             if None not in (result[before], result[after]) and result[before] >= result[after]:
                 raise ValueError(f"leak: {before} at {result[before]} is not before {after} at {result[after]}")
@@ -39,7 +47,8 @@ def check_no_leak(data: PreparedData) -> dict:
 
 
 def _check_chains(data: PreparedData) -> None:
-    num_users, (train_users, *eval_users) = _user_numbers(data)
+    (train_users, *eval_users), names = numbered(*(table["user_id"] for table in (data.train, data.valid, data.test)))
+    num_users = len(names)
     if len(np.unique(train_users)) != len(train_users):
         raise ValueError("leak check: a user has several training sequences")
     catalogue = data.items["item_id"]
@@ -49,11 +58,8 @@ def _check_chains(data: PreparedData) -> None:
     parts = [lists_to_rows(table["history"], catalogue) for table in (data.valid, data.test)]
     targets = np.concatenate([ids_to_rows(table["target"], catalogue) for table in (data.valid, data.test)])
     if data.behaviours:  # what was done is a pair of item and kind
-        train = _pairs(data, "train", train, data.train["behaviours"], offsets)
-        parts = [
-            (_pairs(data, name, values, getattr(data, name)["behaviours"], stops), stops)
-            for name, (values, stops) in zip(("valid", "test"), parts)
-        ]
+        train = _pairs(data, "train", train, offsets)
+        parts = [(_pairs(data, name, *part), part[1]) for name, part in zip(("valid", "test"), parts)]
         of_targets = [ids_to_rows(table["target_behaviour"], data.behaviours) for table in (data.valid, data.test)]
         targets = targets.astype(np.int64) * len(data.behaviours) + np.concatenate(of_targets)
     histories = np.concatenate([values for values, _ in parts])
@@ -92,16 +98,15 @@ def _check_chains(data: PreparedData) -> None:
         )
 
 
-def _pairs(data: PreparedData, name: str, items: np.ndarray, behaviours: pa.ChunkedArray, offsets: np.ndarray):
+def _pairs(data: PreparedData, name: str, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """int64: (item, behaviour) pairs as numbers; the lists of both must have equal lengths."""
-    kinds, own = lists_to_rows(behaviours, data.behaviours)
-    if not np.array_equal(own, offsets):
-        raise ValueError(f"{name}: items and behaviours differ in length")
+    kinds = ids_to_rows(flatten_beside(getattr(data, name), "behaviours", offsets, name), data.behaviours)
     return items.astype(np.int64) * len(data.behaviours) + kinds
 
 
 def _check_windows(data: PreparedData) -> dict:
-    num_users, (train_users, *eval_users) = _user_numbers(data)
+    (train_users, *eval_users), names = numbered(*(table["user_id"] for table in (data.train, data.valid, data.test)))
+    num_users = len(names)
     _, offsets = flatten_lists(data.train["item_ids"])
     window = max(int(pc.max(pc.list_value_length(t["history"])).as_py() or 0) for t in (data.valid, data.test))
     context = data.train["num_context"].to_numpy()
@@ -129,7 +134,7 @@ def _check_windows(data: PreparedData) -> dict:
             if bad.any():
                 row = int(bad.argmax())
                 raise ValueError(f"leak: {name} row {row + 1} (user {table['user_id'][row].as_py()!r}): {problem}")
-    last_train, first_valid = _latest(data.train), _earliest(data.valid)
+    last_train, first_valid = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
     return {
         "targets_checked_by_position": positions,
         "targets_checked_by_time": dates,
@@ -142,21 +147,6 @@ def _check_windows(data: PreparedData) -> dict:
     }
 
 
-def _user_numbers(data: PreparedData) -> tuple[int, list[np.ndarray]]:
-    columns = [table["user_id"] for table in (data.train, data.valid, data.test)]
-    users = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    codes = users.combine_chunks().dictionary_encode()
-    cuts = np.cumsum([len(column) for column in columns])[:-1]
-    return len(codes.dictionary), np.split(codes.indices.to_numpy(), cuts)
-
-
-def _latest(table: pa.Table) -> int | None:
-    return pc.max(_times(table)).as_py()
-
-
-def _earliest(table: pa.Table) -> int | None:
-    return pc.min(_times(table)).as_py()
-
-
-def _times(table: pa.Table) -> pa.Array | pa.ChunkedArray:
-    return table["timestamp"] if "timestamp" in table.column_names else flatten_lists(table["timestamps"])[0]
+def _first_and_last(table: pa.Table) -> tuple[int | None, int | None]:
+    times = table["timestamp"] if "timestamp" in table.column_names else flatten_lists(table["timestamps"])[0]
+    return tuple(pc.min_max(times).as_py().values())
