@@ -21,6 +21,7 @@ from llmrec.catalogue.collisions import collision_stats
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.cleaning import clean_items
+from llmrec.data.rows import with_columns
 from llmrec.data.validate import cast_column, standard_items
 from llmrec.files import files_fingerprint, fingerprint, read_parquet
 
@@ -204,10 +205,11 @@ def next_catalogue(
         raise ValueError(f"item {both!r} is to be removed, but stands among the items to add")
     if VERSION_COLUMN in given.column_names:
         given = given.drop_columns([VERSION_COLUMN])
-    for number, name in enumerate(given.column_names):
-        if name in items.column_names and given.schema.field(name).type != items.schema.field(name).type:
-            kind = items.schema.field(name).type
-            given = given.set_column(number, name, cast_column(given[name], kind, "items", name))
+    for field in given.schema:
+        kind = items.schema.field(field.name).type if field.name in items.column_names else field.type
+        if kind != field.type:
+            column = cast_column(given[field.name], kind, "items", field.name)
+            given = with_columns(given, {field.name: column})
     came = {**(returning or {}), **known}
     versions = pa.array([came.get(item, version) for item in ids], pa.int32())
     left = set(ids) | gone

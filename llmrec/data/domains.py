@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered
+from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered, with_columns
 from llmrec.data.sequences import build_tables, sort_interactions
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import ITEM_TYPES, TEXT
@@ -111,26 +111,23 @@ def _joined_rules(domains: Mapping[str, PreparedData], shared_users: bool) -> di
 
 
 def _joined_items(domains: Mapping[str, PreparedData]) -> pa.Table:
-    parts = []
+    parts, types = [], {}
     for name, data in domains.items():
         items = data.items.replace_schema_metadata(None)
         if DOMAIN in items.column_names:
             raise ValueError(f"domain {name!r}: its items have a column {DOMAIN!r} already; rename it")
-        for column in items.column_names:
-            for other in parts:
-                if column in other.column_names and other.schema.field(column).type != items.schema.field(column).type:
-                    kinds = f"{items.schema.field(column).type}, but {other.schema.field(column).type}"
-                    raise ValueError(
-                        f"domain {name!r}: column {column!r} of the items is {kinds} in an earlier domain"
-                    )
-        items = items.set_column(items.column_names.index("item_id"), "item_id", _tagged(name, items["item_id"]))
-        parts.append(items.append_column(DOMAIN, pa.array([name] * items.num_rows, pa.string())))
+        for field in items.schema:
+            if (earlier := types.setdefault(field.name, field.type)) != field.type:
+                kinds = f"{field.type}, but {earlier}"
+                raise ValueError(
+                    f"domain {name!r}: column {field.name!r} of the items is {kinds} in an earlier domain"
+                )
+        domain = pa.array([name] * items.num_rows, pa.string())
+        parts.append(with_columns(items, {"item_id": _tagged(name, items["item_id"]), DOMAIN: domain}))
     joined = pa.concat_tables(parts, promote_options="default")
-    for column in (column for column, kind in ITEM_TYPES.items() if kind == TEXT and column in joined.column_names):
-        joined = joined.set_column(
-            joined.column_names.index(column), column, pc.fill_null(joined[column], "")
-        )  # as `standard_items` writes missing text
-    return joined
+    texts = [column for column, kind in ITEM_TYPES.items() if kind == TEXT and column in joined.column_names]
+    # as `standard_items` writes missing text
+    return with_columns(joined, {column: pc.fill_null(joined[column], "") for column in texts})
 
 
 def _tagged(name: str, ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -3,7 +3,7 @@
 `values[offsets[i] : offsets[i + 1]]` is list `i`; everything is vectorised over all lists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,14 @@ def list_array(values: pa.Array, offsets: np.ndarray) -> pa.Array:
     if offsets[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"{offsets[-1]} list elements do not fit one arrow column: lower max_history")
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """The table with these columns in place of its own, or after them."""
+    for name, column in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
+    return table
 
 
 def flatten_lists(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import SEQUENCES
-from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ragged_arange
+from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ragged_arange, with_columns
 
 
 def stitch_windows(rows: pa.Table, window: int | None = None) -> pa.Table:
@@ -79,4 +79,4 @@ def last_items(rows: pa.Table, max_history: int | None) -> pa.Table:
     flat, offsets = flatten_lists(rows["history"])
     starts = offsets[:-1] if max_history is None else np.maximum(offsets[:-1], offsets[1:] - max_history)
     cut = list_array(pc.take(flat, pa.array(ragged_arange(starts, offsets[1:]))), offsets_of(offsets[1:] - starts))
-    return rows.set_column(rows.column_names.index("history"), "history", cut)
+    return with_columns(rows, {"history": cut})
