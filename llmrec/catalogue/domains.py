@@ -72,7 +72,7 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
 def first_codes(sizes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """The first code of every domain at each of its levels: after those of the domains before it."""
     firsts, used = {}, [0] * max(map(len, sizes.values()))
-    for name, own in sizes.items():
-        firsts[name] = used[: len(own)]
-        used = [taken + (own[level] if level < len(own) else 0) for level, taken in enumerate(used)]
+    for name, part in sizes.items():
+        firsts[name] = used[: len(part)]
+        used = [taken + (part[level] if level < len(part) else 0) for level, taken in enumerate(used)]
     return firsts

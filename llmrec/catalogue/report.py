@@ -143,8 +143,8 @@ def additive_error(codes: np.ndarray, codebook_sizes: Sequence[int], features: n
     column = column.reshape(codes.shape)
     if len(used) > 4096:
         return None
-    held = codes >= 0
-    place = np.stack([np.repeat(np.arange(len(codes)), held.sum(1)), column[held]])
+    present = codes >= 0
+    place = np.stack([np.repeat(np.arange(len(codes)), present.sum(1)), column[present]])
     onehot = sparse.csr_matrix((np.ones(place.shape[1]), place), shape=(len(codes), len(used)))
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     gram = (onehot.T @ onehot).toarray()
