@@ -90,10 +90,10 @@ def main(args: UpdateArguments) -> None:
     write_json(folder / "diff.json", asdict(changes))
     drift = drift_report(latest, matrix, items[VERSION_COLUMN].to_numpy() > 1)
     write_drift_report(drift, folder / "drift")
-    print(f"Version {latest.info['version']}: {changes}", *drift_lines(drift), sep="\n")
+    print(f"Version {latest.version}: {changes}", *drift_lines(drift), sep="\n")
     if args.model and not (folder / "model").exists():
         update_model_folder(args.model, latest, items, folder / "model", args.hard_links)
-    finish_stage(folder, verdict=drift["verdict"], version=latest.info["version"])
+    finish_stage(folder, verdict=drift["verdict"], version=latest.version)
     print(f"Wrote {folder}: {latest.fingerprint}, {len(latest.items)} items.")
 
 

@@ -97,25 +97,22 @@ def collision_stats(codes: np.ndarray) -> dict:
     }
 
 
+def equal_rows(codes: np.ndarray) -> np.ndarray:
+    """int64 `[N]`: a number from 0 on for every row of a matrix; equal rows have the same."""
+    return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def _widen(codes: np.ndarray) -> np.ndarray:
     return np.concatenate([codes, np.full((len(codes), 1), -1, np.int32)], axis=1)
-
-
-def _groups(codes: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group numbers of equal rows, for the new codes and for the ones in use."""
-    both = np.concatenate([codes, taken]) if len(taken) else codes
-    number = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
-    return number[: len(codes)], number[len(codes) :]
 
 
 def _number(codes: np.ndarray, taken: np.ndarray, everyone: bool) -> np.ndarray:
     """A further code for the items that collide (or for everyone): the next number that its group has not used."""
     result = _widen(codes)
-    group, group_of_taken = _groups(codes, taken[:, :-1])
-    size = max(group.max(initial=-1), group_of_taken.max(initial=-1)) + 1
-    next_number = np.zeros(size, np.int64)
+    group, group_of_taken = np.split(equal_rows(np.concatenate([codes, taken[:, :-1]])), [len(codes)])
+    total = np.bincount(np.concatenate([group, group_of_taken]))
+    next_number = np.zeros(len(total), np.int64)
     np.maximum.at(next_number, group_of_taken, taken[:, -1].astype(np.int64) + 1)
-    total = np.bincount(np.concatenate([group, group_of_taken]), minlength=size)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], group[order], side="left")
     running = np.empty(len(group), np.int64)
@@ -127,18 +124,11 @@ def _number(codes: np.ndarray, taken: np.ndarray, everyone: bool) -> np.ndarray:
 
 def _colliding_prefixes(codes: np.ndarray, taken: np.ndarray):
     """For every prefix `[:, :L-1]` in which an item collides: its rows, and the last codes already in use there."""
-    group, group_of_taken = _groups(codes, taken[:, :-1])
-    total = np.bincount(np.concatenate([group, group_of_taken]))
-    prefix, prefix_of_taken = _groups(codes[:, :-1], taken[:, :-2])
-    count = 1 + max(prefix.max(), prefix_of_taken.max(initial=-1))
-    order, bounds = _rows_by_number(prefix, count)
-    order_of_taken, bounds_of_taken = _rows_by_number(prefix_of_taken, count)
-    for p in np.unique(prefix[total[group] > 1]):
-        used = taken[order_of_taken[bounds_of_taken[p] : bounds_of_taken[p + 1]], -2]
-        yield order[bounds[p] : bounds[p + 1]], np.unique(used)
-
-
-def _rows_by_number(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of their numbers, and where those of each number below `count` begin and end."""
-    order = np.argsort(numbers, kind="stable")
-    return order, np.searchsorted(numbers[order], np.arange(count + 1))
+    both, new = np.concatenate([codes, taken[:, :-1]]), np.arange(len(codes) + len(taken)) < len(codes)
+    group, prefix = equal_rows(both), equal_rows(both[:, :-1])
+    collides = new & (np.bincount(group)[group] > 1)
+    by_prefix = np.argsort(prefix, kind="stable")
+    bounds = np.searchsorted(prefix[by_prefix], np.arange(len(both) + 1))
+    for number in np.unique(prefix[collides]):
+        rows = by_prefix[bounds[number] : bounds[number + 1]]
+        yield rows[new[rows]], np.unique(both[rows[~new[rows]], -1])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from llmrec.catalogue.lifecycle import reservation
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.domains import check_domain_names
 
@@ -31,13 +32,13 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     """
     check_domain_names(list(indexes))
     for name, index in indexes.items():
-        for problem, found in (
+        for problem, applies in (
             ("depend on the history", index.contextual),
             ("are joined ones already", bool(index.views or index.domains)),
             ("write tokens of their own (words, pieces), which cannot be numbered by domain", index.has_given_tokens),
             ("hold behaviours: join them without, recipes/init_model.py adds those of the data", index.behaviours),
         ):
-            if found:
+            if applies:
                 raise ValueError(f"domain {name!r}: its Semantic IDs {problem}")
     sizes = {name: list(index.codebook_sizes) for name, index in indexes.items()}
     num_levels, firsts = 1 + max(map(len, sizes.values())), first_codes(sizes)
@@ -48,11 +49,11 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
         rows[:, 1 : 1 + codes.shape[1]] = np.where(codes >= 0, codes + np.array(firsts[name], np.int32), -1)
         return rows
 
-    reserved, came = {}, {}
+    reserved, versions = {}, {}
     for name, index in indexes.items():
         for item, semids in index.reserved.items():
             reserved[f"{name}/{item}"] = tagged(name, np.array(semids, np.int32)).tolist()
-        came |= {f"{name}/{item}": version for item, version in index.info.get("reserved_versions", {}).items()}
+        versions |= {f"{name}/{item}": version for item, version in index.reserved_versions.items()}
     summed = [sum(part[level] for part in sizes.values() if level < len(part)) for level in range(num_levels - 1)]
     return SemIDIndex(
         [f"{name}/{item}" for name, index in indexes.items() for item in index.item_ids],
@@ -63,8 +64,7 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
             "domains": sizes,
             "domain_info": {name: index.info for name, index in indexes.items()},
             "ordered": all(index.ordered for index in indexes.values()),
-            "reserved": reserved,
-            "reserved_versions": came,
+            **reservation(reserved, versions),
         },
     )
 
@@ -72,7 +72,7 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
 def first_codes(sizes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """The first code of every domain at each of its levels: after those of the domains before it."""
     firsts, used = {}, [0] * max(map(len, sizes.values()))
-    for name, own in sizes.items():
-        firsts[name] = used[: len(own)]
-        used = [taken + (own[level] if level < len(own) else 0) for level, taken in enumerate(used)]
+    for name, part in sizes.items():
+        firsts[name] = used[: len(part)]
+        used = [taken + (part[level] if level < len(part) else 0) for level, taken in enumerate(used)]
     return firsts

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from llmrec.catalogue.collisions import equal_rows
+from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.files import atomic_path, write_json
 
 _SAMPLE = 5_000
 _FEW = 20
@@ -54,22 +55,20 @@ def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray,
     old = ~np.asarray(newcomers, bool)
     if not old.any():
         raise ValueError("no item is left that the item tokenizer was made for: make new Semantic IDs")
-    numbered = index.info.get("collision", "keep") != "keep"
+    numbered = index.collision != "keep"
     levels = index.num_levels - numbered
-    codes = index.codes[:, :levels]
-    count = int((~old).sum())
+    codes, new = index.codes[:, :levels], ~old
+    fresh = (codes >= 0) & ~np.stack([np.isin(column, column[old]) for column in codes.T], axis=1)
+    count = int(new.sum())
     report = {
         "items": {"old": int(old.sum()), "new": count, "share_new": count / len(old)},
         "distances": _distances(features, codes, old, seed) if count and old.sum() > 1 else [],
-        "codes": [_level(codes[:, level], index.codebook_sizes[level], old) for level in range(levels)],
+        "codes": [_level(*each, old) for each in zip(codes.T, index.codebook_sizes, fresh.T)],
         "groups": {when: _largest_group(codes[rows]) for when, rows in (("before", old), ("now", slice(None)))},
-        "prefixes": _full_prefixes(codes, index.codebook_sizes[levels - 1], ~old),
+        "prefixes": _full_prefixes(codes, index.codebook_sizes[levels - 1], new),
         "collision_level": _collision_level(index, old) if numbered else None,
+        "newcomers_with_fresh_codes": int(fresh.any(1).sum()),
     }
-    fresh = np.zeros(len(old), bool)
-    for level in range(levels):
-        fresh |= (codes[:, level] >= 0) & ~np.isin(codes[:, level], codes[old, level]) & ~old
-    report["newcomers_with_fresh_codes"] = int(fresh.sum())
     report["verdict"], report["reasons"] = _verdict(report)
     return report
 
@@ -82,17 +81,16 @@ def code_distances(features: np.ndarray, codes: np.ndarray, old: np.ndarray) -> 
     apart = plain.copy()  # as if the item itself had not been there
     distances = np.empty(codes.shape, np.float32)
     for level, column in enumerate(codes.T):
-        held = column >= 0
-        member = np.flatnonzero(held & old)
+        member = np.flatnonzero((column >= 0) & old)
         size = int(column.max(initial=0)) + 1
         onehot = sparse.csr_array(
             (np.ones(len(member), np.float32), (column[member], np.arange(len(member)))), (size, len(member))
         )
         sums, counts = onehot @ plain[member], np.bincount(column[member], minlength=size)
-        rows = np.flatnonzero(held)
-        own = old[rows, None] * plain[rows]
+        rows = np.flatnonzero(column >= 0)
+        itself = old[rows, None] * plain[rows]
         others = counts[column[rows]] - old[rows]
-        apart[rows] -= (sums[column[rows]] - own) / np.maximum(others, 1)[:, None]
+        apart[rows] -= (sums[column[rows]] - itself) / np.maximum(others, 1)[:, None]
         plain[rows] -= sums[column[rows]] / np.maximum(counts[column[rows]], 1)[:, None]
         distances[:, level] = np.linalg.norm(apart, axis=1)
     return distances
@@ -103,9 +101,9 @@ def nearest_distances(features: np.ndarray, old: np.ndarray, rows: np.ndarray) -
     import faiss
 
     base = np.ascontiguousarray(features[old], np.float32)
-    found = faiss.knn(np.ascontiguousarray(features[rows], np.float32), base, min(2, len(base)))[0]
+    nearest = faiss.knn(np.ascontiguousarray(features[rows], np.float32), base, min(2, len(base)))[0]
     # An old item finds itself (or an equal one) first.
-    squared = np.where(old[rows], found[:, -1], found[:, 0])
+    squared = np.where(old[rows], nearest[:, -1], nearest[:, 0])
     return np.sqrt(np.maximum(squared, 0))
 
 
@@ -139,15 +137,14 @@ def _compared(name: str, old: np.ndarray, new: np.ndarray) -> dict:
     }
 
 
-def _level(column: np.ndarray, size: int, old: np.ndarray) -> dict:
-    before, now = (np.unique(part[part >= 0]) for part in (column[old], column))
-    fresh = np.setdiff1d(now, before)
+def _level(column: np.ndarray, size: int, fresh: np.ndarray, old: np.ndarray) -> dict:
+    before, now = (len(np.unique(part[part >= 0])) for part in (column[old], column))
     return {
         "size": size,
-        "used_before": len(before),
-        "used_now": len(now),
-        "fresh_codes": len(fresh),
-        "newcomers_with_them": int(np.isin(column, fresh).sum()),
+        "used_before": before,
+        "used_now": now,
+        "fresh_codes": now - before,
+        "newcomers_with_them": int(fresh.sum()),
     }
 
 
@@ -157,15 +154,12 @@ def _largest_group(codes: np.ndarray) -> int:
 
 def _full_prefixes(codes: np.ndarray, size: int, newcomers: np.ndarray) -> dict:
     """Prefixes in which every code of the last level is used, and how many items have them."""
-    held = codes[:, -1] >= 0
-    distinct = np.unique(codes[held], axis=0)
-    prefixes, counts = np.unique(distinct[:, :-1], axis=0, return_counts=True)
-    _, prefix = np.unique(np.concatenate([prefixes, codes[:, :-1]]), axis=0, return_inverse=True)
-    prefix = prefix.reshape(-1)
-    full = prefix[: len(prefixes)][counts >= size]
-    inside = held & np.isin(prefix[len(prefixes) :], full)
+    whole, prefix = codes[:, -1] >= 0, equal_rows(codes[:, :-1])
+    counts = np.bincount(np.unique(np.stack([prefix, codes[:, -1]], 1)[whole], axis=0)[:, 0])
+    full = np.flatnonzero(counts >= size)
+    inside = whole & np.isin(prefix, full)
     return {
-        "all": len(prefixes),
+        "all": int((counts > 0).sum()),
         "full": len(full),
         "items": int(inside.sum()),
         "newcomers": int((inside & newcomers).sum()),
@@ -190,33 +184,28 @@ def _collision_level(index: SemIDIndex, old: np.ndarray) -> dict:
 
 
 def _verdict(report: dict) -> tuple[str, list[str]]:
-    count, reasons, worst = report["items"]["new"], [], 0
+    count, reasons, measured = report["items"]["new"], [], []
     if not count:
         return "keep", ["there are no newcomers"]
-
-    def judge(kind: str, value: float, text: str) -> None:
-        nonlocal worst
-        grade = sum(value > bound for bound in BOUNDS[kind])
-        worst = max(worst, grade)
-        if grade:
-            reasons.append(text)
-
     if count < _FEW:
         reasons.append(f"{count} newcomers are too few to judge their distances")
     else:
         for row in report["distances"]:
             text = f"{row['beyond_p95']:.0%} of the newcomers lie beyond the 95th percentile: {row['measure']}"
-            judge("far", row["beyond_p95"], text)
-        fresh = report["newcomers_with_fresh_codes"] / count
-        judge("fresh", fresh, f"{fresh:.0%} of the newcomers have a code that no old item has: its token is untrained")
-        full = report["prefixes"]["newcomers"] / count
-        judge("full", full, f"{full:.0%} of the newcomers are in prefixes without a free last code")
+            measured.append(("far", row["beyond_p95"], text))
+        fresh, full = report["newcomers_with_fresh_codes"] / count, report["prefixes"]["newcomers"] / count
+        text = f"{fresh:.0%} of the newcomers have a code that no old item has: its token is untrained"
+        measured.append(("fresh", fresh, text))
+        measured.append(("full", full, f"{full:.0%} of the newcomers are in prefixes without a free last code"))
     if report["collision_level"] is not None:
         used = report["collision_level"]["spare_used"]
-        judge("collision", used, f"newcomers have used {used:.0%} of the spare numbers of the collision level")
+        text = f"newcomers have used {used:.0%} of the spare numbers of the collision level"
+        measured.append(("collision", used, text))
     new = report["items"]["share_new"]
-    judge("new", new, f"{new:.0%} of the catalogue are newcomers")
-    return ("keep", "watch", "refit")[worst], reasons
+    measured.append(("new", new, f"{new:.0%} of the catalogue are newcomers"))
+    grades = [sum(value > bound for bound in BOUNDS[kind]) for kind, value, _ in measured]
+    reasons += [text for grade, (_, _, text) in zip(grades, measured) if grade]
+    return ("keep", "watch", "refit")[max(grades)], reasons
 
 
 ADVICE = {
@@ -232,19 +221,23 @@ def drift_lines(report: dict) -> list[str]:
     lines = [f"**{ADVICE[report['verdict']]}**", "", *(f"- {reason}" for reason in report["reasons"])]
     lines += ["", f"{items['old']} old items, {items['new']} newcomers ({items['share_new']:.1%}).", ""]
     if report["distances"]:
-        lines += ["| distance to | old: median | 95 % | new: median | beyond 95 % | beyond 99 % |"]
-        lines += ["|---|---:|---:|---:|---:|---:|"]
-        for row in report["distances"]:
-            lines.append(
-                f"| {row['measure']} | {row['old_median']:.3f} | {row['old_p95']:.3f} | {row['new_median']:.3f} "
-                f"| {row['beyond_p95']:.1%} | {row['beyond_p99']:.1%} |"
-            )
+        lines += markdown_table(
+            "distance to | old: median | 95 % | new: median | beyond 95 % | beyond 99 %",
+            (
+                f"{row['measure']} | {row['old_median']:.3f} | {row['old_p95']:.3f} | {row['new_median']:.3f} "
+                f"| {row['beyond_p95']:.1%} | {row['beyond_p99']:.1%}"
+                for row in report["distances"]
+            ),
+        )
         lines += ["", "Without drift 5 % and 1 % of the newcomers lie beyond.", ""]
-    lines += ["| level | codes used before | now | used for the first time | newcomers with them |"]
-    lines += ["|---|---:|---:|---:|---:|"]
-    for level, row in enumerate(report["codes"], 1):
-        used = f"{row['used_before']} of {row['size']} | {row['used_now']}"
-        lines.append(f"| {level} | {used} | {row['fresh_codes']} | {row['newcomers_with_them']} |")
+    lines += markdown_table(
+        "level | codes used before | now | used for the first time | newcomers with them",
+        (
+            f"{level} | {row['used_before']} of {row['size']} | {row['used_now']} | {row['fresh_codes']} "
+            f"| {row['newcomers_with_them']}"
+            for level, row in enumerate(report["codes"], 1)
+        ),
+    )
     groups, prefixes, level = report["groups"], report["prefixes"], report["collision_level"]
     lines += ["", f"Largest group of equal codes: {groups['before']} before, {groups['now']} now."]
     inside = f"{prefixes['items']} items, {prefixes['newcomers']} of them newcomers"
@@ -258,28 +251,19 @@ def drift_lines(report: dict) -> list[str]:
 def plot_drift(report: dict) -> Figure:
     """Distances of old items and newcomers, one panel per measure; the line is the old items' 95th percentile."""
     rows = report["distances"]
-    columns = max(1, min(len(rows), 4))
-    height = max(1, -(-len(rows) // columns))
-    figure = Figure(figsize=(3.4 * columns, 2.8 * height), layout="constrained")
-    panels = figure.subplots(height, columns, squeeze=False).reshape(-1)
-    for panel in panels[len(rows) :]:
-        panel.set_axis_off()
-    for panel, row in zip(panels, rows):
+    figure, axes = panels(len(rows), 4, 3.4, 2.8)
+    for panel, row in zip(axes, rows):
         histogram = row["histogram"]
         for name, colour in (("old", "#a3cef1"), ("new", "#274c77")):
             panel.stairs(histogram[name], histogram["edges"], color=colour, fill=name == "old", label=name, lw=1.5)
         panel.axvline(row["old_p95"], color="#e8998d", lw=1)
         panel.set(title=row["measure"], xlabel="distance", ylabel="share of items")
     if rows:
-        panels[0].legend(frameon=False)
+        axes[0].legend(frameon=False)
     return figure
 
 
 def write_drift_report(report: dict, folder: str | Path) -> None:
     """Writes report.json, report.md and drift.png, whole or not at all."""
-    text = "\n".join(["# Drift of the Semantic IDs", "", *drift_lines(report), "", "![Distances](drift.png)", ""])
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "report.json", report)
-        (temporary / "report.md").write_text(text, encoding="utf-8")
-        plot_drift(report).savefig(temporary / "drift.png", dpi=130)
+    text = ["# Drift of the Semantic IDs", "", *drift_lines(report), "", "![Distances](drift.png)", ""]
+    write_report_folder(folder, report, text, {"drift": plot_drift(report)})

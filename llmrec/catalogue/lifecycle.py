@@ -5,8 +5,8 @@ newcomer gets it, nor its number on the collision level, and the item itself get
 `remove_items(..., reuse=True)` gives it free. The version that the item came with is kept beside it, so an item of the
 first version is no newcomer when it returns.
 
-Every index records `info["version"]` (from 1 on), `info["parent"]` (fingerprint of the version before) and
-`info["changelog"]` (how many items came and went, by version).
+Every index records its `version` (from 1 on), the fingerprint of its `parent` (the version before) and a `changelog`
+(how many items came and went, by version).
 """
 
 import json
@@ -21,6 +21,7 @@ from llmrec.catalogue.collisions import collision_stats
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.cleaning import clean_items
+from llmrec.data.rows import with_columns
 from llmrec.data.validate import cast_column, standard_items
 from llmrec.files import files_fingerprint, fingerprint, read_parquet
 
@@ -51,18 +52,18 @@ class IndexDiff:
 
 def diff(old: SemIDIndex, new: SemIDIndex) -> IndexDiff:
     """What happened from one index to another, by item; the order of the items does not matter."""
-    before, after = _rows_by_item(old), _rows_by_item(new)
     same_tokens = old.level_tokens == new.level_tokens and old.adds_tokens == new.adds_tokens
     moved = {}
-    for item in before.keys() & after.keys():
-        if not (same_tokens and np.array_equal(old.codes[before[item]], new.codes[after[item]])):
-            semids = _semids(old, before[item]), _semids(new, after[item])
+    for item in old.items:
+        before, after = old.rows_of_items[item], new.rows_of_items[item]
+        if after and not (same_tokens and np.array_equal(old.codes[before], new.codes[after])):
+            semids = _semids(old, item), _semids(new, item)
             if semids[0] != semids[1]:
                 moved[item] = semids
     return IndexDiff(
-        added={item: _semids(new, rows) for item, rows in after.items() if item not in before},
-        removed={item: _semids(old, rows) for item, rows in before.items() if item not in after},
-        moved={item: moved[item] for item in before if item in moved},
+        added={item: _semids(new, item) for item in new.items if item not in old},
+        removed={item: _semids(old, item) for item in old.items if item not in new},
+        moved=moved,
     )
 
 
@@ -75,8 +76,7 @@ def next_version(old: SemIDIndex, new: SemIDIndex) -> SemIDIndex:
     version = old.version + 1
     entry = {"version": version, "added": len(changes.added), "removed": len(changes.removed)}
     log = [*old.info.get("changelog", []), entry]
-    info = {"version": version, "parent": old.fingerprint, "changelog": log}
-    return new.replaced(new.item_ids, new.codes, info)
+    return new.replaced(new.item_ids, new.codes, {"version": version, "parent": old.fingerprint, "changelog": log})
 
 
 def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
@@ -86,8 +86,9 @@ def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
     if views := ", ".join(index.views):
         raise ValueError(f"{folder} holds joined Semantic IDs: update {views}, and join the views again")
     if adding and index.contextual:
-        name = index.info["item_tokenizer"]["name"]
-        raise ValueError(f"{folder}: item tokenizer {name!r} knows the items it was fitted with only: fit it again")
+        raise ValueError(
+            f"{folder}: item tokenizer {index.item_tokenizer!r} knows the items it was fitted with only: fit it again"
+        )
     if adding and not (folder / "item_tokenizer").is_dir():
         raise ValueError(
             f"{folder} has no item_tokenizer that could give new items Semantic IDs: bring those yourself"
@@ -121,22 +122,27 @@ def remove_items(
         ValueError: an item that is not in `index`, or none would be left.
     """
     gone = dict.fromkeys(map(str, item_ids))
-    rows = _rows_by_item(index)
-    unknown = next((item for item in gone if item not in rows), None)
+    unknown = next((item for item in gone if item not in index), None)
     if unknown is not None:
         raise ValueError(f"item {unknown!r} has no Semantic ID, so it cannot be removed")
     kept = [row for row, item in enumerate(index.item_ids) if item not in gone]
     if not kept:
         raise ValueError("an index needs at least one item: all of them would be removed")
-    reserved, came = index.reserved, index.info.get("reserved_versions", {})
+    reserved, versions = index.reserved, index.reserved_versions
     if not reuse:
-        reserved = {**reserved, **{item: index.codes[rows[item]].tolist() for item in gone}}
+        reserved = {**reserved, **{item: index.codes[index.rows(item)].tolist() for item in gone}}
         if items is not None and VERSION_COLUMN in items.column_names:
-            versions = zip(items["item_id"].to_pylist(), items[VERSION_COLUMN].to_pylist())
-            came = {**came, **{item: version for item, version in versions if item in gone and version > 1}}
+            numbers = zip(items["item_id"].to_pylist(), items[VERSION_COLUMN].to_pylist())
+            versions |= {item: number for item, number in numbers if item in gone}
     ids, codes = [index.item_ids[row] for row in kept], index.codes[kept]
-    info = {"reserved": reserved, "reserved_versions": came, "collisions_after": collision_stats(codes)}
+    info = {**reservation(reserved, versions), "collisions_after": collision_stats(codes)}
     return next_version(index, index.replaced(ids, codes, info))
+
+
+def reservation(reserved: Mapping[str, list], versions: Mapping[str, int]) -> dict:
+    """What an index records of removed items: their codes, and the versions that they came with, if not the first."""
+    later = {item: versions[item] for item in reserved if versions.get(item, 1) > 1}
+    return {"reserved": dict(reserved), "reserved_versions": later}
 
 
 def bring_back(index: SemIDIndex, item_ids: Sequence[str]) -> SemIDIndex:
@@ -148,8 +154,7 @@ def bring_back(index: SemIDIndex, item_ids: Sequence[str]) -> SemIDIndex:
     ids = [item for item, semids in back.items() for _ in semids]
     codes = np.array([codes for semids in back.values() for codes in semids], np.int32)
     joined = np.concatenate([index.codes, codes])
-    came = {item: version for item, version in index.info.get("reserved_versions", {}).items() if item in reserved}
-    info = {"reserved": reserved, "reserved_versions": came, "collisions_after": collision_stats(joined)}
+    info = {**reservation(reserved, index.reserved_versions), "collisions_after": collision_stats(joined)}
     return index.replaced([*index.item_ids, *ids], joined, info)
 
 
@@ -200,10 +205,11 @@ def next_catalogue(
         raise ValueError(f"item {both!r} is to be removed, but stands among the items to add")
     if VERSION_COLUMN in given.column_names:
         given = given.drop_columns([VERSION_COLUMN])
-    for number, name in enumerate(given.column_names):
-        if name in items.column_names and given.schema.field(name).type != items.schema.field(name).type:
-            kind = items.schema.field(name).type
-            given = given.set_column(number, name, cast_column(given[name], kind, "items", name))
+    for field in given.schema:
+        kind = items.schema.field(field.name).type if field.name in items.column_names else field.type
+        if kind != field.type:
+            column = cast_column(given[field.name], kind, "items", field.name)
+            given = with_columns(given, {field.name: column})
     came = {**(returning or {}), **known}
     versions = pa.array([came.get(item, version) for item in ids], pa.int32())
     left = set(ids) | gone
@@ -212,12 +218,5 @@ def next_catalogue(
     return table.select([*items.column_names, *(n for n in given.column_names if n not in items.column_names)])
 
 
-def _rows_by_item(index: SemIDIndex) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, item in enumerate(index.item_ids):
-        rows.setdefault(item, []).append(row)
-    return rows
-
-
-def _semids(index: SemIDIndex, rows: list[int]) -> str:
-    return " ".join(map(index.semid_of_row, rows))
+def _semids(index: SemIDIndex, item: str) -> str:
+    return " ".join(map(index.semid_of_row, index.rows(item)))

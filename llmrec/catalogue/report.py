@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.arrays import l2_normalize, unique_rows
-from llmrec.catalogue.collisions import collision_stats
+from llmrec.catalogue.collisions import collision_stats, equal_rows
+from llmrec.catalogue.report_parts import markdown_table, write_report_folder
 from llmrec.catalogue.report_plots import plot_codes, plot_groups, plot_map
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.files import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,8 @@ def additive_error(codes: np.ndarray, codebook_sizes: Sequence[int], features: n
     column = column.reshape(codes.shape)
     if len(used) > 4096:
         return None
-    held = codes >= 0
-    place = np.stack([np.repeat(np.arange(len(codes)), held.sum(1)), column[held]])
+    present = codes >= 0
+    place = np.stack([np.repeat(np.arange(len(codes)), present.sum(1)), column[present]])
     onehot = sparse.csr_matrix((np.ones(place.shape[1]), place), shape=(len(codes), len(used)))
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     gram = (onehot.T @ onehot).toarray()
@@ -168,7 +168,7 @@ def purity(prefixes: np.ndarray, labels: np.ndarray) -> float:
     """Share of items whose category is the commonest one of their prefix `[N, depth]`. Grows with depth by itself
     (a group of one is pure), so compare it with the control."""
     known = labels >= 0
-    group = np.unique(prefixes[known], axis=0, return_inverse=True)[1].reshape(-1)
+    group = equal_rows(prefixes[known])
     pairs, counts = np.unique(np.stack([group, labels[known]], 1), axis=0, return_counts=True)
     best = np.zeros(group.max() + 1, np.int64)
     np.maximum.at(best, pairs[:, 0], counts)
@@ -204,27 +204,27 @@ def _warnings(report: dict) -> list[str]:
 
 def report_lines(report: dict) -> list[str]:
     """The figures as Markdown tables, a line each."""
-    lines = ["| level | codes used | entropy | perplexity | largest code |", "|---|---:|---:|---:|---:|"]
+    levels = []
     for level, row in enumerate(report["levels"], 1):
+        used = f"{row['used']} of {row['size']}"
         if not row["used"]:
-            lines.append(f"| {level} (spare, for new items) | 0 of {row['size']} | - | - | - |")
+            levels.append(f"{level} (spare, for new items) | {used} | - | - | -")
             continue
-        held = "" if row["held"] == 1 else f" ({row['held']:.1%} of items)"
-        lines.append(
-            f"| {level}{held} | {row['used']} of {row['size']} | {row['entropy']:.3f} | {row['perplexity']:.1f} "
-            f"| {row['largest_share']:.1%} |"
-        )
-    lines += ["", "| depth | prefixes | category purity | of random SemIDs |", "|---|---:|---:|---:|"]
+        some = "" if row["held"] == 1 else f" ({row['held']:.1%} of items)"
+        figures = f"{row['entropy']:.3f} | {row['perplexity']:.1f} | {row['largest_share']:.1%}"
+        levels.append(f"{level}{some} | {used} | {figures}")
+    prefixes = []
     for row in report["prefixes"]:
-        figures = [f"{row[key]:.3f}" if key in row else "-" for key in ("purity", "purity_control")]
-        lines.append(f"| {row['depth']} | {row['unique']} | {figures[0]} | {figures[1]} |")
-    lines += ["", "| collisions | distinct SemIDs | 1 - U/N | items sharing | largest group |"]
-    lines.append("|---|---:|---:|---:|---:|")
-    for when, row in report["collisions"].items():
-        lines.append(
-            f"| {when} the policy | {row['unique']} of {row['items']} | {row['collision_rate']:.2%} "
-            f"| {row['colliding_items']:.2%} | {row['largest_group']} |"
-        )
+        purities = [f"{row[key]:.3f}" if key in row else "-" for key in ("purity", "purity_control")]
+        prefixes.append(f"{row['depth']} | {row['unique']} | {' | '.join(purities)}")
+    collisions = (
+        f"{when} the policy | {row['unique']} of {row['items']} | {row['collision_rate']:.2%} "
+        f"| {row['colliding_items']:.2%} | {row['largest_group']}"
+        for when, row in report["collisions"].items()
+    )
+    lines = markdown_table("level | codes used | entropy | perplexity | largest code", levels)
+    lines += ["", *markdown_table("depth | prefixes | category purity | of random SemIDs", prefixes), ""]
+    lines += markdown_table("collisions | distinct SemIDs | 1 - U/N | items sharing | largest group", collisions)
     near = report["neighbours"]
     lines += ["", f"Neighbours kept (overlap@{near['k']}): {near['kept']:.3f}; random SemIDs: {near['control']:.3f}"]
     rebuilt = report["reconstruction"]
@@ -238,13 +238,8 @@ def report_lines(report: dict) -> list[str]:
 def write_report(report: dict, folder: str | Path, index: SemIDIndex, features: np.ndarray) -> None:
     """Writes report.json, report.md and three plots, whole or not at all."""
     settings = [f"- {key}: `{value}`" for key, value in report["info"].items()]
-    plots = ["![Items per code](codes.png)", "![Map of the items](map.png)", "![Items that share a SemID](groups.png)"]
+    shown = ["![Items per code](codes.png)", "![Map of the items](map.png)", "![Items that share a SemID](groups.png)"]
     note = "These figures tell broken Semantic IDs from sound ones; they do not predict which will recommend best."
-    text = "\n".join(["# Semantic IDs", "", *report_lines(report), "", note, "", *plots, "", *settings, ""])
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "report.json", report)
-        (temporary / "report.md").write_text(text, encoding="utf-8")
-        plot_codes(index).savefig(temporary / "codes.png", dpi=130)
-        plot_map(index, features).savefig(temporary / "map.png", dpi=130)
-        plot_groups(report["collisions"]).savefig(temporary / "groups.png", dpi=130)
+    text = ["# Semantic IDs", "", *report_lines(report), "", note, "", *shown, "", *settings, ""]
+    plots = {"codes": plot_codes(index), "map": plot_map(index, features), "groups": plot_groups(report["collisions"])}
+    write_report_folder(folder, report, text, plots)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from llmrec.catalogue.report_parts import panels
 from llmrec.catalogue.semids import SemIDIndex
 
 _MAP_POINTS = 20_000
@@ -14,12 +15,8 @@ _MAP_COLOURS = 20
 
 def plot_codes(index: SemIDIndex) -> Figure:
     """Items per code, commonest first, one panel per level; flat is good, a cliff is a collapsed codebook."""
-    columns = min(index.num_levels, 8)
-    rows = -(-index.num_levels // columns)
-    figure = Figure(figsize=(3.2 * columns, 3 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-    for level, (axes, size) in enumerate(zip(panels, index.codebook_sizes)):
-        column = index.codes[:, level]
+    figure, panels_of_levels = panels(index.num_levels, 8, 3.2, 3)
+    for level, (axes, column, size) in enumerate(zip(panels_of_levels, index.codes.T, index.codebook_sizes)):
         counts = np.sort(np.bincount(column[column >= 0], minlength=size))[::-1]
         axes.fill_between(np.arange(size + 1), np.append(counts, 0), step="post", color="#274c77", lw=0)
         axes.axhline(counts.sum() / size, color="#e8998d", lw=1)

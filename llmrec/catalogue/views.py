@@ -70,7 +70,7 @@ def join_views(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
 def view_rows(index: SemIDIndex, name: str) -> np.ndarray:
     """int64: the rows of one view; raises `ValueError` for a view that the index does not have."""
     if name not in index.views:
-        held = ", ".join(index.views) or "no views (join them with recipes/join_semids.py)"
-        raise ValueError(f"there is no view {name!r} of Semantic IDs; there are {held}")
+        known = ", ".join(index.views) or "no views (join them with recipes/join_semids.py)"
+        raise ValueError(f"there is no view {name!r} of Semantic IDs; there are {known}")
     first, last = index.views[name]
     return np.flatnonzero((index.codes[:, first:last] >= 0).any(1))

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.data.rows import with_columns
+
 _HIDDEN = r"(?is)<(?:script|style)\b[^>]*>.*?</(?:script|style)\s*>"
 # A letter must follow the bracket, so that "a < b" and "<3" stay.
 _TAG = r"</?[a-zA-Z!][^<>]*>"
@@ -34,10 +36,7 @@ def clean_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
 
 def clean_items(items: pa.Table) -> pa.Table:
     """`clean_text` on title, description, brand and categories, where the table has them."""
-    for index, name in enumerate(items.column_names):
-        if name in TEXT_COLUMNS:
-            items = items.set_column(index, name, clean_text(items[name]))
-    return items
+    return with_columns(items, {name: clean_text(items[name]) for name in TEXT_COLUMNS if name in items.column_names})
 
 
 def k_core(users: np.ndarray, items: np.ndarray, user_k: int, item_k: int) -> np.ndarray:

@@ -6,9 +6,18 @@ catalogue still has them.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, list_array, lists_to_rows, offsets_of, training_rows
+from llmrec.data.rows import (
+    flatten_lists,
+    ids_to_rows,
+    list_array,
+    lists_to_rows,
+    offsets_of,
+    training_rows,
+    with_columns,
+)
 from llmrec.data.statistics import statistics
 
 
@@ -57,15 +66,16 @@ def hold_out_items(
         rows = rows.filter(pa.array(cold[ids_to_rows(rows["target"], catalogue)]))
         rows = rows.filter(pa.array(np.diff(flatten_lists(rows["history"])[1]) > 0))
         tests.append(rows.select(data.test.column_names).cast(data.test.schema))
-    valid = _warm_histories(data.valid.filter(pa.array(~of_valid)), cold, catalogue)
+    valid = data.valid.filter(pa.array(~of_valid))
+    valid = _shorter_lists(valid, "history", ~cold[lists_to_rows(valid["history"], catalogue)[0]])
     info = {key: value for key, value in data.info.items() if key not in ("settings", "inputs_fingerprint")}
     hold_out = {"fraction": fraction, "seed": seed, "from_training": from_training, "of": data.fingerprint}
     info |= {"name": f"{info.get('name', 'data')}_cold", "rules": {**rules, "hold_out": hold_out}}
     info["cold_items"] = data.items.filter(pa.array(cold))["item_id"].to_pylist()
-    held = PreparedData(data.items, train, valid, pa.concat_tables(tests), info)
-    check_cold(held)
-    held.info["statistics"] = statistics(held)
-    return held
+    without = PreparedData(data.items, train, valid, pa.concat_tables(tests), info)
+    check_cold(without)
+    without.info["statistics"] = statistics(without)
+    return without
 
 
 def check_cold(data: PreparedData) -> list[str]:
@@ -73,18 +83,14 @@ def check_cold(data: PreparedData) -> list[str]:
     cold_items = data.info.get("cold_items")
     if not cold_items:
         raise ValueError("the data names no cold items: make it with recipes/cold_start.py --step hold_out")
-    cold = np.zeros(data.items.num_rows, bool)
-    cold[ids_to_rows(pa.array(cold_items), data.items["item_id"])] = True
-    for name, column in (
-        ("train", data.train["item_ids"]),
-        ("validation histories", data.valid["history"]),
+    for where, items in (
+        ("train", flatten_lists(data.train["item_ids"])[0]),
+        ("validation histories", flatten_lists(data.valid["history"])[0]),
+        ("validation targets", data.valid["target"]),
     ):
-        values, _ = lists_to_rows(column, data.items["item_id"])
-        if cold[values].any():
-            item = data.items["item_id"][int(values[cold[values].argmax()])].as_py()
-            raise ValueError(f"leak: cold item {item!r} stands in {name}")
-    if cold[ids_to_rows(data.valid["target"], data.items["item_id"])].any():
-        raise ValueError("leak: a validation target is a cold item")
+        leaked = items.filter(pc.is_in(items, pa.array(cold_items)))
+        if len(leaked):
+            raise ValueError(f"leak: cold item {leaked[0].as_py()!r} stands in {where}")
     return cold_items
 
 
@@ -97,13 +103,7 @@ def _without_items(train: pa.Table, out: np.ndarray) -> pa.Table:
     # The first item was context, so the first that is left is: a target needs a history.
     shown = np.bincount(sequence[~out & (place < context[sequence])], minlength=len(lengths))
     shown = pa.array(np.maximum(shown, np.minimum(context, 1)).astype(np.int32))
-    train = train.set_column(train.column_names.index("num_context"), train.schema.field("num_context"), shown)
-    return _shorter_lists(train, "item_ids", ~out)
-
-
-def _warm_histories(rows: pa.Table, cold: np.ndarray, catalogue: pa.ChunkedArray) -> pa.Table:
-    """Rows without the cold items of their histories; those without history disappear."""
-    return _shorter_lists(rows, "history", ~cold[lists_to_rows(rows["history"], catalogue)[0]])
+    return _shorter_lists(with_columns(train, {"num_context": shown}), "item_ids", ~out)
 
 
 def _shorter_lists(table: pa.Table, name: str, stays: np.ndarray) -> pa.Table:
@@ -112,8 +112,8 @@ def _shorter_lists(table: pa.Table, name: str, stays: np.ndarray) -> pa.Table:
     offsets = flatten_lists(table[name])[1]
     row = np.repeat(np.arange(table.num_rows), np.diff(offsets))
     left = np.bincount(row[stays], minlength=table.num_rows)
-    for number, field in enumerate(table.schema):
+    for field in table.schema:
         if pa.types.is_list(field.type):
             values = flatten_lists(table[field.name])[0].filter(pa.array(stays))
-            table = table.set_column(number, field, list_array(values, offsets_of(left)).cast(field.type))
+            table = with_columns(table, {field.name: list_array(values, offsets_of(left)).cast(field.type)})
     return table.filter(pa.array(left > 0))

@@ -8,12 +8,13 @@ than their validation or test target in another.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, list_array
+from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered, with_columns
 from llmrec.data.sequences import build_tables, sort_interactions
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import ITEM_TYPES, TEXT
@@ -110,26 +111,23 @@ def _joined_rules(domains: Mapping[str, PreparedData], shared_users: bool) -> di
 
 
 def _joined_items(domains: Mapping[str, PreparedData]) -> pa.Table:
-    parts = []
+    parts, types = [], {}
     for name, data in domains.items():
         items = data.items.replace_schema_metadata(None)
         if DOMAIN in items.column_names:
             raise ValueError(f"domain {name!r}: its items have a column {DOMAIN!r} already; rename it")
-        for column in items.column_names:
-            for other in parts:
-                if column in other.column_names and other.schema.field(column).type != items.schema.field(column).type:
-                    kinds = f"{items.schema.field(column).type}, but {other.schema.field(column).type}"
-                    raise ValueError(
-                        f"domain {name!r}: column {column!r} of the items is {kinds} in an earlier domain"
-                    )
-        items = items.set_column(items.column_names.index("item_id"), "item_id", _tagged(name, items["item_id"]))
-        parts.append(items.append_column(DOMAIN, pa.array([name] * items.num_rows, pa.string())))
+        for field in items.schema:
+            if (earlier := types.setdefault(field.name, field.type)) != field.type:
+                kinds = f"{field.type}, but {earlier}"
+                raise ValueError(
+                    f"domain {name!r}: column {field.name!r} of the items is {kinds} in an earlier domain"
+                )
+        domain = pa.array([name] * items.num_rows, pa.string())
+        parts.append(with_columns(items, {"item_id": _tagged(name, items["item_id"]), DOMAIN: domain}))
     joined = pa.concat_tables(parts, promote_options="default")
-    for column in (column for column, kind in ITEM_TYPES.items() if kind == TEXT and column in joined.column_names):
-        joined = joined.set_column(
-            joined.column_names.index(column), column, pc.fill_null(joined[column], "")
-        )  # as `standard_items` writes missing text
-    return joined
+    texts = [column for column, kind in ITEM_TYPES.items() if kind == TEXT and column in joined.column_names]
+    # as `standard_items` writes missing text
+    return with_columns(joined, {column: pc.fill_null(joined[column], "") for column in texts})
 
 
 def _tagged(name: str, ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -156,30 +154,19 @@ def _merged_in_time(
     parts: Sequence[Mapping[str, pa.Table]], items: pa.Table, max_history: int | None
 ) -> tuple[dict[str, pa.Table], int]:
     """The tables of users who are the same in all parts, made from their dated interactions; see `build_tables`."""
-    events = pa.concat_tables([_events(table, label) for part in parts for label, table in enumerate(part.values())])
-    users = events["user_id"].combine_chunks().dictionary_encode()
-    order = sort_interactions(users.indices.to_numpy(), events["timestamp"].to_numpy())
+    tables = [events_of(table) for part in parts for table in part.values()]
+    events = pa.concat_tables(tables)
+    labels = np.repeat(np.arange(3 * len(parts)) % 3, [table.num_rows for table in tables]).astype(np.int8)
+    (users,), user_ids = numbered(events["user_id"])
+    order = sort_interactions(users, events["timestamp"].to_numpy())
     events, catalogue = events.take(pa.array(order)), items["item_id"].combine_chunks()
     return build_tables(
-        users.indices.to_numpy()[order],
+        users[order],
         ids_to_rows(events["item_id"], catalogue),
         events["timestamp"].combine_chunks(),
-        events["label"].to_numpy(),
-        users.dictionary,
+        labels[order],
+        user_ids,
         catalogue,
         max_history,
         events["behaviour"].combine_chunks() if "behaviour" in events.column_names else None,
     )
-
-
-def _events(rows: pa.Table, label: int) -> pa.Table:
-    """user_id, item_id, timestamp, label (0 train, 1 valid, 2 test) and, where there are kinds, behaviour."""
-    if label:
-        names = {"user_id": "user_id", "target": "item_id", "timestamp": "timestamp", "target_behaviour": "behaviour"}
-        events = pa.table({new: rows[old] for old, new in names.items() if old in rows.column_names})
-    else:
-        lists = {"item_ids": "item_id", "timestamps": "timestamp", "behaviours": "behaviour"}
-        flat = {new: flatten_lists(rows[old])[0] for old, new in lists.items() if old in rows.column_names}
-        of_event = pc.list_parent_indices(rows["item_ids"].combine_chunks())
-        events = pa.table({"user_id": rows["user_id"].take(of_event), **flat})
-    return events.append_column("label", pa.array([label] * events.num_rows, pa.int8()))

@@ -5,7 +5,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows, offsets_of, ragged_arange
+from llmrec.data.rows import (
+    flatten_beside,
+    flatten_lists,
+    ids_to_rows,
+    lists_to_rows,
+    numbered,
+    offsets_of,
+    ragged_arange,
+)
+
+_LISTS = {"train": "item_ids", "valid": "history", "test": "history"}
 
 
 def check_no_leak(data: PreparedData) -> dict:
@@ -30,8 +40,8 @@ def check_no_leak(data: PreparedData) -> dict:
     _check_chains(data)
     result = {"rule": rule, "histories_end_before_their_targets": data.valid.num_rows + data.test.num_rows}
     if rule == "time":
-        result["last_train"], result["first_valid"] = _latest(data.train), _earliest(data.valid)
-        result["last_valid"], result["first_test"] = _latest(data.valid), _earliest(data.test)
+        result["last_train"], result["first_valid"] = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
+        result["last_valid"], result["first_test"] = _first_and_last(data.valid)[1], _first_and_last(data.test)[0]
         for before, after in (("last_train", "first_valid"), ("last_valid", "first_test")):
             if None not in (result[before], result[after]) and result[before] >= result[after]:
                 raise ValueError(f"leak: {before} at {result[before]} is not before {after} at {result[after]}")
@@ -39,26 +49,21 @@ def check_no_leak(data: PreparedData) -> dict:
 
 
 def _check_chains(data: PreparedData) -> None:
-    num_users, (train_users, *eval_users) = _user_numbers(data)
+    rows = pa.concat_tables([data.valid, data.test])
+    (train_users, users), names = numbered(data.train["user_id"], rows["user_id"])
+    num_users = len(names)
     if len(np.unique(train_users)) != len(train_users):
         raise ValueError("leak check: a user has several training sequences")
     catalogue = data.items["item_id"]
     train, offsets = lists_to_rows(data.train["item_ids"], catalogue)
-    trained = np.diff(offsets)
-    users = np.concatenate(eval_users)
-    parts = [lists_to_rows(table["history"], catalogue) for table in (data.valid, data.test)]
-    targets = np.concatenate([ids_to_rows(table["target"], catalogue) for table in (data.valid, data.test)])
+    histories, bounds = lists_to_rows(rows["history"], catalogue)
+    targets = ids_to_rows(rows["target"], catalogue)
     if data.behaviours:  # what was done is a pair of item and kind
-        train = _pairs(data, "train", train, data.train["behaviours"], offsets)
-        parts = [
-            (_pairs(data, name, values, getattr(data, name)["behaviours"], stops), stops)
-            for name, (values, stops) in zip(("valid", "test"), parts)
-        ]
-        of_targets = [ids_to_rows(table["target_behaviour"], data.behaviours) for table in (data.valid, data.test)]
-        targets = targets.astype(np.int64) * len(data.behaviours) + np.concatenate(of_targets)
-    histories = np.concatenate([values for values, _ in parts])
-    lengths = np.concatenate([np.diff(part) for _, part in parts])
-    stops = np.cumsum(lengths)
+        kinds = [_kinds(data, name, column) for name, column in _LISTS.items()]
+        train = _pairs(train, kinds[0], data)
+        histories = _pairs(histories, pa.concat_arrays(kinds[1:]), data)
+        targets = _pairs(targets, rows["target_behaviour"], data)
+    trained, lengths, stops = np.diff(offsets), np.diff(bounds), bounds[1:]
 
     # A target's rank among its user's targets: validation rows come before test rows, each in order of time.
     by_user = np.argsort(users, kind="stable")
@@ -83,27 +88,36 @@ def _check_chains(data: PreparedData) -> None:
     row_of = np.repeat(np.arange(len(users)), compared)
     wrong = (lengths > position) | (np.bincount(row_of, weights=differ, minlength=len(users)) > 0)
     if wrong.any():
-        row = int(wrong.argmax())
-        name, row = ("valid", row) if row < data.valid.num_rows else ("test", row - data.valid.num_rows)
-        user = getattr(data, name)["user_id"][row].as_py()
         raise ValueError(
-            f"leak: {name} row {row + 1} (user {user!r}): its history is not what the user did just before the "
-            "target, so the target may stand in training"
+            f"leak: {_place(data, wrong)}: its history is not what the user did just before the target, so the target "
+            "may stand in training"
         )
 
 
-def _pairs(data: PreparedData, name: str, items: np.ndarray, behaviours: pa.ChunkedArray, offsets: np.ndarray):
-    """int64: (item, behaviour) pairs as numbers; the lists of both must have equal lengths."""
-    kinds, own = lists_to_rows(behaviours, data.behaviours)
-    if not np.array_equal(own, offsets):
-        raise ValueError(f"{name}: items and behaviours differ in length")
-    return items.astype(np.int64) * len(data.behaviours) + kinds
+def _place(data: PreparedData, wrong: np.ndarray) -> str:
+    """The first of the rows that are wrong (bool, of valid and then of test), in words."""
+    row = int(wrong.argmax())
+    name, row = ("valid", row) if row < data.valid.num_rows else ("test", row - data.valid.num_rows)
+    return f"{name} row {row + 1} (user {getattr(data, name)['user_id'][row].as_py()!r})"
+
+
+def _kinds(data: PreparedData, name: str, column: str) -> pa.Array:
+    table = getattr(data, name)
+    return flatten_beside(table, "behaviours", flatten_lists(table[column])[1], name)
+
+
+def _pairs(items: np.ndarray, kinds: pa.Array | pa.ChunkedArray, data: PreparedData) -> np.ndarray:
+    """int64: (item, kind) pairs as numbers."""
+    return items.astype(np.int64) * len(data.behaviours) + ids_to_rows(kinds, data.behaviours)
 
 
 def _check_windows(data: PreparedData) -> dict:
-    num_users, (train_users, *eval_users) = _user_numbers(data)
+    rows = pa.concat_tables([data.valid, data.test])
+    (train_users, users), names = numbered(data.train["user_id"], rows["user_id"])
+    num_users = len(names)
     _, offsets = flatten_lists(data.train["item_ids"])
-    window = max(int(pc.max(pc.list_value_length(t["history"])).as_py() or 0) for t in (data.valid, data.test))
+    lengths = pc.list_value_length(rows["history"]).to_numpy()
+    window = int(lengths.max(initial=0))
     context = data.train["num_context"].to_numpy()
     whole = context < window  # shorter than the cut, so the sequence begins with the user's first interaction
     trained = np.zeros(num_users, np.int64)
@@ -113,27 +127,20 @@ def _check_windows(data: PreparedData) -> dict:
     dated = times.is_valid().to_numpy(zero_copy_only=False)
     latest = np.full(num_users, np.iinfo(np.int64).min)
     np.maximum.at(latest, time_users[dated], times.drop_null().to_numpy())
-    positions = dates = 0
-    for name, users in zip(("valid", "test"), eval_users):
-        table = getattr(data, name)
-        lengths = pc.list_value_length(table["history"]).to_numpy()
-        decidable = lengths < window
-        positions += int(decidable.sum())
-        seconds = pc.fill_null(table["timestamp"], np.iinfo(np.int64).max).to_numpy()
-        known = table["timestamp"].is_valid().to_numpy()
-        dates += int((known & (latest[users] > np.iinfo(np.int64).min)).sum())
-        for bad, problem in (
-            (decidable & (lengths < trained[users]), "its position is one of the user's training sequence"),
-            (known & (latest[users] > seconds), "a training target of the user is later"),
-        ):
-            if bad.any():
-                row = int(bad.argmax())
-                raise ValueError(f"leak: {name} row {row + 1} (user {table['user_id'][row].as_py()!r}): {problem}")
-    last_train, first_valid = _latest(data.train), _earliest(data.valid)
+    decidable = lengths < window
+    seconds = pc.fill_null(rows["timestamp"], np.iinfo(np.int64).max).to_numpy()
+    known = rows["timestamp"].is_valid().to_numpy()
+    for wrong, problem in (
+        (decidable & (lengths < trained[users]), "its position is one of the user's training sequence"),
+        (known & (latest[users] > seconds), "a training target of the user is later"),
+    ):
+        if wrong.any():
+            raise ValueError(f"leak: {_place(data, wrong)}: {problem}")
+    last_train, first_valid = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
     return {
-        "targets_checked_by_position": positions,
-        "targets_checked_by_time": dates,
-        "targets": data.valid.num_rows + data.test.num_rows,
+        "targets_checked_by_position": int(decidable.sum()),
+        "targets_checked_by_time": int((known & (latest[users] > np.iinfo(np.int64).min)).sum()),
+        "targets": rows.num_rows,
         "last_train": last_train,
         "first_valid": first_valid,
         "no_training_target_after_first_valid": (
@@ -142,21 +149,6 @@ def _check_windows(data: PreparedData) -> dict:
     }
 
 
-def _user_numbers(data: PreparedData) -> tuple[int, list[np.ndarray]]:
-    columns = [table["user_id"] for table in (data.train, data.valid, data.test)]
-    users = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    codes = users.combine_chunks().dictionary_encode()
-    cuts = np.cumsum([len(column) for column in columns])[:-1]
-    return len(codes.dictionary), np.split(codes.indices.to_numpy(), cuts)
-
-
-def _latest(table: pa.Table) -> int | None:
-    return pc.max(_times(table)).as_py()
-
-
-def _earliest(table: pa.Table) -> int | None:
-    return pc.min(_times(table)).as_py()
-
-
-def _times(table: pa.Table) -> pa.Array | pa.ChunkedArray:
-    return table["timestamp"] if "timestamp" in table.column_names else flatten_lists(table["timestamps"])[0]
+def _first_and_last(table: pa.Table) -> tuple[int | None, int | None]:
+    times = table["timestamp"] if "timestamp" in table.column_names else flatten_lists(table["timestamps"])[0]
+    return tuple(pc.min_max(times).as_py().values())

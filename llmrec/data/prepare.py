@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from llmrec.data.cleaning import clean_items, k_core
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import TARGETS, PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows
+from llmrec.data.rows import flatten_lists, ids_to_rows, numbered
 from llmrec.data.sequences import (
     LABELS,
     REPEATS,
@@ -188,8 +188,7 @@ def _sequence_order(
     repeats: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:
     """`(rows of the interactions that stay, in order; their users; their items; user ids)`."""
-    codes = interactions["user_id"].combine_chunks().dictionary_encode()
-    users, user_ids = codes.indices.to_numpy(), codes.dictionary
+    (users,), user_ids = numbered(interactions["user_id"])
     ranks = None
     if ties == "item_id":
         by_text = pc.sort_indices(items["item_id"]).to_numpy()

@@ -36,8 +36,16 @@ TARGETS = pa.schema(
         ("timestamp", pa.int64()),
     ]
 )
-BEHAVIOURS = pa.field("behaviours", pa.list_(pa.string()))
-TARGET_BEHAVIOUR = pa.field("target_behaviour", pa.string())
+
+
+def schema_of(name: str, behaviours: bool) -> pa.Schema:
+    """The columns of train, valid or test, with those of the kinds of interaction where data have them."""
+    schema = SEQUENCES if name == "train" else TARGETS
+    if behaviours:
+        schema = schema.append(pa.field("behaviours", pa.list_(pa.string())))
+    if behaviours and name != "train":
+        schema = schema.append(pa.field("target_behaviour", pa.string()))
+    return schema
 
 
 def catalogue_fingerprint(items: pa.Table) -> str:
@@ -86,9 +94,8 @@ class PreparedData:
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
         tables = {name: read_parquet(folder / f"{name}.parquet") for name in ("items", "train", "valid", "test")}
         typed = "behaviours" in tables["train"].column_names
-        for name, schema in (("train", SEQUENCES), ("valid", TARGETS), ("test", TARGETS)):
-            if typed:
-                schema = pa.schema([*schema, BEHAVIOURS, *([TARGET_BEHAVIOUR] if name != "train" else [])])
+        for name in ("train", "valid", "test"):
+            schema = schema_of(name, typed)
             for column in schema.names:
                 if column not in tables[name].column_names:
                     raise ValueError(f"{folder / name}.parquet has no column {column!r}")

@@ -3,7 +3,7 @@
 `values[offsets[i] : offsets[i + 1]]` is list `i`; everything is vectorised over all lists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,14 @@ def list_array(values: pa.Array, offsets: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
 
 
+def with_columns(table: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """The table with these columns in place of its own, or after them."""
+    for name, column in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
+    return table
+
+
 def flatten_lists(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
     """`(flat values, offsets int64 [m + 1])` of a list column; raises `ValueError` on a null list."""
     if column.null_count:
@@ -38,6 +46,23 @@ def flatten_lists(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndar
     lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
     flat = pa.concat_arrays(values) if values else pa.array([], column.type.value_type)
     return flat, offsets_of(np.concatenate([*lengths, np.zeros(0, np.int64)]))
+
+
+def flatten_beside(table: pa.Table, name: str, offsets: np.ndarray, where: str = "train") -> pa.Array:
+    """The flat values of a list column; raises `ValueError` where its lists have other offsets than those of the
+    items beside it."""
+    values, own_offsets = flatten_lists(table[name])
+    if not np.array_equal(offsets, own_offsets):
+        raise ValueError(f"{where}: items and {name} differ in length")
+    return values
+
+
+def numbered(*columns: pa.ChunkedArray) -> tuple[list[np.ndarray], pa.Array]:
+    """Integers for the values of some text columns, from 0 on in order of appearance, a vector per column; and the
+    values that they stand for."""
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    codes = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    return np.split(codes.indices.to_numpy(), np.cumsum([len(c) for c in columns])[:-1]), codes.dictionary
 
 
 def lists_to_rows(
@@ -69,7 +94,7 @@ def ids_to_rows(ids: pa.ChunkedArray | pa.Array, item_ids: Sequence[str] | pa.Ch
     if rows.null_count:
         missing = pc.filter(ids, rows.is_null())
         raise ValueError(f"item {missing[0].as_py()!r} is not in the catalogue ({len(missing)} such entries)")
-    return rows.to_numpy(zero_copy_only=False) if isinstance(rows, pa.Array) else rows.to_numpy()
+    return np.asarray(rows)
 
 
 def training_rows(train: pa.Table, max_history: int | None = None) -> pa.Table:
@@ -86,25 +111,53 @@ def training_rows(train: pa.Table, max_history: int | None = None) -> pa.Table:
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, got {max_history}")
     items, offsets = flatten_lists(train["item_ids"])
-    times, time_offsets = flatten_lists(train["timestamps"])
-    if not np.array_equal(offsets, time_offsets):
-        raise ValueError("train: item_ids and timestamps differ in length")
+    times = flatten_beside(train, "timestamps", offsets)
+    kinds = flatten_beside(train, "behaviours", offsets) if "behaviours" in train.column_names else None
     context = np.minimum(train["num_context"].to_numpy(), np.diff(offsets))
     targets = ragged_arange(offsets[:-1] + context, offsets[1:])
     sequence = np.repeat(np.arange(train.num_rows), np.diff(offsets) - context)
-    starts = offsets[:-1][sequence]
+    users = train["user_id"].take(pa.array(sequence))
+    return target_rows(users, items, times, kinds, offsets[:-1][sequence], targets, max_history)
+
+
+def target_rows(
+    users: pa.Array | pa.ChunkedArray,
+    items: pa.Array,
+    times: pa.Array,
+    kinds: pa.Array | None,
+    starts: np.ndarray,
+    targets: np.ndarray,
+    max_history: int | None,
+) -> pa.Table:
+    """One row per target, as `training_rows` returns them.
+
+    Args:
+        users: of every target. items, times, kinds: of every interaction, by user and time.
+        starts, targets: int64, the places in these of the first item of every history, and of every target.
+        max_history: keep only the last items of a history.
+    """
     if max_history is not None:
         starts = np.maximum(starts, targets - max_history)
     before, lengths = pa.array(ragged_arange(starts, targets)), offsets_of(targets - starts)
     rows = {
-        "user_id": train["user_id"].take(pa.array(sequence)),
+        "user_id": users,
         "history": list_array(items.take(before), lengths),
         "target": items.take(pa.array(targets)),
         "timestamp": times.take(pa.array(targets)),
     }
-    if "behaviours" in train.column_names:
-        kinds, kind_offsets = flatten_lists(train["behaviours"])
-        if not np.array_equal(offsets, kind_offsets):
-            raise ValueError("train: item_ids and behaviours differ in length")
-        rows |= {"behaviours": list_array(kinds.take(before), lengths), "target_behaviour": kinds.take(targets)}
+    if kinds is not None:
+        rows["behaviours"] = list_array(kinds.take(before), lengths)
+        rows["target_behaviour"] = kinds.take(pa.array(targets))
     return pa.table(rows)
+
+
+def events_of(rows: pa.Table) -> pa.Table:
+    """Training sequences or targets as interactions: user_id, item_id, timestamp and, where there are kinds,
+    behaviour."""
+    if "target" in rows.column_names:
+        names = {"user_id": "user_id", "target": "item_id", "timestamp": "timestamp", "target_behaviour": "behaviour"}
+        return pa.table({new: rows[old] for old, new in names.items() if old in rows.column_names})
+    names = {"item_ids": "item_id", "timestamps": "timestamp", "behaviours": "behaviour"}
+    flat = {new: flatten_lists(rows[old])[0] for old, new in names.items() if old in rows.column_names}
+    of_event = pc.list_parent_indices(rows["item_ids"].combine_chunks())
+    return pa.table({"user_id": rows["user_id"].take(of_event), **flat})

@@ -10,8 +10,8 @@ from datetime import UTC, date, datetime
 import numpy as np
 import pyarrow as pa
 
-from llmrec.data.prepared import BEHAVIOURS, SEQUENCES, TARGET_BEHAVIOUR, TARGETS
-from llmrec.data.rows import list_array, offsets_of, ragged_arange
+from llmrec.data.prepared import schema_of
+from llmrec.data.rows import list_array, offsets_of, target_rows
 
 TIES = ("input_order", "item_id")
 REPEATS = ("keep", "drop_consecutive", "first")
@@ -134,43 +134,25 @@ def build_tables(
     counts = np.bincount(users[train], minlength=len(user_ids))
     trained = np.flatnonzero(counts)
     offsets = offsets_of(counts[trained])
-    tables = {
-        "train": pa.table(
-            {
-                "user_id": user_ids.take(pa.array(trained)),
-                "item_ids": list_array(item_ids.take(pa.array(items[train])), offsets),
-                "timestamps": list_array(times.filter(pa.array(train)), offsets),
-                "num_context": np.ones(len(trained), np.int32),
-            },
-            schema=SEQUENCES,
-        )
+    sequences = {
+        "user_id": user_ids.take(pa.array(trained)),
+        "item_ids": list_array(item_ids.take(pa.array(items[train])), offsets),
+        "timestamps": list_array(times.filter(pa.array(train)), offsets),
+        "num_context": np.ones(len(trained), np.int32),
     }
     if behaviours is not None:
-        lists = list_array(behaviours.filter(pa.array(train)), offsets)
-        tables["train"] = tables["train"].append_column(BEHAVIOURS, lists)
-    left_out = 0
+        sequences["behaviours"] = list_array(behaviours.filter(pa.array(train)), offsets)
+    typed = behaviours is not None
+    tables = {"train": pa.table(sequences, schema=schema_of("train", typed))}
+    left_out, ids = 0, item_ids.take(pa.array(items))
     for label, name in ((1, "valid"), (2, "test")):
         rows = np.flatnonzero(labels == label)
         first = starts[users[rows]]
         left_out += int((rows == first).sum())
         rows, first = rows[rows > first], first[rows > first]
-        if max_history is not None:
-            first = np.maximum(first, rows - max_history)
-        before = ragged_arange(first, rows)
-        history = item_ids.take(pa.array(items[before]))
-        tables[name] = pa.table(
-            {
-                "user_id": user_ids.take(pa.array(users[rows])),
-                "history": list_array(history, offsets_of(rows - first)),
-                "target": item_ids.take(pa.array(items[rows])),
-                "timestamp": times.take(pa.array(rows)),
-            },
-            schema=TARGETS,
-        )
-        if behaviours is not None:
-            lists = list_array(behaviours.take(pa.array(before)), offsets_of(rows - first))
-            tables[name] = tables[name].append_column(BEHAVIOURS, lists)
-            tables[name] = tables[name].append_column(TARGET_BEHAVIOUR, behaviours.take(pa.array(rows)))
+        of_users = user_ids.take(pa.array(users[rows]))
+        table = target_rows(of_users, ids, times, behaviours, first, rows, max_history)
+        tables[name] = table.cast(schema_of(name, typed))
     return tables, left_out
 
 

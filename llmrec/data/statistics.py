@@ -1,11 +1,10 @@
 """What a prepared data set looks like, in numbers."""
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
+from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows, numbered
 
 
 def statistics(data: PreparedData) -> dict[str, float | int]:
@@ -15,22 +14,20 @@ def statistics(data: PreparedData) -> dict[str, float | int]:
     as targets, plus the first context of each user. "cold" is the share of targets that no training sequence holds,
     "text" the share of items whose text is not empty, "length" the interactions of a user.
     """
-    tables = (data.train, data.valid, data.test)
-    users = pa.chunked_array([chunk for table in tables for chunk in table["user_id"].chunks], pa.string())
-    encoded = users.combine_chunks().dictionary_encode()
-    train_users, *eval_users = np.split(encoded.indices.to_numpy(), np.cumsum([t.num_rows for t in tables])[:-1])
+    (train_users, *eval_users), names = numbered(*(table["user_id"] for table in (data.train, data.valid, data.test)))
+    num_users, num_items = len(names), data.items.num_rows
     rows, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     context = np.minimum(data.train["num_context"].to_numpy(), np.diff(offsets))
     targets = np.diff(offsets) - context
     first = np.unique(train_users, return_index=True)[1]
-    events = np.bincount(train_users, weights=targets, minlength=len(encoded.dictionary))
+    events = np.bincount(train_users, weights=targets, minlength=num_users)
     events[train_users[first]] += context[first]
     train_interactions = int(events.sum())
     for eval_rows in eval_users:
-        events += np.bincount(eval_rows, minlength=len(encoded.dictionary))
-    trained = np.zeros(data.items.num_rows, bool)
+        events += np.bincount(eval_rows, minlength=num_users)
+    trained = np.zeros(num_items, bool)
     trained[rows] = True
-    total, num_users, num_items = int(events.sum()), len(encoded.dictionary), data.items.num_rows
+    total = int(events.sum())
     result = {
         "users": num_users,
         "items": num_items,

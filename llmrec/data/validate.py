@@ -54,16 +54,16 @@ def standard_interactions(
         raise ValueError(f"columns names {strange!r}; interactions have {', '.join(INTERACTION_TYPES)}")
     if timestamp_unit not in UNITS_PER_SECOND:
         raise ValueError(f"timestamp_unit {timestamp_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
-    found = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
+    selected = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
     table = {}
-    for name, column in found.items():
-        own = columns.get(name, name)
+    for name, column in selected.items():
+        source = columns.get(name, name)
         if name == "timestamp":
-            table[name] = _seconds(column, timestamp_unit, where, own)
+            table[name] = _seconds(column, timestamp_unit, where, source)
         elif name in ("user_id", "item_id"):
-            table[name] = _ids(column, where, own)
+            table[name] = _ids(column, where, source)
         else:
-            table[name] = cast_column(column, INTERACTION_TYPES[name], where, own)
+            table[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
     return pa.table(table)
 
 
@@ -77,20 +77,20 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
     """
     columns = dict(columns or {})
     types = {**ITEM_TYPES, **{name: None for name in columns if name not in ITEM_TYPES}}
-    found = _select(raw, where, columns, types, required=("item_id", "title"))
+    selected = _select(raw, where, columns, types, required=("item_id", "title"))
     taken = set(columns.values())
-    found.update({n: raw[n] for n in raw.column_names if n not in found and n not in taken})
+    selected.update({n: raw[n] for n in raw.column_names if n not in selected and n not in taken})
     table = {}
-    for name, column in found.items():
-        own = columns.get(name, name)
+    for name, column in selected.items():
+        source = columns.get(name, name)
         if name == "item_id":
-            table[name] = _ids(column, where, own)
+            table[name] = _ids(column, where, source)
         elif name in ITEM_TYPES:
             column = _join_lists(column, _LIST_SEPARATORS.get(name, " "))
-            column = cast_column(column, ITEM_TYPES[name], where, own)
+            column = cast_column(column, ITEM_TYPES[name], where, source)
             table[name] = pc.fill_null(column, "") if ITEM_TYPES[name] == TEXT else column
         else:
-            table[name] = cast_column(column, TEXT, where, own) if pa.types.is_string(column.type) else column
+            table[name] = cast_column(column, TEXT, where, source) if pa.types.is_string(column.type) else column
     row = first_repeat(table["item_id"])
     if row is not None:
         item = table["item_id"][row].as_py()
@@ -139,17 +139,17 @@ def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items
 
 
 def _select(raw: pa.Table, where: str, columns: Mapping, types: Mapping, required: tuple) -> dict:
-    found = {}
+    selected = {}
     for name in types:
-        own = columns.get(name, name)
-        if own in raw.column_names:
-            found[name] = raw[own]
+        source = columns.get(name, name)
+        if source in raw.column_names:
+            selected[name] = raw[source]
         elif name in required or name in columns:
             hint = "" if name in columns else f"; map it, e.g. columns: {{{name}: your_column}}"
-            raise ValueError(f"{where}: no column {own!r}; it has {', '.join(map(str, raw.column_names))}{hint}")
+            raise ValueError(f"{where}: no column {source!r}; it has {', '.join(map(str, raw.column_names))}{hint}")
     if not raw.num_rows:
         raise ValueError(f"{where}: the table has no rows")
-    return found
+    return selected
 
 
 def _ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import SEQUENCES
-from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
+from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ragged_arange, with_columns
 
 
 def stitch_windows(rows: pa.Table, window: int | None = None) -> pa.Table:
@@ -26,9 +26,9 @@ def stitch_windows(rows: pa.Table, window: int | None = None) -> pa.Table:
     Raises:
         ValueError: a history longer than `window`.
     """
-    users = rows["user_id"].combine_chunks().dictionary_encode()
-    rows = rows.take(pa.array(np.argsort(users.indices.to_numpy(), kind="stable")))
-    users = rows["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    (users,), _ = numbered(rows["user_id"])
+    by_user = np.argsort(users, kind="stable")
+    rows, users = rows.take(pa.array(by_user)), users[by_user]
     flat, offsets = flatten_lists(rows["history"])
     targets = rows["target"].combine_chunks()
     lengths = np.diff(offsets)
@@ -79,4 +79,4 @@ def last_items(rows: pa.Table, max_history: int | None) -> pa.Table:
     flat, offsets = flatten_lists(rows["history"])
     starts = offsets[:-1] if max_history is None else np.maximum(offsets[:-1], offsets[1:] - max_history)
     cut = list_array(pc.take(flat, pa.array(ragged_arange(starts, offsets[1:]))), offsets_of(offsets[1:] - starts))
-    return rows.set_column(rows.column_names.index("history"), "history", cut)
+    return with_columns(rows, {"history": cut})

@@ -154,7 +154,7 @@ def add_items(
         raise ValueError(f"these are joined Semantic IDs: add the items to {views}, and join the views again")
     if tokenizer.traits.contextual:
         raise ValueError(f"item tokenizer {tokenizer.name!r} knows the items it was fitted with only: fit it again")
-    if index.info.get("item_tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):
+    if index.item_tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise ValueError("this index was not built with this item tokenizer: new items would get meaningless codes")
     grown = bring_back(index, item_ids)
     there = set(grown.items)
@@ -167,7 +167,7 @@ def add_items(
 
 
 def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_ids, items) -> SemIDIndex:
-    collision = index.info["collision"]
+    collision = index.collision
     policy = COLLISION_POLICIES[collision]
     codes = tokenizer.encode(features, items)
     num_levels = codes.shape[1]

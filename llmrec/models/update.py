@@ -61,8 +61,7 @@ def update_model_folder(
     if index.behaviours and index.behaviours != old.behaviours:
         raise ValueError(f"{folder} knows the behaviours {old.behaviours}, the new index {index.behaviours}")
     index = index.aligned(items).with_behaviours(old.behaviours)
-    made_by = "item_tokenizer_fingerprint"
-    if old.info.get(made_by) != index.info.get(made_by):
+    if old.item_tokenizer_fingerprint != index.item_tokenizer_fingerprint:
         raise ValueError(f"{folder} was trained on Semantic IDs of another item tokenizer: train it again")
     if old.level_tokens != index.level_tokens or old.adds_tokens != index.adds_tokens:
         raise ValueError(f"{folder} was trained with other Semantic ID tokens than the new ones have: train it again")

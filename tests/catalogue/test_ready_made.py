@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model
 
-from llmrec.catalogue.ready_made import index_of_semids, ready_made_semids
-from llmrec.catalogue.semids import PATTERNS, SemIDIndex
+from llmrec.catalogue.ready_made import ready_made_semids
+from llmrec.catalogue.semid_tokens import PATTERNS
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import SemIDTrie
 
 OPENONEREC = "<|sid_begin|><s_a_340><s_b_66><s_c_3><|sid_end|>"
@@ -35,7 +36,9 @@ def test_every_pattern_and_form_comes_back(rows, pattern, form):
         return  # a string is cut at < and >
     write = {"tokens": index.tokens_of_row, "string": index.semid_of_row, "codes": rows.__getitem__}[form]
     given_pattern = None if pattern in PATTERNS and form != "codes" else pattern
-    again = index_of_semids({f"i{n}": write(n) for n in range(len(rows))}, [10] * max(map(len, rows)), given_pattern)
+    again = SemIDIndex.from_semids(
+        {f"i{n}": write(n) for n in range(len(rows))}, [10] * max(map(len, rows)), given_pattern
+    )
     assert [again.encode(item) for item in again.items] == [index.encode(item) for item in index.items]
 
 
@@ -64,7 +67,7 @@ def test_markers_can_be_kept_for_a_published_model(tmp_path, semid, size):
 def test_files(tmp_path):
     codes = [[1, 2], [1, 2], [3, 0, 1]]
     tokens = [["<a_1>", "<b_2>"], ["<a_1>", "<b_2>"], ["<a_3>", "<b_0>", "<c_1>"]]
-    expected = index_of_semids(dict(zip("xyz", tokens)))
+    expected = SemIDIndex.from_semids(dict(zip("xyz", tokens)))
     sources = {}
     for name, semids in (("tokens", tokens), ("codes", codes), ("strings", list(map("".join, tokens)))):
         (tmp_path / f"{name}.json").write_text(json.dumps(dict(zip("xyz", semids))))
@@ -76,6 +79,31 @@ def test_files(tmp_path):
         index = ready_made_semids(catalogue(), str(tmp_path / name))
         assert index.fingerprint == expected.fingerprint, name
         assert index.info["collisions_after"]["unique"] == 2
+
+
+@pytest.mark.parametrize(
+    ("semids", "sizes", "first"),
+    [
+        ([["<a_1>", "<b_2>"], ["<a_3>"]], None, "<a_1><b_2>"),
+        (["<a_1><b_2>", "<a_3>"], None, "<a_1><b_2>"),
+        ([[1, 2], [3]], None, "<a_1><b_2>"),
+        ([OPENONEREC, OPENONEREC], None, "<s_a_340><s_b_66><s_c_3>"),
+        ([EUGENEYAN, EUGENEYAN], [256] * 3, "<|sid_5|><|sid_300|><|sid_600|>"),
+    ],
+)
+def test_an_index_json_is_read_alike_with_and_without_a_catalogue(tmp_path, semids, sizes, first):
+    path = tmp_path / "shop.index.json"
+    path.write_text(json.dumps(dict(zip("xy", semids))))
+    alone = SemIDIndex.load(path, sizes)
+    assert alone.encode("x") == first and alone.info == {"source": "shop.index.json"}
+    items = pa.table({"item_id": ["x", "y"]})
+    assert ready_made_semids(items, str(path), sizes).fingerprint == alone.fingerprint
+    path.write_text(json.dumps({"x": semids[0], "y": "<z_1>"}))
+    with pytest.raises(ValueError, match="item '[xy]'"):
+        SemIDIndex.load(path, sizes)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="shop.index.json should hold a non-empty mapping"):
+        SemIDIndex.load(path)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_bad_codes_are_named(codes, sizes, message):
 
 def test_bad_ready_made_tokens_are_named():
     with pytest.raises(ValueError, match="item '7'.*<b_N>"):
-        SemIDIndex.from_tokens({"7": ["<a_1>", "<c_2>"]})
+        SemIDIndex.from_semids({"7": ["<a_1>", "<c_2>"]})
 
 
 def test_unknown_item_and_catalogue_mismatch():

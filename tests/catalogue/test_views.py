@@ -1,10 +1,12 @@
 """Two views of Semantic IDs: joined, rendered, searched each in its own, and fused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_data, tiny_index, tiny_model
 
@@ -51,6 +53,20 @@ def test_views_keep_their_items_codes_and_tokens_apart(setting, tmp_path):
     assert (view_rows(again, "collaborative") == view_rows(index, "collaborative")).all()
     with pytest.raises(ValueError, match="no view 'visual'.*semantic, collaborative"):
         view_rows(index, "visual")
+
+
+def test_a_file_written_before_views_had_this_name_is_read(setting, tmp_path, caplog):
+    _, index, _, _ = setting
+    path = tmp_path / "semids.parquet"
+    index.save(path)
+    table = pq.read_table(path)
+    header = json.loads(table.schema.metadata[b"llmrec"])
+    header["info"] = {"streams": header["info"]["views"], "stream_info": header["info"]["view_info"]}
+    pq.write_table(table.replace_schema_metadata({b"llmrec": json.dumps(header).encode()}), path)
+    again = SemIDIndex.load(path)
+    assert again.info == index.info and again.fingerprint == index.fingerprint
+    (warning,) = caplog.messages
+    assert str(path) in warning and "stream is a view now" in warning
 
 
 def test_a_shuffled_control_keeps_an_items_views_together(setting):
@@ -143,14 +159,14 @@ def test_filters_and_more_than_the_catalogue_hold_over_views(setting):
     assert fused.recommend(seen, k=2, filters=Filter(allow=[])) == [[], []]
 
 
-def recipe(name: str, *flags) -> subprocess.CompletedProcess:
+def recipe(name: str, *flags, fails: bool = False) -> subprocess.CompletedProcess:
     result = subprocess.run(
         [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, flags)],
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert (result.returncode != 0) == fails, result.stderr[-3000:]
     return result
 
 
@@ -171,6 +187,12 @@ def test_the_recipes_join_start_train_and_fuse(tmp_path):
     flags = ["--config", config, "--output_dir", tmp_path / "semids"]
     recipe("join_semids", *flags)
     assert "Reusing" in recipe("join_semids", *flags).stdout
+    record = tmp_path / "semids" / "stage.json"
+    written = record.read_text()
+    record.write_text(written.replace('"views"', '"streams"'))  # as they were called before
+    refused = "other settings (streams, views): pass --overwrite true"
+    assert refused in recipe("join_semids", *flags, fails=True).stderr
+    record.write_text(written)
     joined = SemIDIndex.load(tmp_path / "semids" / "semids.parquet")
     assert joined.fingerprint == join_views(indexes).fingerprint
     held = [vectors is not None for vectors in load_codebooks(tmp_path / "semids" / "item_tokenizer", joined)]

@@ -19,63 +19,59 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.json
 
+from llmrec.data.sources.tables import BLOCK, reading
 from llmrec.data.validate import ITEM_TYPES, standard_interactions
 
-_BLOCK = 1 << 24
-_FIELDS_2014_2018 = {
-    "reviewerID": pa.string(),
-    "asin": pa.string(),
-    "unixReviewTime": pa.int64(),
-    "overall": pa.float64(),
+_REVIEWS_2014_2018 = {  # field: its name here and its type
+    "reviewerID": ("user_id", pa.string()),
+    "asin": ("item_id", pa.string()),
+    "unixReviewTime": ("timestamp", pa.int64()),
+    "overall": ("rating", pa.float64()),
 }
-_COLUMNS_2014_2018 = {
-    "user_id": "reviewerID",
-    "item_id": "asin",
-    "timestamp": "unixReviewTime",
-    "rating": "overall",
+_REVIEWS_2023 = {
+    "user_id": ("user_id", pa.string()),
+    "parent_asin": ("item_id", pa.string()),
+    "timestamp": ("timestamp", pa.int64()),
+    "rating": ("rating", pa.float64()),
 }
-_FIELDS_2023 = {"user_id": pa.string(), "parent_asin": pa.string(), "timestamp": pa.int64(), "rating": pa.float64()}
 
 
 def load_amazon2014(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
     """Amazon Reviews 2014: `reviews_Beauty_5.json.gz` and `meta_Beauty.json.gz`."""
-    interactions = _reviews(reviews, _FIELDS_2014_2018, _COLUMNS_2014_2018)
+    interactions = _reviews(reviews, _REVIEWS_2014_2018)
     return interactions, _metadata(metadata, ast.literal_eval, _item_2014, interactions)
 
 
 def load_amazon2018(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
     """Amazon Reviews 2018: `Office_Products_5.json.gz` and `meta_Office_Products.json.gz`."""
-    interactions = _reviews(reviews, _FIELDS_2014_2018, _COLUMNS_2014_2018)
+    interactions = _reviews(reviews, _REVIEWS_2014_2018)
     return interactions, _metadata(metadata, json.loads, _item_2018, interactions)
 
 
 def load_amazon2023(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
     """Amazon Reviews 2023: `Video_Games.jsonl.gz` and `meta_Video_Games.jsonl.gz`."""
-    interactions = _reviews(reviews, _FIELDS_2023, {"item_id": "parent_asin"}, timestamp_unit="ms")
+    interactions = _reviews(reviews, _REVIEWS_2023, unit="ms")
     return interactions, _metadata(metadata, json.loads, _item_2023, interactions)
 
 
 def load_review_texts(reviews: str) -> pa.Table:
     """What users wrote, of a review file of any of the three years: user_id, item_id, timestamp, text."""
     if "parent_asin" in next(_lines(reviews), ""):
-        fields, columns, text, unit = _FIELDS_2023, {"item_id": "parent_asin"}, "text", "ms"
+        known = _reviews(reviews, _REVIEWS_2023, "text", "ms")
     else:
-        fields, columns, text, unit = _FIELDS_2014_2018, _COLUMNS_2014_2018, "reviewText", "s"
-    raw = _read(reviews, {**fields, text: pa.string()})
-    known = standard_interactions(raw, reviews, columns, unit).select(["user_id", "item_id", "timestamp"])
-    return known.append_column("text", raw[text])
+        known = _reviews(reviews, _REVIEWS_2014_2018, "reviewText")
+    return known.select(["user_id", "item_id", "timestamp", "text"])
 
 
-def _reviews(path: str, fields: dict, columns: dict, timestamp_unit: str = "s") -> pa.Table:
-    return standard_interactions(_read(path, fields), str(path), columns, timestamp_unit)
-
-
-def _read(path: str, fields: dict) -> pa.Table:
-    options = pa.json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
-    try:
-        return pa.json.read_json(path, pa.json.ReadOptions(block_size=_BLOCK), options)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+def _reviews(path: str, fields: dict, text: str | None = None, unit: str = "s") -> pa.Table:
+    """Interactions; a column `text` holds what users wrote, if its field is given."""
+    schema = {name: kind for name, (_, kind) in fields.items()} | ({text: pa.string()} if text else {})
+    options = pa.json.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore")
+    with reading(path):
+        raw = pa.json.read_json(path, pa.json.ReadOptions(block_size=BLOCK), options)
+    columns = {standard: name for name, (standard, _) in fields.items()}
+    table = standard_interactions(raw, str(path), columns, unit)
+    return table.append_column("text", raw[text]) if text else table
 
 
 def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Table) -> pa.Table:
@@ -83,8 +79,7 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
     items: dict[str, dict] = {}
     for number, line in enumerate(_lines(path), 1):
         try:
-            record = parse(line)
-            item = convert(record)
+            item = convert(parse(line))
         except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not the metadata of an item: {error!r}") from error
         if item["item_id"] in wanted:
@@ -96,50 +91,48 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
 
 def _lines(path: str) -> Iterator[str]:
     opened = gzip.open if Path(path).suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            yield from (line for line in file if line.strip())
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with reading(path), opened(path, "rt", encoding="utf-8") as file:
+        yield from (line for line in file if line.strip())
 
 
 def _item_2014(record: dict) -> dict:
-    return {
-        "item_id": record["asin"],
-        "title": record.get("title") or "",
-        "description": record.get("description") or "",
-        "brand": record.get("brand") or "",
-        "categories": " | ".join(" > ".join(path) for path in record.get("categories") or []),
-        "price": _price(record.get("price")),
-        "image": record.get("imUrl") or "",
-    }
+    return _item(
+        record,
+        record["asin"],
+        description=record.get("description"),
+        brand=record.get("brand"),
+        categories=" | ".join(" > ".join(path) for path in record.get("categories") or []),
+        image=record.get("imUrl"),
+    )
 
 
 def _item_2018(record: dict) -> dict:
-    images = record.get("imageURLHighRes") or record.get("imageURL") or record.get("image") or []
-    return {
-        "item_id": record["asin"],
-        "title": record.get("title") or "",
-        "description": _text(record.get("description")),
-        "brand": record.get("brand") or "",
-        "categories": " > ".join(_list(record.get("category"))),
-        "price": _price(record.get("price")),
-        "image": _list(images)[0] if images else "",
-    }
+    images = record.get("imageURLHighRes") or record.get("imageURL") or record.get("image")
+    return _item(
+        record,
+        record["asin"],
+        description=_text(record.get("description")),
+        brand=record.get("brand"),
+        categories=" > ".join(_list(record.get("category"))),
+        image=_list(images)[0] if images else "",
+    )
 
 
 def _item_2023(record: dict) -> dict:
-    images = record.get("images") or []
-    first = images[0] if images else {}
-    return {
-        "item_id": record["parent_asin"],
-        "title": record.get("title") or "",
-        "description": _text(record.get("description")) or _text(record.get("features")),
-        "brand": record.get("store") or "",
-        "categories": " > ".join(_list(record.get("categories"))),
-        "price": _price(record.get("price")),
-        "image": first.get("hi_res") or first.get("large") or "",
-    }
+    image = (record.get("images") or [{}])[0]
+    return _item(
+        record,
+        record["parent_asin"],
+        description=_text(record.get("description")) or _text(record.get("features")),
+        brand=record.get("store"),
+        categories=" > ".join(_list(record.get("categories"))),
+        image=image.get("hi_res") or image.get("large"),
+    )
+
+
+def _item(record: dict, item_id: str, **texts: str | None) -> dict:
+    texts = {name: text or "" for name, text in texts.items()}
+    return {"item_id": item_id, "title": record.get("title") or "", "price": _price(record.get("price")), **texts}
 
 
 def _list(value) -> list[str]:

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data.prepared import PreparedData
-from llmrec.data.rows import flatten_lists, ragged_arange, training_rows
+from llmrec.data.rows import events_of, numbered, ragged_arange, training_rows
 from llmrec.data.sources.tables import read_file
 from llmrec.data.validate import standard_interactions, standard_items
 from llmrec.files import atomic_path, write_parquet
 
-_WINDOWS = ("train", "valid", "test")
+_SPLITS = ("train", "valid", "test")
 
 
 def load_compact(folder: str, item_columns: Mapping | None = None) -> tuple[pa.Table, pa.Table]:
@@ -36,7 +36,7 @@ def load_compact(folder: str, item_columns: Mapping | None = None) -> tuple[pa.T
     if path.exists():
         return standard_interactions(read_file(path), str(path), {"order": "position"}), items
     parts = []
-    for split in _WINDOWS:
+    for split in _SPLITS:
         path = folder / f"{split}.parquet"
         raw = read_file(path)
         if "history" not in raw.column_names:
@@ -59,7 +59,7 @@ def write_compact(data: PreparedData, folder: str | Path, window: int | None = N
         if window is None:
             write_parquet(temporary / "interactions.parquet", _interactions(data))
             return
-        for split, rows in zip(_WINDOWS, (training_rows(data.train, window), data.valid, data.test)):
+        for split, rows in zip(_SPLITS, (training_rows(data.train, window), data.valid, data.test)):
             write_parquet(temporary / f"{split}.parquet", rows.rename_columns({"target": "item_id"}))
 
 
@@ -67,25 +67,14 @@ def _interactions(data: PreparedData) -> pa.Table:
     users = data.train["user_id"].combine_chunks()
     if len(users.unique()) != len(users):
         raise ValueError("a user has several training sequences: give a window to write windows")
-    items, offsets = flatten_lists(data.train["item_ids"])
-    times, _ = flatten_lists(data.train["timestamps"])
-    lengths = np.diff(offsets)
-    train = pa.table(
-        {
-            "user_id": users.take(pa.array(np.repeat(np.arange(len(users)), lengths))),
-            "item_id": items,
-            "timestamp": times,
-            "split": pa.array(["train"] * len(items)),
-        }
-    )
-    parts = [train]
-    for split in ("valid", "test"):
-        rows = getattr(data, split).rename_columns({"target": "item_id"}).drop_columns(["history"])
-        parts.append(rows.append_column("split", pa.array([split] * len(rows))))
+    parts = []
+    for split in _SPLITS:
+        events = events_of(getattr(data, split))
+        parts.append(events.append_column("split", pa.array([split] * len(events))))
     table = pa.concat_tables(parts)
     # Rows of a user stand in order of time within and across the three parts, so a stable sort by user restores it.
-    codes = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    by_user = np.argsort(codes, kind="stable")
+    (codes,), _ = numbered(table["user_id"])
     counts = np.bincount(codes)
     position = ragged_arange(np.zeros_like(counts), counts)
-    return table.take(pa.array(by_user)).append_column("position", pa.array(position.astype(np.int32)))
+    ordered = table.take(pa.array(np.argsort(codes, kind="stable")))
+    return ordered.append_column("position", pa.array(position.astype(np.int32)))

@@ -5,7 +5,7 @@ order of time]} and, if there, `X.index.json` {item: [tokens]}.
 MiniOneRec (arXiv 2510.24431): CSVs of ready windows for train, valid and test, `info/*.txt` ("semid \\t title \\t
 item"), and LC-Rec's item.json and index.json.
 
-Semantic IDs become a column `sid` (list of tokens) of the items; `SemIDIndex.from_index_json` reads the file itself.
+Semantic IDs become a column `sid` (list of tokens) of the items; `SemIDIndex.load` reads the file itself.
 """
 
 from itertools import chain
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.rows import offsets_of
-from llmrec.data.sources.tables import read_file
+from llmrec.data.sources.tables import read_fields, read_file
 from llmrec.data.validate import INTERACTION_TYPES, standard_interactions, standard_items
 from llmrec.files import read_json
 
@@ -102,17 +102,9 @@ def _read_items(path: Path, index: Path) -> pa.Table:
 
 
 def _read_info(path: Path) -> pa.Table:
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # titles may hold other line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    rows = [line.split("\t") for line in lines]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 3:
-            raise ValueError(f"{path}, line {number}: {lines[number - 1][:80]!r} is not semid, title, item (by tabs)")
-    semids, titles, ids = (pa.array([row[column] for row in rows], pa.string()) for column in range(3))
-    items = standard_items(pa.table({"item_id": ids, "title": titles}), str(path))
-    tokens = pc.split_pattern(pc.replace_substring(semids, "><", "> <"), " ")
+    table = read_fields(path, "\t", ("semid", "title", "item"))
+    items = standard_items(table.select(["item", "title"]), str(path), {"item_id": "item"})
+    tokens = pc.split_pattern(pc.replace_substring(table["semid"], "><", "> <"), " ")
     return items.append_column("sid", tokens)
 
 

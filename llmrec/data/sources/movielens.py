@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from llmrec.data.sources.tables import read_file
+from llmrec.data.rows import with_columns
+from llmrec.data.sources.tables import read_fields, read_file, reading
 from llmrec.data.validate import standard_interactions, standard_items
 
 _COLUMNS = {"user_id": "userId", "item_id": "movieId"}
@@ -22,8 +23,9 @@ def load_movielens(folder: str) -> tuple[pa.Table, pa.Table]:
     """
     folder = Path(folder)
     if (folder / "ratings.dat").exists():
-        ratings, movies = _read_ratings_dat(folder / "ratings.dat"), _read_movies_dat(folder / "movies.dat")
         names = (folder / "ratings.dat", folder / "movies.dat")
+        ratings = _read_ratings(names[0])
+        movies = read_fields(names[1], "::", ("movieId", "title", "genres"), "latin-1")
     elif (folder / "ratings.csv").exists():
         names = (folder / "ratings.csv", folder / "movies.csv")
         ratings, movies = (read_file(path, text_columns=("userId", "movieId", "title")) for path in names)
@@ -32,39 +34,22 @@ def load_movielens(folder: str) -> tuple[pa.Table, pa.Table]:
     interactions = standard_interactions(ratings, str(names[0]), _COLUMNS)
     items = standard_items(movies, str(names[1]), {"item_id": "movieId", "categories": "genres"})
     parts = pc.extract_regex(items["title"], r"^(?P<title>.*?)\s*\((?P<year>\d{4})\)\s*$").combine_chunks()
-    found = parts.is_valid()
-    title = pc.if_else(found, parts.field("title"), items["title"])
-    year = pc.if_else(found, parts.field("year"), None).cast(pa.int16())
+    dated = parts.is_valid()
+    title = pc.if_else(dated, parts.field("title"), items["title"])
+    year = pc.if_else(dated, parts.field("year"), None).cast(pa.int16())
     genres = pc.replace_substring(items["categories"], "(no genres listed)", "")
     genres = pc.replace_substring(genres, "|", " | ")
-    items = items.set_column(items.column_names.index("title"), "title", title)
-    items = items.set_column(items.column_names.index("categories"), "categories", genres)
-    return interactions, items.append_column("year", year)
+    return interactions, with_columns(items, {"title": title, "categories": genres, "year": year})
 
 
-def _read_ratings_dat(path: Path) -> pa.Table:
+def _read_ratings(path: Path) -> pa.Table:
     # "1::1193::5::978300760" read with ":" has an empty column between every two.
     names = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"]
     types = {"userId": pa.string(), "movieId": pa.string(), "rating": pa.float64(), "timestamp": pa.int64()}
-    try:
+    with reading(path):
         return pa.csv.read_csv(
             path,
             read_options=pa.csv.ReadOptions(column_names=names, use_threads=False),
             parse_options=pa.csv.ParseOptions(delimiter=":"),
             convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
         )
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _read_movies_dat(path: Path) -> pa.Table:
-    try:
-        lines = path.read_text(encoding="latin-1").rstrip("\n").split("\n")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    rows = [line.split("::") for line in lines]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 3:
-            raise ValueError(f"{path}, line {number}: {lines[number - 1][:80]!r} is not movieId::title::genres")
-    names = ("movieId", "title", "genres")
-    return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})

@@ -1,8 +1,9 @@
 """The user's own tables: CSV, TSV, JSON lines or parquet, one file, a folder or a glob, read by arrow."""
 
+import contextlib
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,13 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from llmrec.data.rows import with_columns
 from llmrec.data.validate import cast_column, items_without_text, standard_interactions, standard_items
 
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 # No line of a JSON file may be longer than a block.
-_BLOCK = 1 << 24
+BLOCK = 1 << 24
 
 
 def load_tables(
@@ -52,6 +54,27 @@ def load_tables(
     return table, standard_items(_concat(parts, str(items)), str(items))
 
 
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What goes wrong with a file while it is read becomes a `ValueError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def read_fields(path: Path, separator: str, names: Sequence[str], encoding: str = "utf-8") -> pa.Table:
+    """A text file of lines of as many fields as there are `names`, all as text."""
+    with reading(path):
+        lines = path.read_text(encoding=encoding).rstrip("\n").split("\n")  # titles may hold other line ends
+    rows = [line.split(separator) for line in lines]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            fields = separator.replace("\t", " (tab) ").join(names)
+            raise ValueError(f"{path}, line {number}: {lines[number - 1][:80]!r} is not {fields}")
+    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, zip(*rows))})
+
+
 def find_files(where: str | Path | list) -> list[Path]:
     """The files behind a file name, a folder, a glob or a list of these; raises `ValueError` where there are none."""
     if isinstance(where, (list, tuple)):
@@ -83,7 +106,7 @@ def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str
         if kind == "parquet":
             return pq.read_table(path)
         if kind == "json":
-            return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=_BLOCK))
+            return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=BLOCK))
         return _read_csv(path, encoding, text_columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}{_advice(path, kind, str(error), encoding)}") from error
@@ -103,10 +126,9 @@ def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], th
         if not threads:
             raise
         return _read_csv(path, encoding, text_columns, threads=False)
-    for index, name in enumerate(table.column_names):
-        if pa.types.is_binary(table[name].type):  # arrow's type for text that is not UTF-8
-            table = table.set_column(index, name, cast_column(table[name], pa.string(), str(path), name))
-    return table
+    # Arrow calls text that is not UTF-8 binary.
+    names = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    return with_columns(table, {name: cast_column(table[name], pa.string(), str(path), name) for name in names})
 
 
 def _advice(path: str | Path, kind: str, message: str, encoding: str) -> str:

@@ -121,7 +121,7 @@ class _Replay:
         self.alive: dict[int, None] | None = None  # all rows in their order, once they differ
         self.values: dict[str, dict[int, Any]] = {name: {} for name in version.items.column_names}
         self.reserved = dict(version.index.reserved)
-        self.came = dict(version.index.info.get("reserved_versions", {}))
+        self.came = {item: number for item, number in version.index.reserved_versions.items() if number > 1}
 
     def step(self, record: Mapping) -> None:
         if record["parent"] != self.number:
