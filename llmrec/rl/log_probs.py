@@ -129,12 +129,8 @@ def _inputs(groups: Groups, model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _over_vocabulary(head, states, tokens, mask, temperature) -> torch.Tensor:
     """float32 [N, G, C, 2]: log-probability and entropy of each token over the whole vocabulary."""
-    logits = head.forward(states[mask]).float() / temperature
-    steps = logits.log_softmax(-1)
-    chosen = steps.gather(-1, tokens[mask][:, None])[:, 0]
-    entropy = -(steps.exp() * steps).sum(-1)
-    empty = torch.zeros(*tokens.shape, 2, device=states.device)
-    return empty.masked_scatter(mask[..., None].expand_as(empty), torch.stack([chosen, entropy], -1))
+    steps = (head.forward(states[mask]).float() / temperature).log_softmax(-1)
+    return _at(mask, steps, tokens[mask], -(steps.exp() * steps).sum(-1))
 
 
 def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: float) -> torch.Tensor:
@@ -143,7 +139,7 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
     depth = min(trie.depth, tokens.shape[-1])
     logits_of = _level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
     nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
-    found = []
+    levels = []
     for level in range(depth):
         here = mask[..., level]
         node, token = nodes[here], tokens[..., level][here]
@@ -153,12 +149,17 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
         children = trie.children(node, level)
         logits = logits_of(level, states[..., level, :][here]) / temperature
         steps = logits.gather(-1, children.column).masked_fill(~children.valid, -torch.inf).log_softmax(-1)
-        chosen = steps.gather(-1, (following - children.node[:, 0])[:, None])[:, 0]
         entropy = -torch.where(children.valid, steps.exp() * steps.masked_fill(~children.valid, 0), 0).sum(-1)
-        empty = torch.zeros(*here.shape, 2, device=states.device)
-        found.append(empty.masked_scatter(here[..., None].expand_as(empty), torch.stack([chosen, entropy], -1)))
+        levels.append(_at(here, steps, following - children.node[:, 0], entropy))
         nodes = nodes.masked_scatter(here, following)
-    return F.pad(torch.stack(found, -2), (0, 0, 0, tokens.shape[-1] - depth))
+    return F.pad(torch.stack(levels, -2), (0, 0, 0, tokens.shape[-1] - depth))
+
+
+def _at(mask, steps, choices, entropy) -> torch.Tensor:
+    """float32 [*mask.shape, 2]: the chosen log-probabilities of M steps and their entropies where the mask is."""
+    values = torch.stack([steps.gather(-1, choices[:, None])[:, 0], entropy], -1)
+    empty = torch.zeros(*mask.shape, 2, device=steps.device)
+    return empty.masked_scatter(mask[..., None].expand_as(empty), values)
 
 
 def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
