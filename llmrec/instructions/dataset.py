@@ -104,6 +104,8 @@ class RowReader:
         self._epoch[0] = epoch
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "place" not in batch:  # `map` has removed our columns: the rows are its own
+            return batch
         rows = self.rows(np.array(batch["place"], np.int64))
         columns = {name: [row.get(name) for row in rows] for name in self.columns}
         return columns | {name: values for name, values in batch.items() if name not in COLUMNS}  # of `map`

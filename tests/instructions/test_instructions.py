@@ -218,6 +218,8 @@ def test_it_is_a_data_set_like_any_other(setting):
     assert len(parts["train"]) == 18 and parts["train"][0]["task"] == "title_to_item"
     both = rows.map(lambda row: {"labels": row["input_ids"], "size": len(row["input_ids"])})
     assert both[1]["labels"] == both[1]["input_ids"] == whole["input_ids"][1] and both[1]["size"] == whole["length"][1]
+    own = rows.map(lambda row: {"text": row["task"]}, remove_columns=rows.column_names)
+    assert own[0] == {"text": "stream"} and own[-1] == {"text": "title_to_item"}
     # All of them follow the epoch of the one reader.
     assert all(reader_of(one) is reader for one in (shuffled, titles, parts["train"], both))
     reader.set_epoch(1)
