@@ -49,8 +49,8 @@ class Groups(NamedTuple):
         prompts, masks = ids[:, :width].unflatten(0, (-1, size)), mask[:, :width].unflatten(0, (-1, size))
         if bool((masks != masks[:, :1]).any() or ((prompts != prompts[:, :1]) & masks).any()):
             raise ValueError(f"the completions of one prompt do not stand side by side in groups of {size}")
-        held = masks[:, 0].any(0)
-        first = int(held.int().argmax())  # columns that are padding in every row
+        occupied = masks[:, 0].any(0)
+        first = int(occupied.int().argmax())  # columns that are padding in every row
         return cls(
             prompts[:, 0, first:],
             masks[:, 0, first:],
@@ -88,8 +88,8 @@ def log_probs(
         return _over_catalogue(head, before, groups, trie, temperature)
 
     with head_output(model, at_head):
-        found = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
-    return found[..., 0], found[..., 1]
+        steps = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
+    return steps[..., 0], steps[..., 1]
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -108,16 +108,16 @@ def _inputs(groups: Groups, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Each group as one row: ids, positions, and who sees whom."""
     batch, size, length = groups.completions.shape
     # What follows the last token of a completion is not asked for.
-    inner, held = groups.completions[..., :-1], groups.completion_mask[..., :-1]
+    inner, inner_mask = groups.completions[..., :-1], groups.completion_mask[..., :-1]
     ids = torch.cat([groups.prompts, inner.flatten(1)], 1)
     count = groups.prompt_mask.sum(1, keepdim=True)
-    own = torch.arange(length - 1, device=ids.device).repeat(size)
-    positions = torch.cat([(groups.prompt_mask.cumsum(1) - 1).clamp(min=0), count + own], 1)
+    place = torch.arange(length - 1, device=ids.device).repeat(size)
+    positions = torch.cat([(groups.prompt_mask.cumsum(1) - 1).clamp(min=0), count + place], 1)
     width, total = groups.prompts.shape[1], ids.shape[1]
     causal = torch.ones(total, total, dtype=torch.bool, device=ids.device).tril()
     number = torch.arange(size, device=ids.device).repeat_interleave(length - 1)
     causal[width:, width:] &= number[:, None] == number
-    seen = torch.cat([groups.prompt_mask, held.flatten(1)], 1)
+    seen = torch.cat([groups.prompt_mask, inner_mask.flatten(1)], 1)
     mask = causal & seen[:, None]
     mask |= torch.eye(total, dtype=torch.bool, device=ids.device)  # padding sees itself, or it would be NaN
     mask = mask[:, None]
@@ -170,7 +170,7 @@ def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor],
     rows = head_rows(head, torch.cat(ids))
     if rows is None:
         return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
-    sizes = [len(own) for own in ids]
+    sizes = list(map(len, ids))
     weights, biases = (None if part is None else part.split(sizes) for part in rows)
 
     def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:

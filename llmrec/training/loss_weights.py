@@ -67,13 +67,13 @@ class LossWeights:
         while place < len(label_ids):
             token = label_ids[place]
             kind = 1.0 if kinds is None else kinds[min(number, len(kinds) - 1)] if kinds else 1.0
-            found = None if token == IGNORED else self._semid_at(label_ids, place)
-            if found is not None:
-                items = [item for item in self.semids[found] if item in targets] or self.semids[found]
-                for level in range(len(found)):
+            semid = None if token == IGNORED else self._semid_at(label_ids, place)
+            if semid is not None:
+                items = [item for item in self.semids[semid] if item in targets] or self.semids[semid]
+                for level in range(len(semid)):
                     by_level = self.level_weights[min(level, len(self.level_weights) - 1)]
                     weights[place + level] = by_level * self._value(items) * kind
-                place, number = place + len(found), number + 1
+                place, number = place + len(semid), number + 1
                 continue
             if token != IGNORED:
                 weights[place] = kind if token in self.behaviour_tokens else text
