@@ -11,20 +11,13 @@ beside `num_negatives` wrong items; with one it is DPO, with more S-DPO (arXiv 2
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
-from accelerate import PartialState
-from transformers import AutoTokenizer, set_seed
 from trl import DPOConfig, ModelConfig, TrlParser
 
 import llmrec.training as training
-from llmrec.data import PreparedData
 from llmrec.instructions import Prompt
-from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommenders import LLMRecommender
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
-from llmrec.training import ValidationSample
 
 
 @dataclass
@@ -38,45 +31,31 @@ class DataArguments:
 
 
 def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> None:
-    base, output_dir, state = model_args.model_name_or_path, dpo_args.output_dir, PartialState()
-    data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
-    config.check_catalogue(data.items, base)
-    index, items, contextual = load_parts(base, config)
-    config = replace(config, normalize=args.log_probs)  # what was trained is what ranks
-    check_dpo(dpo_args, args.num_negatives, args.negatives, args.log_probs, index)
-    inputs = training.run_inputs(base, data, index, [Prompt.from_dict(config.prompt)])
-    arguments = (args, dpo_args, model_args)
-    found, checkpoint = training.begin_run(output_dir, *arguments, inputs=inputs, overwrite=args.overwrite)
-    if found == "done":
-        state.print(f"Reusing the model in {output_dir} (same settings, same data).")
+    run = training.TrainingRun(args, dpo_args, model_args)
+    data = run.data
+    run.config = replace(run.config, normalize=args.log_probs)  # what was trained is what ranks
+    check_dpo(dpo_args, args.num_negatives, args.negatives, args.log_probs, run.index)
+    if not run.begin([Prompt.from_dict(run.config.prompt)]):
         return
-    state.print(f"Resuming from {checkpoint}." if checkpoint else f"Training {base}.")
 
-    logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
-    set_seed(dpo_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = training.load_model(base, model_args, dpo_args)
-    recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
-    sample = ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
+    recommender = run.load_recommender()
+    model, tokenizer = recommender.model, recommender.tokenizer
+    sample = training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
     choice = {"num_negatives": args.num_negatives, "negatives": args.negatives, "seed": dpo_args.seed}
     prefer = partial(preference_rows, recommender=recommender, train=data.train, **choice)
-    train = prefer(prompt_rows(data, recommender))
     trainer = SemIDDPOTrainer(
         model,
         dpo_args,
         trie=recommender.trie if args.log_probs == "catalogue" else None,
-        train_dataset=train,
+        train_dataset=prefer(prompt_rows(data, recommender)),
         eval_dataset=prefer(sample_rows(sample)),
         processing_class=tokenizer,
-        peft_config=training.lora_config(model_args, model, tokenizer, index),
+        peft_config=training.lora_config(model_args, model, tokenizer, run.index),
         sample=sample,
-        write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
+        write_sidecars=run.write_sidecars,
     )
-    state.print(f"{len(train):,} rows; checkpoints and the model go to {output_dir}")
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    results = {"train_loss": result.training_loss, "seconds": result.metrics["train_runtime"]}
-    metrics = training.finish_run(trainer, config, index, args, model_args, **results)
-    state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
+    result = run.train(trainer)
+    run.finish(trainer, train_loss=result.training_loss, seconds=result.metrics["train_runtime"])
 
 
 if __name__ == "__main__":

@@ -10,18 +10,12 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 
 import logging
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from accelerate import PartialState
-from transformers import AutoTokenizer, set_seed
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 import llmrec.rl as rl
 import llmrec.training as training
-from llmrec.data import PreparedData
 from llmrec.instructions import Prompt, TaskMix
-from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommenders import LLMRecommender
 
 
 @dataclass
@@ -42,48 +36,35 @@ class DataArguments:
 
 
 def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
-    base, output_dir, state = model_args.model_name_or_path, grpo_args.output_dir, PartialState()
-    data, config = PreparedData.load(args.data_dir), RecommenderConfig.load(base)
-    config.check_catalogue(data.items, base)
-    index, items, contextual = load_parts(base, config)
-    if not config.prompt.get("thinking"):
-        config = replace(config, normalize=policy.log_probs)  # what is trained is what ranks
+    run = training.TrainingRun(args, grpo_args, model_args)
+    data, index = run.data, run.index
+    if not run.config.prompt.get("thinking"):
+        run.config = replace(run.config, normalize=policy.log_probs)  # what is trained is what ranks
     if grpo_args.reward_weights:
         raise ValueError("reward_weights: weights stand in rewards, as name:weight")
     grpo_args.eval_on_start = grpo_args.eval_strategy != "no"  # the guard compares with the start
-    prompts = [Prompt.from_dict(config.prompt), *(TaskMix.parse(entry).prompt for entry in args.tasks)]
-    inputs = training.run_inputs(base, data, index, prompts)
-    arguments = (args, policy, grpo_args, model_args)
-    found, checkpoint = training.begin_run(output_dir, *arguments, inputs=inputs, overwrite=args.overwrite)
-    if found == "done":
-        state.print(f"Reusing the model in {output_dir} (same settings, same data).")
+    prompts = [Prompt.from_dict(run.config.prompt), *(TaskMix.parse(entry).prompt for entry in args.tasks)]
+    if not run.begin(prompts, more_args=(policy,)):
         return
-    state.print(f"Resuming from {checkpoint}." if checkpoint else f"Training {base}.")
 
-    logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
-    set_seed(grpo_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = training.load_model(base, model_args, grpo_args)
-    recommender = LLMRecommender(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+    recommender = run.load_recommender()
     facts = rl.Facts(rl.searched_index(recommender), data.items, data.train, args.features, args.sasrec)
     rewards, grpo_args.reward_weights = rl.load_rewards(args.rewards, facts)
     trainer = rl.SemIDGRPOTrainer(
-        model,
+        recommender.model,
         rewards,
         grpo_args,
         recommender=recommender,
         policy=policy,
         train_dataset=rl.prompt_rows(data, recommender, args.tasks, max(policy.log_positives - 1, 0), grpo_args.seed),
-        processing_class=tokenizer,
-        peft_config=training.lora_config(model_args, model, tokenizer, index),
+        processing_class=recommender.tokenizer,
+        peft_config=training.lora_config(model_args, recommender.model, recommender.tokenizer, index),
         callbacks=[rl.Guard(args.guard_drop, args.guard_stops)],
         sample=training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train),
-        write_sidecars=lambda folder: write_sidecars(folder, config, index, items, Path(base) / ITEM_TOKENIZER),
+        write_sidecars=run.write_sidecars,
     )
-    state.print(f"{len(trainer.train_dataset):,} prompts; checkpoints and the model go to {output_dir}")
-    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-    metrics = training.finish_run(trainer, config, index, args, model_args, rl.plot_grpo, seconds=seconds)
-    state.print(f"Validation: {metrics}\nWrote {output_dir}. Next: recipes/evaluate.py or recipes/recommend.py")
+    seconds = run.train(trainer).metrics["train_runtime"]
+    run.finish(trainer, rl.plot_grpo, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def train(settings: dict, prompt, epochs: float, evaluations: int, mark: float =
         )
         trainer = SemIDSFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[curve])
         curve.trainer = trainer
-        print(f"{prompt.task}: {len(rows):,} rows, {sum(rows['length']):,} tokens per epoch, {steps} steps at most")
+        tokens = sum(rows.with_format(None)["length"])
+        print(f"{prompt.task}: {len(rows):,} rows, {tokens:,} tokens per epoch, {steps} steps at most")
         trainer.train()
     return curve.points
 

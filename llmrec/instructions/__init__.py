@@ -1,7 +1,7 @@
 """Instructions: tasks (functions) × templates (`prompts/*.yaml`) → rows for TRL."""
 
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.dataset import InstructionDataset, build_dataset, encode_rows, target_rows
+from llmrec.instructions.dataset import build_dataset, encode_rows, reader_of, target_rows
 from llmrec.instructions.mixture import TaskMix, parse_mixture
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.render import Renderer
@@ -11,7 +11,6 @@ from llmrec.instructions.texts import Texts
 __all__ = [
     "TASKS",
     "Catalogue",
-    "InstructionDataset",
     "Prompt",
     "Renderer",
     "Task",
@@ -22,6 +21,7 @@ __all__ = [
     "encode_rows",
     "load_prompt",
     "parse_mixture",
+    "reader_of",
     "target_rows",
     "task_rows",
 ]

@@ -3,10 +3,13 @@
 from functools import cached_property
 from pathlib import Path
 
+from datasets import Dataset, load_dataset
+
 from llmrec.files import fingerprint
 from llmrec.instructions.prompts import Prompt, Template
 
 ROLES = ("system", "user", "assistant")
+KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 
 class ChatData:
@@ -28,15 +31,10 @@ class ChatData:
         self.prompt = Prompt("chat", (Template(f"{path} {content}", split),))
 
     @cached_property
-    def rows(self):
-        from datasets import load_dataset
-
-        kind = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(Path(self.path).suffix)
+    def rows(self) -> Dataset:
+        kind = KINDS.get(Path(self.path).suffix)
         try:
-            if kind:
-                rows = load_dataset(kind, data_files=self.path, split=self.split)
-            else:
-                rows = load_dataset(self.path, split=self.split)
+            rows = load_dataset(kind or self.path, data_files=self.path if kind else None, split=self.split)
         except Exception as error:
             raise ValueError(f"chat data {self.path!r}, split {self.split!r}: {error}") from error
         if "messages" not in rows.column_names:
@@ -47,11 +45,8 @@ class ChatData:
                 raise ValueError(f"chat data {self.path!r}, row {number + 1}: {wrong}")
         return rows
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def messages(self, row: int) -> list[dict[str, str]]:
-        return self.rows[row]["messages"]
+    def messages(self, number: int) -> list[dict[str, str]]:
+        return self.rows[number]["messages"]
 
 
 def _wrong(messages: list[dict] | None) -> str | None:

@@ -7,7 +7,7 @@ follows from the seed, the epoch and the place of a row, so a resumed run reads 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 PROBED = 200  # rows of a task that are rendered first, to estimate lengths and to find bad ones early
 LONGEST = 20  # rows about the items with the longest texts, which are rendered first as well
+COLUMNS = ("place", "length")  # what lies in the data set; everything else is rendered
 
 Weigh = Callable[[dict, list[int]], list[float]]
 
@@ -34,18 +35,14 @@ class MixturePart:
     """One entry of the mixture with its rows."""
 
     def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
-        self.mix, self.seed = mix, seed
-        self.table, self.train, self.sequences, self.items = None, None, None, None
-        self.count = len(mix.chat) if mix.chat is not None else 0
-        if mix.chat is None:
-            self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
-            self.sequences = whole if self.train is data.train else Sequences(self.train)
-            if mix.where is not None:
-                allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
-                self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
-            if mix.max_per_item is not None:
-                self.items = self._answers(data.items)
-            self.count = self.table.num_rows
+        self.mix, self.seed, self.items = mix, seed, None
+        self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
+        self.sequences = whole if self.train is data.train else Sequences(self.train)
+        if mix.where is not None:
+            allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
+            self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
+        if mix.max_per_item is not None:
+            self.items = self._answers(data.items)
         self.size = len(self.draw(0))
 
     def _answers(self, items: pa.Table) -> np.ndarray:
@@ -58,24 +55,22 @@ class MixturePart:
         return ids_to_rows(pa.array(first, pa.string()), items["item_id"])
 
     def draw(self, epoch: int) -> np.ndarray:
-        return self.mix.draw(self.count, self.items, [*self.seed, 1, epoch])
+        return self.mix.draw(self.table.num_rows, self.items, [*self.seed, 1, epoch])
 
-    def rows(self, numbers: list[int]) -> list[dict]:
-        if self.mix.chat is not None:
-            return [{"messages": self.mix.chat.messages(number)} for number in numbers]
+    def rows(self, numbers: np.ndarray) -> list[dict]:
         return self.sequences.rows(self.table.take(pa.array(numbers, pa.int64())))
 
 
-class InstructionDataset(Dataset):
-    """A `datasets.Dataset` of task rows, each rendered and tokenised when it is read.
-
-    Rows are dicts with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `weights` (list of
-    float beside the labels, with `weigh`), `task` (str), and the identities: `history`, `targets`, .... The columns
-    that lie in it are the place of each row and `length`, its estimated number of tokens.
+class RowReader:
+    """The transform of a training set: places → rows, rendered and tokenised (`Dataset.with_transform`).
 
     Args:
         parts: the entries of the mixture.
-        renderer (`Renderer`), max_length (`int`), weigh (callable, *optional*): see `build_dataset`.
+        renderer (`Renderer`), max_length (`int`), seed (`int`), weigh (callable, *optional*): see `build_dataset`.
+
+    Attributes:
+        lengths (int32 [rows]): the estimated number of tokens of every row.
+        columns: the names that every row has.
     """
 
     def __init__(
@@ -86,12 +81,14 @@ class InstructionDataset(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
         self._counts = torch.zeros(2, dtype=torch.long).share_memory_()
         self._drawn: tuple[int, list[np.ndarray]] | None = None
-        sizes = [part.size for part in parts]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.starts = np.concatenate([[0], np.cumsum([part.size for part in parts], dtype=np.int64)])
+        self.columns: dict[str, None] = {}
         lengths = [self._estimate(number) for number in range(len(parts))]
-        lengths = np.concatenate([np.zeros(0, np.int32), *lengths])
-        super().__init__(Dataset.from_dict({"length": lengths}).data)
+        self.lengths = np.concatenate([np.zeros(0, np.int32), *lengths])
         self._counts.zero_()
+
+    def __deepcopy__(self, memo) -> "RowReader":
+        return self  # copies of a data set (`with_format`, `map`) share it, as they share their tables
 
     @property
     def truncated(self) -> int:
@@ -106,45 +103,24 @@ class InstructionDataset(Dataset):
         """Fresh templates and draws; the trainer calls it at the beginning of every epoch."""
         self._epoch[0] = epoch
 
-    def select(self, *args, **kwargs):
-        """Refused, like the other methods that would give a data set of lengths alone."""
-        raise ValueError("rows are rendered when they are read: take a list of them, or build another mixture")
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "place" not in batch:  # `map` has removed our columns: the rows are its own
+            return batch
+        rows = self.rows(np.array(batch["place"], np.int64))
+        columns = {name: [row.get(name) for row in rows] for name in self.columns}
+        return columns | {name: values for name, values in batch.items() if name not in COLUMNS}  # of `map`
 
-    shuffle = map = filter = select
-
-    def __getitem__(self, key):
-        if isinstance(key, str):  # a list: the lazy column of datasets would render a row to look up its length
-            return self.data[key].to_pylist() if key in self.column_names else [row.get(key) for row in self]
-        if isinstance(key, slice):
-            key = range(*key.indices(len(self)))
-        if isinstance(key, (int, np.integer)):
-            return self.__getitems__([int(key)])[0]
-        rows = self.__getitems__(list(key))
-        return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
-
-    def __iter__(self) -> Iterator[dict]:
-        for start in range(0, len(self), 256):
-            yield from self.__getitems__(range(start, min(start + 256, len(self))))
-
-    def __getitems__(self, keys) -> list[dict]:
-        keys = np.asarray(keys, np.int64)
-        if len(keys) and not (-len(self) <= keys.min() and keys.max() < len(self)):
-            raise IndexError(f"row {keys.max()} of {len(self)}")
-        keys = keys % max(len(self), 1)
-        numbers = np.searchsorted(self.starts, keys, side="right") - 1
-        return self._read(numbers, keys - self.starts[numbers])
-
-    def _read(self, numbers: np.ndarray, places: np.ndarray) -> list[dict]:
-        """Rows of the parts `numbers`, by their places in this epoch of the part."""
-        rows: list[dict] = [{}] * len(numbers)
+    def rows(self, places: np.ndarray) -> list[dict]:
+        """Rows by their places in this epoch."""
+        numbers = np.searchsorted(self.starts, places, side="right") - 1
+        rows: list[dict] = [{}] * len(places)
         for number in np.unique(numbers):
-            own = np.flatnonzero(numbers == number)
-            for place, row in zip(own, self._identities(number, places[own])):
+            here = np.flatnonzero(numbers == number)
+            for place, row in zip(here, self._identities(number, places[here] - self.starts[number])):
                 rows[place] = row
         # All at once, whatever their tasks: the tokenizer is called once a batch.
-        read = _encode(
-            rows, [self.parts[number].mix for number in numbers], self.renderer, self.max_length, self.weigh
-        )
+        mixes = [self.parts[number].mix for number in numbers]
+        read = _encode(rows, mixes, self.renderer, self.max_length, self.weigh)
         self._counts += torch.tensor([len(read), sum(row.pop("cut") for row in read)])
         return read
 
@@ -153,8 +129,7 @@ class InstructionDataset(Dataset):
         epoch, part = int(self._epoch[0]), self.parts[number]
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, [one.draw(epoch) for one in self.parts]
-        picked = self._drawn[1][number][places]
-        rows = part.rows(picked.tolist())
+        rows = part.rows(self._drawn[1][number][places])
         for row, place in zip(rows, places):
             # A real hash: with a checksum the templates of one epoch would follow from those of the other.
             digest = hashlib.blake2b(f"{self.seed}/{number}/{epoch}/{place}".encode(), digest_size=4).digest()
@@ -162,23 +137,29 @@ class InstructionDataset(Dataset):
         return rows
 
     def _estimate(self, number: int) -> np.ndarray:
-        """int32: about how many tokens every row has, from a few that are rendered: a + b x its items."""
-        part = self.parts[number]
+        """int32: about how many tokens every row of a part has, from a few that are rendered: a + b x its items."""
+        part, start = self.parts[number], self.starts[number]
         if not part.size:
             return np.zeros(0, np.int32)
         probe = np.unique(np.linspace(0, part.size - 1, min(part.size, PROBED)).astype(np.int64))
-        tokens = np.array([len(row["input_ids"]) for row in self._read(np.full(len(probe), number), probe)], float)
-        picked = self._drawn[1][number]
-        if part.table is not None and "about" in part.table.column_names:
+        rows = self.rows(start + probe)
+        self.columns |= dict.fromkeys(rows[0])
+        tokens, drawn = np.array([len(row["input_ids"]) for row in rows], float), self._drawn[1][number]
+        if "about" in part.table.column_names:
             texts = self.renderer.catalogue.text_lengths
-            size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[picked]
-            longest = np.argsort(-size, kind="stable")[:LONGEST]
-            self._read(np.full(len(longest), number), longest)
-        if part.table is None or "start" not in part.table.column_names:
+            size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[drawn]
+            self.rows(start + np.argsort(-size, kind="stable")[:LONGEST])
+        if "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
-        items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[picked].astype(float)
+        items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[drawn].astype(float)
         slope, base = np.polyfit(items[probe], tokens, 1) if np.ptp(items[probe]) else (0.0, tokens.mean())
         return np.maximum(np.rint(base + slope * items), 1).astype(np.int32)
+
+
+def reader_of(rows: Dataset | None) -> RowReader | None:
+    """What reads the rows of `build_dataset`, also after `select`, `shuffle` or `filter`; `None` for other rows."""
+    transform = rows.format["format_kwargs"].get("transform") if isinstance(rows, Dataset) else None
+    return transform if isinstance(transform, RowReader) else None
 
 
 def build_dataset(
@@ -189,14 +170,19 @@ def build_dataset(
     max_length: int,
     seed: int = 0,
     weigh: Weigh | None = None,
-) -> InstructionDataset:
+) -> Dataset:
     """A mixture of tasks over the training split.
+
+    Rows are dicts with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `weights` (list of
+    float beside the labels, with `weigh`), `task` (str), and the identities: `history`, `targets`, ...; `None` where a
+    task has none. What lies in the data set is the place of each row and `length`, its estimated number of tokens
+    (`with_format(None)["length"]`), so `select`, `shuffle`, `filter` and `map` cost what they render.
 
     Args:
         max_history (`int`): items of a history that a prompt shows, the newest ones.
         max_length (`int`): tokens of a row; a longer one loses the oldest items of its history, never a part of its
             instruction or answer; general conversations lose the end of the answer and, where that is not enough,
-            the beginning. `InstructionDataset.truncated` counts them.
+            the beginning. `reader_of(rows).truncated` counts them.
         weigh (callable, *optional*): (row, ids of the answer) → a weight for each of its tokens.
 
     Raises:
@@ -204,16 +190,18 @@ def build_dataset(
     """
     whole = Sequences(data.train)  # laid out once for all entries that read it as it is
     parts = [MixturePart(mix, data, whole, max_history, [seed, number]) for number, mix in enumerate(mixture)]
-    dataset = InstructionDataset(parts, renderer, max_length, seed, weigh)
+    reader = RowReader(parts, renderer, max_length, seed, weigh)
     for part in parts:
-        logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.count)
-    if not len(dataset):
+        logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.table.num_rows)
+    if not len(reader.lengths):
         raise ValueError("the task mixture has no rows: check the weights and the training split")
-    return dataset
+    return Dataset.from_dict({"place": np.arange(len(reader.lengths)), "length": reader.lengths}).with_transform(
+        reader
+    )
 
 
 def encode_rows(rows: list[dict], prompt: Prompt, renderer: Renderer, max_length: int) -> Dataset:
-    """Renders and tokenises rows of one task at once, with the first template (see `InstructionDataset`)."""
+    """Renders and tokenises rows of one task at once, with the first template (see `build_dataset`)."""
     read = _encode([dict(row) for row in rows], [TaskMix(prompt)] * len(rows), renderer, max_length, None, template=0)
     columns = {name: [row.get(name) for row in read] for name in (read[0] if read else ()) if name != "cut"}
     return Dataset.from_dict(columns)
@@ -242,7 +230,7 @@ def _encode(
 
     def texts(row: dict, mix: TaskMix) -> tuple[str, str]:
         if mix.chat is not None:
-            return renderer.chat(row["messages"])
+            return renderer.chat(mix.chat.messages(row["conversation"]))
         wording = row["variation"] % len(mix.prompt.templates) if template is None else template
         return renderer.render(mix.prompt, row, wording)
 
@@ -279,7 +267,6 @@ def _encode(
             prompts[n], answers[n] = ids, answer
     read = []
     for row, mix, ids, answer, was_cut in zip(rows, mixes, prompts, answers, cut):
-        row.pop("messages", None)
         row |= {
             "input_ids": ids + answer,
             "labels": [IGNORED] * len(ids) + answer,

@@ -93,7 +93,9 @@ class TaskMix:
         return cls(dataclasses.replace(prompt, semids=semids), weight, **whole, **choices)
 
     def rows(self, data: PreparedData, max_history: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
-        """The task's rows, each once, and the training sequences that they are spans of."""
+        """The task's rows, each once, and the training sequences that they are spans of; of chats their numbers."""
+        if self.chat is not None:
+            return pa.table({"conversation": range(len(self.chat.rows))}), data.train
         train = data.train if self.since is None else _since(data.train, self.since)
         rows = TASKS[self.prompt.task].rows(dataclasses.replace(data, train=train), max_history, rng)
         if self.wishes is not None:
@@ -105,11 +107,6 @@ class TaskMix:
                 raise ValueError(f"wishes {list(self.wishes)}: task {self.prompt.task!r} has no row with one of them")
         return rows, train
 
-    def size(self, count: int) -> int:
-        """Rows of an epoch, of `count` that there are, before `max_per_item`."""
-        size = int(self.weight) * count + round((self.weight - int(self.weight)) * count)
-        return size if self.cap is None else min(size, self.cap)
-
     def draw(self, count: int, items: np.ndarray | None, seed: Sequence[int]) -> np.ndarray:
         """int64: the rows of an epoch, in order; every one floor(weight) times and a random share for the rest.
 
@@ -119,7 +116,8 @@ class TaskMix:
             seed: of this task and epoch.
         """
         rng = np.random.default_rng(seed)
-        size = self.size(count)
+        size = int(self.weight) * count + round((self.weight - int(self.weight)) * count)
+        size = size if self.cap is None else min(size, self.cap)
         if self.max_per_item is not None and items is not None:
             order = rng.permutation(np.repeat(np.arange(count), int(np.ceil(self.weight))))
             kept = order[_number_in_group(items[order]) < self.max_per_item]
@@ -160,10 +158,9 @@ def parse_mixture(
 
 def _number_in_group(groups: np.ndarray) -> np.ndarray:
     """int64 [n]: how many equal values stand before each."""
-    order = np.argsort(groups, kind="stable")
-    first = np.flatnonzero(np.concatenate([[True], groups[order][1:] != groups[order][:-1]])) if len(groups) else order
+    counts = np.unique(groups, return_counts=True)[1]
     number = np.empty(len(groups), np.int64)
-    number[order] = np.arange(len(groups)) - np.repeat(first, np.diff(np.append(first, len(groups))))
+    number[np.argsort(groups, kind="stable")] = np.arange(len(groups)) - np.repeat(counts.cumsum() - counts, counts)
     return number
 
 

@@ -49,15 +49,13 @@ def first_difference(
         completions, targets: token ids of each completion and of its target (`None` where a wish has many).
         mask ([N, C]): the tokens of the completions.
     """
-    credit = torch.zeros(mask.shape, device=advantages.device)
-    for row, (own, target) in enumerate(zip(completions, targets)):
-        if target is None or list(own) == list(target):
+    credit = torch.zeros(mask.shape)
+    for row, (completion, target, praised) in enumerate(zip(completions, targets, (advantages > 0).tolist())):
+        if target is None or list(completion) == list(target):
             credit[row] = 1.0
             continue
-        differs = (place for place, (one, other) in enumerate(zip(own, target)) if one != other)
-        place = next(differs, min(len(own), len(target)))
-        place = min(place, len(own) - 1)  # one that ends where the target goes on is blamed for its end
-        credit[row, place] = 1.0
-        if advantages[row] > 0:
-            credit[row, :place] = 1.0
-    return advantages[:, None] * credit * mask
+        differs = (place for place, (one, other) in enumerate(zip(completion, target)) if one != other)
+        place = next(differs, min(len(completion), len(target)))
+        place = min(place, len(completion) - 1)  # one that ends where the target goes on is blamed for its end
+        credit[row, 0 if praised else place : place + 1] = 1.0
+    return advantages[:, None] * credit.to(advantages.device) * mask

@@ -6,8 +6,7 @@ are taken over what the trie allows (the paper's form, over the vocabulary, is a
 popular ones or those that the model itself ranks first, beside the paper's random ones.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,23 +15,20 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.decoding import tree_beam_search
-from llmrec.decoding.trie import END, SemIDTrie
+from llmrec.decoding.trie import SemIDTrie
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.protocol import requests_of
 from llmrec.rl.log_probs import Groups, check_model, log_probs
-from llmrec.rl.rollout import completions
+from llmrec.rl.rollout import completions, padded, semids_of
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
-from llmrec.training.lora import is_quantised, rows_in_float32
-from llmrec.training.stage import sharded
+from llmrec.training.lora import is_quantised
 
-logger = logging.getLogger(__name__)
 NEGATIVES = ("random", "popularity", "beam")
 LOG_PROBS = ("catalogue", "vocabulary")
 # Fields of DPOConfig that would change nothing here, or something that is not there.
@@ -109,7 +105,7 @@ class WrongItems:
         for item, number in zip(index.item_ids, self.number.tolist()):
             self.of_item.setdefault(item, set()).add(number)
         _, examples = np.unique(self.number, return_index=True)
-        self.ids = self._token_ids(examples.tolist())
+        self.ids = completions(semids_of(recommender.trie, examples.tolist())[1], recommender.trie)
         counts = np.ones(len(index.items), np.int64)
         if train is not None:
             seen = ids_to_rows(flatten_lists(train["item_ids"])[0], index.items)
@@ -117,15 +113,6 @@ class WrongItems:
         self.weights = np.zeros(len(self.ids), np.int64)
         np.add.at(self.weights, list(self.first.values()), counts)
         self.edges, self.num_drawable = self.weights.cumsum(), int((self.weights > 0).sum())
-
-    def _token_ids(self, rows: list[int]) -> list[list[int]]:
-        """The completions that rows of the index are."""
-        index, trie = self.recommender.index, self.recommender.trie
-        texts = [index.semid_of_row(row) for row in rows]
-        tokens = torch.full((len(rows), trie.depth), END, device=trie.device)
-        for place, ids in zip(tokens, self.recommender.tokenizer(texts, add_special_tokens=False)["input_ids"]):
-            place[: len(ids)] = torch.tensor(ids)
-        return completions(tokens, trie)
 
     def chosen(self, target: str) -> list[int]:
         """The token ids of the target; raises `ValueError` for an item that is not in the catalogue."""
@@ -139,18 +126,18 @@ class WrongItems:
         Raises:
             ValueError: fewer can be drawn.
         """
-        right, rng, found = self.of_item[target], np.random.default_rng(seed), {}
+        right, rng, wrong = self.of_item[target], np.random.default_rng(seed), {}
         others = self.num_drawable - sum(self.weights[number] > 0 for number in right)
         if others < count:
             raise ValueError(
                 f"num_negatives: {count} wrong items beside {target!r}, but only {others} other Semantic IDs can be "
                 "drawn: lower it, or set negatives: random"
             )
-        while len(found) < count:
+        while len(wrong) < count:
             draws = rng.integers(self.edges[-1], size=2 * count)
             numbers = np.searchsorted(self.edges, draws, side="right").tolist()
-            found |= dict.fromkeys(number for number in numbers if number not in right)
-        return [self.ids[number] for number in list(found)[:count]]
+            wrong |= dict.fromkeys(number for number in numbers if number not in right)
+        return [self.ids[number] for number in list(wrong)[:count]]
 
     @cached_property
     def _rows(self) -> list[np.ndarray]:
@@ -169,12 +156,12 @@ class WrongItems:
             model.to(state.device)
         trie.to(state.device)
         mine = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))[state.process_index :: state.num_processes]
-        found: list[tuple[int, list[list[int]]]] = []
+        best: list[tuple[int, list[list[int]]]] = []
         config, size = self.recommender.config, self.recommender.batch_size
         with tqdm(total=len(mine), desc="Hard negatives", disable=not state.is_main_process) as bar:
             for start in range(0, len(mine), size):
                 batch = mine[start : start + size]
-                ids, mask = _padded([prompts[n] for n in batch], "left")
+                ids, mask = padded([prompts[n] for n in batch], "left")
                 right = [np.concatenate([self._rows[k] for k in self.of_item[targets[n]]]) for n in batch]
                 beams = tree_beam_search(
                     model,
@@ -187,9 +174,9 @@ class WrongItems:
                     denied=right,
                 )
                 lists = completions(beams.tokens[:, :count].flatten(0, 1), trie)
-                found += [(n, lists[place * count : (place + 1) * count]) for place, n in enumerate(batch)]
+                best += [(n, lists[place * count : (place + 1) * count]) for place, n in enumerate(batch)]
                 bar.update(len(batch))
-        return [lists for _, lists in sorted(gather_object(found))]
+        return [lists for _, lists in sorted(gather_object(best))]
 
 
 def preference_rows(
@@ -240,62 +227,34 @@ def sample_rows(sample: ValidationSample) -> Dataset:
 
 def collate_groups(examples: list[dict]) -> dict[str, torch.Tensor]:
     """Rows of `preference_rows` as the fields of `Groups`, the chosen item first in each group."""
-    prompts, prompt_mask = _padded([row["prompt_ids"] for row in examples], "left")
+    prompts, prompt_mask = padded([row["prompt_ids"] for row in examples], "left")
     members = [ids for row in examples for ids in (row["chosen_ids"], *row["rejected_ids"])]
-    ids, mask = (part.unflatten(0, (len(examples), -1)) for part in _padded(members, "right"))
+    ids, mask = (part.unflatten(0, (len(examples), -1)) for part in padded(members, "right"))
     return Groups(prompts, prompt_mask, ids, mask)._asdict()
-
-
-def _padded(lists: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(ids int64 [N, T], mask bool [N, T])`; what stands in the padding is never seen."""
-    ids = [torch.tensor(list(one)) for one in lists]
-    mask = [torch.ones(len(one), dtype=torch.bool) for one in lists]
-    return tuple(pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
 
 
 class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
     """TRL's `DPOTrainer` for rows of `preference_rows`.
 
     TRL stays in charge of the reference (a frozen copy of the model's folder, or the model without its adapter),
-    logging, `sync_ref_model` and checkpoints. Overridden are `compute_loss` and `evaluate`, `save_model` and
-    `create_model_card`, which are public, and `_prepare_dataset`, which is not; read and written are `beta`,
-    `ref_model` and `_metrics`. Checked with trl 1.16; tests/rl/test_dpo.py fails where one of them moves.
+    logging, `sync_ref_model` and checkpoints. Overridden are `compute_loss` and what `RecommenderTrainer` does, which
+    are public, and `_prepare_dataset`, which is not; read and written are `beta`, `ref_model` and `_metrics`. Checked
+    with trl 1.16; tests/rl/test_dpo.py fails where one of them moves.
 
     Args:
-        model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, ref_model: see
-            `DPOTrainer`; of `args`, `remove_unused_columns` is set here.
+        model, args, kwargs: of `DPOTrainer` and `RecommenderTrainer`.
         trie (`SemIDTrie`, *optional*): log-probabilities are taken over what it allows; `None`: over the vocabulary.
-        sample (`ValidationSample`, *optional*): adds recall and ndcg to every evaluation. Left out where processes
-            hold parts of the weights only (FSDP, ZeRO-3).
-        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
-            checkpoint is a recommender.
 
     Raises:
         ValueError: a model that cannot read a group as one row.
     """
 
-    def __init__(
-        self,
-        model,
-        args: DPOConfig,
-        *,
-        trie: SemIDTrie | None,
-        sample: ValidationSample | None = None,
-        write_sidecars: Callable[[str], None] | None = None,
-        **kwargs,
-    ):
-        args.remove_unused_columns = False
+    def __init__(self, model, args: DPOConfig, *, trie: SemIDTrie | None, **kwargs):
         check_model(model)
-        super().__init__(model, args=args, data_collator=collate_groups, **kwargs)
+        super().__init__(model, args, data_collator=collate_groups, **kwargs)
         if args.disable_dropout:
             without_dropout(self.model)
-        if is_quantised(self.model):
-            rows_in_float32(self.model)
-        if sample is not None and sharded():
-            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
-            sample = None
         self.trie = None if trie is None else trie.to(self.accelerator.device)
-        self.sample, self.write_sidecars = sample, write_sidecars
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         """Rows come tokenised."""
@@ -310,7 +269,7 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
         logps, mask = logps.detach(), groups.completion_mask
         rewards = self.beta * (logps - reference)
         chosen, rejected = rewards[:, :1], rewards[:, 1:]
-        found = {
+        figures = {
             "rewards/chosen": chosen.mean(),
             "rewards/rejected": rejected.mean(),
             "rewards/accuracies": (chosen > rejected).float().mean(),
@@ -319,8 +278,8 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
             "logps/rejected": logps[:, 1:].mean(),
             "entropy": entropies.detach().sum() / mask.sum(),
         }
-        means = self.accelerator.reduce(torch.stack(list(found.values())), "mean").tolist()
-        for name, value in zip(found, means):
+        means = self.accelerator.reduce(torch.stack(list(figures.values())), "mean").tolist()
+        for name, value in zip(figures, means):
             self._metrics["train" if self.model.training else "eval"][name].append(value)
         return (loss, None) if return_outputs else loss
 
@@ -331,10 +290,3 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
             return log_probs(self.ref_model, groups, self.trie)[0].sum(-1)
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return log_probs(self.model, groups, self.trie)[0].sum(-1)
-
-    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """The loss and the rewards of the evaluation rows, and recall@k and ndcg@k on the validation sample."""
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.sample is not None:
-            metrics.update(self.rank(metric_key_prefix))
-        return metrics

@@ -1,4 +1,4 @@
-"""What a group is drawn as: items after a prompt, or thoughts with the items that are found after each.
+"""What a group is made of: items after a prompt, or thoughts with the items that are found after each.
 
 A thinking prompt's group is of sampled thoughts, and the constrained beams after a thought say what it is worth
 (OneRec-Think's rollout beam, arXiv 2510.11639): the reward goes to the thought, whose tokens are learned.
@@ -15,10 +15,10 @@ from llmrec.decoding import SemIDTrie
 from llmrec.decoding.thoughts import write_thoughts
 from llmrec.recommenders import LLMRecommender
 from llmrec.rl.policy import PolicyArguments
-from llmrec.rl.rollout import completions, leaf_of, roll_out, tokens_of_leaf, with_positives
+from llmrec.rl.rollout import completions, roll_out, semids_of, with_positives
 
 
-class Draw(NamedTuple):
+class Member(NamedTuple):
     """One completion of a group.
 
     Attributes:
@@ -43,7 +43,7 @@ def searched_index(recommender: LLMRecommender) -> SemIDIndex:
 
 
 class RollOut:
-    """Draws groups; `recommender` says how the model is asked.
+    """Makes groups; `recommender` says how the model is asked.
 
     Args:
         size (`int`): completions of a group.
@@ -65,12 +65,12 @@ class RollOut:
             return self.trie.depth
         return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
 
-    def tokens(self, item: str) -> list[int]:
-        """The completion that an item is, by its first Semantic ID."""
-        if item not in self._tokens:
-            leaf = leaf_of(self.trie, self.row[item])
-            self._tokens[item] = completions(tokens_of_leaf(self.trie, leaf)[None], self.trie)[0]
-        return self._tokens[item]
+    def tokens(self, items: Sequence[str]) -> list[list[int]]:
+        """The completions that items are, by their first Semantic IDs."""
+        if new := list({*items} - self._tokens.keys()):
+            semids = semids_of(self.trie, [self.row[item] for item in new])[1]
+            self._tokens |= zip(new, completions(semids, self.trie))
+        return [self._tokens[item] for item in items]
 
     @staticmethod
     def seed(*parts: int) -> int:
@@ -85,7 +85,7 @@ class RollOut:
             seed: what is drawn for a row follows from it and from the row's number alone.
 
         Returns:
-            dicts with `draw`, `item` (an item id; of a thought the best one found after it), `rank` (its place in the
+            dicts with `member`, `item` (an id; of a thought the best one found after it), `rank` (its place in the
             group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether the model
             closed it) and `thought_share` (its length, as a share of the longest).
         """
@@ -94,18 +94,18 @@ class RollOut:
         return self._thoughts(model, prompts, seeds) if self.thinks else self._items(model, prompts, rows, seeds)
 
     def _items(self, model, prompts: list[list[int]], rows: Sequence[dict], seeds: list[int]) -> list[dict]:
-        policy, pad = self.policy, self.recommender.tokenizer.pad_token_id
-        found = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, pad, policy.log_probs)
+        policy = self.policy
+        rollouts = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, policy.log_probs)
         if policy.log_positives:
             chosen = [[row["target"], *row["following"]][: policy.log_positives] for row in rows]
             places = [[self.row[item] for item in items if item is not None] for items in chosen]
-            found = with_positives(found, self.trie, places)
-        ids = completions(found.tokens.flatten(0, 1), self.trie)
-        items = [self.index.item_ids[place] for place in self.trie.order[found.leaves.flatten()].tolist()]
-        weights, mass = found.weights.flatten().tolist(), found.mass.tolist()
+            rollouts = with_positives(rollouts, self.trie, places)
+        ids = completions(rollouts.tokens.flatten(0, 1), self.trie)
+        items = [self.index.item_ids[place] for place in self.trie.order[rollouts.leaves.flatten()].tolist()]
+        weights, mass = rollouts.weights.flatten().tolist(), rollouts.mass.tolist()
         return [
             {
-                "draw": Draw(prompts[n // self.size], ids[n], weights[n], mass[n // self.size]),
+                "member": Member(prompts[n // self.size], ids[n], weights[n], mass[n // self.size]),
                 "item": items[n],
                 "rank": n % self.size,
             }
@@ -124,22 +124,20 @@ class RollOut:
         texts, ends = zip(*[thought for group in thoughts for thought in group])
         blocks = self._ids([block.text(text) for text in texts])
         opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))
-        own = [n // self.size for n in range(len(texts))]
-        tails = [prompts[n][end:] if end else [] for n in own]
-        found = recommender.search(
-            [[*asked[n], *ids, *tail] for n, ids, tail in zip(own, blocks, tails)],
-            [self.policy.thought_beams] * len(blocks),
-        )
+        of_prompt = [n // self.size for n in range(len(texts))]
+        tails = [prompts[n][end:] if end else [] for n in of_prompt]
+        after = [[*asked[n], *ids, *tail] for n, ids, tail in zip(of_prompt, blocks, tails)]
+        hit_lists = recommender.search(after, [self.policy.thought_beams] * len(blocks))
         model.train(was_training)
-        drawn = []
-        for n, (ids, length, closed, hits) in enumerate(zip(blocks, map(len, self._ids(list(texts))), ends, found)):
+        group, lengths = [], map(len, self._ids(list(texts)))
+        for n, (ids, length, closed, hits) in enumerate(zip(blocks, lengths, ends, hit_lists)):
             beams = [recommender.item_ids[hit.item] for hit in hits]
             # The template opens a thought, and closes one that the model did not close.
             mask = [0] * opening + [1] * (len(ids) - opening - closing) + [int(closed)] * closing
-            draw = Draw(asked[own[n]], ids, 1 / self.size, float(np.exp([hit.score for hit in hits]).sum()), mask)
-            drawn.append(
+            mass = float(np.exp([hit.score for hit in hits]).sum())
+            group.append(
                 {
-                    "draw": draw,
+                    "member": Member(asked[of_prompt[n]], ids, 1 / self.size, mass, mask),
                     "item": beams[0],
                     "rank": n % self.size,
                     "beams": beams,
@@ -148,7 +146,7 @@ class RollOut:
                     "thought_share": min(1.0, length / limit),
                 }
             )
-        return drawn
+        return group
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.recommender.tokenizer(texts, add_special_tokens=False)["input_ids"]

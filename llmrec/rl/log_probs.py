@@ -49,8 +49,8 @@ class Groups(NamedTuple):
         prompts, masks = ids[:, :width].unflatten(0, (-1, size)), mask[:, :width].unflatten(0, (-1, size))
         if bool((masks != masks[:, :1]).any() or ((prompts != prompts[:, :1]) & masks).any()):
             raise ValueError(f"the completions of one prompt do not stand side by side in groups of {size}")
-        held = masks[:, 0].any(0)
-        first = int(held.int().argmax())  # columns that are padding in every row
+        occupied = masks[:, 0].any(0)
+        first = int(occupied.int().argmax())  # columns that are padding in every row
         return cls(
             prompts[:, 0, first:],
             masks[:, 0, first:],
@@ -88,8 +88,8 @@ def log_probs(
         return _over_catalogue(head, before, groups, trie, temperature)
 
     with head_output(model, at_head):
-        found = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
-    return found[..., 0], found[..., 1]
+        steps = model(**_inputs(groups, unwrap(model)), logits_to_keep=states, use_cache=False).logits
+    return steps[..., 0], steps[..., 1]
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -108,16 +108,16 @@ def _inputs(groups: Groups, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Each group as one row: ids, positions, and who sees whom."""
     batch, size, length = groups.completions.shape
     # What follows the last token of a completion is not asked for.
-    inner, held = groups.completions[..., :-1], groups.completion_mask[..., :-1]
+    inner, inner_mask = groups.completions[..., :-1], groups.completion_mask[..., :-1]
     ids = torch.cat([groups.prompts, inner.flatten(1)], 1)
     count = groups.prompt_mask.sum(1, keepdim=True)
-    own = torch.arange(length - 1, device=ids.device).repeat(size)
-    positions = torch.cat([(groups.prompt_mask.cumsum(1) - 1).clamp(min=0), count + own], 1)
+    place = torch.arange(length - 1, device=ids.device).repeat(size)
+    positions = torch.cat([(groups.prompt_mask.cumsum(1) - 1).clamp(min=0), count + place], 1)
     width, total = groups.prompts.shape[1], ids.shape[1]
     causal = torch.ones(total, total, dtype=torch.bool, device=ids.device).tril()
     number = torch.arange(size, device=ids.device).repeat_interleave(length - 1)
     causal[width:, width:] &= number[:, None] == number
-    seen = torch.cat([groups.prompt_mask, held.flatten(1)], 1)
+    seen = torch.cat([groups.prompt_mask, inner_mask.flatten(1)], 1)
     mask = causal & seen[:, None]
     mask |= torch.eye(total, dtype=torch.bool, device=ids.device)  # padding sees itself, or it would be NaN
     mask = mask[:, None]
@@ -129,12 +129,8 @@ def _inputs(groups: Groups, model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _over_vocabulary(head, states, tokens, mask, temperature) -> torch.Tensor:
     """float32 [N, G, C, 2]: log-probability and entropy of each token over the whole vocabulary."""
-    logits = head.forward(states[mask]).float() / temperature
-    steps = logits.log_softmax(-1)
-    chosen = steps.gather(-1, tokens[mask][:, None])[:, 0]
-    entropy = -(steps.exp() * steps).sum(-1)
-    empty = torch.zeros(*tokens.shape, 2, device=states.device)
-    return empty.masked_scatter(mask[..., None].expand_as(empty), torch.stack([chosen, entropy], -1))
+    steps = (head.forward(states[mask]).float() / temperature).log_softmax(-1)
+    return _at(mask, steps, tokens[mask], -(steps.exp() * steps).sum(-1))
 
 
 def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: float) -> torch.Tensor:
@@ -143,7 +139,7 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
     depth = min(trie.depth, tokens.shape[-1])
     logits_of = _level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
     nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
-    found = []
+    levels = []
     for level in range(depth):
         here = mask[..., level]
         node, token = nodes[here], tokens[..., level][here]
@@ -153,12 +149,17 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
         children = trie.children(node, level)
         logits = logits_of(level, states[..., level, :][here]) / temperature
         steps = logits.gather(-1, children.column).masked_fill(~children.valid, -torch.inf).log_softmax(-1)
-        chosen = steps.gather(-1, (following - children.node[:, 0])[:, None])[:, 0]
         entropy = -torch.where(children.valid, steps.exp() * steps.masked_fill(~children.valid, 0), 0).sum(-1)
-        empty = torch.zeros(*here.shape, 2, device=states.device)
-        found.append(empty.masked_scatter(here[..., None].expand_as(empty), torch.stack([chosen, entropy], -1)))
+        levels.append(_at(here, steps, following - children.node[:, 0], entropy))
         nodes = nodes.masked_scatter(here, following)
-    return F.pad(torch.stack(found, -2), (0, 0, 0, tokens.shape[-1] - depth))
+    return F.pad(torch.stack(levels, -2), (0, 0, 0, tokens.shape[-1] - depth))
+
+
+def _at(mask, steps, choices, entropy) -> torch.Tensor:
+    """float32 [*mask.shape, 2]: the chosen log-probabilities of M steps and their entropies where the mask is."""
+    values = torch.stack([steps.gather(-1, choices[:, None])[:, 0], entropy], -1)
+    empty = torch.zeros(*mask.shape, 2, device=steps.device)
+    return empty.masked_scatter(mask[..., None].expand_as(empty), values)
 
 
 def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
@@ -169,7 +170,7 @@ def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor],
     rows = head_rows(head, torch.cat(ids))
     if rows is None:
         return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
-    sizes = [len(own) for own in ids]
+    sizes = list(map(len, ids))
     weights, biases = (None if part is None else part.split(sizes) for part in rows)
 
     def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:

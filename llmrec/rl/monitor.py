@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -30,11 +29,11 @@ class Guard(TrainerCallback):
         self.first: dict[str, float] = {}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        found = {name: metrics[f"eval_{name}"] for name in WATCHED if f"eval_{name}" in (metrics or {})}
+        values = {name: metrics[f"eval_{name}"] for name in WATCHED if f"eval_{name}" in (metrics or {})}
         if not self.first:
-            logs = [log for log in state.log_history if all(f"eval_{name}" in log for name in found)]
-            self.first = {name: logs[0][f"eval_{name}"] for name in found} if logs else found
-        for name, value in found.items():
+            logs = [log for log in state.log_history if all(f"eval_{name}" in log for name in values)]
+            self.first = {name: logs[0][f"eval_{name}"] for name in values} if logs else values
+        for name, value in values.items():
             if value < (1 - self.drop) * self.first[name]:
                 what = "stopping" if self.stops else "go on with care: lower the learning rate or raise beta"
                 logger.log(
@@ -65,19 +64,13 @@ class KeptReference(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            weights = dict(self.reference.named_parameters())
-            save_file(
-                {name: weight.detach().contiguous() for name, weight in weights.items()},
-                self._file(args, state.global_step),
-            )
+            weights = {name: one.detach().contiguous() for name, one in self.reference.named_parameters()}
+            save_file(weights, self._file(args, state.global_step))
 
     def on_train_begin(self, args, state, control, **kwargs):
         file = self._file(args, state.global_step)
         if state.global_step and file.exists():
-            found = load_file(file)
-            with torch.no_grad():
-                for name, weight in self.reference.named_parameters():
-                    weight.copy_(found[name])
+            self.reference.load_state_dict(load_file(file), strict=False)  # tied weights stand there twice
 
 
 def plot_grpo(history: Sequence[dict], path: str | Path) -> None:

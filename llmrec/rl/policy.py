@@ -1,15 +1,12 @@
 """The settings of a run beside TRL's own, and what is refused before it starts."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from trl import GRPOConfig
 
+from llmrec.decoding.trie import SemIDTrie
 from llmrec.rl.rollout import RolloutArguments
-from llmrec.training.stage import sharded
-
-if TYPE_CHECKING:
-    from llmrec.rl.groups import RollOut
+from llmrec.training.loading import sharded
 
 CHOICES = {
     "log_probs": ("catalogue", "vocabulary"),
@@ -52,14 +49,17 @@ class PolicyArguments(RolloutArguments):
     )
 
 
-def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut", rows: int) -> None:
+def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, thinks: bool, rows: int) -> None:
     """Refuses settings that contradict each other or the catalogue.
+
+    Args:
+        thinks: whether the prompt asks for a thought before the item.
+        rows: of the training set.
 
     Raises:
         ValueError: names the field and what to set instead.
     """
-    args.remove_unused_columns = False
-    group, items = args.num_generations, roll_out.trie.num_leaves
+    group, items = args.num_generations, trie.num_leaves
     for name, known in CHOICES.items():
         if getattr(policy, name) not in known:
             raise ValueError(f"{name}: {getattr(policy, name)!r} is not one of {', '.join(known)}")
@@ -82,11 +82,11 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, roll_out: "RollOut
             f"per_device_train_batch_size: {args.per_device_train_batch_size} completions are no whole groups of "
             f"num_generations: {group}; set it to {group} or a multiple"
         )
-    if not roll_out.thinks:
-        policy.check(group, roll_out.trie)
+    if not thinks:
+        policy.check(group, trie)
     elif not 1 <= policy.thought_beams <= items:
         raise ValueError(f"thought_beams: {policy.thought_beams} of a catalogue of {items} Semantic IDs")
-    if roll_out.thinks and (policy.rollout != "beam" or policy.log_positives or policy.credit != "item"):
+    if thinks and (policy.rollout != "beam" or policy.log_positives or policy.credit != "item"):
         raise ValueError(
             "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
         )

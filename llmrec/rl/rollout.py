@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llmrec.decoding import tree_beam_search
 from llmrec.decoding.beam_search import Normalize
@@ -62,6 +63,13 @@ class Rollouts(NamedTuple):
     mass: torch.Tensor
 
 
+def padded(lists: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(ids int64 [N, T], mask bool [N, T])`; what stands in the padding is never seen."""
+    ids = [torch.tensor(list(one)) for one in lists]
+    mask = [torch.ones(len(one), dtype=torch.bool) for one in lists]
+    return tuple(pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
+
+
 def roll_out(
     model,
     prompts: Sequence[Sequence[int]],
@@ -70,7 +78,6 @@ def roll_out(
     arguments: RolloutArguments,
     seeds: Sequence[int],
     temperature: float = 1.0,
-    pad: int = 0,
     normalize: Normalize = "catalogue",
 ) -> Rollouts:
     """G distinct Semantic IDs after each prompt.
@@ -84,17 +91,15 @@ def roll_out(
     """
     device = next(model.parameters()).device
     trie.to(device)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
+    ids, mask = (part.to(device) for part in padded(prompts, "left"))
     was_training = model.training
     model.eval()
     try:
         if arguments.rollout == "sample":
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
             return Rollouts(drawn.tokens, drawn.low, drawn.weights, drawn.log_probs.exp().sum(1))
-        found = tree_beam_search(model, ids, mask, trie, size, normalize=normalize)
-        tokens, leaves, scores = found.tokens, found.low, found.scores
+        best = tree_beam_search(model, ids, mask, trie, size, normalize=normalize)
+        tokens, leaves, scores = best.tokens, best.low, best.scores
         if arguments.rollout == "mixed":
             beams = min(max(1, round(arguments.beam_share * size)), size - 1)
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
@@ -115,37 +120,38 @@ def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequ
     Args:
         positives (N sequences of `int`): rows of the index.
     """
-    tokens, leaves = rollouts.tokens.clone(), rollouts.leaves.clone()
-    for group, rows in enumerate(positives):
-        wanted = [leaf_of(trie, row) for row in rows]
-        missing = [leaf for leaf in dict.fromkeys(wanted) if leaf not in set(leaves[group].tolist())]
+    leaves, tokens = semids_of(trie, [row for rows in positives for row in rows])
+    chosen, number, changes = leaves.tolist(), 0, []  # (group, place, which of the positives)
+    for group, (rows, members) in enumerate(zip(positives, rollouts.leaves.tolist())):
+        wanted = {chosen[n]: n for n in reversed(range(number, number + len(rows)))}
+        missing = [n for n in range(number, number + len(rows)) if chosen[n] not in members and wanted[chosen[n]] == n]
         # From the end, but never over another one that the user chose.
-        free = [place for place in reversed(range(leaves.shape[1])) if int(leaves[group, place]) not in wanted]
-        for place, leaf in zip(free, missing):
-            leaves[group, place] = leaf
-            tokens[group, place] = tokens_of_leaf(trie, leaf)
-    return rollouts._replace(tokens=tokens, leaves=leaves)
+        free = [place for place in reversed(range(len(members))) if members[place] not in wanted]
+        changes += [(group, place, n) for place, n in zip(free, missing)]
+        number += len(rows)
+    group, place, source = torch.tensor(changes, dtype=torch.long, device=tokens.device).view(-1, 3).T
+    return rollouts._replace(
+        tokens=rollouts.tokens.index_put((group, place), tokens[source]),
+        leaves=rollouts.leaves.index_put((group, place), leaves[source]),
+    )
 
 
-def leaf_of(trie: SemIDTrie, row: int) -> int:
-    """The first sorted row with the Semantic ID of a row of the index."""
-    return _semid_at(trie, int(trie.position[row]))[0]
+def semids_of(trie: SemIDTrie, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Semantic IDs of M rows of the index.
 
-
-def tokens_of_leaf(trie: SemIDTrie, leaf: int) -> torch.Tensor:
-    """int64 [depth]: the Semantic ID of a sorted row, padded with -1."""
-    return _semid_at(trie, leaf)[1]
-
-
-def _semid_at(trie: SemIDTrie, position: int) -> tuple[int, torch.Tensor]:
-    """The first sorted row of the Semantic ID at a sorted row, and its tokens."""
-    node, tokens = torch.zeros((), dtype=torch.long, device=trie.device), []
+    Returns:
+        `(leaves int64 [M], tokens int64 [M, depth])`: the first sorted row with each, and its token ids, padded with
+        -1.
+    """
+    position = trie.position[torch.tensor(rows, dtype=torch.long, device=trie.device)][:, None]
+    nodes, tokens = torch.zeros(len(rows), dtype=torch.long, device=trie.device), []
     for level in range(trie.depth):
-        children = trie.children(node, level)
+        children = trie.children(nodes, level)
         low, high = trie.rows(children.node, level + 1)
-        node = children.node[(low <= position) & (position < high) & children.valid][0]
-        tokens.append(trie.token(node, level))
-    return int(trie.rows(node, trie.depth)[0]), torch.stack(tokens)
+        leads = (low <= position) & (position < high) & children.valid
+        nodes = children.node.gather(1, leads.int().argmax(1, keepdim=True))[:, 0]
+        tokens.append(trie.token(nodes, level))
+    return trie.rows(nodes, trie.depth)[0], torch.stack(tokens, 1)
 
 
 def completions(tokens: torch.Tensor, trie: SemIDTrie) -> list[list[int]]:

@@ -82,7 +82,7 @@ def _rows(
         stop = np.minimum(part.table["stop"].to_numpy() + following, ends[part.table["sequence"].to_numpy()])
         place = part.table.column_names.index("stop")
         part.table = part.table.set_column(place, "stop", pa.array(stop))
-    rows = part.rows(part.draw(0).tolist())
+    rows = part.rows(part.draw(0))
     if not given:
         rows = [row for row in rows if row["history"]]
     for row in rows:

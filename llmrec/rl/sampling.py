@@ -106,8 +106,8 @@ def _given_their_maximum(values: torch.Tensor, maximum: torch.Tensor) -> torch.T
     top = values.max(-1, keepdim=True).values
     target = maximum[..., None]
     shifted = target - values + torch.log1p(-torch.exp((values - top).clamp(max=0)))
-    found = target - shifted.clamp(min=0) - torch.log1p(torch.exp(-shifted.abs()))
-    return torch.where(values == top, target, found)
+    given = target - shifted.clamp(min=0) - torch.log1p(torch.exp(-shifted.abs()))
+    return torch.where(values == top, target, given)
 
 
 def _weights(log_probs: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ of them moves):
 """
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -21,26 +20,22 @@ from trl.trainer.utils import split_tensor_dict
 
 from llmrec.recommenders import LLMRecommender
 from llmrec.rl.credit import first_difference, live_groups, skip_dead, weighted
-from llmrec.rl.groups import Draw, RollOut
+from llmrec.rl.groups import Member, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
 from llmrec.rl.policy import PolicyArguments, check_settings
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
-from llmrec.training.lora import is_quantised, rows_in_float32
-from llmrec.training.sft import FreshEpoch
 
 
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     """`GRPOTrainer` over a catalogue. Rows have `prompt` (text), `history`, `target` (item ids) and `row` (int).
 
     Args:
-        model, reward_funcs, args, train_dataset, processing_class, peft_config, callbacks: see `GRPOTrainer`.
+        model, reward_funcs, args, train_dataset, kwargs: of `GRPOTrainer` and `RecommenderTrainer`; of `args`,
             `max_completion_length` is set to what a completion can have.
         recommender (`LLMRecommender`): the catalogue, and how it is asked.
         policy (`PolicyArguments`): rollouts, log-probabilities, dead groups, credit.
         sample (`ValidationSample`, *optional*): what an evaluation measures; rewards are not evaluated.
-        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
-            checkpoint is a recommender.
 
     Raises:
         ValueError: settings that cannot work here, a target that is not in the catalogue.
@@ -56,11 +51,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         policy: PolicyArguments,
         train_dataset: Dataset,
         sample: ValidationSample | None = None,
-        write_sidecars: Callable[[str], None] | None = None,
         **kwargs,
     ):
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
-        check_settings(args, policy, self.roll_out, len(train_dataset))
+        check_settings(args, policy, self.roll_out.trie, self.roll_out.thinks, len(train_dataset))
         if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
             raise ValueError(
                 "load_in_4bit on a CPU loses gradients once the model has rolled out (bitsandbytes repacks its "
@@ -74,68 +68,62 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             warnings.filterwarnings("ignore", ".*'rollout_func', which is an experimental feature")
             super().__init__(
                 model,
-                reward_funcs,
                 args,
+                reward_funcs=reward_funcs,
+                sample=sample,
                 train_dataset=train_dataset,
                 eval_dataset=None if sample is None else Dataset(sample.rows),
-                rollout_func=lambda prompts, trainer: trainer._drawn,
+                rollout_func=lambda prompts, trainer: trainer._rollouts,
                 **kwargs,
             )
-        # TRL reads `head.bias`, which PEFT's wrapper of trained rows does not have.
-        head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
-        if not hasattr(head, "bias"):
-            head.bias = None
         without_dropout(self.model)
-        if is_quantised(self.model):
-            rows_in_float32(self.model)
         check_model(self.model)
         if self.aux_loss_enabled:
             raise ValueError("router_aux_loss_coef: the routers' loss is not there over a catalogue; set it to 0")
         if self.ref_model is not None and args.sync_ref_model:
             self.add_callback(KeptReference(self.ref_model))
-        self.order = torch.Generator()
-        self.add_callback(FreshEpoch(None, self.order))
-        self.policy, self.sample, self.write_sidecars = policy, sample, write_sidecars
+        self.policy = policy
         self.roll_out.trie.to(self.accelerator.device)
-        self._drawn: dict[str, list] = {}
+        self._rollouts: dict[str, list] = {}
 
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, torch.Tensor]:
         size, policy = self.num_generations, self.policy
-        self._draw(inputs)
+        self._add_members(inputs)
         if policy.dead_groups == "resample":
             self._resample(inputs)
-        draws: list[Draw] = [row["draw"] for row in inputs]
-        self._metrics["train"]["rollout/mass"].append(self._mean([draw.mass for draw in draws]))
-        self._drawn = {
-            "prompt_ids": [draw.prompt for draw in draws],
-            "completion_ids": [draw.completion for draw in draws],
+        members: list[Member] = [row["member"] for row in inputs]
+        self._metrics["train"]["rollout/mass"].append(self._mean([member.mass for member in members]))
+        self._rollouts = {
+            "prompt_ids": [member.prompt for member in members],
+            "completion_ids": [member.completion for member in members],
             "logprobs": None,
-            **({} if draws[0].mask is None else {"env_mask": [draw.mask for draw in draws]}),
+            **({} if members[0].mask is None else {"env_mask": [member.mask for member in members]}),
         }
         output = super()._generate_and_score_completions(inputs)
         advantages = output["advantages"].view(-1, size)
         self._metrics["train"]["groups/dead"].append(1 - self._mean(live_groups(advantages)))
         if policy.rollout == "sample":
-            weights = torch.tensor([draw.weight for draw in draws], device=advantages.device)
+            weights = torch.tensor([member.weight for member in members], device=advantages.device)
             advantages = weighted(advantages, weights.view(-1, size))
         if policy.dead_groups == "skip":
             advantages = skip_dead(advantages, self.accelerator)
         output["advantages"] = advantages.flatten()
         if policy.credit == "first_difference":
-            own, targets = [draw.completion for draw in draws], [self._right_tokens(row) for row in inputs]
-            output["advantages"] = first_difference(output["advantages"], own, targets, output["completion_mask"])
+            completions, targets = [member.completion for member in members], self._right_tokens(inputs)
+            advantages = first_difference(output["advantages"], completions, targets, output["completion_mask"])
+            output["advantages"] = advantages
         return output
 
-    def _right_tokens(self, row: dict) -> list[int] | None:
-        """Those of the target; of a hit its own, for an item may have several Semantic IDs."""
-        if row["target"] == row["item"]:
-            return row["draw"].completion
-        return None if row["target"] is None else self.roll_out.tokens(row["target"])
+    def _right_tokens(self, inputs: list[dict]) -> list[list[int] | None]:
+        """Those of each target; of a hit its own, for an item may have several Semantic IDs."""
+        targets = list({row["target"] for row in inputs} - {None})
+        right = {None: None, **dict(zip(targets, self.roll_out.tokens(targets)))}
+        return [row["member"].completion if row["target"] == row["item"] else right[row["target"]] for row in inputs]
 
-    def _draw(self, inputs: list[dict], attempt: int = 0) -> None:
-        """Every row gets its `draw`, `item` and `rank`; rows of a prompt stand side by side."""
+    def _add_members(self, inputs: list[dict], attempt: int = 0) -> None:
+        """Every row gets its `member`, `item` and `rank`; rows of a prompt stand side by side."""
         size = self.num_generations
         first = inputs[::size]
         if len(inputs) % size or any(row["row"] != inputs[n - n % size]["row"] for n, row in enumerate(inputs)):
@@ -147,9 +135,9 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            found = self.roll_out(model, first, (self.args.seed, self.state.global_step, attempt))
-        for row, drawn in zip(inputs, found, strict=True):
-            row |= drawn
+            groups = self.roll_out(model, first, (self.args.seed, self.state.global_step, attempt))
+        for row, entry in zip(inputs, groups, strict=True):
+            row |= entry
 
     def _resample(self, inputs: list[dict], tries: int = 2) -> None:
         """Groups whose rewards are all equal give way to groups of other rows, where such are found."""
@@ -166,7 +154,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
                     others += [dict(row) for _ in range(size)]
             if not others:
                 return
-            self._draw(others, attempt)
+            self._add_members(others, attempt)
             fresh = [n for n, alive in enumerate(self._alive(others)) if alive]
             for n, place in zip(dead, fresh):
                 inputs[n * size : (n + 1) * size] = others[place * size : (place + 1) * size]
@@ -174,7 +162,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     def _alive(self, inputs: list[dict]) -> list[bool]:
         """For each group of this process, whether its rewards differ."""
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
-        ids = [row["draw"].completion for row in inputs]
+        ids = [row["member"].completion for row in inputs]
         known = {
             "prompts": [row["prompt"] for row in inputs],
             "completions": self._tokenizer.batch_decode(ids, skip_special_tokens=True),
@@ -217,12 +205,12 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     ):
         size = self.num_generations if self.policy.shared_prompts else 1
         trie = self.roll_out.trie if self.policy.log_probs == "catalogue" and not self.roll_out.thinks else None
-        found = []
+        parts = []
         for ids, mask in zip(*(part.split(batch_size or len(input_ids)) for part in (input_ids, attention_mask))):
             with self.accelerator.autocast():
                 groups = Groups.of(ids, mask, logits_to_keep, size)
-                found.append(torch.stack(log_probs(model, groups, trie, self.temperature)).flatten(1, 2))
-        logps, entropies = torch.cat(found, 1)
+                parts.append(torch.stack(log_probs(model, groups, trie, self.temperature)).flatten(1, 2))
+        logps, entropies = torch.cat(parts, 1)
         if compute_entropy:  # by the chain rule, over items (or thoughts): exact in expectation over samples
             self._metrics["train"]["entropy/completion"].append(self._mean(entropies.detach().sum(1)))
         return logps, entropies if compute_entropy else None, None

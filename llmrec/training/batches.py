@@ -9,7 +9,7 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
-from llmrec.instructions.dataset import InstructionDataset
+from llmrec.instructions import reader_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,14 @@ def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return moved
 
 
-def packed(rows: InstructionDataset, max_length: int) -> Dataset:
+def packed(rows: Dataset, max_length: int) -> Dataset:
     """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
 
     Packing needs all lengths, so every row is read once: templates and whatever else varies by epoch stay those of
     the first.
+
+    Args:
+        rows: of `build_dataset`.
 
     Returns:
         `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
@@ -59,14 +62,15 @@ def packed(rows: InstructionDataset, max_length: int) -> Dataset:
     if max_length is None:
         raise ValueError("packing needs max_length, the length to pack to")
     names = [name for name in ("input_ids", "labels", "weights") if name in rows[0]]
-    whole = Dataset.from_list([{name: list(row[name]) for name in names} for row in rows])
+    read = lambda batch: {name: batch[name] for name in names}  # noqa: E731
+    whole = rows.map(read, batched=True, remove_columns=rows.column_names).with_format(None)
     dense = pack_dataset(whole, max_length, "bfd")
     logger.info(
         "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
         "of their history to max_length %d",
         len(whole),
         len(dense),
-        rows.truncated,
+        reader_of(rows).truncated,
         max_length,
     )
     return dense

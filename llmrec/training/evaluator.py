@@ -71,11 +71,11 @@ class ValidationSample:
         places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
         for row, items in enumerate(lists):
             places[row, : len(items)] = [self.place[item.item_id] for item in items]
-        found = row_metrics(first_positions(places, self.targets[mine]), ks=self.ks)
+        by_row = row_metrics(first_positions(places, self.targets[mine]), ks=self.ks)
         names = [*(f"recall@{k}" for k in self.ks), *(f"ndcg@{k}" for k in self.ks if k > 1)]
         top = places[:, :SHOWN]
         shown = np.bincount(top[first_occurrences(top)], minlength=len(self.place))
-        sums = torch.tensor([*(found[name].sum() for name in names), *shown], dtype=torch.float64)
+        sums = torch.tensor([*(by_row[name].sum() for name in names), *shown], dtype=torch.float64)
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().numpy()
         metrics = dict(zip(names, (sums[: len(names)] / max(len(self.targets), 1)).tolist()))
         shown = sums[len(names) :]

@@ -1,7 +1,10 @@
-"""Loads the model that a run trains, quantised if asked for."""
+"""Loads the model that a run trains, quantised if asked for; says whether processes hold parts of it."""
+
+import os
 
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from llmrec.training.regularise import add_dropout
@@ -32,3 +35,12 @@ def load_model(
 def reload_model(base: str, model_args: ModelConfig) -> PreTrainedModel:
     """The base as it is to be merged into: in full precision (`dtype`), never quantised."""
     return AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
+
+
+def sharded() -> str:
+    """`"FSDP"` or `"DeepSpeed ZeRO-3"` where accelerate launched a run whose processes hold parts of the weights."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        return "FSDP"
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    zero3 = zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return "DeepSpeed ZeRO-3" if zero3 or is_deepspeed_zero3_enabled() else ""  # the latter: by a configuration file

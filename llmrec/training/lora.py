@@ -14,7 +14,7 @@ from trl import ModelConfig, get_peft_config
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
-from llmrec.training.stage import sharded
+from llmrec.training.loading import sharded
 
 
 def lora_config(
@@ -76,11 +76,6 @@ def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def merged_onto(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """A saved adapter folded into a model in full precision; tied embeddings stay tied."""
-    return merged(PeftModel.from_pretrained(base, adapter))
-
-
 def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) -> dict[str, float]:
     """Evaluates what was trained and writes one plain model to the run's output folder, without an adapter.
 
@@ -117,7 +112,7 @@ def _merge_from_disk(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
     metrics = {}
     if trainer.is_world_process_zero() or trainer.sample is not None:
         device = torch.device("cpu") if trainer.sample is None else trainer.args.device
-        trainer.model = merged_onto(reload(), adapter).to(device)
+        trainer.model = merged(PeftModel.from_pretrained(reload(), adapter)).to(device)
     if trainer.sample is not None:
         metrics = trainer.rank()
     trainer.accelerator.wait_for_everyone()

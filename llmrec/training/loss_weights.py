@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
-from llmrec.training.stage import StageArguments
+from llmrec.training.sft_arguments import SFTArguments
 
 IGNORED = -100
 
@@ -67,13 +67,13 @@ class LossWeights:
         while place < len(label_ids):
             token = label_ids[place]
             kind = 1.0 if kinds is None else kinds[min(number, len(kinds) - 1)] if kinds else 1.0
-            found = None if token == IGNORED else self._semid_at(label_ids, place)
-            if found is not None:
-                items = [item for item in self.semids[found] if item in targets] or self.semids[found]
-                for level in range(len(found)):
+            semid = None if token == IGNORED else self._semid_at(label_ids, place)
+            if semid is not None:
+                items = [item for item in self.semids[semid] if item in targets] or self.semids[semid]
+                for level in range(len(semid)):
                     by_level = self.level_weights[min(level, len(self.level_weights) - 1)]
                     weights[place + level] = by_level * self._value(items) * kind
-                place, number = place + len(found), number + 1
+                place, number = place + len(semid), number + 1
                 continue
             if token != IGNORED:
                 weights[place] = kind if token in self.behaviour_tokens else text
@@ -98,7 +98,7 @@ class LossWeights:
 
 
 def loss_weights(
-    stage: StageArguments, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex, items: pa.Table
+    sft: SFTArguments, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex, items: pa.Table
 ) -> LossWeights | None:
     """The weights that a stage's settings ask for; `None` where they ask for none.
 
@@ -107,18 +107,18 @@ def loss_weights(
             interaction that the data does not have; weights of levels or of text for Semantic IDs that are no fixed
             new tokens, where the two cannot be told apart.
     """
-    behaviours = stage.behaviour_values
-    if not (stage.level_weights or stage.value_column or behaviours) and stage.text_weight == 1:
+    behaviours = sft.behaviour_values
+    if not (sft.level_weights or sft.value_column or behaviours) and sft.text_weight == 1:
         return None
-    _check("level_weights", stage.level_weights)
-    _check("text_weight", [stage.text_weight])
+    _check("level_weights", sft.level_weights)
+    _check("text_weight", [sft.text_weight])
     _check("behaviour_values", list((behaviours or {}).values()))
     if behaviours and not index.behaviours:
         raise ValueError("behaviour_values needs interactions with kinds that have tokens (behaviour_tokens: true)")
     if behaviours and set(behaviours) != set(index.behaviours):
         raise ValueError(f"behaviour_values names {sorted(behaviours)}, the data has {sorted(index.behaviours)}")
     fixed = index.adds_tokens and not index.contextual
-    if not fixed and (stage.level_weights or stage.text_weight != 1):
+    if not fixed and (sft.level_weights or sft.text_weight != 1):
         raise ValueError(
             "level_weights and text_weight need Semantic IDs of fixed new tokens; these cannot be told from text: "
             "leave both out"
@@ -129,9 +129,9 @@ def loss_weights(
         for item, codes in zip(index.item_ids, index.codes.tolist()):
             tokens = tuple(int(levels[level][code]) for level, code in enumerate(codes) if code >= 0)
             semids.setdefault(tokens, []).append(item)
-    values = log_values(items, stage.value_column) if stage.value_column else None
+    values = log_values(items, sft.value_column) if sft.value_column else None
     kinds = behaviour_token_ids(tokenizer, index)
-    return LossWeights(semids, stage.level_weights, stage.text_weight, values, behaviours, kinds)
+    return LossWeights(semids, sft.level_weights, sft.text_weight, values, behaviours, kinds)
 
 
 def log_values(items: pa.Table, column: str) -> dict[str, float]:

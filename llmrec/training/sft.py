@@ -1,60 +1,21 @@
 """TRL's `SFTTrainer` with small additions: ranking metrics, folders that recommend, weighted losses, a loss for CPUs.
 
-It overrides public methods (`compute_loss`, `get_batch_samples`, `evaluate`, `save_model`) and one that is not,
+It overrides public methods (`compute_loss`, `get_batch_samples`, those of `RecommenderTrainer`) and one that is not,
 `_get_train_sampler`; checked against trl 1.16 and transformers 5.19.
 """
 
 import dataclasses
-import logging
-import zlib
-from collections.abc import Callable
 
 import torch
-from accelerate.utils import reduce
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from llmrec.instructions import InstructionDataset
 from llmrec.training.batches import SemIDCollator, right_aligned
-from llmrec.training.evaluator import ValidationSample
-from llmrec.training.lora import is_quantised, rows_in_float32
-from llmrec.training.ranking import RecommenderTrainer
-from llmrec.training.stage import sharded
+from llmrec.training.recommender_trainer import RecommenderTrainer
 
-logger = logging.getLogger(__name__)
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
-
-
-class FreshEpoch(TrainerCallback):
-    """Tells the rows and the sampler which epoch it is, and at the end how many rows lost a part of their history.
-
-    Args:
-        rows (`InstructionDataset`, *optional*): none where rows are packed.
-        order (`torch.Generator`): what a sampler draws from. Drawing from torch's own, as transformers does, gives
-            every process other rows as soon as one of them has drawn more, and other rows after a resume.
-    """
-
-    def __init__(self, rows: InstructionDataset | None, order: torch.Generator):
-        self.rows, self.order = rows, order
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        epoch = int(state.epoch or 0)
-        self.order.manual_seed(zlib.crc32(f"{args.seed}/{epoch}".encode()))
-        if self.rows is not None:
-            self.rows.set_epoch(epoch)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.rows is not None:
-            counts = torch.tensor([self.rows.truncated, self.rows.read], device=args.device)
-            cut, read = reduce(counts, "sum").tolist()
-            logger.info(
-                "%d of the %d rows read lost the oldest items of their history to max_length %d",
-                cut,
-                read,
-                self.rows.max_length,
-            )
 
 
 class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
@@ -64,50 +25,25 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
     micro-batches and processes of a step. Without them nothing differs from TRL.
 
     Args:
-        model, args: see `SFTTrainer`; of `args`, `remove_unused_columns` and `dataset_kwargs` are set here, and
-            `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
-        sample (`ValidationSample`, *optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so
-            that `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of
-            the weights only (FSDP, ZeRO-3).
-        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
-            checkpoint is a recommender.
+        model, args: see `SFTTrainer`; of `args`, `dataset_kwargs` is set here, and `max_length` where batches are
+            padding-free: TRL refuses that, and no row is longer anyway.
+        kwargs: of `SFTTrainer` and `RecommenderTrainer`.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: SFTConfig,
-        *,
-        sample: ValidationSample | None = None,
-        write_sidecars: Callable[[str], None] | None = None,
-        **kwargs,
-    ):
-        args.remove_unused_columns = False
+    def __init__(self, model: PreTrainedModel, args: SFTConfig, **kwargs):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if args.padding_free and not args.packing:
             args.max_length = None
-        self.order = torch.Generator()
         super().__init__(model, args, **kwargs)
-        rows = self.train_dataset if isinstance(self.train_dataset, InstructionDataset) else None
-        self.add_callback(FreshEpoch(rows, self.order))
-        if sample is not None and sharded():
-            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
-            sample = None
-        self.sample = sample
-        self.write_sidecars = write_sidecars
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
         self.data_collator = SemIDCollator(**{field.name: getattr(self.data_collator, field.name) for field in fields})
-        if is_quantised(self.model):
-            rows_in_float32(self.model)
-        # TRL reads `.bias` of the output head, which PEFT's wrapper of new token rows does not have.
-        head = self.model.get_output_embeddings()
-        if head is not None and not isinstance(head, nn.Linear) and not hasattr(head, "bias"):
-            head.bias = None
 
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.generator = self.order
+            if (name := self.args.length_column_name) in self.train_dataset.column_names:
+                sampler.lengths = self.train_dataset.with_format(None)[name][:]  # estimates: no row is rendered
         return sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -175,10 +111,3 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
                 count = self.accelerator.gather(count).sum()
             count = count.clamp(min=TINY)
         return batches, count
-
-    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The loss, and recall@k and ndcg@k on the validation sample."""
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.sample is not None:
-            metrics.update(self.rank(metric_key_prefix))
-        return metrics

@@ -19,6 +19,7 @@ from llmrec.instructions import (
     build_dataset,
     load_prompt,
     parse_mixture,
+    reader_of,
     task_rows,
 )
 from llmrec.instructions.spans import Sequences
@@ -70,18 +71,19 @@ def test_a_row_is_the_same_alone_and_in_a_batch_of_several_tasks(setting):
     data, index, tokenizer, renderer = setting
     mixture = [TaskMix.parse(name) for name in ("next_item", "persona:0.5", "title_to_item")]
     rows = build_dataset(data, mixture, renderer, max_history=4, max_length=180)
+    reader = reader_of(rows)
     places = np.random.default_rng(0).permutation(len(rows)).tolist()
     together = rows.__getitems__(places)
     assert together == [rows[place] for place in places]
     assert len({row["task"] for row in together[:20]}) == 3
-    assert rows.read == 2 * len(rows)
+    assert reader.read == 2 * len(rows)
 
 
 def test_batches_of_one_length_are_made_without_rendering_a_row(setting):
     data, index, tokenizer, renderer = setting
     rows = build_dataset(data, [TaskMix.parse("next_item")], renderer, max_history=4, max_length=180)
-    order = list(LengthGroupedSampler(4, rows, rows["length"], model_input_name="input_ids"))
-    assert sorted(order) == list(range(len(rows))) and rows.read == 0
+    order = list(LengthGroupedSampler(4, rows, rows.with_format(None)["length"][:], model_input_name="input_ids"))
+    assert sorted(order) == list(range(len(rows))) and reader_of(rows).read == 0
 
 
 def test_no_evaluation_target_is_a_training_target(setting):
@@ -126,7 +128,8 @@ def test_weights_repeat_and_sample_rows_and_the_seed_fixes_them(setting):
         data, [TaskMix.parse(f"item_to_title:{weight}")], renderer, max_history=4, max_length=256, seed=seed
     )
     assert len(build(0.5, 0)) == 12 and len(build(2.25, 0)) == 54
-    assert build(0.5, 3)["input_ids"] == build(0.5, 3)["input_ids"] != build(0.5, 4)["input_ids"]
+    ids = [build(0.5, seed)[:]["input_ids"] for seed in (3, 3, 4)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_since_keeps_what_is_recent_and_dated(setting):
@@ -204,17 +207,29 @@ def test_templates_of_two_epochs_are_drawn_apart(setting, count):
     dataset = build_dataset(data, [TaskMix.parse("item_to_title:40")], renderer, 5, 256)
     drawn = []
     for epoch in range(4):
-        dataset.set_epoch(epoch)
+        reader_of(dataset).set_epoch(epoch)
         drawn.append(np.array([row["variation"] % count for row in dataset]))
     for one in range(4):
         for other in range(one):
             assert abs((drawn[one] == drawn[other]).mean() - 1 / count) < 0.06
 
 
-def test_a_data_set_that_is_rendered_when_read_is_not_silently_cut(setting):
+def test_it_is_a_data_set_like_any_other(setting):
     data, index, tokenizer, renderer = setting
-    dataset = build_dataset(data, [TaskMix.parse("stream")], renderer, 5, 256)
-    with pytest.raises(ValueError, match="rendered when they are read"):
-        dataset.select(range(2))
-    with pytest.raises(ValueError, match="rendered when they are read"):
-        dataset.shuffle(seed=0)
+    rows = build_dataset(data, [TaskMix.parse(name) for name in ("stream", "title_to_item")], renderer, 5, 256)
+    whole, reader = rows[:], reader_of(rows)
+    assert rows.select([3, 50])[:]["input_ids"] == [whole["input_ids"][place] for place in (3, 50)]
+    shuffled = rows.shuffle(seed=0)
+    assert sorted(shuffled[:]["input_ids"]) == sorted(whole["input_ids"]) != shuffled[:]["input_ids"]
+    titles = rows.filter(lambda row: row["task"] == "title_to_item")
+    assert len(titles) == 24 and titles[0]["about"] == "item-00" and titles[0]["input_ids"] == whole["input_ids"][40]
+    parts = titles.train_test_split(0.25, seed=0)
+    assert len(parts["train"]) == 18 and parts["train"][0]["task"] == "title_to_item"
+    both = rows.map(lambda row: {"labels": row["input_ids"], "size": len(row["input_ids"])})
+    assert both[1]["labels"] == both[1]["input_ids"] == whole["input_ids"][1] and both[1]["size"] == whole["length"][1]
+    own = rows.map(lambda row: {"text": row["task"]}, remove_columns=rows.column_names)
+    assert own[0] == {"text": "stream"} and own[-1] == {"text": "title_to_item"}
+    # All of them follow the epoch of the one reader.
+    assert all(reader_of(one) is reader for one in (shuffled, titles, parts["train"], both))
+    reader.set_epoch(1)
+    assert titles[:]["input_ids"] == rows[40:]["input_ids"] != whole["input_ids"][40:]

@@ -20,6 +20,7 @@ from llmrec.instructions import (
     build_dataset,
     load_prompt,
     parse_mixture,
+    reader_of,
     task_rows,
 )
 from llmrec.instructions.item_words import short_text
@@ -217,7 +218,7 @@ def test_truncation_keeps_the_instruction_and_the_newest_history(setting, name):
     _, _, tokenizer, renderer = setting
     prompt, whole = load_prompt(name), built(setting, name)
     rows = list(whole)
-    assert whole.truncated == 0 and whole.read == len(whole)
+    assert reader_of(whole).truncated == 0 and reader_of(whole).read == len(whole)
     if not any(row["history"] for row in rows):
         return
     kept = slice(-1, None) if name != "stream" else slice(0)  # the windows of a stream begin with one item
@@ -238,7 +239,7 @@ def test_truncation_keeps_the_instruction_and_the_newest_history(setting, name):
         asked = tokenizer.decode(row["input_ids"][: row["labels"].count(-100)])
         assert asked == renderer.prompt(prompt, row, row["variation"] % len(prompt.templates))
         cut += full["length"] > limit
-    assert 0 < cut < len(rows) and short.truncated == cut and short.read == len(rows)
+    assert 0 < cut < len(rows) and reader_of(short).truncated == cut and reader_of(short).read == len(rows)
 
 
 @every_task
@@ -248,22 +249,22 @@ def test_seed_and_epoch_decide_what_is_read(setting, name):
     read = lambda data_set: data_set.__getitems__(places)  # noqa: E731
     first = read(one)
     assert first == read(two) != read(other)
-    one.set_epoch(1)
+    reader_of(one).set_epoch(1)
     second = read(one)
     assert first != second or name == "stream"  # one template, nothing varies
     assert [row["user_id"] if "user_id" in row else row["about"] for row in first] == [
         row["user_id"] if "user_id" in row else row["about"] for row in second
     ]
-    two.set_epoch(1)
+    reader_of(two).set_epoch(1)
     assert read(two) == second
-    one.set_epoch(0)
+    reader_of(one).set_epoch(0)
     assert read(one) == first
 
 
 @every_task
 def test_shares_caps_and_items_hold_in_every_epoch(setting, name):
     def drawn(data_set, epoch):
-        data_set.set_epoch(epoch)
+        reader_of(data_set).set_epoch(epoch)
         names = ("user_id", "about", "history", "targets")
         return [[row.get(column) for column in names] for row in data_set]
 
@@ -313,7 +314,7 @@ def test_general_conversations_are_learned_on_their_last_turn(setting, tmp_path)
     data_set = build_dataset(data, mixture, renderer, 6, 400)
     learned = []
     for epoch in range(4):
-        data_set.set_epoch(epoch)
+        reader_of(data_set).set_epoch(epoch)
         rows = [row for row in data_set if row["task"] == "chat"]
         assert len(rows) == 6
         for row in rows:
@@ -349,7 +350,7 @@ def test_conversations_that_are_too_long_lose_an_end(setting, tmp_path):
         assert row["labels"][first:] == row["input_ids"][first:] == answer[: 30 - first]
         answers.append((first == len(prompt), 30 - first == len(answer), first))
     assert answers[0][0] and answers[1][1] and answers[2][2] == 15
-    assert data_set.truncated == data_set.read == 3
+    assert reader_of(data_set).truncated == reader_of(data_set).read == 3
 
 
 def test_one_item_with_too_long_a_title_is_found_before_training(setting, monkeypatch):

@@ -61,8 +61,11 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(base, few, tmp_path, chan
 
 def test_every_epoch_has_its_own_order(base, few, tmp_path):
     trainer = make_trainer(base, settings(tmp_path, max_steps=10), train_dataset=few)
-    seen, draw = [], trainer._draw
-    trainer._draw = lambda inputs, *args: (seen.append([row["row"] for row in inputs[::4]]), draw(inputs, *args))
+    seen, add = [], trainer._add_members
+    trainer._add_members = lambda inputs, *args: (
+        seen.append([row["row"] for row in inputs[::4]]),
+        add(inputs, *args),
+    )
     trainer.train()
     first, second = sum(seen[:5], []), sum(seen[5:], [])
     assert sorted(first) == sorted(second) == list(range(10)) and first != second

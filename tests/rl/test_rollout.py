@@ -12,7 +12,7 @@ from rl_small import LENGTHS, distribution, written
 from llmrec.decoding import SemIDTrie, tree_beam_search
 from llmrec.rl import RolloutArguments, Rollouts, roll_out, sample_without_replacement
 from llmrec.rl.groups import RollOut
-from llmrec.rl.rollout import completions, leaf_of, tokens_of_leaf, with_positives
+from llmrec.rl.rollout import completions, semids_of, with_positives
 
 SEEDS = [11, 12, 13]
 IDS, MASK = prompts(LENGTHS)
@@ -34,7 +34,7 @@ def named(rollouts: Rollouts, semids: list[tuple], trie: SemIDTrie) -> list[list
 @pytest.mark.parametrize("seed", range(3))
 def test_beams_are_those_of_the_search(seed):
     model, semids, trie = case(seed)
-    found = roll_out(model.train(), PROMPTS, trie, 6, RolloutArguments(), SEEDS, pad=3)
+    found = roll_out(model.train(), PROMPTS, trie, 6, RolloutArguments(), SEEDS)
     assert model.training, "the mode is as before"
     model.eval()
     wanted = tree_beam_search(model, IDS, MASK, trie, 6, normalize="catalogue")
@@ -120,9 +120,9 @@ def test_every_row_leads_to_its_leaf_and_back(seed):
     semids = random_semids(seed, rows=60, depth=4, ragged=True, width=5)
     semids += semids[:10]  # items that share one
     trie = SemIDTrie(matrix(semids), EOS)
-    leaves = [leaf_of(trie, row) for row in range(len(semids))]
+    leaves, tokens = (part.tolist() for part in semids_of(trie, range(len(semids))))
     for row, leaf in enumerate(leaves):
-        assert tokens_of_leaf(trie, leaf).tolist() == matrix(semids)[row].tolist()
+        assert tokens[row] == matrix(semids)[row].tolist()
         assert semids[int(trie.order[leaf])] == semids[row]
         assert leaf == leaves[semids.index(semids[row])], "rows of one Semantic ID have one leaf"
     assert len(set(leaves)) == trie.num_leaves

@@ -34,7 +34,7 @@ def test_a_group_is_of_thoughts_and_the_items_after_them(base, tmp_path):
         prompt = recommender.prompts([rows[number // 4]["history"]])[0]
         text = recommender.block.text(one["thought"])
         ids = recommender.tokenizer([prompt, text], add_special_tokens=False)["input_ids"]
-        assert one["draw"].prompt == ids[0] and one["draw"].completion == ids[1]
+        assert one["member"].prompt == ids[0] and one["member"].completion == ids[1]
         found = recommender.search([ids[0] + ids[1]], [5])[0]
         assert one["beams"] == [recommender.item_ids[hit.item] for hit in found] and one["item"] == one["beams"][0]
 
@@ -45,8 +45,8 @@ def test_only_tokens_that_the_policy_chose_are_learned(base, tmp_path):
     opening, closing = (len(tokenizer(text)["input_ids"]) for text in (block.opening, block.closing))
     row = trainer.train_dataset[0]
     for one in trainer.roll_out(trainer.model, [row], (0, 0, 0)):
-        mask = one["draw"].mask
-        assert len(mask) == len(one["draw"].completion)
+        mask = one["member"].mask
+        assert len(mask) == len(one["member"].completion)
         assert mask[:opening] == [0] * opening and set(mask[opening : len(mask) - closing]) <= {1}
         assert mask[len(mask) - closing :] == [int(one["closed"])] * closing
     inputs = batch_of(trainer)

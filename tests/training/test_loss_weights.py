@@ -9,10 +9,10 @@ from small_runs import DATA, INDEX, base_folder, make_trainer, rows, settings
 from transformers import AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.training import LossWeights, StageArguments, loss_weights
+from llmrec.training import LossWeights, SFTArguments, loss_weights
 from llmrec.training.loss_weights import log_values
 
-STAGE = StageArguments(level_weights=[1.0, 0.5], value_column="price")
+STAGE = SFTArguments(level_weights=[1.0, 0.5], value_column="price")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_kinds_of_interaction_weigh_the_items_they_belong_to():
 
 
 def test_text_has_a_weight_of_its_own(tokenizer):
-    weigh = loss_weights(StageArguments(text_weight=0.25), tokenizer, INDEX, DATA.items)
+    weigh = loss_weights(SFTArguments(text_weight=0.25), tokenizer, INDEX, DATA.items)
     words = tokenizer("red gadget", add_special_tokens=False)["input_ids"]
     tokens = semid_tokens(tokenizer, "item-03")
     assert weigh({"targets": ["item-03"]}, [*words, *tokens]) == [0.25] * len(words) + [1.0] * 3
@@ -69,7 +69,7 @@ def test_text_has_a_weight_of_its_own(tokenizer):
 )
 def test_bad_weights_are_refused(tokenizer, fields, message):
     with pytest.raises(ValueError, match=message):
-        loss_weights(StageArguments(**fields), tokenizer, INDEX, DATA.items)
+        loss_weights(SFTArguments(**fields), tokenizer, INDEX, DATA.items)
 
 
 @pytest.mark.parametrize("fields", [{"text_weight": 0.0}, {"text_weight": 0.5}, {"level_weights": [1.0, 0.5]}])
@@ -77,10 +77,10 @@ def test_text_and_levels_cannot_be_weighed_apart_where_semids_are_words(tokenize
     levels = [[" red", " green"], [" blue", " gadget"]]
     index = SemIDIndex(["x", "y"], [[0, 0], [1, 1]], [2, 2], level_tokens=levels, adds_tokens=False)
     with pytest.raises(ValueError, match="text_weight need Semantic IDs of fixed new tokens"):
-        loss_weights(StageArguments(**fields), tokenizer, index, DATA.items)
+        loss_weights(SFTArguments(**fields), tokenizer, index, DATA.items)
     # Values of items weigh whole answers: these stay possible.
     items = pa.table({"item_id": ["x", "y"], "price": [1.0, 3.0]})
-    weigh = loss_weights(StageArguments(value_column="price"), tokenizer, index, items)
+    weigh = loss_weights(SFTArguments(value_column="price"), tokenizer, index, items)
     assert weigh({"targets": ["y"]}, [-100, 5]) == [0.0, log_values(items, "price")["y"]]
 
 
@@ -92,7 +92,7 @@ def test_missing_values_count_as_the_mean():
 
 
 def test_without_settings_there_are_no_weights(base, tokenizer):
-    assert loss_weights(StageArguments(), tokenizer, INDEX, DATA.items) is None
+    assert loss_weights(SFTArguments(), tokenizer, INDEX, DATA.items) is None
     assert "weights" not in rows(tokenizer)[0]
 
 

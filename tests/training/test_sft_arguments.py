@@ -9,7 +9,7 @@ from small_runs import base_folder, make_trainer, settings
 from transformers.integrations import deepspeed
 from trl import ModelConfig
 
-from llmrec.training import StageArguments, callbacks, check_stage, plot_training
+from llmrec.training import SFTArguments, callbacks, check_sft, plot_training
 
 LORA = {"use_peft": True}
 BEST = {"metric_for_best_model": "eval_ndcg@10", "load_best_model_at_end": True}
@@ -32,7 +32,7 @@ BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
 )
 def test_contradictions_are_refused(tmp_path, stage, training, model, message):
     with pytest.raises(ValueError, match=message):
-        check_stage(StageArguments(**stage), settings(tmp_path, **training), ModelConfig(**model))
+        check_sft(SFTArguments(**stage), settings(tmp_path, **training), ModelConfig(**model))
 
 
 @pytest.mark.parametrize(
@@ -44,31 +44,31 @@ def test_contradictions_are_refused(tmp_path, stage, training, model, message):
 )
 def test_ranking_metrics_of_a_sharded_model_are_refused(tmp_path, monkeypatch, environment, name):
     arguments, plain = settings(tmp_path, **BEST), settings(tmp_path)
-    check_stage(StageArguments(early_stopping_patience=2), arguments, ModelConfig())
+    check_sft(SFTArguments(early_stopping_patience=2), arguments, ModelConfig())
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=f"cannot be measured while training under {name}"):
-        check_stage(StageArguments(), arguments, ModelConfig())
+        check_sft(SFTArguments(), arguments, ModelConfig())
     with pytest.raises(ValueError, match=f"load_in_8bit under {name}"):
-        check_stage(StageArguments(), plain, ModelConfig(**LORA, load_in_8bit=True))
+        check_sft(SFTArguments(), plain, ModelConfig(**LORA, load_in_8bit=True))
 
 
 @pytest.mark.parametrize(("stage", "model"), [({"train": "new_tokens"}, {}), ({}, LORA)])
 def test_adapters_under_zero_3_are_refused(tmp_path, monkeypatch, stage, model):
-    stage, arguments, model_args = StageArguments(**stage), settings(tmp_path), ModelConfig(**model)
+    stage, arguments, model_args = SFTArguments(**stage), settings(tmp_path), ModelConfig(**model)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    check_stage(stage, arguments, model_args)
+    check_sft(stage, arguments, model_args)
     with monkeypatch.context() as patch:
         patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
         with pytest.raises(ValueError, match="use_peft: true and train: new_tokens .* DeepSpeed ZeRO-3"):
-            check_stage(stage, arguments, model_args)
-        check_stage(StageArguments(), arguments, ModelConfig())
+            check_sft(stage, arguments, model_args)
+        check_sft(SFTArguments(), arguments, ModelConfig())
     # A stage that only DeepSpeed's own configuration file names; transformers keeps a weak reference to it.
     configuration = SimpleNamespace(is_zero3=lambda: True)
     monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: configuration)
     with pytest.raises(ValueError, match="use_peft: true and train: new_tokens .* DeepSpeed ZeRO-3"):
-        check_stage(stage, arguments, model_args)
+        check_sft(stage, arguments, model_args)
 
 
 def test_without_bitsandbytes_the_extra_is_named(tmp_path):
@@ -77,8 +77,8 @@ def test_without_bitsandbytes_the_extra_is_named(tmp_path):
         "import sys; sys.path[:0] = ['tests', 'tests/training']; sys.modules['bitsandbytes'] = None\n"
         "from small_runs import settings\n"
         "from trl import ModelConfig\n"
-        "from llmrec.training import StageArguments, check_stage\n"
-        f"check_stage(StageArguments(), settings({str(tmp_path)!r}), ModelConfig(use_peft=True, load_in_4bit=True))\n"
+        "from llmrec.training import SFTArguments, check_sft\n"
+        f"check_sft(SFTArguments(), settings({str(tmp_path)!r}), ModelConfig(use_peft=True, load_in_4bit=True))\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert "needs the package bitsandbytes: pip install 'llmrec[gpu]'" in result.stderr
@@ -97,8 +97,8 @@ def never_better(folder, patience: int, **changes):
         metric_for_best_model="eval_loss",
         **changes,
     )
-    stage = StageArguments(early_stopping_patience=patience)
-    check_stage(stage, arguments, ModelConfig())
+    stage = SFTArguments(early_stopping_patience=patience)
+    check_sft(stage, arguments, ModelConfig())
     return make_trainer(base_folder(folder / "base"), arguments, callbacks=callbacks(stage, arguments))
 
 

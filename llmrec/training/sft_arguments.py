@@ -1,19 +1,19 @@
 """What a stage of supervised fine-tuning adds to TRL's own settings, and what is refused before it starts."""
 
 import importlib.util
-import os
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig
+
+from llmrec.training.loading import sharded
 
 TRAINABLE = ("all", "new_tokens")
 
 
 @dataclass
-class StageArguments:
+class SFTArguments:
     """Fields of recipes/sft.py beside TRL's `SFTConfig` and `ModelConfig`."""
 
     train: str = field(
@@ -33,29 +33,20 @@ class StageArguments:
     )
 
 
-def sharded() -> str:
-    """`"FSDP"` or `"DeepSpeed ZeRO-3"` where accelerate launched a run whose processes hold parts of the weights."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
-        return "FSDP"
-    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    zero3 = zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return "DeepSpeed ZeRO-3" if zero3 or is_deepspeed_zero3_enabled() else ""  # the latter: by a configuration file
-
-
-def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Refuses settings that contradict each other, before anything is loaded.
 
     Raises:
         ValueError: names the field and what to set instead.
     """
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
-    if stage.train not in TRAINABLE:
-        raise ValueError(f"train: {stage.train!r} is not one of {', '.join(TRAINABLE)}")
-    if stage.train == "new_tokens" and model_args.use_peft:
+    if sft.train not in TRAINABLE:
+        raise ValueError(f"train: {sft.train!r} is not one of {', '.join(TRAINABLE)}")
+    if sft.train == "new_tokens" and model_args.use_peft:
         raise ValueError(
             "train: new_tokens trains the rows of new tokens alone: leave use_peft out, or set train: all"
         )
-    if stage.early_stopping_patience and not (training_args.load_best_model_at_end and metric):
+    if sft.early_stopping_patience and not (training_args.load_best_model_at_end and metric):
         raise ValueError(
             "early_stopping_patience needs load_best_model_at_end: true, metric_for_best_model: eval_ndcg@10 and "
             "eval_strategy equal to save_strategy (epoch or steps)"
@@ -76,20 +67,20 @@ def check_stage(stage: StageArguments, training_args: SFTConfig, model_args: Mod
         if training_args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
             raise ValueError("use_liger_kernel needs the package liger-kernel: pip install 'llmrec[gpu]'")
     if model_args.load_in_4bit or model_args.load_in_8bit:
-        _check_quantised(stage, training_args, model_args, on_cpu)
-    if sharded() == "DeepSpeed ZeRO-3" and (model_args.use_peft or stage.train == "new_tokens"):
+        _check_quantised(sft, training_args, model_args, on_cpu)
+    if sharded() == "DeepSpeed ZeRO-3" and (model_args.use_peft or sft.train == "new_tokens"):
         raise ValueError(
             "use_peft: true and train: new_tokens train an adapter, which cannot be merged under DeepSpeed ZeRO-3: "
             "launch with fsdp2.yaml, deepspeed_zero2.yaml or ddp.yaml"
         )
 
 
-def _check_quantised(stage: StageArguments, training_args: SFTConfig, model_args: ModelConfig, on_cpu: bool) -> None:
+def _check_quantised(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, on_cpu: bool) -> None:
     flag = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{flag} needs the package bitsandbytes: pip install 'llmrec[gpu]'")
     if not model_args.use_peft:
-        raise ValueError(f"{flag} trains an adapter on a quantised model: set use_peft: true (train: {stage.train})")
+        raise ValueError(f"{flag} trains an adapter on a quantised model: set use_peft: true (train: {sft.train})")
     if sharded():
         raise ValueError(f"{flag} under {sharded()} is not supported: launch with ddp.yaml or deepspeed_zero2.yaml")
     if on_cpu and model_args.load_in_4bit and training_args.eval_strategy != "no":
@@ -99,9 +90,9 @@ def _check_quantised(stage: StageArguments, training_args: SFTConfig, model_args
         )
 
 
-def callbacks(stage: StageArguments, training_args: SFTConfig) -> list[TrainerCallback]:
+def callbacks(sft: SFTArguments, training_args: SFTConfig) -> list[TrainerCallback]:
     """Early stopping, if asked for; `training_args` are set so that a resumed run goes on with its count."""
-    if not stage.early_stopping_patience:
+    if not sft.early_stopping_patience:
         return []
     training_args.restore_callback_states_from_checkpoint = True
-    return [EarlyStoppingCallback(stage.early_stopping_patience)]
+    return [EarlyStoppingCallback(sft.early_stopping_patience)]

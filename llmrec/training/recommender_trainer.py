@@ -1,0 +1,113 @@
+"""What every trainer of a recommender does beside TRL: it ranks a validation sample, and writes recommenders."""
+
+import logging
+import time
+import zlib
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import reduce
+from transformers import Trainer, TrainerCallback
+from transformers.training_args import TrainingArguments
+
+from llmrec.instructions import reader_of
+from llmrec.instructions.dataset import RowReader
+from llmrec.training.evaluator import ValidationSample
+from llmrec.training.loading import sharded
+from llmrec.training.lora import is_quantised, rows_in_float32
+
+logger = logging.getLogger(__name__)
+
+
+class FreshEpoch(TrainerCallback):
+    """Tells the rows and the sampler which epoch it is, and at the end how many rows lost a part of their history.
+
+    Args:
+        reader (`RowReader`, *optional*): none where rows are not rendered when they are read.
+        order (`torch.Generator`): what a sampler draws from. Drawing from torch's own, as transformers does, gives
+            every process other rows as soon as one of them has drawn more, and other rows after a resume.
+    """
+
+    def __init__(self, reader: RowReader | None, order: torch.Generator):
+        self.reader, self.order = reader, order
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        epoch = int(state.epoch or 0)
+        self.order.manual_seed(zlib.crc32(f"{args.seed}/{epoch}".encode()))
+        if self.reader is not None:
+            self.reader.set_epoch(epoch)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.reader is not None:
+            counts = torch.tensor([self.reader.truncated, self.reader.read], device=args.device)
+            cut, read = reduce(counts, "sum").tolist()
+            logger.info(
+                "%d of the %d rows read lost the oldest items of their history to max_length %d",
+                cut,
+                read,
+                self.reader.max_length,
+            )
+
+
+class RecommenderTrainer:
+    """Stands before a trainer of TRL among the bases of a class.
+
+    Args:
+        model, args, kwargs: of TRL's trainer; of `args`, `remove_unused_columns` is set here.
+        sample (`ValidationSample`, *optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so
+            that `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of
+            the weights only (FSDP, ZeRO-3).
+        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
+            checkpoint is a recommender.
+
+    Attributes:
+        order (`torch.Generator`): what a sampler may draw from; it follows from seed and epoch alone.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments,
+        *,
+        sample: ValidationSample | None = None,
+        write_sidecars: Callable[[str], None] | None = None,
+        **kwargs,
+    ):
+        args.remove_unused_columns = False
+        super().__init__(model, args=args, **kwargs)
+        if sample is not None and sharded():
+            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
+            sample = None
+        self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
+        self.add_callback(FreshEpoch(reader_of(self.train_dataset), self.order))
+        if is_quantised(self.model):
+            rows_in_float32(self.model)
+        # TRL reads `.bias` of the output head, which PEFT's wrapper of new token rows does not have.
+        head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
+        if head is not None and not hasattr(head, "bias"):
+            head.bias = None
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """What TRL measures on the evaluation rows, and recall@k and ndcg@k on the validation sample."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.sample is not None:
+            metrics.update(self.rank(metric_key_prefix))
+        return metrics
+
+    def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The metrics of the model as it is on the validation sample and the seconds that they took, logged."""
+        start = time.perf_counter()
+        metrics = self.sample.evaluate(self.model, self.accelerator)
+        metrics["ranking_seconds"] = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        Trainer.log(self, metrics)  # TRL's own would add the training figures since its last time, and forget them
+        return metrics
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the weights and what makes the folder a recommender."""
+        super().save_model(output_dir, _internal_call)
+        if self.write_sidecars is not None and self.args.should_save:
+            self.write_sidecars(output_dir or self.args.output_dir)

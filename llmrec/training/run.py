@@ -1,0 +1,150 @@
+"""How every recipe that trains begins and ends: what a run starts from, whether it goes on, and what it writes."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import TrainOutput
+from trl import ModelConfig
+
+from llmrec.data import PreparedData
+from llmrec.files import fingerprint
+from llmrec.instructions import Prompt, Texts
+from llmrec.instructions.wishes import phrases
+from llmrec.models.card import write_model_card
+from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders import LLMRecommender
+from llmrec.stages import RECORD, begin_stage, finish_stage, settings_of
+from llmrec.training.loading import load_model, reload_model
+from llmrec.training.lora import push_final_model, save_final_model
+from llmrec.training.plots import plot_training
+
+# Where a run lives, how it reports and on what it runs: changing these is still the same run.
+_VOLATILE = tuple(
+    "output_dir overwrite logging_dir run_name report_to project trackio_space_id trackio_bucket_id disable_tqdm "
+    "log_level log_level_replica log_on_each_node logging_steps logging_strategy logging_first_step local_rank "
+    "hub_token push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push "
+    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "ddp_backend ddp_timeout accelerator_config save_total_limit resume_from_checkpoint use_cpu".split()
+)
+
+
+class TrainingRun:
+    """What a run starts from, read from the prepared data and the base folder.
+
+    Args:
+        script_args: the recipe's dataclass, with `data_dir` and `overwrite`.
+        training_args, model_args: TRL's.
+
+    Attributes:
+        data (`PreparedData`), index (`SemIDIndex`), items (`pa.Table`), sequence_tokenizer: of the folders.
+        config (`RecommenderConfig`): the base's; set the one that the run is to write.
+        checkpoint (`str` or `None`): where the run goes on, once it has begun.
+
+    Raises:
+        ValueError: the base was made for another catalogue.
+    """
+
+    def __init__(self, script_args, training_args: TrainingArguments, model_args: ModelConfig):
+        self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
+        self.base, self.checkpoint = model_args.model_name_or_path, None
+        self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
+        self.config.check_catalogue(self.data.items, self.base)
+        self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
+
+    def begin(self, prompts: list[Prompt], texts: Texts | None = None, more_args: tuple = ()) -> bool:
+        """Records the settings in the output folder; false where it holds the finished result of these already.
+
+        Args:
+            prompts, texts: what decides the result besides settings, data, Semantic IDs and base.
+            more_args: further dataclasses of settings.
+
+        Raises:
+            ValueError: other settings made what lies there, or the launched processes are no group.
+        """
+        arguments = (self.script_args, *more_args, self.training_args, self.model_args)
+        made = Path(self.base) / RECORD
+        inputs = {
+            "data": self.data.fingerprint,
+            "semids": self.index.fingerprint,
+            "base": fingerprint(made.read_bytes()) if made.exists() else self.base,
+            "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases()])),
+            **({} if texts is None else {"texts": fingerprint(texts.table)}),
+        }
+        settings = settings_of(*arguments, ignore=_VOLATILE) | inputs
+        state, output_dir = PartialState(), self.training_args.output_dir
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != state.num_processes:
+            raise ValueError(
+                f"{launched} processes were launched, but they do not see each other: on a CPU set use_cpu: true and "
+                "launch with recipes/accelerate/cpu2.yaml"
+            )
+        with state.main_process_first():
+            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and state.is_main_process)
+        if outcome == "done":
+            state.print(f"Reusing the model in {output_dir} (same settings, same data).")
+            return False
+        self.checkpoint = last_complete_checkpoint(output_dir)
+        state.print(f"Resuming from {self.checkpoint}." if self.checkpoint else f"Training {self.base}.")
+        logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
+        set_seed(self.training_args.seed)
+        return True
+
+    def load_recommender(self, texts: Texts | None = None, hidden_dropout: float = 0.0) -> LLMRecommender:
+        """The model that is trained, as `model_args` say, its tokenizer, and the catalogue."""
+        tokenizer = AutoTokenizer.from_pretrained(self.base)
+        model = load_model(self.base, self.model_args, self.training_args, hidden_dropout)
+        more = {"sequence_tokenizer": self.sequence_tokenizer, "texts": texts}
+        return LLMRecommender(model, tokenizer, self.index, self.items, self.config, **more)
+
+    def write_sidecars(self, folder: str) -> None:
+        """Makes a folder with weights a recommender."""
+        write_sidecars(folder, self.config, self.index, self.items, Path(self.base) / ITEM_TOKENIZER)
+
+    def train(self, trainer: Trainer) -> TrainOutput:
+        """Trains from the checkpoint on, if there is one."""
+        PartialState().print(
+            f"{len(trainer.train_dataset):,} rows; checkpoints and the model go to {self.training_args.output_dir}"
+        )
+        return trainer.train(resume_from_checkpoint=self.checkpoint)
+
+    def finish(
+        self, trainer: Trainer, plot: Callable[[list[dict], Path], None] = plot_training, **results: float
+    ) -> None:
+        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished.
+
+        Args:
+            trainer: one of this package's or of `llmrec.rl`, after `train()`.
+            plot: (log history, file) draws `training.png`.
+            results: recorded beside the validation metrics of the model that was written.
+        """
+        output_dir = self.training_args.output_dir
+        metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
+        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+        if trainer.is_world_process_zero():
+            plot(trainer.state.log_history, Path(output_dir) / "training.png")
+            arguments = (self.script_args, self.training_args)
+            write_model_card(output_dir, self.config, self.index, metrics, *arguments, base_model=self.base)
+        push_final_model(trainer)
+        if trainer.is_world_process_zero():
+            finish_stage(output_dir, **results, **metrics)
+        next_step = "Next: recipes/evaluate.py or recipes/recommend.py"
+        PartialState().print(f"Validation: {metrics}\nWrote {output_dir}. {next_step}")
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest `checkpoint-N` that was written to its end, or `None`.
+
+    A killed process may leave a checkpoint half-written; `trainer_state.json` is the last file of each.
+    """
+    complete = {}
+    for state in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
+        with contextlib.suppress(ValueError):  # cut short, or no step of ours
+            json.loads(state.read_text(encoding="utf-8"))
+            complete[int(state.parent.name.rpartition("-")[2])] = str(state.parent)
+    return complete[max(complete)] if complete else None
