@@ -17,6 +17,7 @@ All policies but `keep` end with distinct codes; all are deterministic in the or
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from llmrec.arrays import sinkhorn
 
@@ -38,8 +39,6 @@ def append_all(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndarray
 def reassign_last(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndarray:
     """In every prefix with a collision all (new) items get distinct free codes of the last level, at the least sum of
     squared distances. Items beyond the number of free codes keep theirs and get a further code."""
-    from scipy.optimize import linear_sum_assignment
-
     codes = codes.copy()
     for rows, used in _colliding_prefixes(codes, taken):
         cost = costs(rows)

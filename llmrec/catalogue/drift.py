@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import sparse
 
 from llmrec.catalogue.collisions import equal_rows
 from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
@@ -75,8 +76,6 @@ def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray,
 
 def code_distances(features: np.ndarray, codes: np.ndarray, old: np.ndarray) -> np.ndarray:
     """float32 `[N, L]`: what is left of every item after its codes up to each level (see the module docstring)."""
-    from scipy import sparse
-
     plain = features.astype(np.float32) - features[old].mean(0)
     apart = plain.copy()  # as if the item itself had not been there
     distances = np.empty(codes.shape, np.float32)

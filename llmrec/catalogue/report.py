@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 
 from llmrec.arrays import l2_normalize, unique_rows
 from llmrec.catalogue.collisions import collision_stats, equal_rows
@@ -137,8 +138,6 @@ def additive_error(codes: np.ndarray, codebook_sizes: Sequence[int], features: n
     """What the best sum of one vector per code misses of the features: squared error over variance, by least squares
     (with a whiff of ridge) from one-hot codes. Defined for every tokenizer, also where codes have no vectors; with
     many codes random SemIDs explain something too (see the control). `None` beyond 4,096 codes in use."""
-    from scipy import sparse
-
     used, column = np.unique(codes + np.append(0, np.cumsum(codebook_sizes)[:-1]) * (codes >= 0), return_inverse=True)
     column = column.reshape(codes.shape)
     if len(used) > 4096:

@@ -167,7 +167,7 @@ def test_streams_and_behaviours_go_together(setting):
     number = np.arange(24)
     other = SemIDIndex(index.item_ids, np.stack([number // 4, number % 4], 1), [6, 4])
     joined = join_views({"one": tiny_index(data), "two": other}).with_behaviours(KINDS)
-    catalogue = Catalogue(joined, data.items).stream("two")
+    catalogue = Catalogue(joined, data.items).view("two")
     assert catalogue.semids(["item-05"], "", ["cart"]) == "<|cart|><d_1><e_1>"
 
 
