@@ -37,8 +37,7 @@ def _object(text: str) -> dict:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags of the server."""
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m llmrec.serving", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="model folder: of recipes/sft.py or recipes/grpo.py, LoRA merged")
     parser.add_argument(
@@ -57,12 +56,6 @@ def make_parser() -> argparse.ArgumentParser:
     for name in _LIMITS:
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")
     parser.add_argument("--log_histories", action="store_true", help="the log repeats what requests ask")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the flags and serves."""
-    parser = make_parser()
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)

@@ -44,11 +44,7 @@ class Engines:
         self.clients, self.loop = clients, loop
 
     def publish(self, prepared: Prepared) -> None:
-        """Loads a catalogue version into every worker, beside what is running.
-
-        Raises:
-            RuntimeError: a worker could not load it.
-        """
+        """Loads a catalogue version into every worker, beside what is running; `RuntimeError` where one could not."""
         number, until = prepared.version.number, time.monotonic() + _LOADING_S
         self._ask("llmrec_load", json.dumps(prepared.record))
         while "loading" in (states := self._ask("llmrec_state", number)):
@@ -60,7 +56,6 @@ class Engines:
                 raise RuntimeError(f"a worker could not load version {number}: {state}")
 
     def retire(self, number: int) -> None:
-        """Lets the workers forget a catalogue version."""
         self._ask("llmrec_drop", number)
 
     def check(self) -> None:
@@ -95,8 +90,6 @@ async def serve(
 
     Args:
         folder: a merged model folder.
-        modes: `recommend`, `generate`, or both.
-        settings: of the front.
         directory: of the catalogue log, by default `<folder>/catalogue`.
         engine, of_mode: vLLM's arguments for all engines, and by mode.
     """
@@ -152,8 +145,8 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
     def make(version: CatalogueVersion) -> VLLMRecommender:
         if writer is not None:
             version.index.decode("")  # makes the table now, not while the event loop names the items of a text
-        parts = searcher, tokenizer, version.index, version.items, config, writer, version.number
-        return VLLMRecommender(*parts, sequence_tokenizer=contextual)
+        parts = searcher, tokenizer, version.index, version.items, config
+        return VLLMRecommender(*parts, writer=writer, version=version.number, sequence_tokenizer=contextual)
 
     return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
 

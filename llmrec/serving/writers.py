@@ -26,10 +26,7 @@ def load_writer(
     device: str = "auto",
 ) -> Callable[..., Iterator[str]]:
     """A chat model as a function `write(questions, system="", seeds=())` → its answers; see
-    `llmrec.decoding.free_text.load_writer`.
-
-    Args:
-        backend (`str`): `"transformers"` or `"vllm"`. batch_size (`int`), device (`str`): of transformers.
+    `llmrec.decoding.free_text.load_writer`. `batch_size` and `device` are for the backend transformers.
 
     Raises:
         ValueError: an unknown backend, one that is not installed, or a model that cannot be loaded.

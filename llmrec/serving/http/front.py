@@ -44,11 +44,7 @@ class Metrics:
 
 
 class Front:
-    """What routes share.
-
-    Attributes:
-        searches, changes (`Gate`): the turns of recommendations, and of changes of the catalogue.
-    """
+    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`."""
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings, self.metrics = service, settings, Metrics()
@@ -62,7 +58,6 @@ class Front:
         gauge("llmrec_catalogue_items", "Items of the current version.", lambda: service.current.num_items)
 
     def gate(self, width: int) -> Gate:
-        """A queue of its own, with the limits of the settings."""
         return Gate(width, self.settings.max_queue, self.settings.timeout_s)
 
 

@@ -21,9 +21,6 @@ class RequestLog:
 
     A line is JSON, without what users did or asked. Routes add to it through `request.state.log`; `request.state.id`
     is the id, also in the answer's header `X-Request-ID`.
-
-    Args:
-        requests (`Counter`): by route and status.
     """
 
     def __init__(self, app, requests: Counter):

@@ -82,7 +82,7 @@ async def _answer(call, body, request: Request, served: Served):
     except ApiError:
         raise
     except Exception as error:
-        raise _refusal(error) from error
+        raise _api_error(create_error_response(error), error) from error
     if hasattr(made, "error"):
         raise _api_error(made)
     if hasattr(made, "model_dump"):
@@ -102,11 +102,7 @@ def _context(body, served: Served) -> EngineContext:
 
 
 async def _refused(request: Request, error: VLLMError) -> JSONResponse:
-    return _refusal(error).response()
-
-
-def _refusal(error: Exception) -> ApiError:
-    return _api_error(create_error_response(error), error)
+    return _api_error(create_error_response(error), error).response()
 
 
 def _api_error(response, error: Exception | None = None) -> ApiError:

@@ -94,7 +94,6 @@ class SharedPrompts:
         return search
 
     def forget(self) -> None:
-        """Lets go of the prompts' keys and values."""
         self._kept.clear()
 
     def _run(self, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
