@@ -66,8 +66,7 @@ class Part(NamedTuple):
 class PartMaker:
     """Reads and checks parts, and adds a recommender's lists to them; only for these it needs more than its `index`.
 
-    Attributes:
-        semids (`str`): the fingerprint of the Semantic IDs, if there are any.
+    `semids` is the fingerprint of the Semantic IDs, if there are any.
     """
 
     def __init__(self, recommender: Recommender, job: Job):
@@ -80,11 +79,7 @@ class PartMaker:
             self.behaviours, self.semids = index.behaviours, index.fingerprint
 
     def open(self) -> pq.ParquetFile:
-        """The input.
-
-        Raises:
-            ValueError: no readable parquet file, or columns that are missing, of another type, or in the output's way.
-        """
+        """Raises `ValueError` where it is no parquet file, or columns are missing, of another type, or in the way."""
         path = self.job.input
         try:
             file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
@@ -116,11 +111,7 @@ class PartMaker:
             raise ValueError(f"{self.job.input} is damaged in row {first} or after it: {error}") from error
 
     def histories(self, part: Part) -> tuple[list[list], int]:
-        """What a recommender reads of each row, and how many unknown items were dropped.
-
-        Raises:
-            ValueError: a null, an item or a behaviour that is not known, or lists of different lengths.
-        """
+        """What a recommender reads of each row (raises `ValueError` naming it), and how many items were dropped."""
         columns = self._columns(part.rows.column_names)
         histories, dropped = [], 0
         for row, (history, *kinds) in enumerate(zip(*(part.rows[name].to_pylist() for name in columns)), part.first):
@@ -195,11 +186,7 @@ class RayActors:
         self.filter = CatalogueFilter(semids_table(self.model))
 
     def make(self, job: Job, parts: Iterable[Part]) -> Iterator[Part]:
-        """Parts with their lists, in any order; each actor has one at a time.
-
-        Raises:
-            ray.exceptions.RayTaskError: what failed in an actor.
-        """
+        """Parts with their lists, in any order; raises `ray.exceptions.RayTaskError` for what failed in an actor."""
         import ray
         from ray.util import ActorPool
 

@@ -79,11 +79,7 @@ class Client:
         return [{"role": "system", "content": prompt.system}, {"role": "user", "content": text}]
 
     def call(self, path: str, body: dict | None = None) -> dict:
-        """GET, or POST where there is a body.
-
-        Raises:
-            ServerError: an answer other than 200, none in time, or one that is no JSON.
-        """
+        """GET, or POST where there is a body; any answer but JSON with status 200 raises `ServerError`."""
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"

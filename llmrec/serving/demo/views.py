@@ -27,9 +27,7 @@ def percent(share: float) -> str:
 
 def shares(scores: Sequence[float]) -> list[float]:
     """The softmax of scores: what part of the list's probability each item has; they sum to 1."""
-    if not scores:
-        return []
-    best = max(scores)
+    best = max(scores, default=0)
     masses = [math.exp(score - best) for score in scores]
     return [mass / sum(masses) for mass in masses]
 
@@ -84,7 +82,7 @@ def named(item: dict) -> str:
 
 def found(items: Sequence[dict], query: str) -> str:
     if not items:
-        return empty(f"Nothing is called “{query}”", "Try fewer or other words of a title.") if query else ""
+        return empty(f"Nothing is called “{query}”", "Try fewer or other words of a title.")
     rows = "".join(
         f'<li><button data-action="add" data-item="{escape(item["item_id"])}" data-title="{escape(item["title"])}" '
         f'aria-label="add">+</button>{named(item)}</li>'

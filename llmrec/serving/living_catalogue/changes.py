@@ -17,12 +17,11 @@ class Changes:
     """What shall change.
 
     Args:
-        put (sequence of mappings): an item each: `item_id` and columns. Of a known item the given columns change and
+        put: an item each: `item_id` and columns. Of a known item the given columns change and
             the others stay, as does its Semantic ID. A new item needs `title` and has null in columns that are not
             given. It may bring its Semantic ID (`semid`, a list of tokens) or its features (`embedding`, a list of
             numbers as the item tokenizer was fitted on); for a known item these say nothing new and may stand there.
             Texts are cleaned as those of prepared data.
-        remove (sequence of `str`): item ids.
     """
 
     put: Sequence[Mapping[str, Any]] = ()

@@ -47,7 +47,8 @@ class NewSemIDs:
         codes = {put.item_id: reserved[put.item_id] for put in puts if put.item_id in reserved}
         for put in puts:
             if put.item_id in codes and put.semid is not None:
-                tokens = _tokens(index, codes[put.item_id][0])
+                first = enumerate(codes[put.item_id][0])
+                tokens = [index.token(level, code) for level, code in first if code >= 0]
                 if list(put.semid) != tokens:
                     raise ValueError(f"item {put.item_id!r} had the semid {tokens} and gets it back: leave semid out")
         if brought := [put for put in puts if put.semid is not None and put.item_id not in codes]:
@@ -123,7 +124,7 @@ def _codes_of(index: SemIDIndex, put: Put) -> list[int]:
         if level == index.num_levels:
             raise ValueError(
                 f"item {put.item_id!r}: {token!r} of its semid is no token of a level after the ones before it; a "
-                f"semid reads like {_tokens(index, index.codes[0])}"
+                f"semid reads like {index.tokens_of_row(0)}"
             )
         codes[level] = index.level_tokens[level].index(token)
         level += 1
@@ -137,7 +138,3 @@ def _check_embedding(put: Put) -> None:
         isinstance(value, int | float) and -largest <= value <= largest for value in values
     ):
         raise ValueError(f"item {put.item_id!r}: embedding is {values!r:.80}, it should be a list of finite numbers")
-
-
-def _tokens(index: SemIDIndex, codes: Sequence[int]) -> list[str]:
-    return [index.token(level, int(code)) for level, code in enumerate(codes) if code >= 0]

@@ -67,12 +67,8 @@ class CatalogueStore:
             raise
 
     def prepare(self, changes: Changes) -> Prepared:
-        """The version after `current` with these changes; nothing is visible or durable yet.
-
-        Raises:
-            ValueError: changes that do not fit the catalogue (names item and column), or a new item for which the
-                folder has no Semantic ID.
-        """
+        """The version after `current` with these changes; nothing is visible or durable yet. Raises `ValueError` for
+        changes that do not fit the catalogue (naming item and column), or an item that gets no Semantic ID."""
         with self._lock:
             current = self.current
             puts, removed = checked(changes, current)

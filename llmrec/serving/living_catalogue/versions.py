@@ -26,10 +26,9 @@ from llmrec.serving.living_catalogue.values import to_array, to_json
 
 @dataclass(frozen=True)
 class CatalogueVersion:
-    """An immutable state of the catalogue; version 0 is what the model folder holds.
+    """An immutable state of the catalogue: `items` has one row for every row of `index`, and `item_id` first.
 
-    Attributes:
-        items: the items' columns, one row for every row of `index`, `item_id` first.
+    Version 0 is what the model folder holds.
     """
 
     number: int
@@ -49,10 +48,7 @@ class CatalogueVersion:
 
 def apply_records(version: CatalogueVersion, records: Iterable[Mapping]) -> CatalogueVersion:
     """The version that records lead to from another, in one pass; where only columns change the index is the same.
-
-    Raises:
-        ValueError: a record that does not follow the one before, or that does not fit the version.
-    """
+    Raises `ValueError` for a record that does not follow the one before, or that does not fit the version."""
     replay = _Replay(version)
     for record in records:
         replay.step(record)
@@ -60,11 +56,8 @@ def apply_records(version: CatalogueVersion, records: Iterable[Mapping]) -> Cata
 
 
 def difference(old: CatalogueVersion, new: CatalogueVersion) -> dict:
-    """`put`, `remove` and `order` of the record that leads from one version to another.
-
-    Raises:
-        ValueError: a value that cannot be written as JSON.
-    """
+    """`put`, `remove` and `order` of the record that leads from one version to another; raises `ValueError` for a
+    value that cannot be written as JSON."""
     removed = [item for item in old.index.items if item not in new.index]
     added = [item for item in new.index.items if item not in old.index]
     kept = [item for item in new.index.items if item in old.index]

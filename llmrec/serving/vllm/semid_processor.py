@@ -50,8 +50,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Lets the catalogue's trie rule inside Semantic IDs.
 
     Args:
-        vllm_config: of an engine on a model folder (`llmrec.models.folder`).
-        runner: what the runner adds: V1 `(device, is_pin_memory)`, V2 `(req_states,)`.
+        runner: what the runner adds to the configuration: V1 `(device, is_pin_memory)`, V2 `(req_states,)`.
 
     Raises:
         ValueError: no model folder, a tokenizer without EOS, or a wrong `additional_config["semid"]`.
