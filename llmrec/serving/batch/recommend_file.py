@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
 from llmrec.files import fingerprint, read_json, write_json, write_parquet
 from llmrec.recommenders import files_of
@@ -165,14 +166,12 @@ class RecommendFileArguments:
 
 def main(args: RecommendFileArguments) -> None:
     filters, options, engine = (_fields(args, name) for name in ("filters", "options", "engine"))
-    unknown = sorted(set(filters) - set(Filter.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"filters: unknown fields {unknown}; a filter has {list(Filter.__dataclass_fields__)}")
+    allowed = construct(Filter, filters, "filters") if filters else None
     on_ray = RayActors(args.model, args.backend, engine, args.actors, args.gpus_per_actor) if args.actors else None
     names = ("input", "output", "k", "batch_size", "part_rows", "on_unknown", "titles")
     recommend_file(
         on_ray or load(args.model, args.backend, **engine),
-        filters=Filter(**filters) if filters else None,
+        filters=allowed,
         settings=settings_of(args.model, args.backend, engine),
         **{name: getattr(args, name) for name in names},
         **options,

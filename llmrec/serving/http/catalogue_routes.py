@@ -48,9 +48,9 @@ def item(item_id: str, served: Current):
 @router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
 def catalogue(served: Current, front: TheFront):
     """The current version, and what made the ones before."""
-    history = front.service.store.history()
     columns = {field.name: str(field.type) for field in served.version.items.schema}
-    return JSONResponse({"version": served.number, "items": served.num_items, "columns": columns, "history": history})
+    state = {"version": served.number, "items": len(served.version.index.items), "columns": columns}
+    return JSONResponse(state | {"history": front.service.store.history()})
 
 
 @router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))

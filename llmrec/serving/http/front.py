@@ -55,7 +55,8 @@ class Front:
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
-        gauge("llmrec_catalogue_items", "Items of the current version.", lambda: service.current.num_items)
+        items = "Items of the current version."
+        gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 
     def gate(self, width: int) -> Gate:
         return Gate(width, self.settings.max_queue, self.settings.timeout_s)

@@ -54,10 +54,6 @@ class Served:
     def number(self) -> int:
         return self.version.number
 
-    @cached_property
-    def num_items(self) -> int:
-        return len(self.version.index.items)
-
     def items_with(self, semid: str) -> list[str]:
         with self._lock:  # the first look-up makes a table
             return self.version.index.decode(semid)

@@ -149,7 +149,8 @@ class _Replay:
 
     def _rows_of(self, item: str) -> Sequence[int]:
         index = self.version.index
-        if not (rows := self.rows[item] if item in self.rows else index.rows(item) if item in index else ()):
+        before = index.rows(item) if item in index else ()
+        if not (rows := self.rows.get(item, before)):
             raise ValueError(f"version {self.number} changes item {item!r}, which is not in the version before")
         return rows
 

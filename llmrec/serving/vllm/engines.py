@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
-PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
 TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
 _LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
 
@@ -106,7 +105,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         }
     elif mode == GENERATE:
         arguments |= {
-            "logits_processors": [PROCESSOR],
+            "logits_processors": ["llmrec.serving.vllm.semid_processor:SemIDProcessor"],
             # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
             # Semantic ID are -inf.
             "logprobs_mode": "processed_logits",
