@@ -170,7 +170,6 @@ class RayActors:
 
     Args:
         model: a model folder; raises `ValueError` for another one.
-        backend, engine: see `load`.
         actors: how many, each with a model of its own; the cluster must have room for all.
         gpus_per_actor: what Ray gives to each; 0 on CPUs.
     """

@@ -52,12 +52,10 @@ def recommend_file(
         >>> recommend_file(recommender, "users.parquet", "lists.parquet", k=10, filters=Filter(exclude_seen=True))
 
     Args:
-        recommender: a model or a baseline, or actors that load one each.
         input: parquet with a column `history` (list<string>: item ids, oldest first; may be empty), and `behaviours`
             (list<string>, parallel to it) where the model has them. All columns are carried over.
         output: parquet with the same rows in the same order, and for each `items` (list<string>, best first, at most
             k) and `scores` (list<float>).
-        batch_size: rows in one call of `recommender.recommend`.
         part_rows: rows in a part: those held in memory, and those that a killed run has to do again.
         on_unknown: `"error"`, or `"drop"` to leave items that are not in the catalogue out of histories.
         titles: also write `titles` (list<string>).

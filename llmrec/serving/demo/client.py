@@ -19,12 +19,7 @@ class ServerError(Exception):
 
 
 class Client:
-    """Calls one server; has no state, so one may serve many threads.
-
-    Args:
-        url: where the server listens, e.g. `http://127.0.0.1:8000`.
-        key: the API key, empty for none.
-        timeout: seconds to wait for an answer.
+    """Calls one server, and waits `timeout` seconds at most; has no state, so one may serve many threads.
 
     Raises:
         ValueError: a URL that is not http or https.

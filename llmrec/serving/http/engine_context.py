@@ -15,7 +15,6 @@ class EngineContext:
     """Fields of `llmrec.serving.vllm.semid_states.SemIDRequest` for engine requests.
 
     Args:
-        version: of the catalogue.
         fields: what the client said, e.g. `{"semid": "next"}`.
         beam_search: engine requests are beams of one prompt, that of the first.
     """

@@ -43,9 +43,6 @@ class CatalogueStore:
         folder: a model folder; it is only read.
         directory (*optional*): of the log, by default `<folder>/catalogue`.
 
-    Attributes:
-        current: the version that was committed last.
-
     Raises:
         ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
     """
