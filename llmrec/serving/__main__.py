@@ -14,15 +14,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from llmrec.serving.http.settings import Settings
+from llmrec.serving.vllm.engines import MODES
 
 # Limits of the front, as flags
 _LIMITS = ("max_k", "max_beams", "max_history", "max_batch", "max_concurrent", "max_queue", "timeout_s")
-_MODES = ("recommend", "generate")
 
 
 def _modes(text: str) -> list[str]:
     modes = text.split(",")
-    if not set(modes) <= set(_MODES) or len(set(modes)) != len(modes):
+    if not set(modes) <= set(MODES) or len(set(modes)) != len(modes):
         raise argparse.ArgumentTypeError(f"{text!r} should be recommend, generate, or recommend,generate")
     return modes
 
@@ -37,8 +37,7 @@ def _object(text: str) -> dict:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags of the server."""
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m llmrec.serving", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="model folder: of recipes/sft.py or recipes/grpo.py, LoRA merged")
     parser.add_argument(
@@ -51,31 +50,23 @@ def make_parser() -> argparse.ArgumentParser:
                         "<folder>/catalogue")  # fmt: skip
     parser.add_argument("--dtype", help="of the weights, e.g. bfloat16; by default as the folder has them")
     parser.add_argument("--vllm", type=_object, default={}, help="JSON: more arguments of vLLM, for every engine")
-    for mode in _MODES:
+    for mode in MODES:
         parser.add_argument(f"--vllm_{mode}", type=_object, default={}, help=f"the same for the {mode} engine alone")
     defaults = {field.name: field.default for field in fields(Settings)}
     for name in _LIMITS:
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")
     parser.add_argument("--log_histories", action="store_true", help="the log repeats what requests ask")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the flags and serves."""
-    parser = make_parser()
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
     limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories")}
     engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
-    of_mode = {mode: getattr(args, f"vllm_{mode}") for mode in _MODES}
+    modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
     try:
         settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
         from llmrec.serving.server import serve  # brings vLLM, which takes its time
 
-        asyncio.run(
-            serve(args.folder, args.modes, settings, args.host, args.port, args.catalogue_dir, engine, of_mode)
-        )
+        asyncio.run(serve(args.folder, modes, settings, args.host, args.port, args.catalogue_dir))
     except KeyboardInterrupt:
         logging.getLogger("llmrec.serving").info("stopped")
     except ValueError as error:

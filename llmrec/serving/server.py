@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.engine_context import VersionedEngine
-from llmrec.serving.http.openai_routes import Generate, add_openai_routes
+from llmrec.serving.http.openai_routes import add_openai_routes
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Prepared
@@ -44,11 +43,7 @@ class Engines:
         self.clients, self.loop = clients, loop
 
     def publish(self, prepared: Prepared) -> None:
-        """Loads a catalogue version into every worker, beside what is running.
-
-        Raises:
-            RuntimeError: a worker could not load it.
-        """
+        """Loads a catalogue version into every worker, beside what is running; `RuntimeError` where one could not."""
         number, until = prepared.version.number, time.monotonic() + _LOADING_S
         self._ask("llmrec_load", json.dumps(prepared.record))
         while "loading" in (states := self._ask("llmrec_state", number)):
@@ -60,11 +55,9 @@ class Engines:
                 raise RuntimeError(f"a worker could not load version {number}: {state}")
 
     def retire(self, number: int) -> None:
-        """Lets the workers forget a catalogue version."""
         self._ask("llmrec_drop", number)
 
     def check(self) -> None:
-        """Raises `RuntimeError` where an engine is dead."""
         for mode, client in self.clients.items():
             if client.errored:
                 raise RuntimeError(f"the {mode} engine has stopped; its log says why")
@@ -83,22 +76,18 @@ class Engines:
 
 async def serve(
     folder: str | Path,
-    modes: Sequence[str],
+    modes: dict[str, dict],
     settings: Settings,
     host: str,
     port: int,
     directory: str | Path | None,
-    engine: dict,
-    of_mode: dict[str, dict],
 ) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
         folder: a merged model folder.
-        modes: `recommend`, `generate`, or both.
-        settings: of the front.
+        modes: `recommend`, `generate` or both, with vLLM's arguments for the engine of each.
         directory: of the catalogue log, by default `<folder>/catalogue`.
-        engine, of_mode: vLLM's arguments for all engines, and by mode.
     """
 
     def interrupt(*_) -> None:
@@ -108,15 +97,16 @@ async def serve(
     signal.signal(signal.SIGTERM, interrupt)
     os.environ[FRONT] = str(os.getpid())
     register()
-    if len(modes) > 1 and current_platform.is_cuda_alike():
-        engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
+    shared = len(modes) > 1 and current_platform.is_cuda_alike()
     store = CatalogueStore(folder, directory)  # first: the engines load what it says
     async with AsyncExitStack() as stack:
         stack.callback(store.close)
         clients = {}
-        for mode in modes:
+        for mode, engine in modes.items():
+            if shared:
+                engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
             logger.info("starting the %s engine (some minutes with a large model)", mode)
-            arguments = engine_arguments(folder, mode, store.directory, **engine | of_mode.get(mode, {}))
+            arguments = engine_arguments(folder, mode, store.directory, **engine)
             clients[mode] = start_engine(arguments)
             stack.callback(clients[mode].shutdown)
         service = await open_service(folder, store, clients)
@@ -152,8 +142,8 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
     def make(version: CatalogueVersion) -> VLLMRecommender:
         if writer is not None:
             version.index.decode("")  # makes the table now, not while the event loop names the items of a text
-        parts = searcher, tokenizer, version.index, version.items, config, writer, version.number
-        return VLLMRecommender(*parts, sequence_tokenizer=contextual)
+        parts = searcher, tokenizer, version.index, version.items, config
+        return VLLMRecommender(*parts, writer=writer, version=version.number, sequence_tokenizer=contextual)
 
     return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
 
@@ -168,10 +158,10 @@ def settings_of(
     return replace(settings, max_prompt_tokens=room, recommend=RECOMMEND in clients)
 
 
-async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> Generate:
+async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> State:
     """vLLM's own serving objects over an engine."""
     parser = make_arg_parser(FlexibleArgumentParser())
     arguments = parser.parse_args(["--model", str(folder), "--served-model-name", name])
     state = State()
     await init_app_state(VersionedEngine(client), state, arguments, await client.get_supported_tasks())
-    return Generate(state.openai_serving_chat, state.openai_serving_completion)
+    return state

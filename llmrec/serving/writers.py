@@ -26,10 +26,7 @@ def load_writer(
     device: str = "auto",
 ) -> Callable[..., Iterator[str]]:
     """A chat model as a function `write(questions, system="", seeds=())` → its answers; see
-    `llmrec.decoding.free_text.load_writer`.
-
-    Args:
-        backend (`str`): `"transformers"` or `"vllm"`. batch_size (`int`), device (`str`): of transformers.
+    `llmrec.decoding.free_text.load_writer`. `batch_size` and `device` are for the backend transformers.
 
     Raises:
         ValueError: an unknown backend, one that is not installed, or a model that cannot be loaded.
@@ -65,10 +62,7 @@ def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:
 
 def give_writer(tokenizer: BaseTokenizer) -> BaseTokenizer:
     """The same item tokenizer; `Tags` of a model can ask it from now on. The model is loaded at the first question.
-
-    Raises:
-        ValueError: its prompt has no `{item}`, or cannot be read.
-    """
+    Raises `ValueError` where the prompt of `Tags` has no `{item}`, or cannot be read."""
     if isinstance(tokenizer, Tags) and tokenizer.model_name_or_path is not None and tokenizer.write is None:
         prompt = load_prompt(tokenizer.prompt)
         if "{item}" not in prompt.templates[0].prompt:

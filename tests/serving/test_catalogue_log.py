@@ -98,7 +98,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(folder, tmp_path):
             with CatalogueStore(folder, directory) as store:
                 last = max(acknowledged)
                 assert last <= store.current.number <= last + 1
-                assert [entry.number for entry in store.history()] == list(range(1, store.current.number + 1))
+                assert [entry["version"] for entry in store.history()] == list(range(1, store.current.number + 1))
                 for number in (last, moment.choice(sorted(acknowledged))):
                     version = store.version(number)
                     assert version.items.num_rows == acknowledged[number]
@@ -293,7 +293,7 @@ def test_readers_do_not_wait_for_the_writer_nor_it_for_them(folder, store):
             assert load_version(folder, store.directory).number == value + 1
         assert reader.execute("SELECT newest FROM catalogue").fetchone() == (0,)
     price(store, 99.0)
-    assert [entry.number for entry in store.history()] == list(range(1, 22))
+    assert [entry["version"] for entry in store.history()] == list(range(1, 22))
 
 
 def test_a_full_disk_takes_nothing_back_and_half_a_record_is_never_there(folder, tmp_path):
@@ -319,7 +319,7 @@ def test_a_full_disk_takes_nothing_back_and_half_a_record_is_never_there(folder,
         log = tmp_path / str(room)
         assert run_python(code, folder, log, room).communicate()[0].split() == ["refused", "1", "3"]
         with CatalogueStore(folder, log) as store:
-            assert [(entry.number, entry.updated) for entry in store.history()] == [(1, 1), (3, 1)]
+            assert [(entry["version"], entry["updated"]) for entry in store.history()] == [(1, 1), (3, 1)]
             assert store.current.items["price"][1].as_py() == 3.0
             with pytest.raises(ValueError, match="no catalogue version 2; the last one before it is 1"):
                 store.version(2)
@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_and_has_room_again(folder, tmp_path):
                 change(store, Changes([{"item_id": "item-01", "title": long}]))
             filler.unlink()
             change(store, Changes([{"item_id": "item-01", "title": long}], ["item-02"]))
-            assert same(store.version(last.number), last) and not store.current.has("item-02")
+            assert same(store.version(last.number), last) and "item-02" not in store.current.index
             after = store.current
         assert same(load_version(folder, tmp_path / "log"), after)
     finally:
@@ -373,7 +373,7 @@ def test_snapshots_make_a_long_log_short_and_every_version_stays(folder, tmp_pat
     assert "snapshot-3.parquet" in names()
     do(Changes(put=[{"item_id": "item-03", "price": 8.0}]))
     assert all(same(store.version(number), version) for number, version in versions.items())
-    assert [entry.number for entry in store.history()] == [1, 2, 3, 4]
+    assert [entry["version"] for entry in store.history()] == [1, 2, 3, 4]
     store.close()
     with CatalogueStore(folder, tmp_path) as store:
         assert same(store.current, versions[4])
@@ -443,7 +443,7 @@ def test_an_old_log_is_taken_over(folder, old, tmp_path, caplog):
     with CatalogueStore(folder, directory) as store:
         assert "changes-0.jsonl.migrated" in caplog.text
         assert same(store.current, versions[4])
-        assert [entry.number for entry in store.history()] == [1, 2, 3, 4]
+        assert [entry["version"] for entry in store.history()] == [1, 2, 3, 4]
         assert price(store, 3.0)["number"] == 5
         assert all(same(store.version(number), versions[number]) for number in range(5))
     assert sorted(path.name for path in directory.iterdir()) == [
@@ -462,7 +462,7 @@ def test_an_old_log_whose_first_versions_were_forgotten_is_taken_over(folder, ol
     directory, versions = copy_of(old[0], tmp_path / "log"), old[1]
     (directory / "changes-0.jsonl").unlink()
     with CatalogueStore(folder, directory) as store:
-        assert [entry.number for entry in store.history()] == [3, 4]
+        assert [entry["version"] for entry in store.history()] == [3, 4]
         assert all(same(store.version(number), versions[number]) for number in (2, 3, 4))
         with pytest.raises(ValueError, match="no catalogue version 1 any more; the oldest one is 2"):
             store.prepare_rollback(1)

@@ -110,7 +110,7 @@ def test_several_semantic_ids_of_an_item_come_and_go_together(tmp_path):
         start = store.current
         change(store, Changes([{"item_id": "item-03", "price": 77.0}], ["item-02"]))
         assert store.current.index.item_ids.count("item-02") == 0 and len(store.current.index) == len(joined) - 2
-        prices = dict.fromkeys(store.version(1).rows_of("item-03"), 77.0)
+        prices = dict.fromkeys(store.version(1).index.rows("item-03"), 77.0)
         assert {row: store.current.items["price"][row].as_py() for row in prices} == prices and len(prices) == 2
         change(store, Changes([{"item_id": "item-02", "title": "back"}]))
         assert store.current.index.encode("item-02") == start.index.encode("item-02")

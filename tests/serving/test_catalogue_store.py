@@ -28,7 +28,7 @@ from llmrec.catalogue.lifecycle import VERSION_COLUMN
 from llmrec.files import read_json, write_json
 from llmrec.models.folder import CONFIG, semids_table
 from llmrec.serving.http.service import Service
-from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, apply_record, apply_records, load_version
+from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, apply_records, load_version
 
 TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
 NEW = {"item_id": "new", "title": "red gadget number 77"}
@@ -47,7 +47,9 @@ def store(folder, tmp_path):
 
 def random_changes(data, version):
     """Some items of a few that come and go, and a few of the first version."""
-    here = {item for item in [f"item-{i:02d}" for i in range(4)] + [f"new-{i}" for i in range(4)] if version.has(item)}
+    here = {
+        item for item in [f"item-{i:02d}" for i in range(4)] + [f"new-{i}" for i in range(4)] if item in version.index
+    }
     items = data.draw(
         st.lists(st.sampled_from([*sorted(here), "new-0", "new-1", "new-2", "new-3"]), min_size=1, unique=True)
     )
@@ -81,7 +83,7 @@ def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_f
             number = data.draw(st.sampled_from(sorted(versions)[:-1]))
             made.append(roll_back(store, number))
             assert same(store.current, versions[number], number=False)
-            assert store.history()[-1].rollback_of == number
+            assert store.history()[-1]["rollback_of"] == number
         else:
             changes = random_changes(data, before)
             made.append(change(store, changes))
@@ -105,7 +107,7 @@ def test_whatever_happens_versions_come_back_and_nobody_moves(folder, tmp_path_f
     assert records(folder, directory) == made == json.loads(json.dumps(made))
     step = versions[0]
     for record in made:
-        step = apply_record(step, json.loads(json.dumps(record)))
+        step = apply_records(step, [json.loads(json.dumps(record))])
         assert same(step, versions[step.number])
     assert same(apply_records(versions[0], made), store.current)
     store.close()
@@ -132,16 +134,16 @@ def test_a_version_is_seen_only_when_it_is_committed(folder, store, tmp_path):
     first = store.prepare(Changes(remove=["item-00"]))
     second = store.prepare(Changes(remove=["item-01"]))
     assert store.current.number == 0 and load_version(folder, tmp_path / "log").number == 0
-    assert not second.version.has("item-01") and second.version.has("item-00")
+    assert "item-01" not in second.version.index and "item-00" in second.version.index
     assert store.commit(second) == second.record and store.current is second.version
     with pytest.raises(ValueError, match="version 1 was prepared after version 0, but version 2 is current now"):
         store.commit(first)
     third = store.prepare_rollback(0)
     assert (third.record["number"], third.record["parent"], third.record["rollback_of"]) == (3, 2, 0)
     store.commit(third)
-    assert [entry.number for entry in store.history()] == [2, 3]
+    assert [entry["version"] for entry in store.history()] == [2, 3]
     with pytest.raises(ValueError, match="the record of version 3 follows version 2, not 3"):
-        apply_record(store.current, third.record)
+        apply_records(store.current, [third.record])
     with pytest.raises(ValueError, match="version 3 is the current one"):
         roll_back(store, 3)
     for number in (1, 4):
@@ -155,7 +157,7 @@ def test_writers_of_one_process_wait_for_each_other(folder, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         changes = [Changes([{"item_id": f"item-{i % 24:02d}", "price": float(i)}]) for i in range(40)]
         numbers = [record["number"] for record in pool.map(service.change, changes)]
-    assert sorted(numbers) == list(range(1, 41)) == [entry.number for entry in store.history()]
+    assert sorted(numbers) == list(range(1, 41)) == [entry["version"] for entry in store.history()]
     current = store.current
     store.close()
     assert same(load_version(folder, tmp_path), current)
@@ -166,7 +168,7 @@ def test_writers_of_one_process_wait_for_each_other(folder, tmp_path):
 def test_an_item_comes_back_with_its_semantic_id_and_without_its_old_columns(store):
     semid = store.current.index.encode("item-07")
     change(store, Changes(remove=["item-07"]))
-    assert store.current.index.encode("item-07") == semid and not store.current.has("item-07")
+    assert store.current.index.encode("item-07") == semid and "item-07" not in store.current.index
     change(store, Changes(put=[{"item_id": "item-07", "title": "again"}]))
     assert store.current.index.items[-1] == "item-07" and store.current.index.encode("item-07") == semid
     assert row(store.current, "item-07")["brand"] is None and store.current.index.info["reserved"] == {}

@@ -8,7 +8,7 @@ from tiny import tiny_data, tiny_index
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.serving.http.engine_context import EngineContext, VersionedEngine, engine_context
-from llmrec.serving.http.semid_scan import SemIDScanner
+from llmrec.serving.http.service import SemIDScanner
 
 
 def scan(index: SemIDIndex, text: str) -> list[str]:

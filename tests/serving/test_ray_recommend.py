@@ -7,8 +7,7 @@ import pytest
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.catalogue.filters import Filter
-from llmrec.serving.batch.on_ray import RayActors
-from llmrec.serving.batch.parts import load
+from llmrec.serving.batch.parts import RayActors, load
 from llmrec.serving.batch.recommend_file import recommend_file, settings_of
 
 DATA = tiny_data()

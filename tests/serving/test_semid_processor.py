@@ -119,9 +119,9 @@ def test_wrong_settings_of_an_engine_are_refused(folder, case, tmp_path):
         )
         return SemIDProcessor(config, torch.device("cpu"), False)
 
-    with pytest.raises(ValueError, match="default should be one of inside, next"):
+    with pytest.raises(ValueError, match="default 'tail' is not one of inside, next"):
         start({"default": "tail"})
-    with pytest.raises(ValueError, match="normalize should be one of"):
+    with pytest.raises(ValueError, match="normalize 'no' is not one of"):
         start({"normalize": "no"})
     with pytest.raises(ValueError, match="unknown field 'mode'"):
         start({"mode": "next"})

@@ -107,14 +107,14 @@ def test_a_prompt_is_read_from_its_last_certain_beginning_on():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"semid": "tail"}, "semid should be one of inside, next, not 'tail'"),
-        ({"semid": 1}, "semid should be one of"),
-        ({"semid": ["next"]}, "semid should be one of"),
+        ({"semid": "tail"}, "semid 'tail' is not one of inside, next"),
+        ({"semid": 1}, "semid 1 is not one of"),
+        ({"semid": ["next"]}, r"semid \['next'\] is not one of"),
         ({"semid_start": -1}, "semid_start should be a whole number"),
         ({"semid_start": "3"}, "semid_start should be a whole number"),
         ({"semid_start": True}, "semid_start should be a whole number"),
         ({"semid_version": 1.5}, "semid_version should be a whole number"),
-        ({"semid_normalize": "softmax"}, "semid_normalize should be one of"),
+        ({"semid_normalize": "softmax"}, "semid_normalize 'softmax' is not one of"),
         ({"semid_strat": 3}, "semid_strat is no field"),
     ],
 )

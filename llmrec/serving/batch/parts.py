@@ -1,7 +1,8 @@
-"""The parts of a parquet file (`recommend_file`): read as histories that a recommender knows, and given its lists."""
+"""The parts of a parquet file (`recommend_file`): read as histories that a recommender knows, and given its lists,
+here or by actors on a Ray cluster (`RayActors`)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from llmrec.catalogue.filters import Filter
+from llmrec.arguments import one_of
+from llmrec.catalogue.filters import CatalogueFilter, Filter
+from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.recommenders import LLMRecommender, load_recommender
 from llmrec.recommenders.protocol import Recommender
 from llmrec.serving.vllm.recommender import VLLMRecommender
-
-BACKENDS = ("hf", "vllm")
 
 
 def load(model: str | Path, backend: str = "hf", **engine) -> Recommender:
@@ -23,12 +24,9 @@ def load(model: str | Path, backend: str = "hf", **engine) -> Recommender:
 
     Args:
         model: a model folder, or with `"hf"` a model of the Hub or the folder of a baseline.
-        backend: `"hf"` or `"vllm"`.
         engine: of vLLM's `LLM` or of `LLMRecommender.from_pretrained`, such as `dtype` or `device`.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, it should be one of {', '.join(BACKENDS)}")
-    if backend == "vllm":
+    if one_of(backend, ("hf", "vllm"), "backend") == "vllm":
         return VLLMRecommender.from_pretrained(model, **engine)
     return LLMRecommender.from_pretrained(model, **engine) if engine else load_recommender(model)
 
@@ -50,11 +48,9 @@ class Job:
         for name in ("k", "batch_size", "part_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it should be at least 1")
-        if self.on_unknown not in ("error", "drop"):
-            raise ValueError(f"on_unknown is {self.on_unknown!r}, it should be error or drop")
+        one_of(self.on_unknown, ("error", "drop"), "on_unknown")
 
     def new_columns(self) -> list[pa.Field]:
-        """What the output has besides the columns of the input."""
         kinds = {"items": pa.string(), "scores": pa.float32()} | ({"titles": pa.string()} if self.titles else {})
         return [pa.field(name, pa.list_(kind)) for name, kind in kinds.items()]
 
@@ -70,8 +66,7 @@ class Part(NamedTuple):
 class PartMaker:
     """Reads and checks parts, and adds a recommender's lists to them; only for these it needs more than its `index`.
 
-    Attributes:
-        semids (`str`): the fingerprint of the Semantic IDs, if there are any.
+    `semids` is the fingerprint of the Semantic IDs, if there are any.
     """
 
     def __init__(self, recommender: Recommender, job: Job):
@@ -84,11 +79,7 @@ class PartMaker:
             self.behaviours, self.semids = index.behaviours, index.fingerprint
 
     def open(self) -> pq.ParquetFile:
-        """The input.
-
-        Raises:
-            ValueError: no readable parquet file, or columns that are missing, of another type, or in the output's way.
-        """
+        """Raises `ValueError` where it is no parquet file, or columns are missing, of another type, or in the way."""
         path = self.job.input
         try:
             file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
@@ -120,11 +111,7 @@ class PartMaker:
             raise ValueError(f"{self.job.input} is damaged in row {first} or after it: {error}") from error
 
     def histories(self, part: Part) -> tuple[list[list], int]:
-        """What a recommender reads of each row, and how many unknown items were dropped.
-
-        Raises:
-            ValueError: a null, an item or a behaviour that is not known, or lists of different lengths.
-        """
+        """What a recommender reads of each row (raises `ValueError` naming it), and how many items were dropped."""
         columns = self._columns(part.rows.column_names)
         histories, dropped = [], 0
         for row, (history, *kinds) in enumerate(zip(*(part.rows[name].to_pylist() for name in columns)), part.first):
@@ -141,7 +128,6 @@ class PartMaker:
         return histories, dropped
 
     def make(self, part: Part) -> Part:
-        """The part with the lists of its rows."""
         job, (histories, _) = self.job, self.histories(part)
         lists = []
         for start in range(0, len(histories), job.batch_size):
@@ -170,6 +156,54 @@ class PartMaker:
 
     def _error(self, column: str, row: int, what: str) -> ValueError:
         return ValueError(f"{self.job.input}, column {column!r}, row {row} (counted from 0): {what}")
+
+
+@dataclass
+class RayActors:
+    """Takes the place of a recommender in `recommend_file`, on the cluster that `ray.init` or `RAY_ADDRESS` names.
+
+    The process that asks reads the parts and writes their files, so a run that goes on needs nothing else, and other
+    nodes need to see the model folder alone, under the same path. Checked with ray 2.60.
+
+    Example:
+        >>> recommend_file(RayActors("out/industrial/model", actors=8), "users.parquet", "lists.parquet", k=10)
+
+    Args:
+        model: a model folder; raises `ValueError` for another one.
+        actors: how many, each with a model of its own; the cluster must have room for all.
+        gpus_per_actor: what Ray gives to each; 0 on CPUs.
+    """
+
+    model: str | Path
+    backend: str = "vllm"
+    engine: dict = field(default_factory=dict)
+    actors: int = 1
+    gpus_per_actor: float = 1
+
+    def __post_init__(self):
+        self.index = load_index(self.model, RecommenderConfig.load(self.model))
+        self.filter = CatalogueFilter(semids_table(self.model))
+
+    def make(self, job: Job, parts: Iterable[Part]) -> Iterator[Part]:
+        """Parts with their lists, in any order; raises `ray.exceptions.RayTaskError` for what failed in an actor."""
+        import ray
+        from ray.util import ActorPool
+
+        # what an actor was at when it was lost is done again
+        actor = ray.remote(num_gpus=self.gpus_per_actor, max_restarts=-1, max_task_retries=-1)(_Actor)
+        source = str(Path(self.model).resolve()), self.backend, self.engine
+        pool = ActorPool([actor.remote(job, *source) for _ in range(self.actors)])
+        for part in parts:
+            if not pool.has_free():
+                yield pool.get_next_unordered()
+            pool.submit(lambda free, part: free.make.remote(part), part)
+        while pool.has_next():
+            yield pool.get_next_unordered()
+
+
+class _Actor(PartMaker):
+    def __init__(self, job: Job, model: str, backend: str, engine: dict):
+        super().__init__(load(model, backend, **engine), job)
 
 
 def _holds_texts(kind: pa.DataType) -> bool:

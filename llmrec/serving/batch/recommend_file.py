@@ -5,8 +5,7 @@
 
 Rows are recommended part by part into the folder `<output>.parts`; each file in it is whole or not there, and `output`
 appears by a rename when all are there. A run that was killed goes on where it stopped when it is started again, and
-gives the file of one that was not. With `--actors 4 --gpus_per_actor 1` Ray makes the parts
-(`llmrec.serving.batch.on_ray`).
+gives the file of one that was not. With `--actors 4 --gpus_per_actor 1` Ray makes the parts (`RayActors`).
 """
 
 import hashlib
@@ -15,7 +14,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
 from llmrec.files import fingerprint, read_json, write_json, write_parquet
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
-from llmrec.serving.batch.on_ray import RayActors
-from llmrec.serving.batch.parts import Job, PartMaker, load
+from llmrec.serving.batch.parts import Job, PartMaker, RayActors, load
 
 logger = logging.getLogger("llmrec.serving.batch.recommend_file")  # also where this is __main__
 METADATA = b"llmrec.recommend_file"  # of the output's schema: the settings that made it, as JSON
@@ -54,14 +52,10 @@ def recommend_file(
         >>> recommend_file(recommender, "users.parquet", "lists.parquet", k=10, filters=Filter(exclude_seen=True))
 
     Args:
-        recommender: a model or a baseline, or actors that load one each.
         input: parquet with a column `history` (list<string>: item ids, oldest first; may be empty), and `behaviours`
             (list<string>, parallel to it) where the model has them. All columns are carried over.
         output: parquet with the same rows in the same order, and for each `items` (list<string>, best first, at most
             k) and `scores` (list<float>).
-        k: how many items.
-        filters (*optional*): what may be recommended, for all rows.
-        batch_size: rows in one call of `recommender.recommend`.
         part_rows: rows in a part: those held in memory, and those that a killed run has to do again.
         on_unknown: `"error"`, or `"drop"` to leave items that are not in the catalogue out of histories.
         titles: also write `titles` (list<string>).
@@ -116,17 +110,14 @@ def recommend_file(
     seconds = time.perf_counter() - began
     logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
     metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
-    _join(files, pa.schema([*schema, *job.new_columns()], metadata), folder / "whole.parquet")
-    os.replace(folder / "whole.parquet", output)
-    shutil.rmtree(folder)
-    logger.info("Wrote %s", output)
-    return output
-
-
-def _join(files: Sequence[Path], schema: pa.Schema, whole: Path) -> None:
+    schema, whole = pa.schema([*schema, *job.new_columns()], metadata), folder / "whole.parquet"
     with pq.ParquetWriter(whole, schema, compression="zstd") as writer:
         for file in files:
             writer.write_table(pq.ParquetFile(file).read().cast(schema))
+    os.replace(whole, output)
+    shutil.rmtree(folder)
+    logger.info("Wrote %s", output)
+    return output
 
 
 def settings_of(model: str | Path, backend: str, engine: dict) -> dict:
@@ -173,16 +164,13 @@ class RecommendFileArguments:
 
 def main(args: RecommendFileArguments) -> None:
     filters, options, engine = (_fields(args, name) for name in ("filters", "options", "engine"))
-    unknown = sorted(set(filters) - set(Filter.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"filters: unknown fields {unknown}; a filter has {list(Filter.__dataclass_fields__)}")
-    source = args.model, args.backend, engine
-    on_ray = RayActors(*source, args.actors, args.gpus_per_actor) if args.actors else None
+    allowed = construct(Filter, filters, "filters") if filters else None
+    on_ray = RayActors(args.model, args.backend, engine, args.actors, args.gpus_per_actor) if args.actors else None
     names = ("input", "output", "k", "batch_size", "part_rows", "on_unknown", "titles")
     recommend_file(
         on_ray or load(args.model, args.backend, **engine),
-        filters=Filter(**filters) if filters else None,
-        settings=settings_of(*source),
+        filters=allowed,
+        settings=settings_of(args.model, args.backend, engine),
         **{name: getattr(args, name) for name in names},
         **options,
     )

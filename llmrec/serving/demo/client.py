@@ -9,15 +9,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from llmrec.instructions.prompts import load_prompt
 
-PARALLEL = 8  # lookups of a history's items at once
-
 
 class ServerError(Exception):
-    """The server refused or did not answer; the message is for people.
-
-    Args:
-        status (`int`): the HTTP status, 0 where nothing answered.
-    """
+    """The server refused or did not answer (HTTP status 0); the message is for people."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
@@ -25,12 +19,7 @@ class ServerError(Exception):
 
 
 class Client:
-    """Calls one server; has no state, so one may serve many threads.
-
-    Args:
-        url (`str`): where the server listens, e.g. `http://127.0.0.1:8000`.
-        key (`str`): the API key, empty for none.
-        timeout (`float`): seconds to wait for an answer.
+    """Calls one server, and waits `timeout` seconds at most; has no state, so one may serve many threads.
 
     Raises:
         ValueError: a URL that is not http or https.
@@ -57,13 +46,12 @@ class Client:
         """Whether the server writes words as well (mode `generate`)."""
         return "/v1/chat/completions" in self.call("/openapi.json").get("paths", {})
 
-    def search(self, query: str, limit: int = 20) -> list[dict]:
-        """Items by words of their titles."""
-        return _titled(self.call(f"/v1/items?{urlencode({'query': query, 'limit': limit})}")["data"])
+    def search(self, query: str) -> list[dict]:
+        return _titled(self.call(f"/v1/items?{urlencode({'query': query, 'limit': 20})}")["data"])
 
     def items(self, item_ids: Sequence[str]) -> list[dict]:
         """Items by id, with all their columns and the SemID as one string; raises for an unknown one."""
-        with ThreadPoolExecutor(PARALLEL) as pool:
+        with ThreadPoolExecutor(8) as pool:
             return _titled([*pool.map(lambda item: self.call(f"/v1/items/{quote(item, safe='')}"), item_ids)])
 
     def recommend(self, request: dict) -> dict:
@@ -86,11 +74,7 @@ class Client:
         return [{"role": "system", "content": prompt.system}, {"role": "user", "content": text}]
 
     def call(self, path: str, body: dict | None = None) -> dict:
-        """GET, or POST where there is a body.
-
-        Raises:
-            ServerError: an answer other than 200, none in time, or one that is no JSON.
-        """
+        """GET, or POST where there is a body; any answer but JSON with status 200 raises `ServerError`."""
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"

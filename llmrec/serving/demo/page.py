@@ -10,7 +10,6 @@ from llmrec.serving.demo.questions import OPERATORS, QUESTIONS, Question
 from llmrec.serving.demo.users import Users
 
 BEAMS = [("model's own", 0), *((str(beams), beams) for beams in (50, 100, 200, 512))]
-STYLE = Path(__file__).with_name("style.css")
 # A click on anything with `data-action` reaches Python with all its `data-` attributes.
 TELL = """element.addEventListener("click", event => {
   const button = event.target.closest("[data-action]");
@@ -36,7 +35,8 @@ def look() -> dict:
         font_mono=["ui-monospace", "monospace"],
         radius_size="lg",
     )
-    return {"theme": theme, "css": STYLE.read_text(encoding="utf-8"), "footer_links": [], "ssr_mode": False}
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    return {"theme": theme, "css": style, "footer_links": [], "ssr_mode": False}
 
 
 def page(client: Client, users: Users | None = None) -> gr.Blocks:

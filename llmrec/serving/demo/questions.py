@@ -32,11 +32,7 @@ QUESTIONS = {
 def typed(text: str, operator: str, kind: str):
     """The value of a condition as its column's type wants it; `in` and `not in` take several, with commas between.
 
-    Args:
-        kind: the type as `/v1/catalogue` names it, e.g. `"double"`, `"int64"`, `"bool"`, `"string"`.
-
-    Raises:
-        ValueError: a text that is no such value.
+    `kind` is named as in `/v1/catalogue`: `"double"`, `"int64"`, ... Raises `ValueError` for a text that does not fit.
     """
     if operator in ("in", "not in"):
         return [typed(part.strip(), "==", kind) for part in text.split(",")]
@@ -68,7 +64,6 @@ def body(
 
     Args:
         history: `item_id` of each item, oldest first, and `behaviour` where it is known.
-        question: a key of `QUESTIONS`; `text` is what was typed for it.
 
     Raises:
         ValueError: something to fill in first.

@@ -17,11 +17,11 @@ class Node:
     """A prefix of Semantic IDs.
 
     Args:
-        token (`str`): the last token of the prefix, empty at the root.
-        mass (`float`): the share of all items below it, in [0, 1].
-        children (`dict`): by next token, heaviest first.
-        items (list of `dict`): those that end here: `item_id`, `title`, `mass`.
-        folded (`int`), folded_mass (`float`): items below it, and below no child, that have no line of their own.
+        token: the last token of the prefix, empty at the root.
+        mass: the share of all items below it, in [0, 1].
+        children: by next token, heaviest first.
+        items: those that end here: `item_id`, `title`, `mass`.
+        folded, folded_mass: items below it, and below no child, that have no line of their own.
     """
 
     token: str = ""
@@ -33,7 +33,6 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """Levels below this node."""
         return max((1 + child.depth for child in self.children.values()), default=0)
 
     def sort(self) -> None:
@@ -75,12 +74,7 @@ def grow(items: Sequence[dict], shown: int = SHOWN, target: str | None = None) -
 
 
 def draw(items: Sequence[dict], target: str | None = None, shown: int = SHOWN) -> str:
-    """The tree as SVG; every level appears after the one before it. Empty without items.
-
-    Args:
-        items: as `grow` takes them.
-        target (*optional*): the item id of the true next item, which is marked.
-    """
+    """The tree as SVG (see `grow`); every level appears after the one before it. `target`, an item id, is marked."""
     return _Drawing(grow(items, shown, target), target).svg(len(items)) if items else ""
 
 

@@ -11,11 +11,7 @@ LISTED = 500  # rows of each table that the page offers; more choke a browser's 
 class Users:
     """Rows of `test.parquet` and `valid.parquet` of a folder (`llmrec.data.prepared.TARGETS`), spread over each table.
 
-    Args:
-        folder: has both tables.
-
-    Raises:
-        ValueError: a folder without them, or a table without the columns.
+    Raises `ValueError` for a folder without them, or a table without the columns.
     """
 
     def __init__(self, folder: str | Path):

@@ -27,9 +27,7 @@ def percent(share: float) -> str:
 
 def shares(scores: Sequence[float]) -> list[float]:
     """The softmax of scores: what part of the list's probability each item has; they sum to 1."""
-    if not scores:
-        return []
-    best = max(scores)
+    best = max(scores, default=0)
     masses = [math.exp(score - best) for score in scores]
     return [mass / sum(masses) for mass in masses]
 
@@ -83,9 +81,8 @@ def named(item: dict) -> str:
 
 
 def found(items: Sequence[dict], query: str) -> str:
-    """Results of a search, each with a button that adds it."""
     if not items:
-        return empty(f"Nothing is called “{query}”", "Try fewer or other words of a title.") if query else ""
+        return empty(f"Nothing is called “{query}”", "Try fewer or other words of a title.")
     rows = "".join(
         f'<li><button data-action="add" data-item="{escape(item["item_id"])}" data-title="{escape(item["title"])}" '
         f'aria-label="add">+</button>{named(item)}</li>'
@@ -95,7 +92,6 @@ def found(items: Sequence[dict], query: str) -> str:
 
 
 def history(items: Sequence[dict]) -> str:
-    """The history, oldest first, each with a button that removes it."""
     if not items:
         return empty("No history yet", "Search for items and add them, oldest first.")
     rows = "".join(
@@ -116,13 +112,7 @@ def conditions(where: Sequence[Sequence]) -> str:
 
 
 def recommendations(items: Sequence[dict], k: int, target: str | None = None, explains: bool = False) -> str:
-    """The first k items with their scores; shares are of the whole list, which may be longer.
-
-    Args:
-        items: `item_id`, `title`, `semid`, `score`, best first.
-        target (*optional*): the true next item's id, which is marked.
-        explains: whether each item gets a button that asks why.
-    """
+    """The first k of the items, best first; shares are of all. The item with the id `target` is marked."""
     rows = ""
     of_list = shares([item["score"] for item in items])
     for rank, (item, share) in enumerate(zip(items[:k], of_list), start=1):

@@ -43,12 +43,7 @@ async def prometheus(front: TheFront):
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application, for uvicorn.
-
-    Args:
-        service (`Service`): what is served; who made it closes it.
-        settings (`Settings`).
-    """
+    """The ASGI application, for uvicorn; who made the service closes it."""
     app = FastAPI(
         title="llmrec",
         version=llmrec.__version__,

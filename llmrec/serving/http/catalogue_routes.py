@@ -38,7 +38,7 @@ def items(
 @router.get("/v1/items/{item_id:path}", response_model=schemas.ItemResponse, responses=errors(400, 401, 404))
 def item(item_id: str, served: Current):
     """An item with all its columns."""
-    if not served.version.has(item_id):
+    if item_id not in served.version.index:
         message = f"item {item_id!r} is not in the catalogue: find items at /v1/items?query="
         raise ApiError(404, message, "item_id", "unknown_item")
     name = served.name(item_id)
@@ -48,12 +48,9 @@ def item(item_id: str, served: Current):
 @router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
 def catalogue(served: Current, front: TheFront):
     """The current version, and what made the ones before."""
-    history = [
-        {"version": entry.number, **{name: getattr(entry, name) for name in entry._fields[1:]}}
-        for entry in front.service.store.history()
-    ]
     columns = {field.name: str(field.type) for field in served.version.items.schema}
-    return JSONResponse({"version": served.number, "items": served.num_items, "columns": columns, "history": history})
+    state = {"version": served.number, "items": len(served.version.index.items), "columns": columns}
+    return JSONResponse(state | {"history": front.service.store.history()})
 
 
 @router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))
@@ -92,7 +89,7 @@ async def _changed(request: Request, front: Front, change, argument, param: str 
 
 
 def _columns(served: Served, item_id: str) -> dict:
-    row = served.version.rows_of(item_id)[0]
+    row = served.version.index.row(item_id)
     columns = {}
     for name in served.version.items.column_names:
         cell = served.version.items[name].slice(row, 1)

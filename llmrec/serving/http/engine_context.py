@@ -15,9 +15,8 @@ class EngineContext:
     """Fields of `llmrec.serving.vllm.semid_states.SemIDRequest` for engine requests.
 
     Args:
-        version (`int`): of the catalogue.
-        fields (mapping): what the client said, e.g. `{"semid": "next"}`.
-        beam_search (`bool`): engine requests are beams of one prompt, that of the first.
+        fields: what the client said, e.g. `{"semid": "next"}`.
+        beam_search: engine requests are beams of one prompt, that of the first.
     """
 
     version: int
@@ -39,11 +38,7 @@ engine_context: ContextVar[EngineContext | None] = ContextVar("engine_context", 
 
 
 class VersionedEngine:
-    """An engine client of vLLM whose `generate` adds the `engine_context`; all else is the client's.
-
-    Args:
-        client (`vllm.engine.protocol.EngineClient`): such as an `AsyncLLM`.
-    """
+    """An engine client of vLLM whose `generate` adds the `engine_context`; all else is the client's."""
 
     def __init__(self, client):
         self._client = client

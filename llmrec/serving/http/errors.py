@@ -33,11 +33,9 @@ class ApiError(HTTPException):
     """An answer that is no success.
 
     Args:
-        status (`int`): of HTTP.
-        message (`str`): what is wrong and what to do.
-        param (`str`, *optional*): path of the field, e.g. `filter.where[0][1]`.
-        code (`str`, *optional*): for programs; by default one that belongs to the status.
-        headers (`dict`, *optional*).
+        message: what is wrong and what to do.
+        param: path of the field, e.g. `filter.where[0][1]`.
+        code: for programs; by default one that belongs to the status.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers=None):
@@ -47,7 +45,6 @@ class ApiError(HTTPException):
 
     @property
     def body(self) -> dict:
-        """`{"message", "type", "param", "code"}`."""
         return {"message": self.detail, "type": self.type, "param": self.param, "code": self.code}
 
     def response(self) -> JSONResponse:

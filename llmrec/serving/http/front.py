@@ -44,11 +44,7 @@ class Metrics:
 
 
 class Front:
-    """What routes share.
-
-    Attributes:
-        searches, changes (`Gate`): the turns of recommendations, and of changes of the catalogue.
-    """
+    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`."""
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings, self.metrics = service, settings, Metrics()
@@ -59,10 +55,10 @@ class Front:
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
-        gauge("llmrec_catalogue_items", "Items of the current version.", lambda: service.current.num_items)
+        items = "Items of the current version."
+        gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 
     def gate(self, width: int) -> Gate:
-        """A queue of its own, with the limits of the settings."""
         return Gate(width, self.settings.max_queue, self.settings.timeout_s)
 
 

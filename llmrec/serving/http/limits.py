@@ -21,12 +21,9 @@ class Gate:
     """Lets some requests run, more wait, and turns the rest away.
 
     Args:
-        width (`int`): requests that run at a time; each blocking call has a thread.
-        max_queue (`int`): requests that wait.
-        timeout_s (`float`): for waiting and the call together.
-
-    Attributes:
-        running, waiting (`int`): how many there are now.
+        width: requests that run at a time; each blocking call has a thread.
+        max_queue: requests that wait.
+        timeout_s: for waiting and the call together.
     """
 
     def __init__(self, width: int, max_queue: int, timeout_s: float):
@@ -67,7 +64,7 @@ class Gate:
             raise self._refused(503, f"no answer within {self.timeout_s:g} s: try again later", "timeout") from error
 
     async def _enter(self) -> float:
-        """Waits for a turn; gives the seconds waited."""
+        """Gives the seconds waited."""
         if self._free.locked() and self.waiting >= self.max_queue:
             raise self._refused(429, f"{self.waiting} requests are waiting already: try again later", "queue_full")
         began = time.monotonic()

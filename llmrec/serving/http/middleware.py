@@ -21,9 +21,6 @@ class RequestLog:
 
     A line is JSON, without what users did or asked. Routes add to it through `request.state.log`; `request.state.id`
     is the id, also in the answer's header `X-Request-ID`.
-
-    Args:
-        requests (`Counter`): by route and status.
     """
 
     def __init__(self, app, requests: Counter):
@@ -96,14 +93,11 @@ class Guard:
 
         if length > limit:
             return await too_large.response()(scope, receive, closing)
-        if not self._opens(headers.get(b"authorization", b""), self.settings.keys_of(scope["method"], scope["path"])):
+        keys = self.settings.keys_of(scope["method"], scope["path"])
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
+        if keys and not (scheme.lower() == b"bearer" and any(matches)):
             message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
             error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
             return await error.response()(scope, receive, closing)
         await self.app(scope, limited, closing)
-
-    @staticmethod
-    def _opens(given: bytes, keys: list[str]) -> bool:
-        scheme, _, given = given.partition(b" ")
-        matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
-        return not keys or (scheme.lower() == b"bearer" and any(matches))

@@ -5,14 +5,12 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import State
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
 
@@ -32,17 +30,6 @@ _DOCUMENTED = {
 }
 
 
-class Generate(NamedTuple):
-    """vLLM's serving objects, both over a `VersionedEngine` (`llmrec.serving.http.engine_context`).
-
-    `vllm.entrypoints.launchers.api_server.app_state.init_app_state` makes them: `state.openai_serving_chat` and
-    `state.openai_serving_completion`.
-    """
-
-    chat: OpenAIServingChat
-    completion: OpenAIServingCompletion
-
-
 async def _turn(request: Request) -> AsyncIterator[None]:
     """A place among the chats that run, until the answer is sent to its end or the client goes away."""
     async with AsyncExitStack() as held:
@@ -50,8 +37,11 @@ async def _turn(request: Request) -> AsyncIterator[None]:
         yield
 
 
-def add_openai_routes(app: FastAPI, generate: Generate) -> None:
-    """Adds `/v1/chat/completions` and `/v1/completions` to the front."""
+def add_openai_routes(app: FastAPI, generate: State) -> None:
+    """Adds `/v1/chat/completions` and `/v1/completions` to the front.
+
+    `generate` has what vLLM's `init_app_state` sets over a `VersionedEngine` (`llmrec.serving.http.engine_context`).
+    """
     front = app.state.front
     app.state.generate, app.state.chats = generate, front.gate(front.settings.max_concurrent)
     front.metrics.gauge("llmrec_generating", "Chats and completions that run.", lambda: app.state.chats.running)
@@ -62,7 +52,8 @@ def add_openai_routes(app: FastAPI, generate: Generate) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
-    return await _answer(request.app.state.generate.chat.create_chat_completion, body, request, served)
+    call = request.app.state.generate.openai_serving_chat.create_chat_completion
+    return await _answer(call, body, request, served)
 
 
 @router.post("/v1/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
@@ -71,7 +62,8 @@ async def completion(body: CompletionRequest, request: Request, served: Current)
     if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
         if len(body.prompt) > 1:
             raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
-    return await _answer(request.app.state.generate.completion.create_completion, body, request, served)
+    call = request.app.state.generate.openai_serving_completion.create_completion
+    return await _answer(call, body, request, served)
 
 
 async def _answer(call, body, request: Request, served: Served):
@@ -82,7 +74,7 @@ async def _answer(call, body, request: Request, served: Served):
     except ApiError:
         raise
     except Exception as error:
-        raise _refusal(error) from error
+        raise _api_error(create_error_response(error), error) from error
     if hasattr(made, "error"):
         raise _api_error(made)
     if hasattr(made, "model_dump"):
@@ -102,15 +94,10 @@ def _context(body, served: Served) -> EngineContext:
 
 
 async def _refused(request: Request, error: VLLMError) -> JSONResponse:
-    return _refusal(error).response()
-
-
-def _refusal(error: Exception) -> ApiError:
-    return _api_error(create_error_response(error), error)
+    return _api_error(create_error_response(error), error).response()
 
 
 def _api_error(response, error: Exception | None = None) -> ApiError:
-    """vLLM's `ErrorResponse` as ours."""
     info = response.error
     if info.code == 404:
         return ApiError(404, info.message, info.param)

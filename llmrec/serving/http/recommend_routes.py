@@ -47,8 +47,13 @@ async def _answers(request: Request, front: Front, bodies: list[RecommendRequest
     request.state.log |= line
 
     def work() -> tuple[Served, list[Asked | ApiError], list[Found | ApiError]]:
+        asked: list[Asked | ApiError] = []
         with front.service.using() as served:
-            asked = [_read(body, served, front) for body in bodies]
+            for body in bodies:
+                try:
+                    asked.append(read_request(body, served, front.settings))
+                except ApiError as error:
+                    asked.append(error)
             return served, asked, search(asked, served)
 
     (served, asked, found), waited = await until_disconnect(request, front.searches.run(work))
@@ -58,13 +63,6 @@ async def _answers(request: Request, front: Front, bodies: list[RecommendRequest
         result if isinstance(result, ApiError) else _answer(request, front, served, number, one, result, waited)
         for number, (one, result) in enumerate(zip(asked, found))
     ]
-
-
-def _read(body: RecommendRequest, served: Served, front: Front) -> Asked | ApiError:
-    try:
-        return read_request(body, served, front.settings)
-    except ApiError as error:
-        return error
 
 
 def _answer(

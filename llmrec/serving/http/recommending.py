@@ -40,9 +40,8 @@ class Asked:
 
     Args:
         history: item ids, or (item id, behaviour) pairs.
-        prompt (`str`): what the model reads; `prompt_ids` are its tokens.
-        direct (`bool`): whether items are searched right after `prompt`. Otherwise the recommender makes more of the
-            history: a thought after the prompt, or a prompt for each of several views of Semantic IDs.
+        direct: whether items are searched right after `prompt`. Otherwise the recommender makes more of the history: a
+            thought after the prompt, or a prompt for each of several views of Semantic IDs.
     """
 
     body: RecommendRequest
@@ -56,7 +55,7 @@ class Asked:
 
 @dataclass
 class Found:
-    """What a request gets: (item id, score) pairs, best first, how many are valid, and the seconds of the search."""
+    """What a request gets: (item id, score) pairs, best first; `valid` counts those in the catalogue and allowed."""
 
     items: list[tuple[str, float]]
     valid: int
@@ -122,7 +121,9 @@ def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | Ap
             lists, thoughts = _search(group, served)
             took = time.perf_counter() - began
             for place, one, items, thought in zip(places, group, lists, thoughts):
-                answers[place] = Found(items, _count_valid(one, items, served), thought, took)
+                known = [item_id for item_id, _ in items if item_id in served.version.index]
+                valid = served.recommender.filter.satisfied(one.filter, known, [*map(item_of, one.history)])
+                answers[place] = Found(items, valid, thought, took)
         except Exception:
             logger.exception("a search failed")
             for place in places:
@@ -170,7 +171,7 @@ def _history(body: RecommendRequest, served: Served) -> tuple[list[str], list[st
         candidates = [served.items_with(semid) for semid in body.history]
     else:
         reserved = served.version.index.reserved  # of removed items, which histories still hold
-        known = (served.version.has(item) or item in reserved for item in body.history)
+        known = (item in served.version.index or item in reserved for item in body.history)
         candidates = [[item] if is_known else [] for item, is_known in zip(body.history, known)]
     items, alike = [], []
     for place, (entry, same) in enumerate(zip(body.history, candidates)):
@@ -250,7 +251,7 @@ def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
         return served.recommender.prompts([history], behaviour=[body.behaviour] if body.behaviour else None)[0]
     if body.task not in item_prompts():
         raise ApiError(400, f"task {body.task!r} is none of {', '.join(item_prompts())}", "task")
-    if body.about is not None and not served.version.has(body.about):
+    if body.about is not None and body.about not in served.version.index:
         raise ApiError(400, f"item {body.about!r} is not in the catalogue", "about", "unknown_item")
     names = (*_TASK_FIELDS, "behaviours", "behaviour")
     row = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
@@ -273,9 +274,3 @@ def _chat(body: RecommendRequest, served: Served) -> str:
     if not served.recommender.behaviours:
         return text
     return text + served.version.index.behaviour_token(body.behaviour or _wanted(served))
-
-
-def _count_valid(one: Asked, items: list[tuple[str, float]], served: Served) -> int:
-    """How many of the items are in the version's catalogue and allowed."""
-    known = [item_id for item_id, _ in items if served.version.has(item_id)]
-    return served.recommender.filter.satisfied(one.filter, known, [*map(item_of, one.history)])

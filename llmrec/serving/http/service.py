@@ -1,19 +1,45 @@
 """`Service`: which catalogue version is served, how the next one comes in, and when an old one may go."""
 
 import logging
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.recommenders import LLMRecommender
-from llmrec.serving.http.semid_scan import SemIDScanner
 from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared
 
 logger = logging.getLogger("llmrec.serving")
+
+
+class SemIDScanner:
+    """Finds Semantic IDs in what a model wrote; `items_with` gives the items of one, none for an unknown one."""
+
+    def __init__(self, index: SemIDIndex, items_with: Callable[[str], Sequence[str]]):
+        words = not index.adds_tokens  # SemIDs in the words of the LLM end with ";"
+        self._items_with, self._longest = items_with, index.num_levels + words
+        tokens = {token for level in index.level_tokens for token in level} | ({";"} if words else set())
+        pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+        self._token, self._run = re.compile(pattern), re.compile(f"(?:{pattern})+")
+
+    def items(self, text: str) -> list[str]:
+        """The distinct items whose Semantic IDs stand in a text, in order; of two that fit the longer one counts."""
+        item_ids: dict[str, None] = {}
+        for run in self._run.finditer(text):
+            tokens, place = self._token.findall(run[0]), 0
+            while place < len(tokens):
+                lengths = range(min(self._longest, len(tokens) - place), 0, -1)
+                for length in lengths:  # where none fits, the first token is passed over
+                    if items := self._items_with("".join(tokens[place : place + length])):
+                        item_ids |= dict.fromkeys(items)
+                        break
+                place += length
+        return list(item_ids)
 
 
 @dataclass
@@ -28,12 +54,7 @@ class Served:
     def number(self) -> int:
         return self.version.number
 
-    @cached_property
-    def num_items(self) -> int:
-        return len(self.version.index.items)
-
     def items_with(self, semid: str) -> list[str]:
-        """The items that have a Semantic ID; none for an unknown one."""
         with self._lock:  # the first look-up makes a table
             return self.version.index.decode(semid)
 
@@ -47,7 +68,7 @@ class Served:
 
     def name(self, item_id: str) -> dict:
         """`{"item_id", "title", "semid"}` of an item of the catalogue."""
-        row = self.version.rows_of(item_id)[0]
+        row = self.version.index.row(item_id)
         title = self.version.items["title"][row].as_py()
         return {"item_id": item_id, "title": title, "semid": self.version.index.semid_of_row(row)}
 
@@ -60,12 +81,10 @@ class Service:
     """The current version, changes of it one after the other, and who still uses which.
 
     Args:
-        store (`CatalogueStore`): owns the versions and their log.
-        make (callable): version → recommender over it. Its methods are called from several threads.
-        publish (callable, *optional*): loads a prepared version into the engines, and returns when all have it.
-        retire (callable, *optional*): gets the number of a version that no request uses any more, or that was
-            published in vain.
-        check (callable, *optional*): raises where an engine is dead; `/health` asks it.
+        make: version → recommender over it. Its methods are called from several threads.
+        publish: loads a prepared version into the engines, and returns when all have it.
+        retire: gets the number of a version that no request uses any more, or that was published in vain.
+        check: raises where an engine is dead; `/health` asks it.
 
     All callables may block: they run in a thread of their own, except `check`, which should be quick.
     """

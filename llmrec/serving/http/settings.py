@@ -12,23 +12,20 @@ class Settings:
     """How the front answers.
 
     Args:
-        model (`str`): the name that responses and `/v1/models` show.
-        api_key (`str`, *optional*): `Authorization: Bearer <key>` of every route under `/v1`; `None` asks for none.
-        admin_key (`str`, *optional*): of routes that change the catalogue; by default `api_key`. It opens all others.
-        max_body_bytes, max_catalogue_bytes (`int`): the largest body of a request, and of a change of the catalogue.
-        max_k (`int`): the most items that a request may ask for.
-        max_beams (`int`): the widest search.
-        max_history (`int`): the longest history; the model reads its newest items, as its folder says.
-        max_prompt_tokens (`int`, *optional*): the longest chat or task prompt; what the engine has room for.
-        max_batch (`int`): requests in a batch, which takes one place in the queue.
-        max_concurrent (`int`): searches that run at a time, each in a thread that waits for the engine; of chats and
+        model: the name that responses and `/v1/models` show.
+        api_key: `Authorization: Bearer <key>` of every route under `/v1`; `None` asks for none.
+        admin_key: of routes that change the catalogue; by default `api_key`. It opens all others.
+        max_body_bytes, max_catalogue_bytes: the largest body of a request, and of a change of the catalogue.
+        max_history: the longest history; the model reads its newest items, as its folder says.
+        max_prompt_tokens: the longest chat or task prompt; what the engine has room for.
+        max_batch: requests in a batch, which takes one place in the queue.
+        max_concurrent: searches that run at a time, each in a thread that waits for the engine; of chats and
             completions as many again.
-        max_queue (`int`): requests that wait beside them; one more is answered 429.
-        timeout_s (`float`): a recommendation that has waited and searched for longer is answered 503, and so is a chat
-            that has waited for longer; one that has begun is written to its end.
-        recommend (`bool`): whether there are routes that recommend; without an engine for it there should be none.
-        log_histories (`bool`): whether the log repeats what requests ask. By default it holds no history, title or
-            prompt.
+        max_queue: requests that wait beside them; one more is answered 429.
+        timeout_s: a recommendation that has waited and searched for longer is answered 503, and so is a chat that has
+            waited for longer; one that has begun is written to its end.
+        recommend: whether there are routes that recommend; without an engine for it there should be none.
+        log_histories: whether the log repeats what requests ask. By default it holds no history, title or prompt.
 
     Raises:
         ValueError: a limit below its least, or a key that is empty.
@@ -77,5 +74,4 @@ class Settings:
         return keys if path.startswith("/v1/") and self.api_key is not None else []
 
     def body_limit(self, path: str) -> int:
-        """Bytes."""
         return self.max_catalogue_bytes if path == _ADMIN else self.max_body_bytes

@@ -17,12 +17,11 @@ class Changes:
     """What shall change.
 
     Args:
-        put (sequence of mappings): an item each: `item_id` and columns. Of a known item the given columns change and
+        put: an item each: `item_id` and columns. Of a known item the given columns change and
             the others stay, as does its Semantic ID. A new item needs `title` and has null in columns that are not
             given. It may bring its Semantic ID (`semid`, a list of tokens) or its features (`embedding`, a list of
             numbers as the item tokenizer was fitted on); for a known item these say nothing new and may stand there.
             Texts are cleaned as those of prepared data.
-        remove (sequence of `str`): item ids.
     """
 
     put: Sequence[Mapping[str, Any]] = ()
@@ -31,8 +30,6 @@ class Changes:
 
 @dataclass(frozen=True)
 class Put:
-    """An item of `Changes.put` that was checked."""
-
     item_id: str
     columns: dict
     is_new: bool
@@ -41,7 +38,6 @@ class Put:
     codes: list[list[int]] = field(default_factory=list)
 
     def written(self) -> dict:
-        """As it stands in a record."""
         return {"item_id": self.item_id, "columns": self.columns} | ({"codes": self.codes} if self.is_new else {})
 
 
@@ -64,7 +60,7 @@ def checked(changes: Changes, version: CatalogueVersion) -> tuple[list[Put], lis
     for put in puts:
         if put.item_id in gone:
             raise ValueError(f"item {put.item_id!r} stands in put and in remove: leave it out of one of them")
-    unknown = next((item for item in removed if not version.has(item)), None)
+    unknown = next((item for item in removed if item not in version.index), None)
     if unknown is not None:
         raise ValueError(f"item {unknown!r} is to be removed, but is not in the catalogue: leave it out of remove")
     if len(removed) == len(version.index.items) and not any(put.is_new for put in puts):
@@ -86,7 +82,7 @@ def table_of(puts: Sequence[Put], schema: pa.Schema) -> pa.Table:
 
 
 def _split(entry: Mapping, position: int, version: CatalogueVersion) -> Put:
-    """Item, columns and the rest of one entry of `put`; the columns' values are checked later, all together."""
+    """One entry of `put`; the columns' values are checked later, all together."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"put[{position}] is {entry!r:.80}, it should be an item's columns: {{'item_id': ..., ...}}")
     columns = dict(entry)
@@ -97,7 +93,7 @@ def _split(entry: Mapping, position: int, version: CatalogueVersion) -> Put:
     if unknown is not None:
         known = [name for name in names if name != VERSION_COLUMN]
         raise ValueError(f"item {item!r}, column {unknown!r}: the catalogue has {known}, and none can be added to it")
-    is_new = not version.has(item)
+    is_new = item not in version.index
     if is_new and "title" not in columns and "title" in names:
         raise ValueError(f"item {item!r} is new and has no title: give it one")
     semid = extra.get("semid")
@@ -106,7 +102,7 @@ def _split(entry: Mapping, position: int, version: CatalogueVersion) -> Put:
     ):
         raise ValueError(f"item {item!r}: semid is {semid!r:.80}, it should be a list of tokens")
     if not is_new and semid is not None:
-        tokens = version.index.tokens_of_row(version.rows_of(item)[0])
+        tokens = version.index.tokens_of_row(version.index.row(item))
         if list(semid) != tokens:
             raise ValueError(f"item {item!r} has the semid {tokens} and keeps it: leave semid out")
     if not is_new and not columns:

@@ -36,10 +36,8 @@ _TABLES = f"""
 
 
 class Recorded(NamedTuple):
-    """Records after version `start`, which is a snapshot, or 0: what the model folder holds.
-
-    `size` is the length of all that were read, `records` are those that were asked for.
-    """
+    """Records after version `start`, which is a snapshot, or 0: what the model folder holds; `size` is in characters,
+    of all that were read."""
 
     start: int
     records: list[dict]
@@ -105,7 +103,6 @@ class CatalogueLog:
 
     Args:
         directory: made where it does not exist. A log that an older llmrec wrote there is taken over.
-        semid_fingerprint (`str`): of the model folder's index.
 
     Raises:
         ValueError: another process or object writes there, or an old log is damaged or disagrees with the database.
@@ -158,7 +155,6 @@ class CatalogueLog:
             self._insert_snapshot(database, number)
 
     def close(self) -> None:
-        """Gives the directory free."""
         for connection in (self._database, self._lock):
             if connection is not None:
                 connection.close()

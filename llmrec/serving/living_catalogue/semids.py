@@ -17,10 +17,9 @@ from llmrec.serving.writers import give_writer
 
 
 class NewSemIDs:
-    """Gives new items the codes of a model folder's Semantic IDs; its tokenizer and encoder are read when needed.
+    """Gives new items the codes of a model folder's Semantic IDs.
 
-    Args:
-        folder: a model folder. It needs an item tokenizer only for items that bring no Semantic ID.
+    Tokenizer and encoder are read when needed: for items that bring no Semantic ID.
     """
 
     def __init__(self, folder: Path):
@@ -41,21 +40,20 @@ class NewSemIDs:
             ValueError: naming the item: a Semantic ID that is no row of the model's tokens, or that another item has
                 or had; features that do not fit; a folder that cannot give the item a Semantic ID.
         """
-        reserved = index.reserved
         for put in puts:
             if put.embedding is not None:
                 _check_embedding(put)
+        reserved = index.reserved
         codes = {put.item_id: reserved[put.item_id] for put in puts if put.item_id in reserved}
         for put in puts:
             if put.item_id in codes and put.semid is not None:
-                tokens = _tokens(index, codes[put.item_id][0])
+                first = enumerate(codes[put.item_id][0])
+                tokens = [index.token(level, code) for level, code in first if code >= 0]
                 if list(put.semid) != tokens:
                     raise ValueError(f"item {put.item_id!r} had the semid {tokens} and gets it back: leave semid out")
-        brought = [put for put in puts if put.semid is not None and put.item_id not in codes]
-        if brought:
+        if brought := [put for put in puts if put.semid is not None and put.item_id not in codes]:
             codes |= self._brought(index, brought)
-        rest = [put for put in puts if put.item_id not in codes]
-        if rest:
+        if rest := [put for put in puts if put.item_id not in codes]:
             # To whoever makes codes, those in use and those reserved are alike: taken. An index without items is cheap
             # to continue.
             taken = [
@@ -63,7 +61,7 @@ class NewSemIDs:
                 *(row for item, rows in codes.items() if item not in reserved for row in rows),
             ]
             info = {"reserved": {**reserved, "": taken}}
-            codes |= self._made(index.replaced([], _matrix(index, []), info), rest, schema)
+            codes |= self._made(index.replaced([], index.codes[:0], info), rest, schema)
         return codes
 
     def _brought(self, index: SemIDIndex, puts: Sequence[Put]) -> dict[str, list[list[int]]]:
@@ -73,7 +71,7 @@ class NewSemIDs:
                 "can be brought: update the views and join them again (docs/lifecycle.md)"
             )
         rows = [_codes_of(index, put) for put in puts]
-        news = index.replaced([put.item_id for put in puts], _matrix(index, rows))
+        news = index.replaced([put.item_id for put in puts], np.array(rows))
         before = [item for item, semids in index.reserved.items() for _ in semids]
         taken = index.replaced([*index.item_ids, *before], taken_codes(index))
         if index.has_given_tokens:  # levels may share tokens, so that other codes read the same
@@ -126,7 +124,7 @@ def _codes_of(index: SemIDIndex, put: Put) -> list[int]:
         if level == index.num_levels:
             raise ValueError(
                 f"item {put.item_id!r}: {token!r} of its semid is no token of a level after the ones before it; a "
-                f"semid reads like {_tokens(index, index.codes[0])}"
+                f"semid reads like {index.tokens_of_row(0)}"
             )
         codes[level] = index.level_tokens[level].index(token)
         level += 1
@@ -140,11 +138,3 @@ def _check_embedding(put: Put) -> None:
         isinstance(value, int | float) and -largest <= value <= largest for value in values
     ):
         raise ValueError(f"item {put.item_id!r}: embedding is {values!r:.80}, it should be a list of finite numbers")
-
-
-def _matrix(index: SemIDIndex, rows: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.array(rows, np.int32).reshape(-1, index.num_levels)
-
-
-def _tokens(index: SemIDIndex, codes: Sequence[int]) -> list[str]:
-    return [index.token(level, int(code)) for level, code in enumerate(codes) if code >= 0]

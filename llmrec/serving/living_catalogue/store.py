@@ -4,7 +4,7 @@ What `commit` has returned for is on disk (`log.py`) and comes back after any cr
 it into its engines, and commits it, so that nobody sees a version that some engine lacks:
 
     prepared = store.prepare(Changes(put=[{"item_id": "B02", "price": 3.0}], remove=["B01"]))
-    ...                                # apply_record(their version, prepared.record) wherever the version is needed
+    ...                                # apply_records(their version, [prepared.record]) wherever it is needed
     store.commit(prepared)             # durable, and store.current
 
 Nobody moves (docs/lifecycle.md): items keep their Semantic IDs, those of removed items stay reserved, through
@@ -24,7 +24,7 @@ from llmrec.serving.living_catalogue.changes import Changes, checked
 from llmrec.serving.living_catalogue.log import DATABASE, CatalogueLog, Recorded, read_log, snapshot_path
 from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
-from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record, apply_records, difference
+from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records, difference
 
 SNAPSHOT_SIZE = 2**25  # characters of records: a log that has more is not replayed from the beginning a second time
 
@@ -36,26 +36,12 @@ class Prepared(NamedTuple):
     version: CatalogueVersion
 
 
-class HistoryEntry(NamedTuple):
-    """What made a version: how many items came, changed and went, or which version it is again."""
-
-    number: int
-    time: str
-    added: int
-    updated: int
-    removed: int
-    rollback_of: int | None
-
-
 class CatalogueStore:
     """The versions of a model folder's catalogue; one object at a time writes a directory.
 
     Args:
         folder: a model folder; it is only read.
         directory (*optional*): of the log, by default `<folder>/catalogue`.
-
-    Attributes:
-        current (`CatalogueVersion`): the one that was committed last.
 
     Raises:
         ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
@@ -78,12 +64,8 @@ class CatalogueStore:
             raise
 
     def prepare(self, changes: Changes) -> Prepared:
-        """The version after `current` with these changes; nothing is visible or durable yet.
-
-        Raises:
-            ValueError: changes that do not fit the catalogue (names item and column), or a new item for which the
-                folder has no Semantic ID.
-        """
+        """The version after `current` with these changes; nothing is visible or durable yet. Raises `ValueError` for
+        changes that do not fit the catalogue (naming item and column), or an item that gets no Semantic ID."""
         with self._lock:
             current = self.current
             puts, removed = checked(changes, current)
@@ -124,17 +106,17 @@ class CatalogueStore:
             self.current = prepared.version
             return prepared.record
 
-    def history(self) -> list[HistoryEntry]:
+    def history(self) -> list[dict]:
         """What made every version that the log has, oldest first."""
         return [
-            HistoryEntry(
-                record["number"],
-                record["time"],
-                sum("codes" in put for put in record["put"]),
-                sum("codes" not in put for put in record["put"]),
-                len(record["remove"]),
-                record["rollback_of"],
-            )
+            {
+                "version": record["number"],
+                "time": record["time"],
+                "added": sum("codes" in put for put in record["put"]),
+                "updated": sum("codes" not in put for put in record["put"]),
+                "removed": len(record["remove"]),
+                "rollback_of": record["rollback_of"],
+            }
             for record in read_log(self.directory, self._fingerprint, whole=True).records
         ]
 
@@ -144,7 +126,6 @@ class CatalogueStore:
         return current if number == current.number else load_version(self.folder, self.directory, number)
 
     def close(self) -> None:
-        """Lets others write the directory."""
         with self._lock:
             self._log.close()
 
@@ -160,7 +141,7 @@ class CatalogueStore:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         numbers = {"number": self._last_number, "parent": self.current.number}
         record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
-        return Prepared(record, apply_record(self.current, record))
+        return Prepared(record, apply_records(self.current, [record]))
 
 
 def load_version(
@@ -195,7 +176,6 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _replayed(folder: Path, directory: Path, recorded: Recorded) -> CatalogueVersion:
-    """The version that records lead to."""
     if recorded.start:
         path = snapshot_path(directory, recorded.start)
         index, table = SemIDIndex.load(path), read_parquet(path)

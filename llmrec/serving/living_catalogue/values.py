@@ -52,7 +52,6 @@ def _strict(values: list, name: str, kind: pa.DataType) -> pa.Array:
 
 
 def to_array(values: list, kind: pa.DataType) -> pa.Array:
-    """An array of JSON values."""
     if any(is_kind(kind) for is_kind in _WRITTEN_AS_TEXT):
         return pa.array(values, pa.string()).cast(kind)
     return pa.array(values, kind)
@@ -68,7 +67,6 @@ def to_json(array: pa.Array | pa.ChunkedArray, name: str) -> list:
 
 
 def _can_be_written(kind: pa.DataType) -> bool:
-    """Whether values of a type can stand in a record."""
     while any(is_kind(kind) for is_kind in _LISTS):
         kind = kind.value_type
         if any(is_kind(kind) for is_kind in _WRITTEN_AS_TEXT):

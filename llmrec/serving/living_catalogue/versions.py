@@ -26,12 +26,9 @@ from llmrec.serving.living_catalogue.values import to_array, to_json
 
 @dataclass(frozen=True)
 class CatalogueVersion:
-    """An immutable state of the catalogue.
+    """An immutable state of the catalogue: `items` has one row for every row of `index`, and `item_id` first.
 
-    Attributes:
-        number (`int`): 0 is what the model folder holds.
-        index (`SemIDIndex`): its rows.
-        items (`pa.Table`): the items' columns, one row for every row of `index`, `item_id` first.
+    Version 0 is what the model folder holds.
     """
 
     number: int
@@ -48,26 +45,10 @@ class CatalogueVersion:
         ]
         return cls(number, index, items.cast(pa.schema(plain)).replace_schema_metadata(None))
 
-    def has(self, item_id: str) -> bool:
-        """Whether an item is in the catalogue."""
-        return bool(self.rows_of(item_id))
-
-    def rows_of(self, item_id: str) -> Sequence[int]:
-        """The rows of an item, its primary Semantic ID first; none where it is not in the catalogue."""
-        return self.index.rows(item_id) if item_id in self.index else ()
-
-
-def apply_record(version: CatalogueVersion, record: Mapping) -> CatalogueVersion:
-    """The version that a record describes, made from its parent; where only columns change the index is the same."""
-    return apply_records(version, [record])
-
 
 def apply_records(version: CatalogueVersion, records: Iterable[Mapping]) -> CatalogueVersion:
-    """As `apply_record` one after the other, in one pass.
-
-    Raises:
-        ValueError: a record that does not follow the one before, or that does not fit the version.
-    """
+    """The version that records lead to from another, in one pass; where only columns change the index is the same.
+    Raises `ValueError` for a record that does not follow the one before, or that does not fit the version."""
     replay = _Replay(version)
     for record in records:
         replay.step(record)
@@ -75,16 +56,13 @@ def apply_records(version: CatalogueVersion, records: Iterable[Mapping]) -> Cata
 
 
 def difference(old: CatalogueVersion, new: CatalogueVersion) -> dict:
-    """`put`, `remove` and `order` of the record that leads from one version to another.
-
-    Raises:
-        ValueError: a value that cannot be written as JSON.
-    """
-    removed = [item for item in old.index.items if not new.has(item)]
-    added = [item for item in new.index.items if not old.has(item)]
-    kept = [item for item in new.index.items if old.has(item)]
-    before = old.items.take(pa.array([old.rows_of(item)[0] for item in kept], pa.int64()))
-    after = new.items.take(pa.array([new.rows_of(item)[0] for item in [*kept, *added]], pa.int64()))
+    """`put`, `remove` and `order` of the record that leads from one version to another; raises `ValueError` for a
+    value that cannot be written as JSON."""
+    removed = [item for item in old.index.items if item not in new.index]
+    added = [item for item in new.index.items if item not in old.index]
+    kept = [item for item in new.index.items if item in old.index]
+    before = old.items.take(pa.array([old.index.row(item) for item in kept], pa.int64()))
+    after = new.items.take(pa.array([new.index.row(item) for item in [*kept, *added]], pa.int64()))
     columns: dict[str, dict] = {item: {} for item in [*kept, *added]}
     for name in new.items.column_names[1:]:
         was, now = before[name].to_pylist(), after[name].to_pylist()
@@ -93,16 +71,16 @@ def difference(old: CatalogueVersion, new: CatalogueVersion) -> dict:
             columns[after["item_id"][row].as_py()][name] = value
     put = [{"item_id": item, "columns": columns[item]} for item in kept if columns[item]]
     for item in added:
-        codes = new.index.codes[list(new.rows_of(item))].tolist()
+        codes = new.index.codes[new.index.rows(item)].tolist()
         put.append({"item_id": item, "columns": columns[item], "codes": codes})
     # The rows of `new`, as places among those that are left of `old` and the added ones after them.
     gone = set(removed)
     left = np.array([item not in gone for item in old.index.item_ids])
     place_left, places, end = np.cumsum(left) - 1, np.empty(len(new.index), np.int64), int(left.sum())
     for item in kept:
-        places[new.rows_of(item)] = place_left[old.rows_of(item)]
+        places[new.index.rows(item)] = place_left[old.index.rows(item)]
     for item in added:
-        rows = new.rows_of(item)
+        rows = new.index.rows(item)
         places[rows] = range(end, end := end + len(rows))
     runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
     order = [[int(run[0]), int(run[-1]) + 1] for run in runs]
@@ -170,7 +148,9 @@ class _Replay:
                 self.values[name][row] = value
 
     def _rows_of(self, item: str) -> Sequence[int]:
-        if not (rows := self.rows[item] if item in self.rows else self.version.rows_of(item)):
+        index = self.version.index
+        before = index.rows(item) if item in index else ()
+        if not (rows := self.rows.get(item, before)):
             raise ValueError(f"version {self.number} changes item {item!r}, which is not in the version before")
         return rows
 

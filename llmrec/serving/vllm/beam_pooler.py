@@ -1,4 +1,4 @@
-"""`recommend` mode: the whole constrained beam search inside the pooler of a vLLM pooling model.
+"""`recommend` mode: vLLM's decoders as pooling models, whose pooler runs the whole constrained beam search.
 
 One engine request is one recommendation. vLLM schedules and runs its prompt; the pooler then searches the catalogue
 for all prompts of the step together, level by level, with their keys and values shared by the beams.
@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.pooler import Pooler
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.pooling_params import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from llmrec.serving.vllm.catalogues import WorkerCatalogues
+from llmrec.serving.vllm import catalogues
 from llmrec.serving.vllm.engines import TASK, SearchRequest
 from llmrec.serving.vllm.shared_prompts import SharedPrompts
 
@@ -37,15 +41,13 @@ class Prompt(NamedTuple):
 class BeamPooler(Pooler):
     """Searches after every prompt of an engine step.
 
-    Args:
-        model: of vLLM; catalogues: those of this process; max_length: tokens of a prompt with its Semantic ID.
-
-    A request's output is float64 [1 + n, 3]: first `(status, milliseconds of its search, prompts searched with it)`,
-    then `(number of the item, score, row of the index)`, best first. The status is 0, or 1 where the search failed:
-    the engine's log says why, and other requests go on.
+    `max_length` bounds a prompt with its Semantic ID, in tokens. A request's output is float64 [1 + n, 3]: first
+    `(status, milliseconds of its search, prompts searched with it)`, then `(number of the item, score, row of the
+    index)`, best first. The status is 0, or 1 where the search failed: the engine's log says why, and other requests
+    go on.
     """
 
-    def __init__(self, model: torch.nn.Module, catalogues: WorkerCatalogues, max_length: int):
+    def __init__(self, model: torch.nn.Module, catalogues: catalogues.WorkerCatalogues, max_length: int):
         super().__init__()
         self._prompts, self._catalogues, self._max_length = SharedPrompts(model), catalogues, max_length
 
@@ -99,6 +101,28 @@ class BeamPooler(Pooler):
         lists = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
+
+
+class _Recommender:
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if vllm_config.parallel_config.world_size > 1:
+            raise ValueError("recommend mode runs on one device: start one server for each")
+        self.pooler = BeamPooler(self, catalogues.of(vllm_config), vllm_config.model_config.max_model_len)
+
+
+class Qwen2Recommender(_Recommender, Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5."""
+
+
+class Qwen3Recommender(_Recommender, Qwen3ForCausalLM):
+    """Qwen3, dense."""
+
+
+class LlamaRecommender(_Recommender, LlamaForCausalLM):
+    """Llama, and what is built like it (Mistral without a sliding window, SmolLM2, ...)."""
 
 
 def _parsed(params: PoolingParams) -> SearchRequest | None:

@@ -13,19 +13,18 @@ from transformers import AutoTokenizer
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.living_catalogue.store import load_version
-from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_record
+from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records
 
 
 class WorkerCatalogues:
     """Catalogue versions by number.
 
     Args:
-        folder: a model folder.
         directory (*optional*): of a catalogue log, whose last version is loaded; without it the folder's own items.
 
     Attributes:
-        states (`dict`): number of a version that was to be loaded beside running requests → `"loading"`, `"loaded"`,
-            or why it could not be loaded.
+        states: number of a version that was to be loaded beside running requests → `"loading"`, `"loaded"`, or why it
+            could not be loaded.
     """
 
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
@@ -51,7 +50,7 @@ class WorkerCatalogues:
         """Makes the version that a record of the log describes; a second time it does nothing."""
         with self._lock:
             if record["number"] not in self._versions and record["number"] not in self._dropped:
-                self._add(apply_record(self._versions[record["parent"]][0], record))
+                self._add(apply_records(self._versions[record["parent"]][0], [record]))
 
     def load_aside(self, record: dict) -> None:
         """Begins to load a version in a thread; `states` says how it went."""
@@ -97,17 +96,14 @@ def of(vllm_config) -> WorkerCatalogues:
 class CatalogueWorker:
     """What the front can ask of an engine's worker, as a `worker_extension_cls` of vLLM.
 
-    vLLM mixes this into its worker, so names have a prefix.
+    vLLM mixes this into its worker, so names have a prefix; `record` is one of the catalogue log, as JSON.
     """
 
     def llmrec_load(self, record: str) -> None:
-        """Begins to load the version of a record of the catalogue log (JSON); `llmrec_state` says how it went."""
         of(self.vllm_config).load_aside(json.loads(record))
 
     def llmrec_state(self, number: int) -> str:
-        """See `WorkerCatalogues.states`."""
         return of(self.vllm_config).states.get(number, "nobody asked for it")
 
     def llmrec_drop(self, number: int) -> None:
-        """Forgets a version."""
         of(self.vllm_config).drop(number)

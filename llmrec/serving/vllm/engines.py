@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
-PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
 TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
 _LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
 
@@ -30,12 +29,10 @@ class SearchRequest:
     """What a request of mode `recommend` says, beside its prompt.
 
     Args:
-        k (`int`): items wanted.
-        num_beams (`int`): beams to begin with.
-        version (`int`, *optional*): of the catalogue; the newest by default.
-        view (`str`): the Semantic IDs that are searched.
-        filter (`Filter`, *optional*): what may be returned.
-        history (sequence of item ids): what `exclude_seen` looks at.
+        num_beams: to begin with.
+        version: of the catalogue; the newest by default.
+        view: the Semantic IDs that are searched.
+        history: the item ids that `exclude_seen` looks at.
     """
 
     k: int
@@ -67,7 +64,6 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
 
     Args:
         folder: a merged model folder.
-        mode: `"recommend"` or `"generate"`.
         directory (*optional*): of a catalogue log, whose last version is served; without it the folder's own items.
         more: of vLLM's own, such as `dtype` or `gpu_memory_utilization`; they win, key by key where both are mappings.
 
@@ -109,7 +105,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         }
     elif mode == GENERATE:
         arguments |= {
-            "logits_processors": [PROCESSOR],
+            "logits_processors": ["llmrec.serving.vllm.semid_processor:SemIDProcessor"],
             # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
             # Semantic ID are -inf.
             "logprobs_mode": "processed_logits",
@@ -124,13 +120,9 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
 
 
 class OfflineEngine:
-    """vLLM's `LLM` in this process, for one mode.
+    """vLLM's `LLM` in this process, for one mode; see `engine_arguments`."""
 
-    Args:
-        folder, mode, more: see `engine_arguments`.
-    """
-
-    def __init__(self, folder: str | Path, mode: str = RECOMMEND, **more):
+    def __init__(self, folder: str | Path, mode: str, **more):
         from vllm import LLM
 
         register()
@@ -143,18 +135,12 @@ class OfflineEngine:
         return [output.outputs.data for output in outputs]
 
     def write(self, prompts: Sequence[Sequence[int]], params: "Sequence[SamplingParams]") -> list[str]:
-        """What follows each prompt."""
         outputs = self.llm.generate([*map(_input, prompts)], list(params), use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
 
 
 class OnlineEngine:
-    """An `AsyncLLM` that runs in the event loop of another thread; calls wait for it, as those of `OfflineEngine`.
-
-    Args:
-        client: the engine.
-        loop: where it runs.
-    """
+    """An `AsyncLLM` that runs in the event loop of another thread; calls wait for it, as those of `OfflineEngine`."""
 
     def __init__(self, client: "AsyncLLM", loop: asyncio.AbstractEventLoop):
         self.client, self.loop = client, loop

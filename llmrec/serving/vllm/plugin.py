@@ -6,7 +6,7 @@ import signal
 
 FRONT = "LLMREC_FRONT_PID"  # set in the environment of a server's engines
 
-# architecture of a model folder -> class of llmrec.serving.vllm.pooling_model
+# architecture of a model folder -> class of llmrec.serving.vllm.beam_pooler
 ARCHITECTURES = {
     "Qwen2ForCausalLM": "Qwen2Recommender",
     "Qwen3ForCausalLM": "Qwen3Recommender",
@@ -28,4 +28,4 @@ def register() -> None:
         if os.environ[FRONT] != str(os.getppid()):  # it died a moment ago
             os.kill(os.getpid(), signal.SIGKILL)
     for name in set(ARCHITECTURES.values()):
-        ModelRegistry.register_model(name, f"llmrec.serving.vllm.pooling_model:{name}")
+        ModelRegistry.register_model(name, f"llmrec.serving.vllm.beam_pooler:{name}")

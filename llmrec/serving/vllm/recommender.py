@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 from transformers import AutoTokenizer
 
-from llmrec.catalogue.filters import Filter
-from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import ScoredItem
 from llmrec.instructions.render import item_of
+from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import RecommenderConfig, load_parts
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OfflineEngine, OnlineEngine, SearchRequest
@@ -25,22 +23,19 @@ class VLLMRecommender(LLMRecommender):
     Args:
         engine: of mode `recommend`, with the same catalogue version.
         writer (*optional*): of mode `generate`; without it thoughts are empty and `generate_text` is refused.
-        version (`int`): the catalogue version of `index` and `items`.
-        rest: see `LLMRecommender`.
+        version: the catalogue version of `index` and `items`.
+        rest: `tokenizer`, `index`, `items` and `config`; see `LLMRecommender`.
     """
 
     def __init__(
         self,
         engine: OfflineEngine | OnlineEngine,
-        tokenizer,
-        index: SemIDIndex,
-        items: pa.Table,
-        config: RecommenderConfig,
+        *rest,
         writer: OfflineEngine | OnlineEngine | None = None,
         version: int | None = None,
-        sequence_tokenizer=None,
+        sequence_tokenizer: SequenceTokenizer | None = None,
     ):
-        super().__init__(None, tokenizer, index, items, config, sequence_tokenizer=sequence_tokenizer)
+        super().__init__(None, *rest, sequence_tokenizer=sequence_tokenizer)
         self.engine, self.writer, self.version = engine, writer, version
 
     @classmethod
@@ -56,17 +51,9 @@ class VLLMRecommender(LLMRecommender):
         engine = OfflineEngine(folder, RECOMMEND, **more)
         writer = OfflineEngine(folder, GENERATE, **more) if GENERATE in modes else None
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(engine, tokenizer, index, items, config, writer, sequence_tokenizer=contextual)
+        return cls(engine, tokenizer, index, items, config, writer=writer, sequence_tokenizer=contextual)
 
-    def search(
-        self,
-        prompts: Sequence[Sequence[int]],
-        ks: Sequence[int],
-        histories: Sequence[Sequence] | None = None,
-        requests: Sequence[Filter | None] | None = None,
-        view: str = "",
-        num_beams: int | None = None,
-    ) -> list[list[ScoredItem]]:
+    def search(self, prompts, ks, histories=None, requests=None, view="", num_beams=None) -> list[list[ScoredItem]]:
         """See `LLMRecommender.search`.
 
         Raises:
@@ -87,14 +74,7 @@ class VLLMRecommender(LLMRecommender):
             lists.append([ScoredItem(int(item), score, int(row)) for item, score, row in hits])
         return lists
 
-    def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seeds: Sequence[int] = (),
-        stop: str | None = None,
-    ) -> Iterator[str]:
+    def write(self, prompts, max_new_tokens, temperature=0.0, seeds=(), stop=None) -> Iterator[str]:
         """See `LLMRecommender.write`; sampled text differs from what transformers samples from the same seed."""
         from vllm import SamplingParams
 

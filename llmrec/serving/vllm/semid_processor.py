@@ -25,17 +25,10 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
+from llmrec.arguments import one_of
 from llmrec.models.vocabulary import semid_token_ids
 from llmrec.serving.vllm import catalogues
-from llmrec.serving.vllm.semid_states import (
-    MODES,
-    NORMALIZATIONS,
-    Catalogue,
-    Prefix,
-    SemIDRequest,
-    SemIDStates,
-    chosen,
-)
+from llmrec.serving.vllm.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +50,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Lets the catalogue's trie rule inside Semantic IDs.
 
     Args:
-        vllm_config: of an engine on a model folder (`llmrec.models.folder`).
-        runner: what the runner adds: V1 `(device, is_pin_memory)`, V2 `(req_states,)`.
+        runner: what the runner adds to the configuration: V1 `(device, is_pin_memory)`, V2 `(req_states,)`.
 
     Raises:
         ValueError: no model folder, a tokenizer without EOS, or a wrong `additional_config["semid"]`.
@@ -73,7 +65,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             device, size = self._request_states.device, self._request_states.max_num_reqs
         self._catalogues = catalogues.of(vllm_config)
         config, index = self._catalogues.config, self._catalogues.get().index
-        self._mode, self._normalize = _defaults(vllm_config.additional_config.get("semid", {}), config.normalize)
+        given, where = vllm_config.additional_config.get("semid", {}), 'additional_config["semid"]'
+        if unknown := sorted(set(given) - {"default", "normalize"}):
+            raise ValueError(f"{where}: unknown field {unknown[0]!r}; there are default and normalize")
+        self._mode = one_of(given.get("default", "inside"), MODES, f"{where}: default")
+        self._normalize = one_of(given.get("normalize", config.normalize), NORMALIZATIONS, f"{where}: normalize")
         self._adds_tokens = index.adds_tokens
         levels = semid_token_ids(self._catalogues.tokenizer, index) or None  # every version has the same tokens
         self._of_trie = lru_cache(maxsize=4)(lambda trie: Catalogue(trie, levels))  # requests keep what they use
@@ -121,7 +117,6 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     # V1
 
     def update_state(self, batch_update) -> None:
-        """Follows requests that leave, enter and move in the batch, in this order."""
         if batch_update is None:
             return
         for index in batch_update.removed:
@@ -186,13 +181,12 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     # V2
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
-        """Notes a request; its tokens are on the device only in `apply_staged_writes`."""
+        """Its tokens are on the device only in `apply_staged_writes`."""
         self._staged[req_idx] = self._read(sampling_params)
         self._active[req_idx] = self._staged[req_idx] is not None
         return bool(self._active[req_idx])
 
     def apply_staged_writes(self) -> None:
-        """Starts the requests that were noted: reads the ends of their prompts."""
         if not self._staged:
             return
         ours = {slot: read for slot, read in self._staged.items() if read is not None}
@@ -238,13 +232,3 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._position[target] = torch.maximum(position, last + 1)
         self._unread[batch[ctx.seq_lens_upper_bound_np >= self._request_states.prefill_len.np[batch]]] = 0
         return logits
-
-
-def _defaults(given: dict, normalize: str) -> tuple[str, str]:
-    """The engine's mode and normalisation."""
-    where = 'additional_config["semid"]'
-    unknown = sorted(set(given) - {"default", "normalize"})
-    if unknown:
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; there are default and normalize")
-    mode = chosen(f"{where}: default", given.get("default", "inside"), MODES)
-    return mode, chosen(f"{where}: normalize", given.get("normalize", normalize), NORMALIZATIONS)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from llmrec.arguments import one_of
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 
 MODES = ("inside", "next")
@@ -34,12 +35,11 @@ class SemIDRequest:
     """What a request wants, from its `extra_args` (over HTTP: `vllm_xargs`).
 
     Args:
-        mode (`str`): field `semid`: `"inside"` or `"next"`.
-        start (`int`, *optional*): field `semid_start`: the prompt's tokens from there on are the answer's beginning.
-            Only mode next looks at it.
-        version (`int`, *optional*): field `semid_version`: number of the catalogue version; default the newest.
-        normalize (`str`): field `semid_normalize`: log-probabilities over the `"vocabulary"` or over the tokens that
-            the `"catalogue"` allows.
+        mode: field `semid`: `"inside"` or `"next"`.
+        start: field `semid_start`: the prompt's tokens from there on are the answer's beginning, in mode next.
+        version: field `semid_version`: number of the catalogue version; by default the newest.
+        normalize: field `semid_normalize`: log-probabilities over the `"vocabulary"` or over the tokens that the
+            `"catalogue"` allows.
     """
 
     mode: str = "inside"
@@ -58,27 +58,20 @@ class SemIDRequest:
             value = fields.get(name)
             if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"{name} should be a whole number from 0 on, not {value!r}")
-        mode = chosen("semid", fields.get("semid", mode), MODES)
-        normalize = chosen("semid_normalize", fields.get("semid_normalize", normalize), NORMALIZATIONS)
+        mode = one_of(fields.get("semid", mode), MODES, "semid")
+        normalize = one_of(fields.get("semid_normalize", normalize), NORMALIZATIONS, "semid_normalize")
         start = fields.get("semid_start") if mode == "next" else None
         return cls(mode, start, fields.get("semid_version"), normalize)
-
-
-def chosen(name: str, value, choices: Sequence[str]) -> str:
-    """The value of a field, which should be one of some."""
-    if value not in choices:
-        raise ValueError(f"{name} should be one of {', '.join(choices)}, not {value!r}")
-    return value
 
 
 class Prefix(NamedTuple):
     """The end of a prompt that belongs to the answer.
 
     Attributes:
-        tokens (list of `int`): SemID tokens.
-        answer (`bool`): they are the answer so far and nothing else. Otherwise they are read as text.
-        alone (`bool`): no SemID token stands before them.
-        over (`bool`): the answer is already complete, and EOS stands after it.
+        tokens: SemID tokens.
+        answer: they are the answer so far and nothing else. Otherwise they are read as text.
+        alone: no SemID token stands before them.
+        over: the answer is already complete, and EOS stands after it.
     """
 
     tokens: list[int]
@@ -138,9 +131,8 @@ class SemIDStates:
     """The states of up to `size` requests in numbered slots; slot `size` is that of rows without a state.
 
     Args:
-        size (`int`): number of slots.
         device: of the logits and the tries.
-        answers_stand_alone (`bool`): prompts end in text, as chat templates do, so that one complete SemID at the end
+        answers_stand_alone: prompts end in text, as chat templates do, so that one complete SemID at the end
             of a prompt is the answer. Otherwise it is the history's, and the answer is still to come.
     """
 
@@ -202,11 +194,9 @@ class SemIDStates:
     # Rows
 
     def places_of(self, slots: torch.Tensor) -> Place:
-        """Where slots (int64 [N]) stand."""
         return Place(self.places.level[slots], self.places.node[slots])
 
     def keep(self, slots: torch.Tensor, place: Place) -> None:
-        """Makes rows' places those of their slots."""
         self.places.level[slots], self.places.node[slots] = place
 
     def catalogues_of(self, slots: Iterable[int]) -> dict[int, Catalogue]:
@@ -218,10 +208,8 @@ class SemIDStates:
         """Where rows stand after one more token.
 
         Args:
-            place: of N rows.
-            slots (int64 [N]): whose rows they are.
+            place: of N rows; slots (int64 [N]): whose rows they are.
             tokens (int64 [N]), given (bool [N]): what follows, in rows that have a token; the others stay.
-            catalogues: those of the slots.
         """
         return self._read(place, slots, tokens, given, self._strict[slots], catalogues)[0]
 
@@ -252,7 +240,6 @@ class SemIDStates:
                 in free text lose the SemID tokens that begin nothing and otherwise keep their logits, or become
                 log-probabilities where those are reported.
             slots (int64 [N]): whose rows they are.
-            catalogues: those of the slots.
         """
         key, strict = self._key[slots], self._strict[slots]
         done = strict & (place.node < 0)

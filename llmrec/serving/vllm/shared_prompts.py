@@ -94,7 +94,6 @@ class SharedPrompts:
         return search
 
     def forget(self) -> None:
-        """Lets go of the prompts' keys and values."""
         self._kept.clear()
 
     def _run(self, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
@@ -112,17 +111,12 @@ class SharedPrompts:
 
     def _scores(self, hidden: torch.Tensor, ids: torch.Tensor, vocabulary: bool):
         """`llmrec.decoding.head.token_scores` with vLLM's head."""
-        model = self._model[0]
-        if not vocabulary and self._plain_head():
-            logits = torch.nn.functional.linear(hidden, model.lm_head.weight[ids]).float()
+        model, head = self._model[0], self._model[0].lm_head
+        plain = type(head.quant_method) is UnquantizedEmbeddingMethod and getattr(head, "bias", None) is None
+        if not vocabulary and plain and head.weight.dim() == 2 and model.logits_processor.soft_cap is None:
+            # some rows of the head can be multiplied alone
+            logits = torch.nn.functional.linear(hidden, head.weight[ids]).float()
             return logits * model.logits_processor.scale, None
         head = SimpleNamespace(forward=model.compute_logits, out_features=model.config.vocab_size)
         logits, log_z = token_scores(head, hidden, ids, vocabulary=True)  # in chunks, whatever is normalised over
         return logits, log_z if vocabulary else None
-
-    def _plain_head(self) -> bool:
-        """Whether some rows of the head can be multiplied alone."""
-        model = self._model[0]
-        head = model.lm_head
-        plain = type(head.quant_method) is UnquantizedEmbeddingMethod and getattr(head, "bias", None) is None
-        return plain and head.weight.dim() == 2 and model.logits_processor.soft_cap is None
