@@ -18,13 +18,9 @@ from llmrec.data.domains import check_domain_names
 def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     """One index for the items of `llmrec.data.domains.join_domains`, whose ids are `<domain>/<id>`.
 
-    Args:
-        indexes (mapping of domain → index): the token pattern is that of the first. SemIDs may be ragged, shared by
-            items (policy "keep"), and several for one item.
-
-    Returns:
-        Levels: the domain, then the domains' levels side by side (sizes are sums over the domains).
-        `info["domains"]` says name → codebook sizes; SemIDs that are reserved for removed items stay reserved.
+    Levels are the domain, then the domains' levels side by side (sizes are sums over the domains); the token pattern is
+    that of the first. SemIDs may be ragged, shared by items (policy "keep"), and several for one item; those that are
+    reserved for removed items stay reserved.
 
     Raises:
         ValueError: fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined, contextual

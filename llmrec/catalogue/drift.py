@@ -24,7 +24,6 @@ from llmrec.catalogue.report_parts import markdown_table, panels, write_report_f
 from llmrec.catalogue.semids import SemIDIndex
 
 _SAMPLE = 5_000
-_FEW = 20
 # What is measured: (worth watching, time for new SemIDs)
 BOUNDS = {
     "far": (0.10, 0.25),  # newcomers beyond the 95th percentile of the old items
@@ -35,12 +34,12 @@ BOUNDS = {
 }
 
 
-def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray, seed: int = 0) -> dict:
+def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray) -> dict:
     """Compares newcomers with the items that were there before.
 
     Args:
-        features (`np.ndarray`, float32, `[N, D]`): in the order of the items of `index`.
-        newcomers (`np.ndarray`, bool, `[N]`): which items are new since the item tokenizer was fitted.
+        features: float32 `[N, D]`, in the order of the items of `index`.
+        newcomers: bool `[N]`, which items are new since the item tokenizer was fitted.
 
     Returns:
         `items`, `distances` (a row per measure, with `histogram`), `codes` (a row per level), `groups`, `prefixes`,
@@ -63,9 +62,11 @@ def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray,
     count = int(new.sum())
     report = {
         "items": {"old": int(old.sum()), "new": count, "share_new": count / len(old)},
-        "distances": _distances(features, codes, old, seed) if count and old.sum() > 1 else [],
+        "distances": _distances(features, codes, old) if count and old.sum() > 1 else [],
         "codes": [_level(*each, old) for each in zip(codes.T, index.codebook_sizes, fresh.T)],
-        "groups": {when: _largest_group(codes[rows]) for when, rows in (("before", old), ("now", slice(None)))},
+        "groups": {
+            when: int(np.bincount(equal_rows(part)).max()) for when, part in (("before", codes[old]), ("now", codes))
+        },
         "prefixes": _full_prefixes(codes, index.codebook_sizes[levels - 1], new),
         "collision_level": _collision_level(index, old) if numbered else None,
         "newcomers_with_fresh_codes": int(fresh.any(1).sum()),
@@ -106,8 +107,8 @@ def nearest_distances(features: np.ndarray, old: np.ndarray, rows: np.ndarray) -
     return np.sqrt(np.maximum(squared, 0))
 
 
-def _distances(features, codes, old, seed) -> list[dict]:
-    shuffled = np.random.default_rng(seed).permutation(len(old))
+def _distances(features, codes, old) -> list[dict]:
+    shuffled = np.random.default_rng(0).permutation(len(old))
     sample = np.concatenate([shuffled[old[shuffled]][:_SAMPLE], shuffled[~old[shuffled]][:_SAMPLE]])
     by_level = code_distances(features, codes, old)[sample]
     measures = {"nearest old item": nearest_distances(features, old, sample)}
@@ -145,10 +146,6 @@ def _level(column: np.ndarray, size: int, fresh: np.ndarray, old: np.ndarray) ->
         "fresh_codes": now - before,
         "newcomers_with_them": int(fresh.sum()),
     }
-
-
-def _largest_group(codes: np.ndarray) -> int:
-    return int(np.unique(codes, axis=0, return_counts=True)[1].max())
 
 
 def _full_prefixes(codes: np.ndarray, size: int, newcomers: np.ndarray) -> dict:

@@ -32,13 +32,10 @@ def hold_out_items(
       rows, since checkpoints are chosen on validation.
     - Test histories stay whole: by then the items are in the shop.
 
-    Args:
-        fraction (`float`): share of the training items that becomes cold.
-        from_training (`bool`): cold targets cut out of training sequences become test rows, too. There are many, but
-            what the user did after them was trained on.
+    - With `from_training` cold targets cut out of training sequences become test rows, too. There are many, but what
+      the user did after them was trained on.
 
-    Returns:
-        Data with all items; `info["cold_items"]` lists the cold ones, `info["rules"]["hold_out"]` how they were drawn.
+    `info["cold_items"]` lists the cold items, `info["rules"]["hold_out"]` says how they were drawn.
 
     Raises:
         ValueError: a fraction that leaves no item, or data without items in training.
@@ -95,7 +92,7 @@ def check_cold(data: PreparedData) -> list[str]:
 
 
 def _without_items(train: pa.Table, out: np.ndarray) -> pa.Table:
-    """Training sequences without some of their elements (bool [elements]); empty ones disappear."""
+    """Training sequences without some of their elements (bool [elements])."""
     lengths = np.diff(flatten_lists(train["item_ids"])[1])
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(out)) - (np.cumsum(lengths) - lengths)[sequence]

@@ -19,13 +19,7 @@ LABELS = ("train", "valid", "test")
 
 
 def sort_interactions(users: np.ndarray, keys: np.ndarray | None, tie_ranks: np.ndarray | None = None) -> np.ndarray:
-    """int64 [n]: the order by user, then key, then tie rank, then input order.
-
-    Args:
-        users (`np.ndarray`, integer, [n]): user numbers.
-        keys (`np.ndarray`, [n], *optional*): position or time; without it the input order counts.
-        tie_ranks (`np.ndarray`, integer, [n], *optional*): order among a user's interactions of equal key.
-    """
+    """int64 [n]: the order by user, then key (position or time), then tie rank, then input order."""
     return np.lexsort([key for key in (tie_ranks, keys, users) if key is not None])
 
 
@@ -34,15 +28,12 @@ def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str) -> np.ndarray:
 
     "keep" keeps all, "drop_consecutive" drops an item that follows itself, "first" keeps a user's first of each item.
     """
+    kept = np.full(len(users), rule != "first")
     if rule == "drop_consecutive":
-        kept = np.ones(len(users), bool)
         kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
     elif rule == "first":
         pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
-        kept = np.zeros(len(users), bool)
         kept[np.unique(pairs, return_index=True)[1]] = True
-    else:
-        kept = np.ones(len(users), bool)
     return kept
 
 
@@ -61,16 +52,13 @@ def label_by_time(
     valid_start: int | str | date | None = None,
     test_start: int | str | date | None = None,
 ) -> tuple[np.ndarray, int, int]:
-    """Labels by two points in time: train < `valid_start` <= valid < `test_start` <= test.
+    """Labels int8 [n] by two points in time: train < `valid_start` <= valid < `test_start` <= test; and the points.
 
     Args:
-        times (`np.ndarray`, int64, [n]): seconds.
+        times: int64 [n], seconds.
         fractions: shares of all interactions from which the two points are found if they are not given. Interactions
             of one second stay together, so the shares are met only as closely as the clock allows.
-        valid_start, test_start (*optional*): seconds or ISO 8601 text (UTC); both or none.
-
-    Returns:
-        `(labels int8 [n], valid_start, test_start)`, the points in seconds.
+        valid_start, test_start: seconds or ISO 8601 text (UTC); both or none.
 
     Raises:
         ValueError: fractions that do not sum to 1, one point without the other, or a part without interactions.
@@ -102,24 +90,13 @@ def build_tables(
     labels: np.ndarray,
     user_ids: pa.Array,
     item_ids: pa.Array,
-    max_history: int | None = 50,
-    behaviours: pa.Array | None = None,
+    max_history: int | None,
+    behaviours: pa.Array | None,
 ) -> tuple[dict[str, pa.Table], int]:
-    """Training sequences and one row per validation and test target.
+    """`({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
 
-    The history of a target is everything the user did before it, whatever its label. A target without any history is
-    left out.
-
-    Args:
-        users, items (`np.ndarray`, integer, [n]): sorted by user, then time.
-        times (`pa.Array`, int64 [n]): seconds, null where unknown.
-        labels (`np.ndarray`, int8, [n]).
-        user_ids, item_ids (`pa.Array`, string): the ids behind the numbers.
-        max_history (`int`, *optional*): validation and test histories keep their last items only.
-        behaviours (`pa.Array`, string [n], *optional*): kinds of interaction.
-
-    Returns:
-        `({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
+    The history of a target is everything the user did before it, whatever its label, cut to its last `max_history`
+    items. A target without any history is left out. `user_ids` and `item_ids` are the ids behind the numbers.
 
     Raises:
         ValueError: a user whose labels go back, e.g. from valid to train.
@@ -134,15 +111,15 @@ def build_tables(
     counts = np.bincount(users[train], minlength=len(user_ids))
     trained = np.flatnonzero(counts)
     offsets = offsets_of(counts[trained])
+    typed = behaviours is not None
     sequences = {
         "user_id": user_ids.take(pa.array(trained)),
         "item_ids": list_array(item_ids.take(pa.array(items[train])), offsets),
         "timestamps": list_array(times.filter(pa.array(train)), offsets),
         "num_context": np.ones(len(trained), np.int32),
     }
-    if behaviours is not None:
+    if typed:
         sequences["behaviours"] = list_array(behaviours.filter(pa.array(train)), offsets)
-    typed = behaviours is not None
     tables = {"train": pa.table(sequences, schema=schema_of("train", typed))}
     left_out, ids = 0, item_ids.take(pa.array(items))
     for label, name in ((1, "valid"), (2, "test")):

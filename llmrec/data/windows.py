@@ -18,13 +18,10 @@ def stitch_windows(rows: pa.Table, window: int | None = None) -> pa.Table:
     Args:
         rows: windows with user_id, history (`list<string>`, oldest first), target, timestamp; a user's rows stand in
             order of time, but users may be interleaved.
-        window (`int`, *optional*): the length at which histories were cut; their longest by default.
+        window: the length at which histories were cut; their longest by default. A longer one raises `ValueError`.
 
     Returns:
         Sequences (`llmrec.data.prepared.SEQUENCES`), by user in order of first appearance.
-
-    Raises:
-        ValueError: a history longer than `window`.
     """
     (users,), _ = numbered(rows["user_id"])
     by_user = np.argsort(users, kind="stable")

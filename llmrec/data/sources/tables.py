@@ -32,13 +32,10 @@ def load_tables(
 
     Args:
         interactions: a file, a folder, a glob or a list of these (.csv, .tsv, .jsonl, .parquet; also .gz).
-        items (*optional*): the same for the items; without it items have no text, only the ids that occur.
-        columns, item_columns (mapping, *optional*): standard name → own name, e.g. `{"user_id": "reviewerID"}`.
-        timestamp_unit (`str`): unit of numeric timestamps: s, ms, us or ns.
-        encoding (`str`): of CSV files.
-
-    Returns:
-        `(interactions, items)` as `llmrec.data.validate` describes them.
+        items: the same for the items; without it items have no text, only the ids that occur.
+        columns, item_columns: standard name → own name, e.g. `{"user_id": "reviewerID"}`.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns.
+        encoding: of CSV files.
     """
     parts = [
         standard_interactions(read_file(path, encoding, _ids(columns)), str(path), columns, timestamp_unit)
@@ -90,14 +87,8 @@ def find_files(where: str | Path | list) -> list[Path]:
 
 
 def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Reads one file by its ending.
-
-    Args:
-        encoding (`str`): of a CSV file.
-        text_columns: columns of a CSV file to read as text, so that an id such as 007 keeps its zeros.
-
-    Raises:
-        ValueError: an unknown ending, a file that cannot be read, or text that is not in the encoding.
+    """Reads one file by its ending; `text_columns` of a CSV are read as text, so that an id such as 007 keeps its
+    zeros. Raises `ValueError` on an unknown ending, a file that cannot be read, or text that is not in the encoding.
     """
     kind = _format(path)
     if kind is None:
@@ -147,16 +138,14 @@ def _format(path: str | Path) -> str | None:
 
 
 def _ids(columns: Mapping | None) -> tuple[str, ...]:
-    columns = columns or {}
-    return tuple(columns.get(name, name) for name in ("user_id", "item_id"))
+    return tuple((columns or {}).get(name, name) for name in ("user_id", "item_id"))
 
 
 def _concat(parts: list[pa.Table], where: str) -> pa.Table:
     names = parts[0].column_names
-    other = next((part for part in parts if set(part.column_names) != set(names)), None)
-    if other is not None:
-        difference = sorted(set(names) ^ set(other.column_names))
-        raise ValueError(f"{where}: some files have the columns {', '.join(difference)} and some do not")
+    for part in parts:
+        if difference := sorted(set(names) ^ set(part.column_names)):
+            raise ValueError(f"{where}: some files have the columns {', '.join(difference)} and some do not")
     try:
         return pa.concat_tables([part.select(names) for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
