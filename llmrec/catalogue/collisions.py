@@ -103,7 +103,7 @@ def equal_rows(codes: np.ndarray) -> np.ndarray:
 
 def _number(codes: np.ndarray, taken: np.ndarray, everyone: bool) -> np.ndarray:
     """A further code for the items that collide (or for everyone): the next number that its group has not used."""
-    result = keep(codes, None, taken)
+    result = np.pad(codes, ((0, 0), (0, 1)), constant_values=-1)
     group, group_of_taken = np.split(equal_rows(np.concatenate([codes, taken[:, :-1]])), [len(codes)])
     total = np.bincount(np.concatenate([group, group_of_taken]))
     next_number = np.zeros(len(total), np.int64)

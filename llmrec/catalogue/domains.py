@@ -18,9 +18,9 @@ from llmrec.data.domains import check_domain_names
 def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     """One index for the items of `llmrec.data.domains.join_domains`, whose ids are `<domain>/<id>`.
 
-    Levels are the domain, then the domains' levels side by side (sizes are sums over the domains); the token pattern is
-    that of the first. SemIDs may be ragged, shared by items (policy "keep"), and several for one item; those that are
-    reserved for removed items stay reserved.
+    Levels are the domain, then the domains' levels side by side (sizes are sums over the domains); the token pattern
+    is that of the first. SemIDs may be ragged, shared by items (policy "keep"), and several for one item; those that
+    are reserved for removed items stay reserved.
 
     Raises:
         ValueError: fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined, contextual

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import sparse
 
-from llmrec.catalogue.collisions import equal_rows
+from llmrec.catalogue.collisions import collision_stats, equal_rows
 from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
 from llmrec.catalogue.semids import SemIDIndex
 
@@ -65,7 +65,8 @@ def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray)
         "distances": _distances(features, codes, old) if count and old.sum() > 1 else [],
         "codes": [_level(*each, old) for each in zip(codes.T, index.codebook_sizes, fresh.T)],
         "groups": {
-            when: int(np.bincount(equal_rows(part)).max()) for when, part in (("before", codes[old]), ("now", codes))
+            "before": collision_stats(codes[old])["largest_group"],
+            "now": collision_stats(codes)["largest_group"],
         },
         "prefixes": _full_prefixes(codes, index.codebook_sizes[levels - 1], new),
         "collision_level": _collision_level(index, old) if numbered else None,
@@ -183,7 +184,7 @@ def _verdict(report: dict) -> tuple[str, list[str]]:
     count, reasons, measured = report["items"]["new"], [], []
     if not count:
         return "keep", ["there are no newcomers"]
-    if count < _FEW:
+    if count < 20:
         reasons.append(f"{count} newcomers are too few to judge their distances")
     else:
         for row in report["distances"]:
@@ -204,17 +205,15 @@ def _verdict(report: dict) -> tuple[str, list[str]]:
     return ("keep", "watch", "refit")[max(grades)], reasons
 
 
-ADVICE = {
-    "keep": "Keep the Semantic IDs.",
-    "watch": "Keep the Semantic IDs for now; make new ones with the next training of the model.",
-    "refit": "Make new Semantic IDs (recipes/tokenize_items.py) and train the model again.",
-}
-
-
 def drift_lines(report: dict) -> list[str]:
     """The figures as Markdown, a line each; the verdict comes first."""
     items = report["items"]
-    lines = [f"**{ADVICE[report['verdict']]}**", "", *(f"- {reason}" for reason in report["reasons"])]
+    advice = {
+        "keep": "Keep the Semantic IDs.",
+        "watch": "Keep the Semantic IDs for now; make new ones with the next training of the model.",
+        "refit": "Make new Semantic IDs (recipes/tokenize_items.py) and train the model again.",
+    }
+    lines = [f"**{advice[report['verdict']]}**", "", *(f"- {reason}" for reason in report["reasons"])]
     lines += ["", f"{items['old']} old items, {items['new']} newcomers ({items['share_new']:.1%}).", ""]
     if report["distances"]:
         lines += markdown_table(

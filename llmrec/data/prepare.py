@@ -169,11 +169,9 @@ def _kinds(interactions: pa.Table, wanted: Sequence[str] | None) -> pa.Dictionar
     names = sorted(counts, key=lambda kind: (-counts[kind], kind))
     if wanted is not None:
         names = [kind for kind in dict.fromkeys(wanted) if kind in counts]
-    return (
-        None
-        if len(names) < 2
-        else pa.DictionaryArray.from_arrays(pc.index_in(column, pa.array(names)), pa.array(names))
-    )
+    if len(names) < 2:
+        return None
+    return pa.DictionaryArray.from_arrays(pc.index_in(column, pa.array(names)), pa.array(names))
 
 
 def _sequence_order(
