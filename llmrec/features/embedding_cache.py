@@ -25,14 +25,8 @@ _SHARD = 512
 class CachedModel:
     """A sentence-transformers model, loaded when it is first needed (on the GPU where there is one), with its cache.
 
-    Args:
-        name (`str`): a Hub name or a folder.
-        what (`str`), advice (`str`): what the model is and what to do, for the error where it cannot be loaded.
-        cache_dir (`str`, *optional*): where embeddings are kept.
-        batch_size (`int`), max_seq_length (`int`, *optional*): see sentence-transformers.
-
-    Raises:
-        ValueError: when it is first needed: the model cannot be loaded.
+    `name` is a Hub name or a folder. `what` and `advice` say what the model is and what to do, in the `ValueError`
+    that is raised where it cannot be loaded. Embeddings are kept in `cache_dir`.
     """
 
     def __init__(
@@ -74,20 +68,21 @@ class CachedModel:
         what: str,
         sizes: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """Rows of unit length; equal contents are embedded once.
+        """float32 `[N, D]`, rows of unit length; equal contents are embedded once.
 
         Args:
-            contents (sequence, length N): what an embedding follows from.
+            contents: what the N embeddings follow from.
             read: takes a position, returns the input of the model.
-            what (`str`): for the log, e.g. `"texts"`.
-            sizes (sequence of `int`, *optional*): inputs of like size share a shard and thus little padding.
-
-        Returns:
-            `np.ndarray`, float32, `[N, D]`.
+            what: for the log, e.g. `"texts"`.
+            sizes: inputs of like size share a shard and thus little padding.
         """
         keys = [fingerprint(self.key, content) for content in contents]
         folder = None if self.cache_dir is None else Path(self.cache_dir) / self.key
-        known = _read_shards(folder)
+        known: dict[str, np.ndarray] = {}
+        for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
+            table = read_parquet(path)
+            vectors = table["embedding"].combine_chunks()
+            known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
         missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         logger.info("%d of %d %s are in the cache", len(keys) - len(missing), len(keys), what)
         if sizes is not None:
@@ -113,12 +108,3 @@ def packaged_model(name: str) -> Path | None:
     """The folder of a model that an installed package carries."""
     spec = importlib.util.find_spec(_PACKAGED[name]) if name in _PACKAGED else None
     return Path(spec.origin).parent / "model" if spec else None
-
-
-def _read_shards(folder: Path | None) -> dict[str, np.ndarray]:
-    known: dict[str, np.ndarray] = {}
-    for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
-        table = read_parquet(path)
-        vectors = table["embedding"].combine_chunks()
-        known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
-    return known

@@ -29,11 +29,8 @@ AUTO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[str]:
-    """One text per item: the title, then `Brand: X. Categories: Y. ...`; absent or empty columns are left out.
-
-    Raises:
-        ValueError: the catalogue has none of the columns.
-    """
+    """One text per item: the title, then `Brand: X. Categories: Y. ...`; absent or empty columns are left out. Raises
+    `ValueError` where the catalogue has none of the columns."""
     present = [column for column in columns if column in items.column_names]
     if not present:
         raise ValueError(f"the catalogue has none of the text columns {list(columns)}; it has {items.column_names}")
@@ -41,8 +38,7 @@ def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[st
     for row in items.select(present).to_pylist():
         parts = []
         for column, value in row.items():
-            value = "" if value is None else str(value).strip()
-            if value:
+            if value := "" if value is None else str(value).strip():
                 parts.append(value if column == "title" else f"{column.replace('_', ' ').capitalize()}: {value}")
         texts.append(". ".join(parts))
     return texts
@@ -71,13 +67,9 @@ class TextEncoder(ABC):
 
 
 class TfidfEncoder(TextEncoder):
-    """TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis). In scripts that put no
-    spaces between words every character counts as one.
-
-    Args:
-        dim (`int`): components; fewer where the texts have fewer (logged).
-        max_terms (`int`): the most frequent terms that are kept.
-    """
+    """TF-IDF over the `max_terms` most frequent words and word pairs, reduced by a truncated SVD (latent semantic
+    analysis) to `dim` components, or fewer where the texts have fewer (logged). In scripts that put no spaces between
+    words every character counts as one."""
 
     name = "tfidf"
 
@@ -150,7 +142,7 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
     """An encoder by name; the choice of `"auto"` is logged.
 
     Args:
-        encoder (`str`): `"tfidf"`, the name or folder of a sentence-transformers model, or `"auto"`: all-MiniLM-L6-v2
+        encoder: `"tfidf"`, the name or folder of a sentence-transformers model, or `"auto"`: all-MiniLM-L6-v2
             if it is installed, cached or on a reachable Hub, TF-IDF otherwise.
         kwargs: arguments of the encoder; with `"auto"` those of a model, which TF-IDF does without.
     """

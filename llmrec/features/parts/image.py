@@ -20,14 +20,8 @@ logger = logging.getLogger(__name__)
 class ImageFeatures(FeaturePart):
     """Embeddings of pictures; an item without one gets zeros.
 
-    Args:
-        folder (`str`): where the pictures are; the column's paths are relative to it. A path without a file counts as
-            no picture (logged).
-        column (`str`): of the catalogue.
-        encoder (`str`): name or folder of a sentence-transformers model with images; a CLIP folder of transformers is
-            one.
-        batch_size (`int`).
-        cache_dir (`str`, *optional*).
+    The paths in the catalogue's `column` are relative to `folder`; one without a file counts as no picture (logged).
+    `encoder` is the name or folder of a sentence-transformers model with images; a CLIP folder of transformers is one.
     """
 
     def __init__(
