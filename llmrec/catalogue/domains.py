@@ -49,7 +49,7 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     for name, index in indexes.items():
         for item, semids in index.reserved.items():
             reserved[f"{name}/{item}"] = tagged(name, np.array(semids, np.int32)).tolist()
-        versions |= {f"{name}/{item}": version for item, version in index.reserved_versions.items()}
+            versions[f"{name}/{item}"] = index.reserved_versions[item]
     summed = [sum(part[level] for part in sizes.values() if level < len(part)) for level in range(num_levels - 1)]
     return SemIDIndex(
         [f"{name}/{item}" for name, index in indexes.items() for item in index.item_ids],

@@ -195,8 +195,7 @@ def next_catalogue(
     for item in ids:
         if item in gone:
             raise ValueError(f"item {item!r} is to be removed, but stands among the items to add")
-    if VERSION_COLUMN in given.column_names:
-        given = given.drop_columns([VERSION_COLUMN])
+    given = given.select([name for name in given.column_names if name != VERSION_COLUMN])
     for field in given.schema:
         kind = items.schema.field(field.name).type if field.name in items.column_names else field.type
         if kind != field.type:

@@ -30,7 +30,8 @@ def ready_made_semids(
     Raises:
         ValueError: neither a column nor a file, an item without SemID, or a token that does not fit the pattern.
     """
-    semids, where = _read(items, source)
+    where = f"column {source!r}" if source in items.column_names else Path(source).name
+    semids = _read(items, source)
     if isinstance(semids, SemIDIndex):
         index = semids.aligned(items)
     else:
@@ -43,21 +44,20 @@ def ready_made_semids(
     return index
 
 
-def _read(items: pa.Table, source: str) -> tuple[Mapping | SemIDIndex, str]:
-    """`{item id: SemID}` or a finished index, and what to call the source."""
+def _read(items: pa.Table, source: str) -> Mapping | SemIDIndex:
     if source in items.column_names:
-        return dict(zip(items["item_id"].to_pylist(), items[source].to_pylist())), f"column {source!r}"
+        return dict(zip(items["item_id"].to_pylist(), items[source].to_pylist()))
     if source.endswith(".json"):
-        return mapping_of_semids(read_json(source), source), Path(source).name
+        return mapping_of_semids(read_json(source), source)
     if source.endswith(".parquet"):
         table = read_parquet(source)
         if b"llmrec" in (table.schema.metadata or {}):
-            return SemIDIndex.load(source), Path(source).name
+            return SemIDIndex.load(source)
         column = next((name for name in ("semid", "codes") if name in table.column_names), None)
         if column is None or "item_id" not in table.column_names:
             raise ValueError(f"{source} needs columns item_id and semid or codes; it has {table.column_names}")
         ids = table["item_id"].cast(pa.string()).to_pylist()
-        return dict(zip(ids, table[column].to_pylist())), Path(source).name
+        return dict(zip(ids, table[column].to_pylist()))
     raise ValueError(
         f"ready-made SemIDs {source!r} are neither a column of the catalogue nor an index.json or .parquet"
     )

@@ -116,8 +116,6 @@ class SemIDIndex(Record):
             raise ValueError(f"behaviours {self.behaviours} repeat, or read like tokens of the Semantic IDs")
         self.rows_of_items = RowsOfItems(self.item_ids)
 
-    # Tokens
-
     def token(self, level: int, code: int) -> str:
         """The token string of a code, e.g. `<b_7>`."""
         return self.level_tokens[level][code]
@@ -138,8 +136,6 @@ class SemIDIndex(Record):
         """The distinct token strings that become new tokens of the LLM: by level and code, then the behaviours."""
         codes = dict.fromkeys(t for level in self.level_tokens for t in level) if self.adds_tokens else ()
         return [*codes, *map(self.behaviour_token, self.behaviours)]
-
-    # Look-up
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -242,8 +238,6 @@ class SemIDIndex(Record):
         names = json.dumps([self.level_tokens, self.adds_tokens]) if self.has_given_tokens else self.pattern
         names += json.dumps(self.behaviours) if self.behaviours else ""
         return fingerprint(names, str(self.codebook_sizes), "\n".join(self.item_ids), self.codes.tobytes())
-
-    # Files
 
     def save(self, path: str | Path, items: pa.Table | None = None) -> None:
         """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`."""

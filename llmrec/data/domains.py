@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
 from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered, with_columns
-from llmrec.data.sequences import build_tables, sort_interactions
+from llmrec.data.sequences import build_tables
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import ITEM_TYPES, TEXT
 
@@ -138,8 +138,7 @@ def _prefixed(name: str, data: PreparedData, shared_users: bool) -> dict[str, pa
             changed["user_id"] = _tagged(name, rows["user_id"])
         if table != "train":
             changed["target"] = _tagged(name, rows["target"])
-        columns = {each: changed.get(each, rows[each]) for each in rows.column_names}
-        tables[table] = pa.table(columns, schema=rows.schema)
+        tables[table] = with_columns(rows, changed)
     return tables
 
 
@@ -151,7 +150,7 @@ def _merged_in_time(
     events = pa.concat_tables(tables)
     labels = np.repeat(np.arange(3 * len(parts)) % 3, [table.num_rows for table in tables]).astype(np.int8)
     (users,), user_ids = numbered(events["user_id"])
-    order = sort_interactions(users, events["timestamp"].to_numpy())
+    order = np.lexsort([events["timestamp"].to_numpy(), users])
     events, catalogue = events.take(pa.array(order)), items["item_id"].combine_chunks()
     return build_tables(
         users[order],

@@ -19,12 +19,12 @@ from llmrec.data.sequences import (
     build_tables,
     label_by_time,
     label_leave_one_out,
+    last_items,
     repeats_kept,
-    sort_interactions,
+    stitch_windows,
 )
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import items_of_interactions, standard_interactions, standard_items
-from llmrec.data.windows import last_items, stitch_windows
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,8 @@ def _sequence_order(
         ranks = np.empty(len(by_text), np.int32)
         ranks[by_text] = np.arange(len(by_text), dtype=np.int32)
         ranks = ranks[item_rows]
-    kept = sort_interactions(users, _time_key(interactions), ranks)
+    # by user, then time, then rank, then input order
+    kept = np.lexsort([key for key in (ranks, _time_key(interactions), users) if key is not None])
     users, item_rows = users[kept], item_rows[kept]
     while True:
         done = item_rows  # what a repeat repeats

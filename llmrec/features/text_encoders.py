@@ -51,7 +51,6 @@ class TextEncoder(ABC):
     config: dict
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
-        """Learns from texts, where there is something to learn."""
         return self
 
     @abstractmethod
@@ -59,7 +58,6 @@ class TextEncoder(ABC):
         """float32 `[N, D]`, rows of unit length."""
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """What `fit` learned."""
         return {}, {}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:  # noqa: B027
@@ -89,10 +87,8 @@ class TfidfEncoder(TextEncoder):
         dim = min(self.config["dim"], *matrix.shape)
         if dim < self.config["dim"]:
             logger.warning("%d texts with %d terms give %d dimensions, not %d", *matrix.shape, dim, self.config["dim"])
-        svd = TruncatedSVD(dim, random_state=seed).fit(matrix)
-        self.vocabulary = vectorizer.get_feature_names_out().tolist()
-        self.idf = vectorizer.idf_
-        self.components = svd.components_
+        self.components = TruncatedSVD(dim, random_state=seed).fit(matrix).components_
+        self.vocabulary, self.idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
         return self
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

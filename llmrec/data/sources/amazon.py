@@ -46,11 +46,9 @@ def load_amazon2023(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
 
 def load_review_texts(reviews: str) -> pa.Table:
     """What users wrote, of a review file of any of the three years: user_id, item_id, timestamp, text."""
-    if "parent_asin" in next(_lines(reviews), ""):
-        known = _reviews(reviews, _REVIEWS_2023, "text", "ms")
-    else:
-        known = _reviews(reviews, _REVIEWS_2014_2018, "reviewText")
-    return known.select(["user_id", "item_id", "timestamp", "text"])
+    of_2023 = "parent_asin" in next(_lines(reviews), "")
+    fields = (_REVIEWS_2023, "text", "ms") if of_2023 else (_REVIEWS_2014_2018, "reviewText")
+    return _reviews(reviews, *fields).select(["user_id", "item_id", "timestamp", "text"])
 
 
 def _reviews(path: str, fields: dict, text: str | None = None, unit: str = "s") -> pa.Table:

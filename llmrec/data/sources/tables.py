@@ -100,7 +100,12 @@ def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str
             return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=BLOCK))
         return _read_csv(path, encoding, text_columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}{_advice(path, kind, str(error), encoding)}") from error
+        advice = ""
+        if kind == "csv" and re.search("utf-?8", str(error), re.IGNORECASE):
+            advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
+        elif kind == "json" and Path(path).suffix == ".json":
+            advice = "; it must hold one JSON object per line"
+        raise ValueError(f"{path} cannot be read: {error}{advice}") from error
 
 
 def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], threads: bool = True) -> pa.Table:
@@ -120,14 +125,6 @@ def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], th
     # Arrow calls text that is not UTF-8 binary.
     names = [field.name for field in table.schema if pa.types.is_binary(field.type)]
     return with_columns(table, {name: cast_column(table[name], pa.string(), str(path), name) for name in names})
-
-
-def _advice(path: str | Path, kind: str, message: str, encoding: str) -> str:
-    if kind == "csv" and re.search("utf-?8", message, re.IGNORECASE):
-        return f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
-    if kind == "json" and Path(path).suffix == ".json":
-        return "; it must hold one JSON object per line"
-    return ""
 
 
 def _format(path: str | Path) -> str | None:
