@@ -21,10 +21,8 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     Levels are the domain, then the domains' levels side by side (sizes are sums over the domains); the token pattern
     is that of the first. SemIDs may be ragged, shared by items (policy "keep"), and several for one item; those that
     are reserved for removed items stay reserved.
-
-    Raises:
-        ValueError: fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined, contextual
-            or with behaviours.
+    Raises `ValueError` on fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined,
+    contextual or with behaviours.
     """
     check_domain_names(list(indexes))
     for name, index in indexes.items():

@@ -35,11 +35,8 @@ BOUNDS = {
 
 
 def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray) -> dict:
-    """Compares newcomers with the items that were there before.
-
-    Args:
-        features: float32 `[N, D]`, in the order of the items of `index`.
-        newcomers: bool `[N]`, which items are new since the item tokenizer was fitted.
+    """Compares newcomers (bool `[N]`: who came since the item tokenizer was fitted) with the items that were there
+    before; `features`, float32 `[N, D]`, stand in the order of the items of `index`.
 
     Returns:
         `items`, `distances` (a row per measure, with `histogram`), `codes` (a row per level), `groups`, `prefixes`,

@@ -63,9 +63,8 @@ class CatalogueFilter:
     def __call__(self, request: Filter | None, history: Sequence[str] = ()) -> tuple[np.ndarray | None, np.ndarray]:
         """`(mask, denied)` of one request: `mask` is a bool array over all rows (`None` = all allowed; the array is
         shared between equal requests: do not write to it), `denied` the sorted rows (int64) to leave out besides.
-
-        Raises:
-            ValueError: an unknown item in `allow` or `deny`, an unknown column or operator, a value of the wrong type.
+        Raises `ValueError` on an unknown item in `allow` or `deny`, an unknown column or operator, a value of the
+        wrong type.
         """
         request = request or Filter()
         mask = self._where(request.where) if request.where else None

@@ -81,9 +81,8 @@ def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
     if views := ", ".join(index.views):
         raise ValueError(f"{folder} holds joined Semantic IDs: update {views}, and join the views again")
     if adding and index.contextual:
-        raise ValueError(
-            f"{folder}: item tokenizer {index.item_tokenizer!r} knows the items it was fitted with only: fit it again"
-        )
+        name = index.item_tokenizer
+        raise ValueError(f"{folder}: item tokenizer {name!r} knows the items it was fitted with only: fit it again")
     if adding and not (folder / "item_tokenizer").is_dir():
         raise ValueError(
             f"{folder} has no item_tokenizer that could give new items Semantic IDs: bring those yourself"

@@ -26,9 +26,7 @@ def ready_made_semids(
     `source` is a column of `items`, a `.json` of item id to SemID, or a `.parquet` with `item_id` and `semid` or
     `codes` (a `semids.parquet` of llmrec keeps all that it says). The other arguments are those of
     `SemIDIndex.from_semids`.
-
-    Raises:
-        ValueError: neither a column nor a file, an item without SemID, or a token that does not fit the pattern.
+    Raises `ValueError` where it is none of these, for an item without SemID, or a token that does not fit the pattern.
     """
     where = f"column {source!r}" if source in items.column_names else Path(source).name
     semids = _read(items, source)

@@ -29,9 +29,8 @@ def semid_report(
 ) -> dict:
     """Figures of an index; where an item has several SemIDs, of its primary one.
 
-    Args:
-        features, items: float32 `[N, D]` and the catalogue, in the order of the items of `index`.
-        k, sample: how many neighbours are compared, of how many items.
+    `features` (float32 `[N, D]`) and `items` stand in the order of the items of `index`. The `k` nearest neighbours of
+    `sample` items are compared.
 
     Returns:
         `collisions` before and after the policy (see `collision_stats`), `levels` (see `level_figures`), `prefixes`

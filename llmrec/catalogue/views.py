@@ -19,10 +19,8 @@ def join_views(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     Views of one token pattern number their levels through (`<a_..>` to `<d_..>`, then `<e_..>`); otherwise each
     keeps its tokens. The same indexes give the same tokens, also after items were added to each of them. The rows of
     the first view come first, then those of the next.
-
-    Raises:
-        ValueError: fewer than two views, other items, items that share a Semantic ID, contextual views, views
-            that write words, or that share tokens.
+    Raises `ValueError` on fewer than two views, other items, items that share a Semantic ID, contextual views, views
+    that write words, or that share tokens.
     """
     if len(indexes) < 2:
         raise ValueError(f"two views or more can be joined, not {len(indexes)}")

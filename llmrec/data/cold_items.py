@@ -36,9 +36,7 @@ def hold_out_items(
       the user did after them was trained on.
 
     `info["cold_items"]` lists the cold items, `info["rules"]["hold_out"]` says how they were drawn.
-
-    Raises:
-        ValueError: a fraction that leaves no item, or data without items in training.
+    Raises `ValueError` on a fraction that leaves no item, or data without items in training.
     """
     catalogue = data.items["item_id"]
     trained, _ = lists_to_rows(data.train["item_ids"], catalogue)
@@ -68,7 +66,7 @@ def hold_out_items(
     info = {key: value for key, value in data.info.items() if key not in ("settings", "inputs_fingerprint")}
     hold_out = {"fraction": fraction, "seed": seed, "from_training": from_training, "of": data.fingerprint}
     info |= {"name": f"{info.get('name', 'data')}_cold", "rules": {**rules, "hold_out": hold_out}}
-    info["cold_items"] = data.items.filter(pa.array(cold))["item_id"].to_pylist()
+    info["cold_items"] = catalogue.filter(pa.array(cold)).to_pylist()
     without = PreparedData(data.items, train, valid, pa.concat_tables(tests), info)
     check_cold(without)
     without.info["statistics"] = statistics(without)

@@ -34,11 +34,11 @@ def check_no_leak(data: PreparedData) -> dict:
     _check_chains(data)
     result = {"rule": rule, "histories_end_before_their_targets": data.valid.num_rows + data.test.num_rows}
     if rule == "time":
-        result["last_train"], result["first_valid"] = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
-        result["last_valid"], result["first_test"] = _first_and_last(data.valid)[1], _first_and_last(data.test)[0]
-        for before, after in (("last_train", "first_valid"), ("last_valid", "first_test")):
-            if None not in (result[before], result[after]) and result[before] >= result[after]:
-                raise ValueError(f"leak: {before} at {result[before]} is not before {after} at {result[after]}")
+        for before, after in (("train", "valid"), ("valid", "test")):
+            last, first = _first_and_last(getattr(data, before))[1], _first_and_last(getattr(data, after))[0]
+            result |= {f"last_{before}": last, f"first_{after}": first}
+            if None not in (last, first) and last >= first:
+                raise ValueError(f"leak: last_{before} at {last} is not before first_{after} at {first}")
     return result
 
 

@@ -93,9 +93,7 @@ def build_tables(
 
     The history of a target is everything the user did before it, whatever its label, cut to its last `max_history`
     items. A target without any history is left out. `user_ids` and `item_ids` are the ids behind the numbers.
-
-    Raises:
-        ValueError: a user whose labels go back, e.g. from valid to train.
+    Raises `ValueError` on a user whose labels go back, e.g. from valid to train.
     """
     back = np.flatnonzero((users[1:] == users[:-1]) & (labels[1:] < labels[:-1]))
     if len(back):

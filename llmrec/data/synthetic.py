@@ -68,9 +68,7 @@ def generate_store(
     Interactions have user_id: string, item_id: string, timestamp: int64 (seconds), in order of time; with `behaviours`
     views and carts besides the purchases, and a column behaviour: string (view, cart, buy). Items have item_id, title,
     description, brand, categories ("A > B > C"): string, price: double. The catalogue does not depend on `num_users`.
-
-    Raises:
-        ValueError: no user, or a number of items outside 77 (the products) to 22,176.
+    Raises `ValueError` on less than one user, or a number of items outside 77 (the products) to 22,176.
     """
     if num_users < 1:
         raise ValueError(f"num_users is {num_users}; it should be at least 1")

@@ -69,9 +69,8 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
     """Items with item_id and title first, known columns in the types of `ITEM_TYPES`, the user's own ones untouched.
 
     Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | ").
-
-    Raises:
-        ValueError: no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken UTF-8.
+    Raises `ValueError` on no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken
+    UTF-8.
     """
     columns = dict(columns or {})
     selected = _select(raw, where, columns, dict.fromkeys([*ITEM_TYPES, *columns]), required=("item_id", "title"))

@@ -22,9 +22,7 @@ def cooccurrence_embeddings(
     """float32 `[N, dim]` for the N items of a catalogue: rows of unit length, zero for an item without neighbours.
 
     Items at most `window` apart in a training sequence (`PreparedData.train`) count as a pair.
-
-    Raises:
-        ValueError: fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
+    Raises `ValueError` on fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
     """
     from sklearn.decomposition import TruncatedSVD
 

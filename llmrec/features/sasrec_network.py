@@ -92,9 +92,7 @@ def train_sasrec(
     data: PreparedData, config: SASRecConfig = SASRecConfig(), device: str | torch.device | None = None
 ) -> SASRecModel:
     """Trains on `data.train`, stops on validation ndcg@10, gives the network with the best weights.
-
-    Raises:
-        ValueError: no training target, no validation row, or an item that is not in the catalogue.
+    Raises `ValueError` on no training target, no validation row, or an item that is not in the catalogue.
     """
     device = best_device(device)
     windows = _windows(data, config.max_length)

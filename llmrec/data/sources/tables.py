@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from llmrec.data.rows import with_columns
 from llmrec.data.validate import cast_column, items_without_text, standard_interactions, standard_items
 
-_COMPRESSED = (".gz", ".bz2", ".zst")
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 # No line of a JSON file may be longer than a block.
 BLOCK = 1 << 24
@@ -129,7 +128,7 @@ def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], th
 
 def _format(path: str | Path) -> str | None:
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst"):
         suffixes.pop()
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
