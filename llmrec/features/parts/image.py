@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from llmrec.features.embedding_cache import CachedModel
 from llmrec.features.parts.part import FeaturePart, need_column, rows_in_training
+from llmrec.features.text_encoders import CachedModel
 
 logger = logging.getLogger(__name__)
 
