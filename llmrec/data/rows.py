@@ -50,8 +50,8 @@ def flatten_lists(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndar
 def flatten_beside(table: pa.Table, name: str, offsets: np.ndarray, where: str = "train") -> pa.Array:
     """The flat values of a list column; raises `ValueError` where its lists have other offsets than those of the
     items beside it."""
-    values, own_offsets = flatten_lists(table[name])
-    if not np.array_equal(offsets, own_offsets):
+    values, list_offsets = flatten_lists(table[name])
+    if not np.array_equal(offsets, list_offsets):
         raise ValueError(f"{where}: items and {name} differ in length")
     return values
 
