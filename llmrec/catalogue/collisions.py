@@ -25,7 +25,7 @@ Costs = Callable[[np.ndarray], np.ndarray]
 
 
 def keep(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndarray:
-    return _widen(codes)
+    return np.pad(codes, ((0, 0), (0, 1)), constant_values=-1)
 
 
 def append(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndarray:
@@ -48,14 +48,14 @@ def reassign_last(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndar
     return _number(codes, taken, everyone=False)
 
 
-def sinkhorn_last(codes: np.ndarray, costs: Costs, taken: np.ndarray, rounds: int = 20) -> np.ndarray:
+def sinkhorn_last(codes: np.ndarray, costs: Costs, taken: np.ndarray) -> np.ndarray:
     """Every colliding group is assigned anew among the last-level codes that nobody else in its prefix has, by optimal
     transport with equal mass on every code (LC-Rec's uniform mapping, here in the log domain). Unlike there a moved
     item cannot hit another group. Shares of equal items stay equal, hence the final `append`."""
     codes = codes.copy()
     for rows, used in _colliding_prefixes(codes, taken):
         cost = costs(rows)
-        for _ in range(rounds):
+        for _ in range(20):
             last = codes[rows, -1]
             values, counts = np.unique(last, return_counts=True)
             clash = values[counts + np.isin(values, used) > 1]
@@ -101,13 +101,9 @@ def equal_rows(codes: np.ndarray) -> np.ndarray:
     return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _widen(codes: np.ndarray) -> np.ndarray:
-    return np.concatenate([codes, np.full((len(codes), 1), -1, np.int32)], axis=1)
-
-
 def _number(codes: np.ndarray, taken: np.ndarray, everyone: bool) -> np.ndarray:
     """A further code for the items that collide (or for everyone): the next number that its group has not used."""
-    result = _widen(codes)
+    result = np.pad(codes, ((0, 0), (0, 1)), constant_values=-1)
     group, group_of_taken = np.split(equal_rows(np.concatenate([codes, taken[:, :-1]])), [len(codes)])
     total = np.bincount(np.concatenate([group, group_of_taken]))
     next_number = np.zeros(len(total), np.int64)

@@ -18,17 +18,11 @@ from llmrec.data.domains import check_domain_names
 def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     """One index for the items of `llmrec.data.domains.join_domains`, whose ids are `<domain>/<id>`.
 
-    Args:
-        indexes (mapping of domain → index): the token pattern is that of the first. SemIDs may be ragged, shared by
-            items (policy "keep"), and several for one item.
-
-    Returns:
-        Levels: the domain, then the domains' levels side by side (sizes are sums over the domains).
-        `info["domains"]` says name → codebook sizes; SemIDs that are reserved for removed items stay reserved.
-
-    Raises:
-        ValueError: fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined, contextual
-            or with behaviours.
+    Levels are the domain, then the domains' levels side by side (sizes are sums over the domains); the token pattern
+    is that of the first. SemIDs may be ragged, shared by items (policy "keep"), and several for one item; those that
+    are reserved for removed items stay reserved.
+    Raises `ValueError` on fewer than two domains; Semantic IDs with tokens of their own (words, pieces), joined,
+    contextual or with behaviours.
     """
     check_domain_names(list(indexes))
     for name, index in indexes.items():
@@ -53,7 +47,7 @@ def join_domain_semids(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
     for name, index in indexes.items():
         for item, semids in index.reserved.items():
             reserved[f"{name}/{item}"] = tagged(name, np.array(semids, np.int32)).tolist()
-        versions |= {f"{name}/{item}": version for item, version in index.reserved_versions.items()}
+            versions[f"{name}/{item}"] = index.reserved_versions[item]
     summed = [sum(part[level] for part in sizes.values() if level < len(part)) for level in range(num_levels - 1)]
     return SemIDIndex(
         [f"{name}/{item}" for name, index in indexes.items() for item in index.item_ids],

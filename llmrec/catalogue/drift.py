@@ -19,12 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import sparse
 
-from llmrec.catalogue.collisions import equal_rows
+from llmrec.catalogue.collisions import collision_stats, equal_rows
 from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
 from llmrec.catalogue.semids import SemIDIndex
 
 _SAMPLE = 5_000
-_FEW = 20
 # What is measured: (worth watching, time for new SemIDs)
 BOUNDS = {
     "far": (0.10, 0.25),  # newcomers beyond the 95th percentile of the old items
@@ -35,12 +34,9 @@ BOUNDS = {
 }
 
 
-def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray, seed: int = 0) -> dict:
-    """Compares newcomers with the items that were there before.
-
-    Args:
-        features (`np.ndarray`, float32, `[N, D]`): in the order of the items of `index`.
-        newcomers (`np.ndarray`, bool, `[N]`): which items are new since the item tokenizer was fitted.
+def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray) -> dict:
+    """Compares newcomers (bool `[N]`: who came since the item tokenizer was fitted) with the items that were there
+    before; `features`, float32 `[N, D]`, stand in the order of the items of `index`.
 
     Returns:
         `items`, `distances` (a row per measure, with `histogram`), `codes` (a row per level), `groups`, `prefixes`,
@@ -63,9 +59,12 @@ def drift_report(index: SemIDIndex, features: np.ndarray, newcomers: np.ndarray,
     count = int(new.sum())
     report = {
         "items": {"old": int(old.sum()), "new": count, "share_new": count / len(old)},
-        "distances": _distances(features, codes, old, seed) if count and old.sum() > 1 else [],
+        "distances": _distances(features, codes, old) if count and old.sum() > 1 else [],
         "codes": [_level(*each, old) for each in zip(codes.T, index.codebook_sizes, fresh.T)],
-        "groups": {when: _largest_group(codes[rows]) for when, rows in (("before", old), ("now", slice(None)))},
+        "groups": {
+            "before": collision_stats(codes[old])["largest_group"],
+            "now": collision_stats(codes)["largest_group"],
+        },
         "prefixes": _full_prefixes(codes, index.codebook_sizes[levels - 1], new),
         "collision_level": _collision_level(index, old) if numbered else None,
         "newcomers_with_fresh_codes": int(fresh.any(1).sum()),
@@ -106,8 +105,8 @@ def nearest_distances(features: np.ndarray, old: np.ndarray, rows: np.ndarray) -
     return np.sqrt(np.maximum(squared, 0))
 
 
-def _distances(features, codes, old, seed) -> list[dict]:
-    shuffled = np.random.default_rng(seed).permutation(len(old))
+def _distances(features, codes, old) -> list[dict]:
+    shuffled = np.random.default_rng(0).permutation(len(old))
     sample = np.concatenate([shuffled[old[shuffled]][:_SAMPLE], shuffled[~old[shuffled]][:_SAMPLE]])
     by_level = code_distances(features, codes, old)[sample]
     measures = {"nearest old item": nearest_distances(features, old, sample)}
@@ -147,10 +146,6 @@ def _level(column: np.ndarray, size: int, fresh: np.ndarray, old: np.ndarray) ->
     }
 
 
-def _largest_group(codes: np.ndarray) -> int:
-    return int(np.unique(codes, axis=0, return_counts=True)[1].max())
-
-
 def _full_prefixes(codes: np.ndarray, size: int, newcomers: np.ndarray) -> dict:
     """Prefixes in which every code of the last level is used, and how many items have them."""
     whole, prefix = codes[:, -1] >= 0, equal_rows(codes[:, :-1])
@@ -186,7 +181,7 @@ def _verdict(report: dict) -> tuple[str, list[str]]:
     count, reasons, measured = report["items"]["new"], [], []
     if not count:
         return "keep", ["there are no newcomers"]
-    if count < _FEW:
+    if count < 20:
         reasons.append(f"{count} newcomers are too few to judge their distances")
     else:
         for row in report["distances"]:
@@ -207,17 +202,15 @@ def _verdict(report: dict) -> tuple[str, list[str]]:
     return ("keep", "watch", "refit")[max(grades)], reasons
 
 
-ADVICE = {
-    "keep": "Keep the Semantic IDs.",
-    "watch": "Keep the Semantic IDs for now; make new ones with the next training of the model.",
-    "refit": "Make new Semantic IDs (recipes/tokenize_items.py) and train the model again.",
-}
-
-
 def drift_lines(report: dict) -> list[str]:
     """The figures as Markdown, a line each; the verdict comes first."""
     items = report["items"]
-    lines = [f"**{ADVICE[report['verdict']]}**", "", *(f"- {reason}" for reason in report["reasons"])]
+    advice = {
+        "keep": "Keep the Semantic IDs.",
+        "watch": "Keep the Semantic IDs for now; make new ones with the next training of the model.",
+        "refit": "Make new Semantic IDs (recipes/tokenize_items.py) and train the model again.",
+    }
+    lines = [f"**{advice[report['verdict']]}**", "", *(f"- {reason}" for reason in report["reasons"])]
     lines += ["", f"{items['old']} old items, {items['new']} newcomers ({items['share_new']:.1%}).", ""]
     if report["distances"]:
         lines += markdown_table(

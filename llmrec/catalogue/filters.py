@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import RowsOfItems
 
 _OPERATORS = ("=", "==", "!=", "<", ">", "<=", ">=", "in", "not in")
@@ -25,13 +26,12 @@ class Filter:
     """Which items a request may return.
 
     Args:
-        exclude_seen (`bool`): leave out the items of the history.
-        allow (sequence of item ids, *optional*): only these.
-        deny (sequence of item ids, *optional*): none of these.
-        where (sequence of `(column, operator, value)`, *optional*): only items for which all hold. Operators are
-            `==`, `!=`, `<`, `>`, `<=`, `>=`, `in`, `not in`. An item whose column is null never passes.
-        at_most (mapping of column → `int`, *optional*): at most so many items of one value, e.g. `{"brand": 2}`. The
-            best of a value stay, the places go to the next best items; nothing limits items whose column is null.
+        exclude_seen: leave out the items of the history.
+        allow, deny: only these item ids, none of these.
+        where: conditions `(column, operator, value)`: only items for which all hold. Operators are `==`, `!=`, `<`,
+            `>`, `<=`, `>=`, `in`, `not in`. An item whose column is null never passes.
+        at_most: at most so many items of one value, e.g. `{"brand": 2}`. The best of a value stay, the places go to
+            the next best items; nothing limits items whose column is null.
     """
 
     exclude_seen: bool = False
@@ -49,11 +49,9 @@ class Limit(NamedTuple):
 
 
 class CatalogueFilter:
-    """Turns a `Filter` into rows of one catalogue.
+    """Turns a `Filter` into rows of one catalogue, in which ids may repeat (an item with several SemIDs).
 
-    Args:
-        items (`pa.Table`): has `item_id`; repeated ids (an item with several SemIDs) are allowed.
-        rows (`RowsOfItems`, *optional*): of its ids, where they are known.
+    `rows` are those of its ids, where they are known.
     """
 
     def __init__(self, items: pa.Table, rows: RowsOfItems | None = None):
@@ -63,17 +61,12 @@ class CatalogueFilter:
         self._groups: dict[str, np.ndarray] = {}
 
     def __call__(self, request: Filter | None, history: Sequence[str] = ()) -> tuple[np.ndarray | None, np.ndarray]:
-        """Rows of one request.
-
-        Returns:
-            `(mask, denied)`: `mask` is a bool array over all rows (`None` = all allowed; the array is shared between
-            equal requests: do not write to it), `denied` the sorted rows (int64) to leave out besides.
-
-        Raises:
-            ValueError: an unknown item in `allow` or `deny`, an unknown column or operator, a value of the wrong type.
+        """`(mask, denied)` of one request: `mask` is a bool array over all rows (`None` = all allowed; the array is
+        shared between equal requests: do not write to it), `denied` the sorted rows (int64) to leave out besides.
+        Raises `ValueError` on an unknown item in `allow` or `deny`, an unknown column or operator, a value of the
+        wrong type.
         """
-        if request is None:
-            return None, np.empty(0, np.int64)
+        request = request or Filter()
         mask = self._where(request.where) if request.where else None
         if request.allow is not None:
             allowed = np.zeros(self.items.num_rows, bool)
@@ -87,8 +80,7 @@ class CatalogueFilter:
 
     def check(self, request: Filter | None) -> None:
         """Raises what the filter raises, without looking at the catalogue's rows."""
-        if request is None:
-            return
+        request = request or Filter()
         if request.where:
             self._matches(self.items.slice(0, 0), request.where)
         for field in ("allow", "deny"):
@@ -97,10 +89,8 @@ class CatalogueFilter:
 
     def satisfied(self, request: Filter | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> int:
         """How many of some items of the catalogue, best first, a filter allows; looked up in their own columns."""
-        if request is None:
+        if request is None or not item_ids:
             return len(item_ids)
-        if not item_ids:
-            return 0
         # slices: `take` would put all chunks of a column together first
         rows = pa.concat_tables([self.items.slice(self.rows[item][0], 1) for item in item_ids])
         matches = self._matches(rows, request.where) if request.where else np.ones(len(item_ids), bool)
@@ -147,9 +137,9 @@ class CatalogueFilter:
             raise ValueError(f"filter column {column!r} is not in the catalogue; it has {self.items.column_names}")
 
     def _rows_of(self, item_ids: Sequence[str], field: str) -> np.ndarray:
-        unknown = next((item for item in item_ids if item not in self.rows.first), None)
-        if unknown is not None:
-            raise ValueError(f"filter {field!r} names item {unknown!r}, which is not in the catalogue")
+        for item in item_ids:
+            if item not in self.rows.first:
+                raise ValueError(f"filter {field!r} names item {item!r}, which is not in the catalogue")
         return np.asarray([row for item in item_ids for row in self.rows[item]], np.int64)
 
     def _where(self, where: Sequence[tuple]) -> np.ndarray:
@@ -162,15 +152,13 @@ class CatalogueFilter:
         return mask
 
     def _matches(self, items: pa.Table, where: Sequence[tuple]) -> np.ndarray:
-        """bool [rows]: for which of some rows all conditions hold."""
         conditions = [tuple(condition) for condition in where]
         for condition in conditions:
             if len(condition) != 3:
                 raise ValueError(f"filter condition {condition!r} should be (column, operator, value)")
             column, operator, _ = condition
             self._check_column(column)
-            if operator not in _OPERATORS:
-                raise ValueError(f"filter operator {operator!r} is not one of {', '.join(_OPERATORS)}")
+            one_of(operator, _OPERATORS, "filter operator")
         numbers = pa.array(np.arange(items.num_rows))
         table = items.select(list(dict.fromkeys(column for column, _, _ in conditions)))
         try:

@@ -31,16 +31,11 @@ VERSION_COLUMN = "semid_version"
 
 @dataclass(frozen=True)
 class IndexDiff:
-    """What changed between two indexes; an item with several SemIDs has them joined by a space.
-
-    Attributes:
-        added, removed (`dict[str, str]`): item and SemID.
-        moved (`dict[str, tuple[str, str]]`): item, its old and its new SemID.
-    """
+    """What changed between two indexes, by item; one with several SemIDs has them joined by a space."""
 
     added: dict[str, str]
     removed: dict[str, str]
-    moved: dict[str, tuple[str, str]]
+    moved: dict[str, tuple[str, str]]  # the old and the new SemID
 
     def __str__(self) -> str:
         lines = [f"{len(self.added)} items added, {len(self.removed)} removed, {len(self.moved)} moved"]
@@ -86,9 +81,8 @@ def check_updatable(index: SemIDIndex, folder: Path, adding: bool) -> None:
     if views := ", ".join(index.views):
         raise ValueError(f"{folder} holds joined Semantic IDs: update {views}, and join the views again")
     if adding and index.contextual:
-        raise ValueError(
-            f"{folder}: item tokenizer {index.item_tokenizer!r} knows the items it was fitted with only: fit it again"
-        )
+        name = index.item_tokenizer
+        raise ValueError(f"{folder}: item tokenizer {name!r} knows the items it was fitted with only: fit it again")
     if adding and not (folder / "item_tokenizer").is_dir():
         raise ValueError(
             f"{folder} has no item_tokenizer that could give new items Semantic IDs: bring those yourself"
@@ -112,19 +106,17 @@ def remove_items(
     """The next version of an index, without some items; the SemIDs of the others stay as they are.
 
     Args:
-        item_ids (sequence of `str`): items of `index`.
-        reuse (`bool`): let newcomers have the SemIDs that become free. A model that was trained before goes on taking
-            them for the items it knew.
-        items (`pa.Table`, *optional*): the items' columns; `semid_version` says with which version an item came
-            (without it: with the first).
+        reuse: let newcomers have the SemIDs that become free. A model that was trained before goes on taking them for
+            the items it knew.
+        items: the items' columns; `semid_version` says with which version an item came (without it: with the first).
 
     Raises:
         ValueError: an item that is not in `index`, or none would be left.
     """
     gone = dict.fromkeys(map(str, item_ids))
-    unknown = next((item for item in gone if item not in index), None)
-    if unknown is not None:
-        raise ValueError(f"item {unknown!r} has no Semantic ID, so it cannot be removed")
+    for item in gone:
+        if item not in index:
+            raise ValueError(f"item {item!r} has no Semantic ID, so it cannot be removed")
     kept = [row for row, item in enumerate(index.item_ids) if item not in gone]
     if not kept:
         raise ValueError("an index needs at least one item: all of them would be removed")
@@ -185,10 +177,9 @@ def next_catalogue(
     index an item came with.
 
     Args:
-        items (`pa.Table`): the columns until now; without `semid_version` all items count as of version 1.
-        given (`pa.Table`, *optional*): new and changed items; columns that it lacks become null.
-        returning (mapping of item id → version, *optional*): of `reserved_versions`: items that keep the version
-            they first came with.
+        items: the columns until now; without `semid_version` all items count as of version 1.
+        given: new and changed items; columns that it lacks become null.
+        returning: of `reserved_versions`: items that keep the version they first came with.
 
     Raises:
         ValueError: an item both given and removed, or a value of another type than its column had.
@@ -200,16 +191,14 @@ def next_catalogue(
     if given is None:
         return items.filter(pa.array([item not in gone for item in known]))
     ids = given["item_id"].to_pylist()
-    both = next((item for item in ids if item in gone), None)
-    if both is not None:
-        raise ValueError(f"item {both!r} is to be removed, but stands among the items to add")
-    if VERSION_COLUMN in given.column_names:
-        given = given.drop_columns([VERSION_COLUMN])
+    for item in ids:
+        if item in gone:
+            raise ValueError(f"item {item!r} is to be removed, but stands among the items to add")
+    given = given.select([name for name in given.column_names if name != VERSION_COLUMN])
     for field in given.schema:
         kind = items.schema.field(field.name).type if field.name in items.column_names else field.type
         if kind != field.type:
-            column = cast_column(given[field.name], kind, "items", field.name)
-            given = with_columns(given, {field.name: column})
+            given = with_columns(given, {field.name: cast_column(given[field.name], kind, "items", field.name)})
     came = {**(returning or {}), **known}
     versions = pa.array([came.get(item, version) for item in ids], pa.int32())
     left = set(ids) | gone

@@ -5,18 +5,20 @@ correlation of level-1 entropy with NDCG@10 is -0.02). Figures with a `control` 
 exchanged between random items.
 """
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from scipy import sparse
 
 from llmrec.arrays import l2_normalize, unique_rows
 from llmrec.catalogue.collisions import collision_stats, equal_rows
-from llmrec.catalogue.report_parts import markdown_table, write_report_folder
-from llmrec.catalogue.report_plots import plot_codes, plot_groups, plot_map
+from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
 from llmrec.catalogue.semids import SemIDIndex
 
 logger = logging.getLogger(__name__)
@@ -25,23 +27,20 @@ logger = logging.getLogger(__name__)
 def semid_report(
     index: SemIDIndex, features: np.ndarray, items: pa.Table, k: int = 10, sample: int = 1000, seed: int = 0
 ) -> dict:
-    """Figures of an index.
+    """Figures of an index; where an item has several SemIDs, of its primary one.
 
-    Args:
-        features (`np.ndarray`, float32, `[N, D]`), items (`pa.Table`): in the order of the items of `index`.
-        k (`int`): neighbours to compare. sample (`int`): items whose neighbours are compared.
+    `features` (float32 `[N, D]`) and `items` stand in the order of the items of `index`. The `k` nearest neighbours of
+    `sample` items are compared.
 
     Returns:
         `collisions` before and after the policy (see `collision_stats`), `levels` (see `level_figures`), `prefixes`
         by depth (`unique`; `purity` of categories and its `purity_control`), `adds_tokens`, `shared_tokens` (levels
         draw on the same words, so none can use them all), `neighbours` (see `neighbours_kept`),
         `reconstruction` (see `additive_error`) and its `control`, `tokens` (mean per item) and `bits` (mean, of the
-        full codebooks), `features` (distinct rows), `warnings` (list of `str`, also logged). Where an item has
-        several SemIDs, of its primary one.
+        full codebooks), `features` (distinct rows), `warnings` (list of `str`, also logged).
     """
     if len(index.items) < len(index):
         index = index.rows_at([index.row(item) for item in index.items])
-    ordered = index.ordered
     codes = index.codes
     shuffled = index.shuffled(seed).codes
     after = collision_stats(codes)
@@ -59,8 +58,8 @@ def semid_report(
         "prefixes": [],
         "neighbours": {
             "k": k,
-            "kept": neighbours_kept(codes, *near, ordered),
-            "control": neighbours_kept(shuffled, *near, ordered),
+            "kept": neighbours_kept(codes, *near, index.ordered),
+            "control": neighbours_kept(shuffled, *near, index.ordered),
         },
         "reconstruction": {
             "error": additive_error(codes, index.codebook_sizes, features),
@@ -139,12 +138,11 @@ def additive_error(codes: np.ndarray, codebook_sizes: Sequence[int], features: n
     (with a whiff of ridge) from one-hot codes. Defined for every tokenizer, also where codes have no vectors; with
     many codes random SemIDs explain something too (see the control). `None` beyond 4,096 codes in use."""
     used, column = np.unique(codes + np.append(0, np.cumsum(codebook_sizes)[:-1]) * (codes >= 0), return_inverse=True)
-    column = column.reshape(codes.shape)
     if len(used) > 4096:
         return None
     present = codes >= 0
-    place = np.stack([np.repeat(np.arange(len(codes)), present.sum(1)), column[present]])
-    onehot = sparse.csr_matrix((np.ones(place.shape[1]), place), shape=(len(codes), len(used)))
+    place = np.nonzero(present)[0], column.reshape(codes.shape)[present]
+    onehot = sparse.csr_matrix((np.ones(len(place[0])), place), shape=(len(codes), len(used)))
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     gram = (onehot.T @ onehot).toarray()
     vectors = np.linalg.solve(gram + 1e-3 * np.eye(len(used)), onehot.T @ centred)
@@ -152,12 +150,12 @@ def additive_error(codes: np.ndarray, codebook_sizes: Sequence[int], features: n
     return float(((centred - onehot @ vectors) ** 2).sum() / total) if total > 0 else 0.0
 
 
-def category_labels(items: pa.Table, depth: int = 3) -> np.ndarray | None:
-    """int64 `[N]`: the first `depth` levels of every item's first category path, -1 without; `None` if there are not
+def category_labels(items: pa.Table) -> np.ndarray | None:
+    """int64 `[N]`: the first three levels of every item's first category path, -1 without; `None` if there are not
     two of them. Levels are joined by ` > `, paths by ` | `."""
     if "categories" not in items.column_names:
         return None
-    paths = [str(text or "").split(" | ")[0].split(" > ")[:depth] for text in items["categories"].to_pylist()]
+    paths = [str(text or "").split(" | ")[0].split(" > ")[:3] for text in items["categories"].to_pylist()]
     names, labels = np.unique([" > ".join(path) for path in paths], return_inverse=True)
     labels = np.where(names[labels] == "", -1, labels)
     return labels if len(np.unique(labels[labels >= 0])) > 1 else None
@@ -228,10 +226,61 @@ def report_lines(report: dict) -> list[str]:
     lines += ["", f"Neighbours kept (overlap@{near['k']}): {near['kept']:.3f}; random SemIDs: {near['control']:.3f}"]
     rebuilt = report["reconstruction"]
     if rebuilt["error"] is not None:
-        missed = f"{rebuilt['error']:.3f}; random SemIDs: {rebuilt['control']:.3f}"
-        lines.append(f"Missed by the best sum of code vectors: {missed}")
+        figures = f"{rebuilt['error']:.3f}; random SemIDs: {rebuilt['control']:.3f}"
+        lines.append(f"Missed by the best sum of code vectors: {figures}")
     lines.append(f"Tokens per item: {report['tokens']:.2f}; bits: {report['bits']:.1f}")
     return lines + [f"\n**Warning: {warning}.**" for warning in report["warnings"]]
+
+
+def plot_codes(index: SemIDIndex) -> Figure:
+    """Items per code, commonest first, one panel per level; flat is good, a cliff is a collapsed codebook."""
+    figure, panels_of_levels = panels(index.num_levels, 8, 3.2, 3)
+    for level, (axes, column, size) in enumerate(zip(panels_of_levels, index.codes.T, index.codebook_sizes)):
+        counts = np.sort(np.bincount(column[column >= 0], minlength=size))[::-1]
+        axes.fill_between(np.arange(size + 1), np.append(counts, 0), step="post", color="#274c77", lw=0)
+        axes.axhline(counts.sum() / size, color="#e8998d", lw=1)
+        axes.set(title=f"level {level + 1}: {(counts > 0).sum()} of {size} used", xlabel="code", ylabel="items")
+    return figure
+
+
+def plot_map(index: SemIDIndex, features: np.ndarray) -> Figure:
+    """Items in two dimensions (UMAP if installed, else PCA), coloured by the first code where it is a common one."""
+    rows = np.random.default_rng(0).permutation(len(features))[:20_000]
+    if importlib.util.find_spec("umap") and len(rows) > 15:
+        from umap import UMAP
+
+        name, points = "UMAP", UMAP(random_state=0, n_jobs=1).fit_transform(features[rows])
+    else:
+        from sklearn.decomposition import PCA
+
+        name = "PCA"
+        points = PCA(min(2, *features[rows].shape), random_state=0).fit_transform(features[rows])
+    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    codes = index.codes[rows]
+    first = codes[np.arange(len(codes)), np.argmax(codes >= 0, axis=1)]
+    common = np.argsort(-np.bincount(first), kind="stable")[:20]
+    axes.scatter(*points.T, color="#dddddd", s=4, linewidths=0)
+    # Hundreds of colours would tell nothing apart.
+    for number, code in enumerate(common):
+        axes.scatter(*points[first == code].T, color=colormaps["tab20"](number), s=9, linewidths=0)
+    title = f"{len(rows)} items, {name}; the {len(common)} commonest first codes in colour"
+    axes.set(title=title, xticks=[], yticks=[])
+    return figure
+
+
+def plot_groups(collisions: dict) -> Figure:
+    """How many items share their SemID with how many others, before and after the policy."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (when, stats), shift, colour in zip(collisions.items(), (-0.2, 0.2), ("#a3cef1", "#274c77")):
+        sizes = np.array([(int(size), count) for size, count in stats["group_sizes"].items()])
+        axes.bar(sizes[:, 0] + shift, sizes.prod(1), 0.4, color=colour, label=when)
+    axes.set(xlabel="items with one SemID", ylabel="items", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(title="collision policy", frameon=False)
+    return figure
 
 
 def write_report(report: dict, folder: str | Path, index: SemIDIndex, features: np.ndarray) -> None:

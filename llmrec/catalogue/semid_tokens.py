@@ -49,18 +49,15 @@ def parse_semids(
     pattern: str | None = None,
     keep_markers: bool = False,
 ) -> tuple[np.ndarray, Sequence[int], str, list[list[str]] | None]:
-    """The codes of `{item id: SemID}`; see `SemIDIndex.from_semids`.
-
-    Returns:
-        int32 `[N, L]`, -1 after the last code of a row; the sizes of the codebooks, the pattern, and where it does not
-        give all tokens, the tokens by level.
+    """The codes of `{item id: SemID}`, int32 `[N, L]`, -1 after the last code of a row; the sizes of the codebooks,
+    the pattern, and where it does not give all tokens, the tokens by level; see `SemIDIndex.from_semids`.
     """
     rows = {item: _split(item, semid) for item, semid in semids.items()}
     before, after = _markers(rows)
     rows = {item: row[len(before) : len(row) - len(after)] for item, row in rows.items()}
-    empty = next((item for item, row in rows.items() if not row), None)
-    if empty is not None:
-        raise ValueError(f"item {empty!r} has an empty Semantic ID: {semids[empty]!r}")
+    for item, row in rows.items():
+        if not row:
+            raise ValueError(f"item {item!r} has an empty Semantic ID: {semids[item]!r}")
     if all(isinstance(part, int) for row in rows.values() for part in row):
         lists, pattern = list(rows.values()), pattern or "default"
     else:
@@ -81,7 +78,6 @@ def parse_semids(
 
 
 def _split(item: str, semid) -> list[str] | list[int]:
-    """A SemID as a list of tokens or of codes."""
     if isinstance(semid, str):
         tokens = re.findall(r"<[^<>]*>", semid)
         if "".join(tokens) != re.sub(r"\s", "", semid):
@@ -121,7 +117,6 @@ def _matcher(template: str) -> re.Pattern:
 
 
 def _codes(rows: Mapping[str, list], template: str, codebook_sizes: Sequence[int] | None) -> list[list[int]]:
-    """The codes of the tokens, a list per SemID."""
     matcher, by_level = _matcher(template), "{level}" in template
     if not by_level and codebook_sizes is None:
         token = next(iter(rows.values()))[0]

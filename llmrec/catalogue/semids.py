@@ -12,6 +12,7 @@ share, or words that the LLM knows, which are not added to it.
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class RowsOfItems:
-    """Where items stand in a list of ids that may repeat; small for ids that do not.
-
-    Attributes:
-        first (`dict[str, int]`): item → its first row, in order of first appearance.
-    """
+    """Where items stand in a list of ids that may repeat; small for ids that do not."""
 
     def __init__(self, item_ids: Sequence[str]):
-        self.first: dict[str, int] = {}
+        self.first: dict[str, int] = {}  # in order of first appearance
         self._others: dict[str, list[int]] = {}
         for row, item in enumerate(item_ids):
             if self.first.setdefault(item, row) != row:
@@ -52,18 +49,18 @@ class SemIDIndex(Record):
     """Item ids and their Semantic IDs.
 
     Args:
-        item_ids (sequence of `str`, length R): the item of every row.
-        codes (`np.ndarray`, int32, shape [R, L]): the codes of every row, -1 at levels where it has none.
-        codebook_sizes (sequence of `int`, length L): size of every level; the *full* codebooks become tokens.
-        pattern (`str`, *optional*): a name in `PATTERNS` or a template with `{level}` (a letter) and/or `{code}`.
-            Without `{level}` codes are numbered through all levels.
-        info (`dict`, *optional*): how the SemIDs were made; what is read of it has a property (`Record`).
-        level_tokens (list of L lists of `str`, *optional*): the token of every code, used or not, instead of the
-            pattern (`has_given_tokens`); levels may share tokens.
-        adds_tokens (`bool`): whether the tokens are to be new tokens of the LLM. Otherwise they are text in its own
-            words, such as `" red"` and `" lamp"`, and every SemID closes with `;`, so that none begins another.
-        behaviours (sequence of `str`): kinds of interaction, the one to recommend last; each is a new token of the
-            LLM, e.g. `<|buy|>` (MBGen).
+        item_ids: the item of every row.
+        codes: int32 `[R, L]`, -1 at levels where a row has none.
+        codebook_sizes: of the L levels; the *full* codebooks become tokens.
+        pattern: a name in `PATTERNS` or a template with `{level}` (a letter) and/or `{code}`. Without `{level}` codes
+            are numbered through all levels.
+        info: how the SemIDs were made; what is read of it has a property (`Record`).
+        level_tokens: by level, the token of every code, used or not, instead of the pattern (`has_given_tokens`);
+            levels may share tokens.
+        adds_tokens: whether the tokens are to be new tokens of the LLM. Otherwise they are text in its own words, such
+            as `" red"` and `" lamp"`, and every SemID closes with `;`, so that none begins another.
+        behaviours: kinds of interaction, the one to recommend last; each is a new token of the LLM, e.g. `<|buy|>`
+            (MBGen).
 
     Raises:
         ValueError: a code outside its codebook, an empty SemID, codes of equal tokens, or a repeated behaviour.
@@ -103,7 +100,11 @@ class SemIDIndex(Record):
         self.has_given_tokens = level_tokens is not None
         if self.has_given_tokens:
             self.level_tokens = [list(map(str, tokens)) for tokens in level_tokens]
-            self._check_tokens()
+            if (sizes := tuple(map(len, self.level_tokens))) != self.codebook_sizes:
+                raise ValueError(f"level_tokens has {list(sizes)} tokens for {self.codebook_sizes}")
+            for level, tokens in enumerate(self.level_tokens):
+                if len(set(tokens)) != len(tokens) or not all(tokens):
+                    raise ValueError(f"level_tokens[{level}] holds an empty token, or one twice")
         else:
             self.level_tokens = pattern_tokens(self.pattern, self.codebook_sizes)
             if len(set().union(*self.level_tokens)) != sum(self.codebook_sizes):
@@ -114,15 +115,6 @@ class SemIDIndex(Record):
         if len(set(self.tokens)) != len(self.tokens):
             raise ValueError(f"behaviours {self.behaviours} repeat, or read like tokens of the Semantic IDs")
         self.rows_of_items = RowsOfItems(self.item_ids)
-
-    # Tokens
-
-    def _check_tokens(self) -> None:
-        if (sizes := list(map(len, self.level_tokens))) != list(self.codebook_sizes):
-            raise ValueError(f"level_tokens has {sizes} tokens for {self.codebook_sizes}")
-        for level, tokens in enumerate(self.level_tokens):
-            if len(set(tokens)) != len(tokens) or not all(tokens):
-                raise ValueError(f"level_tokens[{level}] holds an empty token, or one twice")
 
     def token(self, level: int, code: int) -> str:
         """The token string of a code, e.g. `<b_7>`."""
@@ -144,8 +136,6 @@ class SemIDIndex(Record):
         """The distinct token strings that become new tokens of the LLM: by level and code, then the behaviours."""
         codes = dict.fromkeys(t for level in self.level_tokens for t in level) if self.adds_tokens else ()
         return [*codes, *map(self.behaviour_token, self.behaviours)]
-
-    # Look-up
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -169,7 +159,6 @@ class SemIDIndex(Record):
         return self.rows(item_id)[0]
 
     def tokens_of_row(self, row: int) -> list[str]:
-        """The tokens of a row's SemID."""
         return self._tokens_of(self.codes[row].tolist())
 
     def semid_of_row(self, row: int) -> str:
@@ -191,15 +180,15 @@ class SemIDIndex(Record):
         return "".join(tokens) + ("" if self.adds_tokens else ";")
 
     @cached_property
-    def _rows_of_semid(self) -> dict[str, list[int]]:
-        rows: dict[str, list[int]] = {}
-        for row in range(len(self)):
-            rows.setdefault(self.semid_of_row(row), []).append(row)
-        return rows
+    def _items_of_semid(self) -> dict[str, list[str]]:
+        items = defaultdict(list)
+        for row, item in enumerate(self.item_ids):
+            items[self.semid_of_row(row)].append(item)
+        return items
 
     def decode(self, semid: str) -> list[str]:
         """The items that have this SemID (several under policy "keep"); an unknown SemID gives an empty list."""
-        return [self.item_ids[row] for row in self._rows_of_semid.get(semid, [])]
+        return list(self._items_of_semid.get(semid, ()))
 
     def groups(self) -> np.ndarray:
         """int64 [R]: rows with the same SemID share a group number."""
@@ -208,8 +197,7 @@ class SemIDIndex(Record):
     def aligned(self, items: pa.Table) -> "SemIDIndex":
         """The same SemIDs for exactly the items of a catalogue, in its order; raises `ValueError` if one has none."""
         wanted = items["item_id"].to_pylist()
-        without = [item for item in wanted if item not in self]
-        if without:
+        if without := [item for item in wanted if item not in self]:
             raise ValueError(
                 f"item {without[0]!r} of the catalogue has no Semantic ID here ({len(without)} such items): "
                 "these Semantic IDs were made for other items"
@@ -239,10 +227,9 @@ class SemIDIndex(Record):
 
     def shuffled(self, seed: int) -> "SemIDIndex":
         """A control: the same SemIDs, exchanged between random items, so that they carry no meaning."""
-        items = self.items
-        givers = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
+        givers = [self.items[i] for i in np.random.default_rng(seed).permutation(len(self.items))]
         rows = [row for giver in givers for row in self.rows_of_items[giver]]
-        takers = [item for item, giver in zip(items, givers) for _ in self.rows_of_items[giver]]
+        takers = [item for item, giver in zip(self.items, givers) for _ in self.rows_of_items[giver]]
         return self.replaced(takers, self.codes[rows], {"shuffled": seed})
 
     @property
@@ -252,14 +239,8 @@ class SemIDIndex(Record):
         names += json.dumps(self.behaviours) if self.behaviours else ""
         return fingerprint(names, str(self.codebook_sizes), "\n".join(self.item_ids), self.codes.tobytes())
 
-    # Files
-
     def save(self, path: str | Path, items: pa.Table | None = None) -> None:
-        """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`.
-
-        Args:
-            items (`pa.Table`, *optional*): the catalogue (with `item_id`); its columns travel with the SemIDs.
-        """
+        """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`."""
         last = self.codes.shape[1] - np.argmax(self.codes[:, ::-1] >= 0, axis=1)  # codes after it are left out
         lists = [codes[:end].tolist() for codes, end in zip(self.codes, last)]
         ids = pa.array(self.item_ids, pa.string())
@@ -305,9 +286,7 @@ class SemIDIndex(Record):
         lists = table["codes"].combine_chunks()
         codes = np.full((len(lists), len(sizes)), -1, np.int32)
         codes[np.arange(len(sizes)) < lists.value_lengths().to_numpy()[:, None]] = lists.flatten().to_numpy()
-        tokens = None
-        if "vocabularies" in header:
-            tokens = [header["vocabularies"][number] for number in header["vocabulary_of_level"]]
+        tokens = [header["vocabularies"][number] for number in header.get("vocabulary_of_level", ())] or None
         naming = header["pattern"], info, tokens, header.get("adds_tokens", True), header.get("behaviours", ())
         return cls(table["item_id"].to_pylist(), codes, sizes, *naming)
 
@@ -323,11 +302,11 @@ class SemIDIndex(Record):
         """From Semantic IDs that exist already, `{item id: SemID}`; see `llmrec.catalogue.semid_tokens`.
 
         Args:
-            codebook_sizes (sequence of `int`, *optional*): defaults to the largest code of each level + 1, at least
-                256. Tokens that are numbered through all levels need it.
-            pattern (`str`, *optional*): of the tokens; found from the first token where it is one of `PATTERNS`. For
-                codes it defaults to `"default"`.
-            keep_markers (`bool`): markers around every item become levels of one code.
+            codebook_sizes: by default the largest code of each level + 1, at least 256. Tokens that are numbered
+                through all levels need it.
+            pattern: of the tokens; found from the first token where it is one of `PATTERNS`. For codes it defaults to
+                `"default"`.
+            keep_markers: markers around every item become levels of one code.
 
         Raises:
             ValueError: an item without SemID, a token that does not fit the pattern, or other markers than the first.

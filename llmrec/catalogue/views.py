@@ -14,21 +14,13 @@ from llmrec.catalogue.semids import SemIDIndex
 
 
 def join_views(indexes: Mapping[str, SemIDIndex]) -> SemIDIndex:
-    """One index with the Semantic IDs of several.
+    """One index with the Semantic IDs of several, of the same items; the first view is the primary one.
 
     Views of one token pattern number their levels through (`<a_..>` to `<d_..>`, then `<e_..>`); otherwise each
-    keeps its tokens. The same indexes give the same tokens, also after items were added to each of them.
-
-    Args:
-        indexes (mapping of view name → index): of the same items; the first view is the primary one.
-
-    Returns:
-        The rows of the first view, then those of the next; `info["views"]` says name → [first level, last level
-        + 1].
-
-    Raises:
-        ValueError: fewer than two views, other items, items that share a Semantic ID, contextual views, views
-            that write words, or that share tokens.
+    keeps its tokens. The same indexes give the same tokens, also after items were added to each of them. The rows of
+    the first view come first, then those of the next.
+    Raises `ValueError` on fewer than two views, other items, items that share a Semantic ID, contextual views, views
+    that write words, or that share tokens.
     """
     if len(indexes) < 2:
         raise ValueError(f"two views or more can be joined, not {len(indexes)}")

@@ -42,12 +42,7 @@ def clean_items(items: pa.Table) -> pa.Table:
 def k_core(users: np.ndarray, items: np.ndarray, user_k: int, item_k: int) -> np.ndarray:
     """The largest set of interactions in which every user has at least `user_k` and every item at least `item_k`.
 
-    Args:
-        users, items (`np.ndarray`, integer, shape [n]): numbers from 0 on, one pair per interaction.
-        user_k, item_k (`int`): 1 or less asks for nothing.
-
-    Returns:
-        bool [n]: which interactions stay.
+    `users` and `items` are numbers from 0 on, integer [n]. Returns bool [n]: which interactions stay.
     """
     mask = np.zeros(len(users), bool)
     kept = np.arange(len(users))

@@ -32,16 +32,11 @@ def hold_out_items(
       rows, since checkpoints are chosen on validation.
     - Test histories stay whole: by then the items are in the shop.
 
-    Args:
-        fraction (`float`): share of the training items that becomes cold.
-        from_training (`bool`): cold targets cut out of training sequences become test rows, too. There are many, but
-            what the user did after them was trained on.
+    - With `from_training` cold targets cut out of training sequences become test rows, too. There are many, but what
+      the user did after them was trained on.
 
-    Returns:
-        Data with all items; `info["cold_items"]` lists the cold ones, `info["rules"]["hold_out"]` how they were drawn.
-
-    Raises:
-        ValueError: a fraction that leaves no item, or data without items in training.
+    `info["cold_items"]` lists the cold items, `info["rules"]["hold_out"]` says how they were drawn.
+    Raises `ValueError` on a fraction that leaves no item, or data without items in training.
     """
     catalogue = data.items["item_id"]
     trained, _ = lists_to_rows(data.train["item_ids"], catalogue)
@@ -71,7 +66,7 @@ def hold_out_items(
     info = {key: value for key, value in data.info.items() if key not in ("settings", "inputs_fingerprint")}
     hold_out = {"fraction": fraction, "seed": seed, "from_training": from_training, "of": data.fingerprint}
     info |= {"name": f"{info.get('name', 'data')}_cold", "rules": {**rules, "hold_out": hold_out}}
-    info["cold_items"] = data.items.filter(pa.array(cold))["item_id"].to_pylist()
+    info["cold_items"] = catalogue.filter(pa.array(cold)).to_pylist()
     without = PreparedData(data.items, train, valid, pa.concat_tables(tests), info)
     check_cold(without)
     without.info["statistics"] = statistics(without)
@@ -95,7 +90,7 @@ def check_cold(data: PreparedData) -> list[str]:
 
 
 def _without_items(train: pa.Table, out: np.ndarray) -> pa.Table:
-    """Training sequences without some of their elements (bool [elements]); empty ones disappear."""
+    """Training sequences without some of their elements (bool [elements])."""
     lengths = np.diff(flatten_lists(train["item_ids"])[1])
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(out)) - (np.cumsum(lengths) - lengths)[sequence]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
 from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered, with_columns
-from llmrec.data.sequences import build_tables, sort_interactions
+from llmrec.data.sequences import build_tables
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import ITEM_TYPES, TEXT
 
@@ -27,25 +27,21 @@ def check_domain_names(names: Sequence[str]) -> None:
     """Raises `ValueError` unless these are two names or more, none empty, none with a `/`."""
     if len(names) < 2:
         raise ValueError(f"two domains or more can be joined, not {len(names)}")
-    odd = next((name for name in names if not name or "/" in name), None)
-    if odd is not None:
-        raise ValueError(f"domain {odd!r}: a domain needs a name, and one without '/', which ends it in item ids")
+    for name in names:
+        if not name or "/" in name:
+            raise ValueError(f"domain {name!r}: a domain needs a name, and one without '/', which ends it in item ids")
 
 
 def join_domains(domains: Mapping[str, PreparedData], shared_users: bool = False) -> PreparedData:
-    """One prepared data set from those of several domains.
+    """One prepared data set from those of several domains, in this order.
 
     Every part is checked for leaks by the rules of its own split, and what is joined for shared users once more.
+    Items have the columns of all parts and `domain`; text that a part lacks is empty, anything else null.
 
     Args:
-        domains (mapping of domain → data): parts are joined in this order.
         shared_users (`bool`): equal user ids are one person, whose sequences are merged in order of time. A history
             then holds what the person did before the target in any domain. What a part has no time of (the history of
             a user's first target, where the user has no training sequence there) is left out.
-
-    Returns:
-        Items with the columns of all parts and `domain`; text that a part lacks is empty, anything else null.
-        `info["domains"]` says name → name, fingerprint, rules of the part.
 
     Raises:
         ValueError: fewer than two domains, a column `domain` or one of two types, kinds of interaction in some parts
@@ -107,7 +103,7 @@ def _joined_rules(domains: Mapping[str, PreparedData], shared_users: bool) -> di
             "shared users need one split by time: prepare every domain with split: time and the same valid_start, "
             f"test_start and max_history; here {shown}"
         )
-    return {**(dict(zip(_SPLIT, first)) if same else {"split": "domains"}), "shared_users": shared_users}
+    return (dict(zip(_SPLIT, first)) if same else {"split": "domains"}) | {"shared_users": shared_users}
 
 
 def _joined_items(domains: Mapping[str, PreparedData]) -> pa.Table:
@@ -118,11 +114,9 @@ def _joined_items(domains: Mapping[str, PreparedData]) -> pa.Table:
             raise ValueError(f"domain {name!r}: its items have a column {DOMAIN!r} already; rename it")
         for field in items.schema:
             if (earlier := types.setdefault(field.name, field.type)) != field.type:
-                kinds = f"{field.type}, but {earlier}"
-                raise ValueError(
-                    f"domain {name!r}: column {field.name!r} of the items is {kinds} in an earlier domain"
-                )
-        domain = pa.array([name] * items.num_rows, pa.string())
+                what = f"column {field.name!r} of the items is {field.type}, but {earlier} in an earlier domain"
+                raise ValueError(f"domain {name!r}: {what}")
+        domain = pa.repeat(name, items.num_rows)
         parts.append(with_columns(items, {"item_id": _tagged(name, items["item_id"]), DOMAIN: domain}))
     joined = pa.concat_tables(parts, promote_options="default")
     texts = [column for column, kind in ITEM_TYPES.items() if kind == TEXT and column in joined.column_names]
@@ -135,7 +129,6 @@ def _tagged(name: str, ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.
 
 
 def _prefixed(name: str, data: PreparedData, shared_users: bool) -> dict[str, pa.Table]:
-    """The three tables of interactions of a domain with the ids that they have in the joined data."""
     tables = {}
     for table, column in (("train", "item_ids"), ("valid", "history"), ("test", "history")):
         rows = getattr(data, table).replace_schema_metadata(None)
@@ -145,8 +138,7 @@ def _prefixed(name: str, data: PreparedData, shared_users: bool) -> dict[str, pa
             changed["user_id"] = _tagged(name, rows["user_id"])
         if table != "train":
             changed["target"] = _tagged(name, rows["target"])
-        columns = {each: changed.get(each, rows[each]) for each in rows.column_names}
-        tables[table] = pa.table(columns, schema=rows.schema)
+        tables[table] = with_columns(rows, changed)
     return tables
 
 
@@ -158,7 +150,7 @@ def _merged_in_time(
     events = pa.concat_tables(tables)
     labels = np.repeat(np.arange(3 * len(parts)) % 3, [table.num_rows for table in tables]).astype(np.int8)
     (users,), user_ids = numbered(events["user_id"])
-    order = sort_interactions(users, events["timestamp"].to_numpy())
+    order = np.lexsort([events["timestamp"].to_numpy(), users])
     events, catalogue = events.take(pa.array(order)), items["item_id"].combine_chunks()
     return build_tables(
         users[order],

@@ -15,8 +15,6 @@ from llmrec.data.rows import (
     ragged_arange,
 )
 
-_LISTS = {"train": "item_ids", "valid": "history", "test": "history"}
-
 
 def check_no_leak(data: PreparedData) -> dict:
     """Checks the split of prepared data.
@@ -28,11 +26,7 @@ def check_no_leak(data: PreparedData) -> dict:
     checked that no target with a whole history stands at a trained position, and that no dated training target of a
     user is later than the user's first dated validation or test target.
 
-    Returns:
-        What was checked, for `dataset.json`.
-
-    Raises:
-        ValueError: naming the table, the user and what leaks.
+    Returns what was checked, for `dataset.json`; raises `ValueError` naming the table, the user and what leaks.
     """
     rule = data.info.get("rules", {}).get("split")
     if rule == "windows":
@@ -40,11 +34,11 @@ def check_no_leak(data: PreparedData) -> dict:
     _check_chains(data)
     result = {"rule": rule, "histories_end_before_their_targets": data.valid.num_rows + data.test.num_rows}
     if rule == "time":
-        result["last_train"], result["first_valid"] = _first_and_last(data.train)[1], _first_and_last(data.valid)[0]
-        result["last_valid"], result["first_test"] = _first_and_last(data.valid)[1], _first_and_last(data.test)[0]
-        for before, after in (("last_train", "first_valid"), ("last_valid", "first_test")):
-            if None not in (result[before], result[after]) and result[before] >= result[after]:
-                raise ValueError(f"leak: {before} at {result[before]} is not before {after} at {result[after]}")
+        for before, after in (("train", "valid"), ("valid", "test")):
+            last, first = _first_and_last(getattr(data, before))[1], _first_and_last(getattr(data, after))[0]
+            result |= {f"last_{before}": last, f"first_{after}": first}
+            if None not in (last, first) and last >= first:
+                raise ValueError(f"leak: last_{before} at {last} is not before first_{after} at {first}")
     return result
 
 
@@ -59,9 +53,12 @@ def _check_chains(data: PreparedData) -> None:
     histories, bounds = lists_to_rows(rows["history"], catalogue)
     targets = ids_to_rows(rows["target"], catalogue)
     if data.behaviours:  # what was done is a pair of item and kind
-        kinds = [_kinds(data, name, column) for name, column in _LISTS.items()]
-        train = _pairs(train, kinds[0], data)
-        histories = _pairs(histories, pa.concat_arrays(kinds[1:]), data)
+        train = _pairs(train, flatten_beside(data.train, "behaviours", offsets), data)
+        kinds = [
+            flatten_beside(table, "behaviours", flatten_lists(table["history"])[1], name)
+            for name, table in (("valid", data.valid), ("test", data.test))
+        ]
+        histories = _pairs(histories, pa.concat_arrays(kinds), data)
         targets = _pairs(targets, rows["target_behaviour"], data)
     trained, lengths, stops = np.diff(offsets), np.diff(bounds), bounds[1:]
 
@@ -101,11 +98,6 @@ def _place(data: PreparedData, wrong: np.ndarray) -> str:
     return f"{name} row {row + 1} (user {getattr(data, name)['user_id'][row].as_py()!r})"
 
 
-def _kinds(data: PreparedData, name: str, column: str) -> pa.Array:
-    table = getattr(data, name)
-    return flatten_beside(table, "behaviours", flatten_lists(table[column])[1], name)
-
-
 def _pairs(items: np.ndarray, kinds: pa.Array | pa.ChunkedArray, data: PreparedData) -> np.ndarray:
     """int64: (item, kind) pairs as numbers."""
     return items.astype(np.int64) * len(data.behaviours) + ids_to_rows(kinds, data.behaviours)
@@ -123,10 +115,9 @@ def _check_windows(data: PreparedData) -> dict:
     trained = np.zeros(num_users, np.int64)
     np.maximum.at(trained, train_users[whole], np.diff(offsets)[whole])
     times, time_offsets = flatten_lists(data.train["timestamps"])
-    time_users = np.repeat(train_users, np.diff(time_offsets))
     dated = times.is_valid().to_numpy(zero_copy_only=False)
     latest = np.full(num_users, np.iinfo(np.int64).min)
-    np.maximum.at(latest, time_users[dated], times.drop_null().to_numpy())
+    np.maximum.at(latest, np.repeat(train_users, np.diff(time_offsets))[dated], times.drop_null().to_numpy())
     decidable = lengths < window
     seconds = pc.fill_null(rows["timestamp"], np.iinfo(np.int64).max).to_numpy()
     known = rows["timestamp"].is_valid().to_numpy()

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.arguments import one_of
 from llmrec.data.cleaning import clean_items, k_core
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import TARGETS, PreparedData
-from llmrec.data.rows import flatten_lists, ids_to_rows, numbered
+from llmrec.data.rows import ids_to_rows, lists_to_rows, numbered
 from llmrec.data.sequences import (
     LABELS,
     REPEATS,
@@ -18,14 +19,13 @@ from llmrec.data.sequences import (
     build_tables,
     label_by_time,
     label_leave_one_out,
+    last_items,
     repeats_kept,
-    sort_interactions,
+    stitch_windows,
 )
 from llmrec.data.statistics import statistics
 from llmrec.data.validate import items_of_interactions, standard_interactions, standard_items
-from llmrec.data.windows import last_items, stitch_windows
 
-SPLITS = ("leave_one_out", "time", "given")
 logger = logging.getLogger(__name__)
 
 
@@ -56,31 +56,27 @@ def prepare(
         interactions, items (`pa.Table`): in the columns of `llmrec.data.validate`. Interactions with a `history`
             column are ready windows: `split` must be "given", their training rows are stitched into sequences, the
             rules for ties, repeats and k-core do not apply, and they have no kinds (`behaviour`).
-        user_k, item_k (`int`): every user (item) keeps at least so many interactions; 0 asks for nothing, and with
-            `item_k` 0 items without interactions stay in the catalogue.
-        split (`str`): "leave_one_out" (last = test, last but one = valid), "time" (two points in time for all users)
+        user_k, item_k: every user (item) keeps at least so many interactions; with `item_k` 0 items without
+            interactions stay in the catalogue.
+        split: "leave_one_out" (last = test, last but one = valid), "time" (two points in time for all users)
             or "given" (a column `split` with train, valid, test).
         fractions, valid_start, test_start: of the split by time, see `label_by_time`.
-        ties (`str`): order of a user's interactions of one time: "input_order" or "item_id" (as text).
-        repeats (`str`): "keep", "drop_consecutive" or "first".
+        ties: order of a user's interactions of one time: "input_order" or "item_id" (as text).
+        repeats: "keep", "drop_consecutive" or "first".
         behaviours (*optional*), min_rating (*optional*): keep only these kinds, only ratings from this one on. Two
             kinds or more are written beside the items, the one to recommend last (by default the rarest); an item with
             another kind is no repeat.
-        unknown_items (`str`): "error", or "drop" the interactions with items that are not in `items`.
-        keep_all_items (`bool`): the catalogue keeps items that did not survive.
-        clean (`bool`): remove HTML and surplus white space from item text.
-        max_history (`int`, *optional*): validation and test histories keep their last items only.
+        unknown_items: "error", or "drop" the interactions with items that are not in `items`.
+        keep_all_items: the catalogue keeps items that did not survive.
+        clean: remove HTML and surplus white space from item text.
+        max_history: validation and test histories keep their last items only.
 
     Raises:
         ValueError: bad input, a rule that does not exist or does not apply, or nothing left.
     """
-    for value, allowed, flag in (
-        (split, SPLITS, "split"),
-        (ties, TIES, "ties"),
-        (repeats, REPEATS, "repeats"),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{flag} {value!r} is not one of {', '.join(allowed)}")
+    one_of(split, ("leave_one_out", "time", "given"), "split")
+    one_of(ties, TIES, "ties")
+    one_of(repeats, REPEATS, "repeats")
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, got {max_history}")
     rules = {
@@ -120,7 +116,7 @@ def prepare(
         )
         if not len(users):
             raise ValueError(f"no interaction is left with user_k {user_k} and item_k {item_k}: lower them")
-        times = _column(interactions, "timestamp", pa.int64()).take(pa.array(kept))
+        times = _timestamps(interactions).take(pa.array(kept))
         if split == "leave_one_out":
             labels = label_leave_one_out(users)
         elif split == "time":
@@ -132,8 +128,9 @@ def prepare(
             labels = _given_labels(interactions["split"].combine_chunks().take(pa.array(kept)))
         item_ids = items["item_id"].combine_chunks()
         kind_of = None if kinds is None else kinds.take(pa.array(kept)).cast(pa.string())
-        tables, left_out = build_tables(users, item_rows, times, labels, user_ids, item_ids, max_history, kind_of)
-        rules["targets_without_history_left_out"] = left_out
+        tables, rules["targets_without_history_left_out"] = build_tables(
+            users, item_rows, times, labels, user_ids, item_ids, max_history, kind_of
+        )
         if item_k and not keep_all_items:
             items = items.filter(pa.array(np.bincount(item_rows, minlength=len(items)) > 0))
     data = PreparedData(items=items, **tables, info={"name": name, "source": source, "rules": rules})
@@ -178,14 +175,7 @@ def _kinds(interactions: pa.Table, wanted: Sequence[str] | None) -> pa.Dictionar
 
 
 def _sequence_order(
-    interactions: pa.Table,
-    items: pa.Table,
-    item_rows: np.ndarray,
-    kinds: pa.DictionaryArray | None,
-    user_k: int,
-    item_k: int,
-    ties: str,
-    repeats: str,
+    interactions, items, item_rows, kinds, user_k, item_k, ties, repeats
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:
     """`(rows of the interactions that stay, in order; their users; their items; user ids)`."""
     (users,), user_ids = numbered(interactions["user_id"])
@@ -195,7 +185,8 @@ def _sequence_order(
         ranks = np.empty(len(by_text), np.int32)
         ranks[by_text] = np.arange(len(by_text), dtype=np.int32)
         ranks = ranks[item_rows]
-    kept = sort_interactions(users, _time_key(interactions), ranks)
+    # by user, then time, then rank, then input order
+    kept = np.lexsort([key for key in (ranks, _time_key(interactions), users) if key is not None])
     users, item_rows = users[kept], item_rows[kept]
     while True:
         done = item_rows  # what a repeat repeats
@@ -234,20 +225,11 @@ def _given_labels(column: pa.Array) -> np.ndarray:
 
 
 def _windows(interactions: pa.Table, items: pa.Table, max_history: int | None) -> dict[str, pa.Table]:
-    flat, _ = flatten_lists(interactions["history"])
-    for ids in (flat, interactions["item_id"]):
-        ids_to_rows(ids, items["item_id"])
+    lists_to_rows(interactions["history"], items["item_id"])  # raises where one is unknown
+    ids_to_rows(interactions["item_id"], items["item_id"])
     labels = _given_labels(interactions["split"].combine_chunks())
-    timestamps = pa.chunked_array([_column(interactions, "timestamp", pa.int64())])
-    rows = pa.table(
-        {
-            "user_id": interactions["user_id"],
-            "history": interactions["history"],
-            "target": interactions["item_id"],
-            "timestamp": timestamps,
-        },
-        schema=TARGETS,
-    )
+    columns = [interactions[name] for name in ("user_id", "history", "item_id")]
+    rows = pa.table([*columns, _timestamps(interactions)], schema=TARGETS)
     train, valid, test = (rows.filter(pa.array(labels == label)) for label in range(3))
     return {
         "train": stitch_windows(train),
@@ -256,7 +238,7 @@ def _windows(interactions: pa.Table, items: pa.Table, max_history: int | None) -
     }
 
 
-def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
-    if name in table.column_names:
-        return table[name].combine_chunks()
-    return pa.nulls(len(table), kind)
+def _timestamps(interactions: pa.Table) -> pa.Array:
+    if "timestamp" in interactions.column_names:
+        return interactions["timestamp"].combine_chunks()
+    return pa.nulls(len(interactions), pa.int64())

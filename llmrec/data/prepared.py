@@ -21,20 +21,20 @@ import pyarrow as pa
 from llmrec.files import atomic_path, fingerprint, read_json, read_parquet, write_json, write_parquet
 
 SEQUENCES = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("item_ids", pa.list_(pa.string())),
-        ("timestamps", pa.list_(pa.int64())),
-        ("num_context", pa.int32()),
-    ]
+    {
+        "user_id": pa.string(),
+        "item_ids": pa.list_(pa.string()),
+        "timestamps": pa.list_(pa.int64()),
+        "num_context": pa.int32(),
+    }
 )
 TARGETS = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("history", pa.list_(pa.string())),
-        ("target", pa.string()),
-        ("timestamp", pa.int64()),
-    ]
+    {
+        "user_id": pa.string(),
+        "history": pa.list_(pa.string()),
+        "target": pa.string(),
+        "timestamp": pa.int64(),
+    }
 )
 
 
@@ -43,8 +43,8 @@ def schema_of(name: str, behaviours: bool) -> pa.Schema:
     schema = SEQUENCES if name == "train" else TARGETS
     if behaviours:
         schema = schema.append(pa.field("behaviours", pa.list_(pa.string())))
-    if behaviours and name != "train":
-        schema = schema.append(pa.field("target_behaviour", pa.string()))
+        if name != "train":
+            schema = schema.append(pa.field("target_behaviour", pa.string()))
     return schema
 
 
@@ -75,7 +75,6 @@ class PreparedData:
 
     @property
     def catalogue_fingerprint(self) -> str:
-        """See `catalogue_fingerprint`."""
         return catalogue_fingerprint(self.items)
 
     def save(self, folder: str | Path) -> None:

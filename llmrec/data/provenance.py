@@ -13,10 +13,7 @@ from llmrec.files import fingerprint, read_json
 
 def expand(value):
     """Replaces `$NAME` and `${NAME}` in all strings of nested dicts and lists by environment variables; YAML's dates
-    become text.
-
-    Raises:
-        ValueError: naming a variable that is not set.
+    become text. Raises `ValueError` naming a variable that is not set.
     """
     if isinstance(value, dict):
         return {key: expand(part) for key, part in value.items()}
@@ -27,8 +24,7 @@ def expand(value):
     if not isinstance(value, str):
         return value
     expanded = os.path.expandvars(value)
-    unset = re.search(r"\$(\w+|\{[^}]*\})", expanded)
-    if unset:
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
         name = unset[1].strip("{}")
         raise ValueError(f"{value!r} uses the environment variable {name}, which is not set: export {name}=…")
     return os.path.expanduser(expanded)
@@ -44,10 +40,8 @@ def inputs_fingerprint(settings: dict) -> str:
 
 
 def can_reuse(folder: str | Path, settings: dict, inputs: str) -> bool:
-    """Whether a folder holds data prepared with these settings from these inputs.
-
-    Raises:
-        ValueError: it holds data prepared with other settings (named in the message), which must not vanish unasked.
+    """Whether a folder holds data prepared with these settings from these inputs; raises `ValueError` where it holds
+    something else, which must not vanish unasked.
     """
     path = Path(folder) / "dataset.json"
     if not path.exists():
@@ -68,11 +62,8 @@ def can_reuse(folder: str | Path, settings: dict, inputs: str) -> bool:
 def _strings(value) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
 
 

@@ -42,17 +42,16 @@ def flatten_lists(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndar
     if column.null_count:
         raise ValueError(f"row {pc.index(column.is_null(), True).as_py()} has no list (null); use an empty list")
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    values = [chunk.flatten() for chunk in chunks]
     lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
-    flat = pa.concat_arrays(values) if values else pa.array([], column.type.value_type)
+    flat = pa.concat_arrays([chunk.flatten() for chunk in chunks]) if chunks else pa.array([], column.type.value_type)
     return flat, offsets_of(np.concatenate([*lengths, np.zeros(0, np.int64)]))
 
 
 def flatten_beside(table: pa.Table, name: str, offsets: np.ndarray, where: str = "train") -> pa.Array:
     """The flat values of a list column; raises `ValueError` where its lists have other offsets than those of the
     items beside it."""
-    values, own_offsets = flatten_lists(table[name])
-    if not np.array_equal(offsets, own_offsets):
+    values, list_offsets = flatten_lists(table[name])
+    if not np.array_equal(offsets, list_offsets):
         raise ValueError(f"{where}: items and {name} differ in length")
     return values
 
@@ -68,18 +67,8 @@ def numbered(*columns: pa.ChunkedArray) -> tuple[list[np.ndarray], pa.Array]:
 def lists_to_rows(
     column: pa.ChunkedArray | pa.Array, item_ids: Sequence[str] | pa.ChunkedArray | pa.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turns lists of item ids into rows of a catalogue.
-
-    Args:
-        column: a `list<string>` column, such as `item_ids` of train or `history` of valid.
-        item_ids: the catalogue's item ids in order; row numbers count from 0 in it.
-
-    Returns:
-        `(values, offsets)`: `values` int32 [n] are rows, those of list `i` at `offsets[i]` to `offsets[i + 1]`
-        (int64 [m + 1]).
-
-    Raises:
-        ValueError: an item that is not in `item_ids`, or a null list.
+    """`(values int32 [n], offsets int64 [m + 1])`: lists of item ids (such as `item_ids` of train or `history` of
+    valid) as rows of a catalogue, counted from 0; raises `ValueError` on an item that is not in it, or a null list.
     """
     flat, offsets = flatten_lists(column)
     return ids_to_rows(flat, item_ids), offsets
@@ -98,15 +87,10 @@ def ids_to_rows(ids: pa.ChunkedArray | pa.Array, item_ids: Sequence[str] | pa.Ch
 
 
 def training_rows(train: pa.Table, max_history: int | None = None) -> pa.Table:
-    """One row per training target, in the order of the sequences.
+    """One row per target of training sequences (`llmrec.data.prepared.SEQUENCES`), in their order.
 
-    Args:
-        train: training sequences (`llmrec.data.prepared.SEQUENCES`).
-        max_history: keep only the last items of a history (all by default).
-
-    Returns:
-        A table with user_id, history (`list<string>`, oldest first), target, timestamp (of the target), and, where
-        train has them, behaviours (of the history) and target_behaviour.
+    A table with user_id, history (`list<string>`, oldest first, its last `max_history` items only), target, timestamp
+    (of the target), and, where train has them, behaviours (of the history) and target_behaviour.
     """
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, got {max_history}")
@@ -131,10 +115,8 @@ def target_rows(
 ) -> pa.Table:
     """One row per target, as `training_rows` returns them.
 
-    Args:
-        users: of every target. items, times, kinds: of every interaction, by user and time.
-        starts, targets: int64, the places in these of the first item of every history, and of every target.
-        max_history: keep only the last items of a history.
+    `users` are those of the targets; `items`, `times` and `kinds` of all interactions, by user and time; `starts` and
+    `targets` (int64) the places in these of the first item of every history, and of every target.
     """
     if max_history is not None:
         starts = np.maximum(starts, targets - max_history)

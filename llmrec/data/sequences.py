@@ -9,24 +9,14 @@ from datetime import UTC, date, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llmrec.data.prepared import schema_of
-from llmrec.data.rows import list_array, offsets_of, target_rows
+from llmrec.data.prepared import SEQUENCES, schema_of
+from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ragged_arange, target_rows, with_columns
 
 TIES = ("input_order", "item_id")
 REPEATS = ("keep", "drop_consecutive", "first")
 LABELS = ("train", "valid", "test")
-
-
-def sort_interactions(users: np.ndarray, keys: np.ndarray | None, tie_ranks: np.ndarray | None = None) -> np.ndarray:
-    """int64 [n]: the order by user, then key, then tie rank, then input order.
-
-    Args:
-        users (`np.ndarray`, integer, [n]): user numbers.
-        keys (`np.ndarray`, [n], *optional*): position or time; without it the input order counts.
-        tie_ranks (`np.ndarray`, integer, [n], *optional*): order among a user's interactions of equal key.
-    """
-    return np.lexsort([key for key in (tie_ranks, keys, users) if key is not None])
 
 
 def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str) -> np.ndarray:
@@ -34,15 +24,12 @@ def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str) -> np.ndarray:
 
     "keep" keeps all, "drop_consecutive" drops an item that follows itself, "first" keeps a user's first of each item.
     """
+    kept = np.full(len(users), rule != "first")
     if rule == "drop_consecutive":
-        kept = np.ones(len(users), bool)
         kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
     elif rule == "first":
         pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
-        kept = np.zeros(len(users), bool)
         kept[np.unique(pairs, return_index=True)[1]] = True
-    else:
-        kept = np.ones(len(users), bool)
     return kept
 
 
@@ -61,16 +48,13 @@ def label_by_time(
     valid_start: int | str | date | None = None,
     test_start: int | str | date | None = None,
 ) -> tuple[np.ndarray, int, int]:
-    """Labels by two points in time: train < `valid_start` <= valid < `test_start` <= test.
+    """Labels int8 [n] by two points in time: train < `valid_start` <= valid < `test_start` <= test; and the points.
 
     Args:
-        times (`np.ndarray`, int64, [n]): seconds.
+        times: int64 [n], seconds.
         fractions: shares of all interactions from which the two points are found if they are not given. Interactions
             of one second stay together, so the shares are met only as closely as the clock allows.
-        valid_start, test_start (*optional*): seconds or ISO 8601 text (UTC); both or none.
-
-    Returns:
-        `(labels int8 [n], valid_start, test_start)`, the points in seconds.
+        valid_start, test_start: seconds or ISO 8601 text (UTC); both or none.
 
     Raises:
         ValueError: fractions that do not sum to 1, one point without the other, or a part without interactions.
@@ -102,27 +86,14 @@ def build_tables(
     labels: np.ndarray,
     user_ids: pa.Array,
     item_ids: pa.Array,
-    max_history: int | None = 50,
-    behaviours: pa.Array | None = None,
+    max_history: int | None,
+    behaviours: pa.Array | None,
 ) -> tuple[dict[str, pa.Table], int]:
-    """Training sequences and one row per validation and test target.
+    """`({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
 
-    The history of a target is everything the user did before it, whatever its label. A target without any history is
-    left out.
-
-    Args:
-        users, items (`np.ndarray`, integer, [n]): sorted by user, then time.
-        times (`pa.Array`, int64 [n]): seconds, null where unknown.
-        labels (`np.ndarray`, int8, [n]).
-        user_ids, item_ids (`pa.Array`, string): the ids behind the numbers.
-        max_history (`int`, *optional*): validation and test histories keep their last items only.
-        behaviours (`pa.Array`, string [n], *optional*): kinds of interaction.
-
-    Returns:
-        `({"train": …, "valid": …, "test": …}, number of targets left out)`, see `llmrec.data.prepared`.
-
-    Raises:
-        ValueError: a user whose labels go back, e.g. from valid to train.
+    The history of a target is everything the user did before it, whatever its label, cut to its last `max_history`
+    items. A target without any history is left out. `user_ids` and `item_ids` are the ids behind the numbers.
+    Raises `ValueError` on a user whose labels go back, e.g. from valid to train.
     """
     back = np.flatnonzero((users[1:] == users[:-1]) & (labels[1:] < labels[:-1]))
     if len(back):
@@ -134,15 +105,15 @@ def build_tables(
     counts = np.bincount(users[train], minlength=len(user_ids))
     trained = np.flatnonzero(counts)
     offsets = offsets_of(counts[trained])
+    typed = behaviours is not None
     sequences = {
         "user_id": user_ids.take(pa.array(trained)),
         "item_ids": list_array(item_ids.take(pa.array(items[train])), offsets),
         "timestamps": list_array(times.filter(pa.array(train)), offsets),
         "num_context": np.ones(len(trained), np.int32),
     }
-    if behaviours is not None:
+    if typed:
         sequences["behaviours"] = list_array(behaviours.filter(pa.array(train)), offsets)
-    typed = behaviours is not None
     tables = {"train": pa.table(sequences, schema=schema_of("train", typed))}
     left_out, ids = 0, item_ids.take(pa.array(items))
     for label, name in ((1, "valid"), (2, "test")):
@@ -154,6 +125,78 @@ def build_tables(
         table = target_rows(of_users, ids, times, behaviours, first, rows, max_history)
         tables[name] = table.cast(schema_of(name, typed))
     return tables, left_out
+
+
+def stitch_windows(rows: pa.Table, window: int | None = None) -> pa.Table:
+    """Rebuilds training sequences from training windows alone (one row = a history cut to the last items, and a
+    target), as MiniOneRec ships them.
+
+    A row continues its user's previous row if its history is that row's history and target, cut to the last `window`
+    items. Whatever continues nothing begins a new sequence, whose first history is context only. So
+    `training_rows(stitch_windows(rows), window)` gives the same rows back, and each target is supervised once.
+
+    Args:
+        rows: windows with user_id, history (`list<string>`, oldest first), target, timestamp; a user's rows stand in
+            order of time, but users may be interleaved.
+        window: the length at which histories were cut; their longest by default. A longer one raises `ValueError`.
+
+    Returns:
+        Sequences (`llmrec.data.prepared.SEQUENCES`), by user in order of first appearance.
+    """
+    (users,), _ = numbered(rows["user_id"])
+    by_user = np.argsort(users, kind="stable")
+    rows, users = rows.take(pa.array(by_user)), users[by_user]
+    flat, offsets = flatten_lists(rows["history"])
+    targets = rows["target"].combine_chunks()
+    lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    window = window or max(longest, 1)
+    if longest > window:
+        raise ValueError(f"a history has {longest} items, more than the window of {window}")
+    codes = pa.concat_arrays([flat, targets]).dictionary_encode().indices.to_numpy()
+    values, target_codes = codes[: len(flat)], codes[len(flat) :]
+
+    # Candidate pairs (row - 1, row): same user, and a history one longer unless it was full already.
+    candidate = (users[1:] == users[:-1]) & (lengths[1:] == np.minimum(lengths[:-1] + 1, window))
+    row = np.flatnonzero(candidate) + 1
+    shift = (lengths[row - 1] == window).astype(np.int64)
+    here = ragged_arange(offsets[row], offsets[row + 1] - 1)
+    before = ragged_arange(offsets[row - 1] + shift, offsets[row])
+    pair = np.repeat(np.arange(len(row)), lengths[row] - 1)
+    differing = np.bincount(pair, weights=values[here] != values[before], minlength=len(row))
+    same = (differing == 0) & (values[offsets[row + 1] - 1] == target_codes[row - 1])
+    starts = np.ones(len(users), bool)
+    starts[row[same]] = False
+
+    # Sequence = history of its first row, then the targets of all its rows.
+    first = np.flatnonzero(starts)
+    num_targets = np.diff(np.append(first, len(users)))
+    context = lengths[first]
+    out = offsets_of(context + num_targets)
+    source = np.empty(out[-1], np.int64)
+    source[ragged_arange(out[:-1], out[:-1] + context)] = ragged_arange(offsets[first], offsets[first] + context)
+    is_target = ragged_arange(out[:-1] + context, out[1:])
+    source[is_target] = len(flat) + np.arange(len(users))
+    times = np.full(out[-1], -1)
+    times[is_target] = np.arange(len(users))
+    timestamps = rows["timestamp"].combine_chunks().take(pa.array(times, mask=times < 0))
+    return pa.table(
+        {
+            "user_id": rows["user_id"].combine_chunks().take(pa.array(first)),
+            "item_ids": list_array(pa.concat_arrays([flat, targets]).take(pa.array(source)), out),
+            "timestamps": list_array(timestamps, out),
+            "num_context": context.astype(np.int32),
+        },
+        schema=SEQUENCES,
+    )
+
+
+def last_items(rows: pa.Table, max_history: int | None) -> pa.Table:
+    """The same targets with histories cut to their last `max_history` items."""
+    flat, offsets = flatten_lists(rows["history"])
+    starts = offsets[:-1] if max_history is None else np.maximum(offsets[:-1], offsets[1:] - max_history)
+    cut = list_array(pc.take(flat, pa.array(ragged_arange(starts, offsets[1:]))), offsets_of(offsets[1:] - starts))
+    return with_columns(rows, {"history": cut})
 
 
 def _seconds(moment: int | str | date) -> int:

@@ -25,8 +25,7 @@ def statistics(data: PreparedData) -> dict[str, float | int]:
     train_interactions = int(events.sum())
     for eval_rows in eval_users:
         events += np.bincount(eval_rows, minlength=num_users)
-    trained = np.zeros(num_items, bool)
-    trained[rows] = True
+    trained = np.bincount(rows, minlength=num_items) > 0
     total = int(events.sum())
     result = {
         "users": num_users,
@@ -47,8 +46,7 @@ def statistics(data: PreparedData) -> dict[str, float | int]:
         table = getattr(data, name)
         result[name] = table.num_rows
         if table.num_rows:
-            _, eval_offsets = flatten_lists(table["history"])
-            result[f"{name}_history_mean"] = float(np.diff(eval_offsets).mean())
+            result[f"{name}_history_mean"] = float(np.diff(flatten_lists(table["history"])[1]).mean())
             result[f"{name}_cold"] = float(1 - trained[ids_to_rows(table["target"], data.items["item_id"])].mean())
     for column in ("title", "description", "brand", "categories"):
         if column in data.items.column_names and num_items:

@@ -27,8 +27,10 @@ another item of the product with probability .5 and then puts it into the cart w
 itself with .8; and puts it into the cart with .9.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase, digits
 
 import numpy as np
 import pyarrow as pa
@@ -37,15 +39,12 @@ import yaml
 
 THREAD = 0.2
 COMPLEMENT, SAME_PRODUCT, SAME_DEPARTMENT = 0.6, 0.05, 0.15
-COMPLEMENT_SHARES = (0.5, 0.3, 0.2)
 STYLE_DRIFT, TIER_DRIFT = 0.12, 0.06
 STYLE_WEIGHT, TIER_WEIGHT, BRAND_WEIGHT = 2.5, 2.0, 1.2
 NUM_STYLES, NUM_TIERS = 4, 3
-TIER_PRICES = (0.6, 1.0, 1.9)
 FIRST_LENGTH, EXTRA_LENGTH, LONGEST = 5, 3.5, 40
 VIEW_OTHER, CART_OTHER, VIEW, CART = 0.5, 0.4, 0.8, 0.9
 START, SPAN_DAYS = 1_640_995_200, 540  # 2022-01-01 UTC; users arrive in the first 18 months
-_ID_LETTERS = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 
 
 @dataclass
@@ -64,21 +63,12 @@ class Catalogue:
 def generate_store(
     seed: int = 0, num_items: int = 3000, num_users: int = 6000, behaviours: bool = False
 ) -> tuple[pa.Table, pa.Table]:
-    """Generates the store.
+    """Generates the store, `(interactions, items)`; the same seed gives the same tables.
 
-    Args:
-        seed (`int`, *optional*, defaults to `0`): the same seed gives the same tables.
-        num_items (`int`, *optional*, defaults to `3000`): 77 (the products) to 22,176.
-        num_users (`int`, *optional*, defaults to `6000`): the catalogue does not depend on it.
-        behaviours (`bool`, *optional*, defaults to `False`): views and carts besides the purchases.
-
-    Returns:
-        interactions (`pa.Table`): user_id: string, item_id: string, timestamp: int64 (seconds), in order of time;
-            with `behaviours` a column behaviour: string (view, cart, buy).
-        items (`pa.Table`): item_id, title, description, brand, categories ("A > B > C"): string, price: double.
-
-    Raises:
-        ValueError: a number of items or users outside its bounds.
+    Interactions have user_id: string, item_id: string, timestamp: int64 (seconds), in order of time; with `behaviours`
+    views and carts besides the purchases, and a column behaviour: string (view, cart, buy). Items have item_id, title,
+    description, brand, categories ("A > B > C"): string, price: double. The catalogue does not depend on `num_users`.
+    Raises `ValueError` on less than one user, or a number of items outside 77 (the products) to 22,176.
     """
     if num_users < 1:
         raise ValueError(f"num_users is {num_users}; it should be at least 1")
@@ -90,7 +80,6 @@ def generate_store(
 
 
 def generate_catalogue(rng: np.random.Generator, num_items: int) -> Catalogue:
-    """Draws the items (see the module docstring)."""
     departments = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     products = [(path, name, product) for path, d in departments.items() for name, product in d["products"].items()]
     brands = sorted({brand for department in departments.values() for brand in department["brands"]})
@@ -101,49 +90,45 @@ def generate_catalogue(rng: np.random.Generator, num_items: int) -> Catalogue:
     shares = rng.dirichlet(np.full(len(products), 8.0))
     counts = 1 + rng.multinomial(num_items - len(products), shares)
 
-    rows, columns = [], {"product": [], "style": [], "tier": [], "brand": []}
+    rows, columns = defaultdict(list), defaultdict(list)
     for index, ((path, name, product), count) in enumerate(zip(products, counts)):
         department = departments[path]
         chosen = rng.choice(combinations, size=count, replace=False)
         brand, style, feature, noun, variant = np.unravel_index(chosen, (6, NUM_STYLES, 4, 2, 6))
-        prices = product["price"] * np.take(TIER_PRICES, brand // 2) * np.exp(rng.normal(0, 0.15, count))
+        prices = product["price"] * np.take((0.6, 1.0, 1.9), brand // 2) * np.exp(rng.normal(0, 0.15, count))
         prices = np.round(prices) - np.where(prices < 100, 0.01, 0.05)
         styles = list(department["styles"].items())
         variants = product.get("variants", department["variants"])
         for b, s, f, n, v, price in zip(brand, style, feature, noun, variant, prices):
             word, phrase = styles[s]
             what = f"{product['features'][f]} {product['nouns'][n]}"
-            rows.append(
-                {
-                    "title": f"{department['brands'][b]} {word} {what}, {variants[v]}",
-                    "description": f"{phrase}. {what}, {variants[v]}, with {product['detail']}.",
-                    "brand": department["brands"][b],
-                    "categories": f"{path} > {name}",
-                    "price": float(round(price, 2)),
-                }
-            )
-            columns["brand"].append(brands.index(department["brands"][b]))
+            maker = department["brands"][b]
+            rows["title"].append(f"{maker} {word} {what}, {variants[v]}")
+            rows["description"].append(f"{phrase}. {what}, {variants[v]}, with {product['detail']}.")
+            rows["brand"].append(maker)
+            rows["categories"].append(f"{path} > {name}")
+            rows["price"].append(float(round(price, 2)))
+            columns["brand"].append(brands.index(maker))
         columns["product"].extend([index] * count)
         columns["style"].extend(style)
         columns["tier"].extend(brand // 2)
 
-    order = rng.permutation(len(rows))  # a row's place should not tell its product
-    ids = _identifiers(rng, len(rows), prefix="B0")
+    order = rng.permutation(num_items)  # a row's place should not tell its product
+    ids = _identifiers(rng, num_items, prefix="B0")
     return Catalogue(
-        items=pa.table({"item_id": ids, **{key: [rows[row][key] for row in order] for key in rows[0]}}),
+        items=pa.table({"item_id": ids, **{key: [values[row] for row in order] for key, values in rows.items()}}),
         **{key: np.asarray(values, np.int64)[order] for key, values in columns.items()},
-        log_popularity=rng.normal(0, 1, len(rows)),
+        log_popularity=rng.normal(0, 1, num_items),
         transitions=_transitions(rng, products),
     )
 
 
 def _transitions(rng: np.random.Generator, products: list[tuple]) -> np.ndarray:
-    """float64 [products, products]: which product follows which."""
     number = {name: index for index, (_, name, _) in enumerate(products)}
     popularity = rng.permutation(1 / np.arange(1, len(products) + 1) ** 0.6)
     complements = np.zeros((len(products), len(products)))
     for index, (_, _, product) in enumerate(products):
-        complements[index, [number[name] for name in product["next"]]] = COMPLEMENT_SHARES
+        complements[index, [number[name] for name in product["next"]]] = (0.5, 0.3, 0.2)
     paths = np.array([path for path, _, _ in products])
     department = (paths[:, None] == paths).astype(float)
     anything = 1 - COMPLEMENT - SAME_PRODUCT - SAME_DEPARTMENT
@@ -244,5 +229,5 @@ def _members(product: np.ndarray, num_products: int) -> np.ndarray:
 def _identifiers(rng: np.random.Generator, count: int, prefix: str) -> pa.Array:
     """`count` distinct ids such as B07XQ1M4ZK."""
     numbers = rng.choice(36**8, size=count, replace=False)
-    letters = _ID_LETTERS[numbers[:, None] // 36 ** np.arange(8)[::-1] % 36]
+    letters = np.array(list(digits + ascii_uppercase))[numbers[:, None] // 36 ** np.arange(8)[::-1] % 36]
     return pa.array([prefix + "".join(row) for row in letters], pa.string())

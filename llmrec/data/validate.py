@@ -3,11 +3,13 @@
 Rows are counted from 1 without a CSV's header. `where` is the file's name (or "interactions" for a table in memory).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from llmrec.arguments import one_of
 
 TEXT = pa.string()
 INTERACTION_TYPES = {
@@ -32,8 +34,6 @@ ITEM_TYPES = {
 UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # How a lost id looks once some earlier step has turned it into text.
 _MISSING_IDS = pa.array(["", "nan", "NaN", "None", "null", "<NA>"])
-_LATEST_SECOND = 10**11
-_LIST_SEPARATORS = {"categories": " > ", "description": " "}
 
 
 def standard_interactions(
@@ -42,42 +42,38 @@ def standard_interactions(
     """Interactions with the columns of `INTERACTION_TYPES` that the table has, in these types.
 
     Args:
-        columns (mapping, *optional*): standard name → the table's own name, e.g. `{"user_id": "reviewerID"}`.
-        timestamp_unit (`str`): unit of numeric timestamps: s, ms, us or ns. Dates and ISO 8601 text need none.
+        columns: standard name → the table's own name, e.g. `{"user_id": "reviewerID"}`.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns. Dates and ISO 8601 text need none.
 
     Raises:
         ValueError: no rows, a missing column, a value of the wrong type, a missing id, or broken UTF-8.
     """
     columns = dict(columns or {})
-    strange = next((name for name in columns if name not in INTERACTION_TYPES), None)
-    if strange is not None:
-        raise ValueError(f"columns names {strange!r}; interactions have {', '.join(INTERACTION_TYPES)}")
-    if timestamp_unit not in UNITS_PER_SECOND:
-        raise ValueError(f"timestamp_unit {timestamp_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
+    for name in columns:
+        if name not in INTERACTION_TYPES:
+            raise ValueError(f"columns names {name!r}; interactions have {', '.join(INTERACTION_TYPES)}")
+    one_of(timestamp_unit, UNITS_PER_SECOND, "timestamp_unit")
     selected = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
-    table = {}
     for name, column in selected.items():
         source = columns.get(name, name)
         if name == "timestamp":
-            table[name] = _seconds(column, timestamp_unit, where, source)
+            selected[name] = _seconds(column, timestamp_unit, where, source)
         elif name in ("user_id", "item_id"):
-            table[name] = _ids(column, where, source)
+            selected[name] = _ids(column, where, source)
         else:
-            table[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
-    return pa.table(table)
+            selected[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
+    return pa.table(selected)
 
 
 def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None = None) -> pa.Table:
     """Items with item_id and title first, known columns in the types of `ITEM_TYPES`, the user's own ones untouched.
 
     Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | ").
-
-    Raises:
-        ValueError: no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken UTF-8.
+    Raises `ValueError` on no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken
+    UTF-8.
     """
     columns = dict(columns or {})
-    types = {**ITEM_TYPES, **{name: None for name in columns if name not in ITEM_TYPES}}
-    selected = _select(raw, where, columns, types, required=("item_id", "title"))
+    selected = _select(raw, where, columns, dict.fromkeys([*ITEM_TYPES, *columns]), required=("item_id", "title"))
     taken = set(columns.values())
     selected.update({n: raw[n] for n in raw.column_names if n not in selected and n not in taken})
     table = {}
@@ -86,17 +82,16 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
         if name == "item_id":
             table[name] = _ids(column, where, source)
         elif name in ITEM_TYPES:
-            column = _join_lists(column, _LIST_SEPARATORS.get(name, " "))
+            column = _join_lists(column, " > " if name == "categories" else " ")
             column = cast_column(column, ITEM_TYPES[name], where, source)
             table[name] = pc.fill_null(column, "") if ITEM_TYPES[name] == TEXT else column
         else:
             table[name] = cast_column(column, TEXT, where, source) if pa.types.is_string(column.type) else column
-    row = first_repeat(table["item_id"])
-    if row is not None:
-        item = table["item_id"][row].as_py()
-        raise ValueError(
-            f"{where}, column {columns.get('item_id', 'item_id')!r}, row {row + 1}: item {item!r} repeats"
-        )
+    codes = table["item_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    repeats = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
+    if len(repeats):
+        item, source = table["item_id"][repeats[0]].as_py(), columns.get("item_id", "item_id")
+        raise ValueError(f"{where}, column {source!r}, row {repeats[0] + 1}: item {item!r} repeats")
     return pa.table(table)
 
 
@@ -106,24 +101,12 @@ def items_without_text(interactions: pa.Table) -> pa.Table:
     return pa.table({"item_id": ids, "title": pa.array([""] * len(ids))})
 
 
-def first_repeat(column: pa.ChunkedArray) -> int | None:
-    """The first row whose value stood in an earlier row, counted from 0."""
-    codes = column.combine_chunks().dictionary_encode().indices.to_numpy()
-    repeats = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1])
-    return int(repeats[0]) + 1 if len(repeats) else None
-
-
 def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items: str) -> tuple[pa.Table, np.ndarray]:
-    """The catalogue row (int32) of every interaction.
+    """`(interactions, rows)`: the catalogue row (int32) of every interaction.
 
-    Args:
-        unknown_items (`str`): "error", or "drop" to leave out interactions with items that are not in `items`.
-
-    Returns:
-        `(interactions, rows)`, without the dropped ones.
+    Those with items that are not in `items` raise `ValueError`, or are left out (`unknown_items="drop"`).
     """
-    if unknown_items not in ("error", "drop"):
-        raise ValueError(f"unknown_items {unknown_items!r} is not one of error, drop")
+    one_of(unknown_items, ("error", "drop"), "unknown_items")
     rows = pc.index_in(interactions["item_id"], items["item_id"].combine_chunks()).combine_chunks()
     if rows.null_count:
         unknown = rows.is_null()
@@ -138,9 +121,9 @@ def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items
     return interactions, rows.to_numpy(zero_copy_only=False)
 
 
-def _select(raw: pa.Table, where: str, columns: Mapping, types: Mapping, required: tuple) -> dict:
+def _select(raw: pa.Table, where: str, columns: Mapping, names: Iterable[str], required: tuple) -> dict:
     selected = {}
-    for name in types:
+    for name in names:
         source = columns.get(name, name)
         if source in raw.column_names:
             selected[name] = raw[source]
@@ -153,12 +136,11 @@ def _select(raw: pa.Table, where: str, columns: Mapping, types: Mapping, require
 
 
 def _ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    missing = column.is_null(nan_is_null=True)
+    missing, ids = column.is_null(nan_is_null=True), column
     if pa.types.is_floating(column.type):
         # An integer column with gaps comes as floats from pandas: 12.0 is the id "12".
-        ids = cast_column(cast_column(pc.if_else(missing, None, column), pa.int64(), where, name), TEXT, where, name)
-    else:
-        ids = cast_column(column, TEXT, where, name)
+        ids = cast_column(pc.if_else(missing, None, column), pa.int64(), where, name)
+    ids = cast_column(ids, TEXT, where, name)
     missing = pc.or_(missing, pc.is_in(ids, _MISSING_IDS))
     row = pc.index(missing, True).as_py()
     if row >= 0:
@@ -173,15 +155,12 @@ def _seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.Ch
         except pa.ArrowInvalid:
             column = cast_column(column, pa.timestamp("us"), where, name)
     if pa.types.is_temporal(column.type):
-        return (
-            cast_column(column, pa.timestamp("us"), where, name).cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-        )
+        moments = cast_column(column, pa.timestamp("us"), where, name)
+        return moments.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
     if pa.types.is_floating(column.type):
         column = pc.floor(pc.if_else(pc.is_nan(column), None, column))
-    seconds = cast_column(column, pa.int64(), where, name)
-    if unit != "s":
-        seconds = pc.divide(seconds, UNITS_PER_SECOND[unit])
-    row = pc.index(pc.greater(seconds, _LATEST_SECOND), True).as_py()
+    seconds = pc.divide(cast_column(column, pa.int64(), where, name), UNITS_PER_SECOND[unit])
+    row = pc.index(pc.greater(seconds, 10**11), True).as_py()
     if row >= 0:
         value = column[row].as_py()
         raise ValueError(

@@ -19,19 +19,10 @@ logger = logging.getLogger(__name__)
 def cooccurrence_embeddings(
     item_ids: list[str], train: pa.Table, dim: int = 64, window: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Embeddings of the items in training sequences.
+    """float32 `[N, dim]` for the N items of a catalogue: rows of unit length, zero for an item without neighbours.
 
-    Args:
-        item_ids (list of `str`, length N): the catalogue.
-        train (`pa.Table`): has `item_ids: list<string>`, one row per sequence (`PreparedData.train`).
-        dim (`int`): components.
-        window (`int`): items at most this far apart in a sequence count as a pair.
-
-    Returns:
-        `np.ndarray`, float32, `[N, dim]`: rows of unit length; zero for an item without neighbours.
-
-    Raises:
-        ValueError: fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
+    Items at most `window` apart in a training sequence (`PreparedData.train`) count as a pair.
+    Raises `ValueError` on fewer than `dim` + 1 items, an item that is not in the catalogue, or no pairs at all.
     """
     from sklearn.decomposition import TruncatedSVD
 
@@ -51,9 +42,7 @@ def cooccurrence_embeddings(
     context *= total / context.sum()
     pmi = np.log(counts.data * total / (frequency[counts.row] * context[counts.col]))
     positive = pmi > 0
-    matrix = sparse.csr_matrix(
-        (pmi[positive], (counts.row[positive], counts.col[positive])), shape=counts.shape, dtype=np.float64
-    )
+    matrix = sparse.csr_matrix((pmi[positive], (counts.row[positive], counts.col[positive])), shape=counts.shape)
     svd = TruncatedSVD(dim, random_state=seed)
     left = svd.fit_transform(matrix)
     logger.info("co-occurrence: %d pairs; %d items have neighbours", matrix.nnz, (frequency > 0).sum())
@@ -62,11 +51,7 @@ def cooccurrence_embeddings(
 
 
 def pairs_within(items: np.ndarray, offsets: np.ndarray, window: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`(earlier, later)` int32 for every distance from 1 to `window`: different items so far apart in a sequence.
-
-    Args:
-        items, offsets: sequences as flat rows (`lists_to_rows`).
-    """
+    """`(earlier, later)` int32 for every distance from 1 to `window`: different items so far apart in a sequence."""
     sequence = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     for distance in range(1, window + 1):
         left, right = items[:-distance], items[distance:]

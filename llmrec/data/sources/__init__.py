@@ -21,17 +21,4 @@ SOURCES = {
     "synthetic": generate_store,
 }
 
-__all__ = [
-    "SOURCES",
-    "generate_store",
-    "load_amazon2014",
-    "load_amazon2018",
-    "load_amazon2023",
-    "load_compact",
-    "load_hub",
-    "load_lcrec",
-    "load_minionerec",
-    "load_movielens",
-    "load_tables",
-    "write_compact",
-]
+__all__ = ["SOURCES", "write_compact"]

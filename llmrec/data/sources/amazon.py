@@ -20,20 +20,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from llmrec.data.sources.tables import BLOCK, reading
-from llmrec.data.validate import ITEM_TYPES, standard_interactions
+from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES, standard_interactions
 
-_REVIEWS_2014_2018 = {  # field: its name here and its type
-    "reviewerID": ("user_id", pa.string()),
-    "asin": ("item_id", pa.string()),
-    "unixReviewTime": ("timestamp", pa.int64()),
-    "overall": ("rating", pa.float64()),
-}
-_REVIEWS_2023 = {
-    "user_id": ("user_id", pa.string()),
-    "parent_asin": ("item_id", pa.string()),
-    "timestamp": ("timestamp", pa.int64()),
-    "rating": ("rating", pa.float64()),
-}
+_REVIEWS_2014_2018 = {"user_id": "reviewerID", "item_id": "asin", "timestamp": "unixReviewTime", "rating": "overall"}
+_REVIEWS_2023 = {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp", "rating": "rating"}
 
 
 def load_amazon2014(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
@@ -56,21 +46,18 @@ def load_amazon2023(reviews: str, metadata: str) -> tuple[pa.Table, pa.Table]:
 
 def load_review_texts(reviews: str) -> pa.Table:
     """What users wrote, of a review file of any of the three years: user_id, item_id, timestamp, text."""
-    if "parent_asin" in next(_lines(reviews), ""):
-        known = _reviews(reviews, _REVIEWS_2023, "text", "ms")
-    else:
-        known = _reviews(reviews, _REVIEWS_2014_2018, "reviewText")
-    return known.select(["user_id", "item_id", "timestamp", "text"])
+    of_2023 = "parent_asin" in next(_lines(reviews), "")
+    fields = (_REVIEWS_2023, "text", "ms") if of_2023 else (_REVIEWS_2014_2018, "reviewText")
+    return _reviews(reviews, *fields).select(["user_id", "item_id", "timestamp", "text"])
 
 
 def _reviews(path: str, fields: dict, text: str | None = None, unit: str = "s") -> pa.Table:
     """Interactions; a column `text` holds what users wrote, if its field is given."""
-    schema = {name: kind for name, (_, kind) in fields.items()} | ({text: pa.string()} if text else {})
+    schema = {field: INTERACTION_TYPES[name] for name, field in fields.items()} | ({text: pa.string()} if text else {})
     options = pa.json.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore")
     with reading(path):
         raw = pa.json.read_json(path, pa.json.ReadOptions(block_size=BLOCK), options)
-    columns = {standard: name for name, (standard, _) in fields.items()}
-    table = standard_interactions(raw, str(path), columns, unit)
+    table = standard_interactions(raw, str(path), fields, unit)
     return table.append_column("text", raw[text]) if text else table
 
 
@@ -79,7 +66,9 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
     items: dict[str, dict] = {}
     for number, line in enumerate(_lines(path), 1):
         try:
-            item = convert(parse(line))
+            record = parse(line)
+            item = {"title": record.get("title"), **convert(record)}
+            item = {name: text or "" for name, text in item.items()} | {"price": _price(record.get("price"))}
         except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not the metadata of an item: {error!r}") from error
         if item["item_id"] in wanted:
@@ -96,43 +85,35 @@ def _lines(path: str) -> Iterator[str]:
 
 
 def _item_2014(record: dict) -> dict:
-    return _item(
-        record,
-        record["asin"],
-        description=record.get("description"),
-        brand=record.get("brand"),
-        categories=" | ".join(" > ".join(path) for path in record.get("categories") or []),
-        image=record.get("imUrl"),
-    )
+    return {
+        "item_id": record["asin"],
+        "description": record.get("description"),
+        "brand": record.get("brand"),
+        "categories": " | ".join(" > ".join(path) for path in record.get("categories") or []),
+        "image": record.get("imUrl"),
+    }
 
 
 def _item_2018(record: dict) -> dict:
     images = record.get("imageURLHighRes") or record.get("imageURL") or record.get("image")
-    return _item(
-        record,
-        record["asin"],
-        description=_text(record.get("description")),
-        brand=record.get("brand"),
-        categories=" > ".join(_list(record.get("category"))),
-        image=_list(images)[0] if images else "",
-    )
+    return {
+        "item_id": record["asin"],
+        "description": _text(record.get("description")),
+        "brand": record.get("brand"),
+        "categories": " > ".join(_list(record.get("category"))),
+        "image": _list(images)[0] if images else "",
+    }
 
 
 def _item_2023(record: dict) -> dict:
     image = (record.get("images") or [{}])[0]
-    return _item(
-        record,
-        record["parent_asin"],
-        description=_text(record.get("description")) or _text(record.get("features")),
-        brand=record.get("store"),
-        categories=" > ".join(_list(record.get("categories"))),
-        image=image.get("hi_res") or image.get("large"),
-    )
-
-
-def _item(record: dict, item_id: str, **texts: str | None) -> dict:
-    texts = {name: text or "" for name, text in texts.items()}
-    return {"item_id": item_id, "title": record.get("title") or "", "price": _price(record.get("price")), **texts}
+    return {
+        "item_id": record["parent_asin"],
+        "description": _text(record.get("description")) or _text(record.get("features")),
+        "brand": record.get("store"),
+        "categories": " > ".join(_list(record.get("categories"))),
+        "image": image.get("hi_res") or image.get("large"),
+    }
 
 
 def _list(value) -> list[str]:

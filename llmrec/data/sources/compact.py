@@ -22,13 +22,9 @@ _SPLITS = ("train", "valid", "test")
 
 
 def load_compact(folder: str, item_columns: Mapping | None = None) -> tuple[pa.Table, pa.Table]:
-    """Loads a compact folder.
+    """Loads a compact folder; ready windows are interactions with a `history` column.
 
-    Args:
-        item_columns (mapping, *optional*): standard name → the folder's own, e.g. `{"title": "keywords"}`.
-
-    Returns:
-        `(interactions, items)`; ready windows are interactions with a `history` column.
+    `item_columns` says standard name → the folder's own, e.g. `{"title": "keywords"}`.
     """
     folder = Path(folder)
     items = standard_items(read_file(folder / "items.parquet"), str(folder / "items.parquet"), item_columns)
@@ -49,9 +45,8 @@ def load_compact(folder: str, item_columns: Mapping | None = None) -> tuple[pa.T
 def write_compact(data: PreparedData, folder: str | Path, window: int | None = None) -> None:
     """Writes prepared data in the compact form, whole or not at all.
 
-    Args:
-        window (`int`, *optional*): write windows with histories of at most this length. Without it interactions are
-            written, which needs every user to have one training sequence (leave one out).
+    With `window` it writes windows with histories of at most this length. Without it interactions are written, which
+    needs every user to have one training sequence (leave one out).
     """
     with atomic_path(folder) as temporary:
         temporary.mkdir()

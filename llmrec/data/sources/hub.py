@@ -6,8 +6,6 @@ import pyarrow as pa
 
 from llmrec.data.validate import INTERACTION_TYPES, items_without_text, standard_interactions, standard_items
 
-_BATCH = 100_000
-
 
 def load_hub(
     interactions: Mapping,
@@ -20,15 +18,12 @@ def load_hub(
     """Loads interactions and items with `datasets.load_dataset`.
 
     Args:
-        interactions (mapping): keyword arguments of `load_dataset`, e.g. `{"path": "org/name", "name": "reviews"}`;
+        interactions: keyword arguments of `load_dataset`, e.g. `{"path": "org/name", "name": "reviews"}`;
             `split` is "train" unless given.
-        items (mapping, *optional*): the same for the items; without it items have no text, only the ids that occur.
-        columns, item_columns (mapping, *optional*): standard name → own name.
-        timestamp_unit (`str`): unit of numeric timestamps: s, ms, us or ns.
-        streaming (`bool`): read without the data set's copy on disk, keeping the needed columns only.
-
-    Returns:
-        `(interactions, items)` as `llmrec.data.validate` describes them.
+        items: the same for the items; without it items have no text, only the ids that occur.
+        columns, item_columns: standard name → own name.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns.
+        streaming: read without the data set's copy on disk, keeping the needed columns only.
     """
     wanted = {(columns or {}).get(name, name) for name in INTERACTION_TYPES}
     raw = _read(interactions, streaming, wanted)
@@ -45,7 +40,7 @@ def _read(arguments: Mapping, streaming: bool, wanted: set[str] | None = None) -
         raise ValueError(f"a Hub data set needs a path, e.g. {{path: org/name}}; got {dict(arguments)}")
     try:
         data = datasets.load_dataset(**{"split": "train", **arguments}, streaming=streaming).with_format("arrow")
-        batches = data.iter(batch_size=_BATCH) if streaming else [data[:]]
+        batches = data.iter(batch_size=100_000) if streaming else [data[:]]
         kept = [b.select([n for n in b.column_names if wanted is None or n in wanted]) for b in batches]
         return pa.concat_tables(kept, promote_options="permissive")
     except (datasets.exceptions.DatasetsError, OSError, ValueError, pa.ArrowException) as error:

@@ -20,6 +20,7 @@ from llmrec.data.sources.tables import read_fields, read_file
 from llmrec.data.validate import INTERACTION_TYPES, standard_interactions, standard_items
 from llmrec.files import read_json
 
+_TEXTS = ("user_id", "item_id", "history_item_id", "history_item_title", "item_title")
 # A Python list of plain ids: [3, 12], ['B01', 'B02'] or ["a", "b"]; no id holds a quote, a comma or a bracket.
 _PLAIN_LIST = (
     r"""^\[\s*([^\[\]'",]+|'[^'",\[\]]*'|"[^'",\[\]]*")(\s*,\s*([^\[\]'",]+|'[^'",\[\]]*'|"[^'",\[\]]*"))*\s*\]$"""
@@ -32,9 +33,9 @@ def load_lcrec(folder: str, name: str) -> tuple[pa.Table, pa.Table]:
     items = _read_items(folder / f"{name}.item.json", folder / f"{name}.index.json")
     path = folder / f"{name}.inter.json"
     sequences = _mapping(path)
-    wrong = next((user for user, sequence in sequences.items() if not isinstance(sequence, list)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: user {wrong!r} should have a list of items")
+    for user, sequence in sequences.items():
+        if not isinstance(sequence, list):
+            raise ValueError(f"{path}: user {user!r} should have a list of items")
     lengths = np.fromiter(map(len, sequences.values()), np.int64, len(sequences))
     users = pa.array(list(sequences), pa.string()).take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
     order = np.arange(lengths.sum()) - np.repeat(offsets_of(lengths)[:-1], lengths)
@@ -56,12 +57,9 @@ def load_minionerec(
     items = _read_items(Path(item_json), Path(index_json or "")) if item_json else _read_info(Path(info))
     parts = []
     for split, path in (("train", train), ("valid", valid), ("test", test)):
-        raw = read_file(
-            path, text_columns=("user_id", "item_id", "history_item_id", "history_item_title", "item_title")
-        )
-        table = standard_interactions(
-            raw.drop_columns([name for name in ("history", "split") if name in raw.column_names]), path
-        )
+        raw = read_file(path, text_columns=_TEXTS)
+        ours = [name for name in raw.column_names if name not in ("history", "split")]
+        table = standard_interactions(raw.select(ours), path)
         table = table.append_column("history", _id_lists(raw, path))
         parts.append(table.append_column("split", pa.array([split] * len(table))))
     names = [name for name in INTERACTION_TYPES if all(name in part.column_names for part in parts)]
@@ -82,9 +80,9 @@ def _id_lists(raw: pa.Table, path: str) -> pa.ChunkedArray:
 
 def _read_items(path: Path, index: Path) -> pa.Table:
     records = _mapping(path)
-    wrong = next((item for item, record in records.items() if not isinstance(record, dict)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: item {wrong!r} should have an object with its title")
+    for item, record in records.items():
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: item {item!r} should have an object with its title")
     names = dict.fromkeys(chain.from_iterable(records.values()))
     table = {"item_id": list(records)}
     try:
@@ -94,9 +92,9 @@ def _read_items(path: Path, index: Path) -> pa.Table:
     items = standard_items(pa.table(table), str(path))
     if index.is_file():
         semids = _mapping(index)
-        missing = next((item for item in records if item not in semids), None)
-        if missing is not None:
-            raise ValueError(f"{index}: item {missing!r} of {path.name} has no Semantic ID")
+        for item in records:
+            if item not in semids:
+                raise ValueError(f"{index}: item {item!r} of {path.name} has no Semantic ID")
         items = items.append_column("sid", pa.array([semids[item] for item in records], pa.list_(pa.string())))
     return items
 
@@ -104,8 +102,7 @@ def _read_items(path: Path, index: Path) -> pa.Table:
 def _read_info(path: Path) -> pa.Table:
     table = read_fields(path, "\t", ("semid", "title", "item"))
     items = standard_items(table.select(["item", "title"]), str(path), {"item_id": "item"})
-    tokens = pc.split_pattern(pc.replace_substring(table["semid"], "><", "> <"), " ")
-    return items.append_column("sid", tokens)
+    return items.append_column("sid", pc.split_pattern(pc.replace_substring(table["semid"], "><", "> <"), " "))
 
 
 def _mapping(path: Path) -> dict:

@@ -24,7 +24,16 @@ def load_movielens(folder: str) -> tuple[pa.Table, pa.Table]:
     folder = Path(folder)
     if (folder / "ratings.dat").exists():
         names = (folder / "ratings.dat", folder / "movies.dat")
-        ratings = _read_ratings(names[0])
+        # "1::1193::5::978300760" read with ":" has an empty column between every two.
+        columns = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"]
+        types = {"userId": pa.string(), "movieId": pa.string(), "rating": pa.float64(), "timestamp": pa.int64()}
+        with reading(names[0]):
+            ratings = pa.csv.read_csv(
+                names[0],
+                read_options=pa.csv.ReadOptions(column_names=columns, use_threads=False),
+                parse_options=pa.csv.ParseOptions(delimiter=":"),
+                convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
+            )
         movies = read_fields(names[1], "::", ("movieId", "title", "genres"), "latin-1")
     elif (folder / "ratings.csv").exists():
         names = (folder / "ratings.csv", folder / "movies.csv")
@@ -40,16 +49,3 @@ def load_movielens(folder: str) -> tuple[pa.Table, pa.Table]:
     genres = pc.replace_substring(items["categories"], "(no genres listed)", "")
     genres = pc.replace_substring(genres, "|", " | ")
     return interactions, with_columns(items, {"title": title, "categories": genres, "year": year})
-
-
-def _read_ratings(path: Path) -> pa.Table:
-    # "1::1193::5::978300760" read with ":" has an empty column between every two.
-    names = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"]
-    types = {"userId": pa.string(), "movieId": pa.string(), "rating": pa.float64(), "timestamp": pa.int64()}
-    with reading(path):
-        return pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(column_names=names, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=":"),
-            convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
-        )

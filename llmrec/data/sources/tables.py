@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from llmrec.data.rows import with_columns
 from llmrec.data.validate import cast_column, items_without_text, standard_interactions, standard_items
 
-_COMPRESSED = (".gz", ".bz2", ".zst")
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 # No line of a JSON file may be longer than a block.
 BLOCK = 1 << 24
@@ -32,13 +31,10 @@ def load_tables(
 
     Args:
         interactions: a file, a folder, a glob or a list of these (.csv, .tsv, .jsonl, .parquet; also .gz).
-        items (*optional*): the same for the items; without it items have no text, only the ids that occur.
-        columns, item_columns (mapping, *optional*): standard name → own name, e.g. `{"user_id": "reviewerID"}`.
-        timestamp_unit (`str`): unit of numeric timestamps: s, ms, us or ns.
-        encoding (`str`): of CSV files.
-
-    Returns:
-        `(interactions, items)` as `llmrec.data.validate` describes them.
+        items: the same for the items; without it items have no text, only the ids that occur.
+        columns, item_columns: standard name → own name, e.g. `{"user_id": "reviewerID"}`.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns.
+        encoding: of CSV files.
     """
     parts = [
         standard_interactions(read_file(path, encoding, _ids(columns)), str(path), columns, timestamp_unit)
@@ -90,14 +86,8 @@ def find_files(where: str | Path | list) -> list[Path]:
 
 
 def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Reads one file by its ending.
-
-    Args:
-        encoding (`str`): of a CSV file.
-        text_columns: columns of a CSV file to read as text, so that an id such as 007 keeps its zeros.
-
-    Raises:
-        ValueError: an unknown ending, a file that cannot be read, or text that is not in the encoding.
+    """Reads one file by its ending; `text_columns` of a CSV are read as text, so that an id such as 007 keeps its
+    zeros. Raises `ValueError` on an unknown ending, a file that cannot be read, or text that is not in the encoding.
     """
     kind = _format(path)
     if kind is None:
@@ -109,7 +99,12 @@ def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str
             return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=BLOCK))
         return _read_csv(path, encoding, text_columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}{_advice(path, kind, str(error), encoding)}") from error
+        advice = ""
+        if kind == "csv" and re.search("utf-?8", str(error), re.IGNORECASE):
+            advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
+        elif kind == "json" and Path(path).suffix == ".json":
+            advice = "; it must hold one JSON object per line"
+        raise ValueError(f"{path} cannot be read: {error}{advice}") from error
 
 
 def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], threads: bool = True) -> pa.Table:
@@ -131,32 +126,22 @@ def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], th
     return with_columns(table, {name: cast_column(table[name], pa.string(), str(path), name) for name in names})
 
 
-def _advice(path: str | Path, kind: str, message: str, encoding: str) -> str:
-    if kind == "csv" and re.search("utf-?8", message, re.IGNORECASE):
-        return f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
-    if kind == "json" and Path(path).suffix == ".json":
-        return "; it must hold one JSON object per line"
-    return ""
-
-
 def _format(path: str | Path) -> str | None:
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst"):
         suffixes.pop()
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def _ids(columns: Mapping | None) -> tuple[str, ...]:
-    columns = columns or {}
-    return tuple(columns.get(name, name) for name in ("user_id", "item_id"))
+    return tuple((columns or {}).get(name, name) for name in ("user_id", "item_id"))
 
 
 def _concat(parts: list[pa.Table], where: str) -> pa.Table:
     names = parts[0].column_names
-    other = next((part for part in parts if set(part.column_names) != set(names)), None)
-    if other is not None:
-        difference = sorted(set(names) ^ set(other.column_names))
-        raise ValueError(f"{where}: some files have the columns {', '.join(difference)} and some do not")
+    for part in parts:
+        if difference := sorted(set(names) ^ set(part.column_names)):
+            raise ValueError(f"{where}: some files have the columns {', '.join(difference)} and some do not")
     try:
         return pa.concat_tables([part.select(names) for part in parts], promote_options="permissive")
     except pa.ArrowException as error:

@@ -27,20 +27,14 @@ class Categories:
     """Tokens `column=value` of items.
 
     A text with levels (`Beauty > Makeup`; several paths are apart by ` | `) gives a token for every level, a list one
-    for every element, a number that of its quantile among the training items. Empty, null and NaN give none.
-
-    Args:
-        columns (sequence of `str`): text, numbers, booleans, or lists of text.
-        min_count (`int`): values of fewer training items are left out.
-        bins (`int`): quantiles of a number.
+    for every element, a boolean one, a number that of its quantile (of `bins`) among the training items. Empty, null
+    and NaN give none; values of fewer than `min_count` training items are left out.
     """
 
     def __init__(self, columns: Sequence[str], min_count: int = 2, bins: int = 10):
         if isinstance(columns, str) or not columns:
             raise ValueError(f"columns={columns!r} must be a list with at least one column, e.g. [brand, categories]")
-        self.columns = list(columns)
-        self.min_count = min_count
-        self.bins = bins
+        self.columns, self.min_count, self.bins = list(columns), min_count, bins
         self.edges: dict[str, np.ndarray] = {}
         self.vocabulary: list[str] = []
 
@@ -83,14 +77,8 @@ class Categories:
             lists = [[] if value is None else [value] for value in values.to_pylist()]
         else:
             raise ValueError(f"column {column!r} holds {values.type}, not text, numbers, booleans or lists of text")
-        return [
-            list(
-                dict.fromkeys(
-                    f"{column}={level}" for value in row or () if value is not None for level in _levels(value)
-                )
-            )
-            for row in lists
-        ]
+        levels = ([level for value in row or () if value is not None for level in _levels(value)] for row in lists)
+        return [[f"{column}={level}" for level in dict.fromkeys(row)] for row in levels]
 
 
 def sequentialise(
@@ -107,9 +95,8 @@ def sequentialise(
 class CategoricalFeatures(FeaturePart):
     """Columns as multi-hot rows, every column at unit length, then a truncated SVD; unknown values are zeros.
 
-    Args:
-        columns, min_count, bins: see `Categories`.
-        dim (`int`, *optional*): components; `None`, or no more values than this, keeps the rows as they are.
+    The SVD has `dim` components; `None`, or no more values than this, keeps the rows as they are. The other arguments
+    are those of `Categories`.
     """
 
     def __init__(
@@ -128,7 +115,8 @@ class CategoricalFeatures(FeaturePart):
         from sklearn.decomposition import TruncatedSVD
 
         seen = items.take(rows_in_training(items, train))
-        matrix = self._multi_hot(seen, self.categories.fit(seen))
+        self.categories.fit(seen)
+        matrix = self._multi_hot(seen)
         dim = self.config["dim"]
         self.components = None
         if dim is not None and dim < min(matrix.shape):
@@ -137,15 +125,14 @@ class CategoricalFeatures(FeaturePart):
         return self
 
     def encode(self, items: pa.Table) -> np.ndarray:
-        matrix = self._multi_hot(items, self.categories)
+        matrix = self._multi_hot(items)
         return (matrix.toarray() if self.components is None else matrix @ self.components.T).astype(np.float32)
 
-    @staticmethod
-    def _multi_hot(items: pa.Table, categories: Categories):
-        place = {token: i for i, token in enumerate(categories.vocabulary)}
+    def _multi_hot(self, items: pa.Table) -> sparse.csr_matrix:
+        place = {token: i for i, token in enumerate(self.categories.vocabulary)}
         entries = [
             (row, place[token], len(tokens) ** -0.5)
-            for column in categories.tokens(items)
+            for column in self.categories.tokens(items)
             for row, tokens in enumerate(column)
             for token in tokens
         ]

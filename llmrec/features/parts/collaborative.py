@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
+from llmrec.arguments import one_of
 from llmrec.data import PreparedData
-from llmrec.data.rows import flatten_lists, list_array, offsets_of, ragged_arange
-from llmrec.features.cooccurrence import cooccurrence_embeddings
-from llmrec.features.parts.item2vec import item2vec_embeddings
+from llmrec.data.rows import flatten_lists, list_array, lists_to_rows, offsets_of, ragged_arange
+from llmrec.features.cooccurrence import cooccurrence_embeddings, pairs_within
 from llmrec.features.parts.part import ItemVectors, rows_in_training
 from llmrec.features.sasrec_network import SASRecConfig, train_sasrec
 
 _VALIDATION = 1000  # sequences that give their last item to early stopping; at most a tenth of all
+_SHARED = 128  # negatives that the pairs of a batch share
 
 
 def sasrec_embeddings(
@@ -27,14 +29,9 @@ def sasrec_embeddings(
 ) -> np.ndarray:
     """float32 `[N, dim]`: SASRec's item embeddings; zeros for an item that no sequence it was trained on holds.
 
-    Args:
-        item_ids (list of `str`, length N): the items of the training sequences.
-        train (`pa.Table`): has `item_ids`; `num_context` is optional.
-        dim (`int`): even, for SASRec has two heads.
-        epochs (`int`): at most; `patience` epochs without a better validation ndcg@10 end the training.
-
-    Raises:
-        ValueError: no sequence is long enough to give away its last item.
+    `item_ids` are the items of the training sequences; `dim` is even, for SASRec has two heads. `patience` epochs
+    without a better validation ndcg@10 end the training. Raises `ValueError` where no sequence is long enough to give
+    away its last item.
     """
     flat, offsets = flatten_lists(train["item_ids"])
     context = train["num_context"].to_numpy() if "num_context" in train.column_names else np.ones(len(train), np.int32)
@@ -59,20 +56,58 @@ def sasrec_embeddings(
     return vectors
 
 
+def item2vec_embeddings(
+    item_ids: list[str],
+    train: pa.Table,
+    dim: int = 64,
+    window: int = 5,
+    negatives: int = 10,
+    epochs: int = 20,
+    batch_size: int = 4096,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+) -> np.ndarray:
+    """float32 `[N, dim]` by item2vec (Barkan & Koenigstein 2016, arXiv:1603.04259): skip-gram with negative sampling;
+    zero for an item without neighbours. Raises `ValueError` where there are no pairs at all.
+
+    Notable: all pairs of a batch share their negatives, drawn by count to the power 0.75 and weighted to `negatives`
+    per pair, so a step is two matrix products; pairs within a fixed window, as sequences have an order (the paper
+    takes sets); frequent items are not subsampled.
+    """
+    items, offsets = lists_to_rows(train["item_ids"], item_ids)
+    left, right = (np.concatenate(side) for side in zip(*pairs_within(items, offsets, window)))
+    if not len(left):
+        raise ValueError("no training sequence holds two different items: there is nothing to learn neighbours from")
+    pairs = torch.from_numpy(np.stack([np.concatenate([left, right]), np.concatenate([right, left])]).astype(np.int64))
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.from_numpy(np.bincount(items, minlength=len(item_ids)) ** 0.75).cumsum(0)
+    centres = (torch.randn(len(item_ids), dim, generator=generator) * dim**-0.5).requires_grad_()
+    contexts = torch.zeros(len(item_ids), dim, requires_grad=True)
+    optimizer = torch.optim.SparseAdam([centres, contexts], lr=learning_rate)
+    for _ in range(epochs):
+        for batch in torch.randperm(pairs.shape[1], generator=generator).split(batch_size):
+            centre = F.embedding(pairs[0, batch], centres, sparse=True)
+            near = F.embedding(pairs[1, batch], contexts, sparse=True)
+            draws = torch.rand(_SHARED, generator=generator, dtype=torch.float64) * chances[-1]
+            far = F.embedding(torch.searchsorted(chances, draws), contexts, sparse=True)
+            attract = F.logsigmoid((centre * near).sum(1)).mean()
+            repel = F.logsigmoid(-centre @ far.T).mean() * negatives
+            optimizer.zero_grad()
+            (-attract - repel).backward()
+            optimizer.step()
+    vectors = centres.detach().numpy()
+    vectors[np.setdiff1d(np.arange(len(item_ids)), pairs[0].numpy())] = 0
+    return vectors
+
+
 METHODS = {"sasrec": sasrec_embeddings, "item2vec": item2vec_embeddings, "svd": cooccurrence_embeddings}
 
 
 class CollaborativeFeatures(ItemVectors):
-    """Vectors learned by one of `METHODS`.
-
-    Args:
-        method (`str`): `"sasrec"`, `"item2vec"` or `"svd"` (what `cooccurrence` does).
-        kwargs: arguments of the method, such as `dim` and `epochs`.
-    """
+    """Vectors learned by one of `METHODS`, with its arguments, such as `dim` and `epochs`."""
 
     def __init__(self, method: str = "sasrec", cache_dir: str | Path | None = None, **kwargs):
-        if method not in METHODS:
-            raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        one_of(method, METHODS, "method")
         given_by_fit = ("item_ids", "train", "seed")
         parameters = inspect.signature(METHODS[method]).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.name not in given_by_fit}

@@ -18,9 +18,8 @@ from llmrec.files import part_of
 class GraphFeatures(ItemVectors):
     """Mean of an item's own features and of `layers` propagations; an item nobody has consumed keeps its own.
 
-    Args:
-        of (`ItemFeatures`): what is spread; in a spec, one nested part or a list of them.
-        layers (`int`): 1 reaches items of the same users, 2 their neighbours.
+    `of` (`ItemFeatures`; in a spec, one nested part or a list of them) is what is spread. One layer reaches items of
+    the same users, two their neighbours.
     """
 
     def __init__(self, of, layers: int = 2, cache_dir: str | Path | None = None):

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from llmrec.features.embedding_cache import CachedModel
 from llmrec.features.parts.part import FeaturePart, need_column, rows_in_training
+from llmrec.features.text_encoders import CachedModel
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,8 @@ logger = logging.getLogger(__name__)
 class ImageFeatures(FeaturePart):
     """Embeddings of pictures; an item without one gets zeros.
 
-    Args:
-        folder (`str`): where the pictures are; the column's paths are relative to it. A path without a file counts as
-            no picture (logged).
-        column (`str`): of the catalogue.
-        encoder (`str`): name or folder of a sentence-transformers model with images; a CLIP folder of transformers is
-            one.
-        batch_size (`int`).
-        cache_dir (`str`, *optional*).
+    The paths in the catalogue's `column` are relative to `folder`; one without a file counts as no picture (logged).
+    `encoder` is the name or folder of a sentence-transformers model with images; a CLIP folder of transformers is one.
     """
 
     def __init__(
@@ -45,7 +39,7 @@ class ImageFeatures(FeaturePart):
         self.model = CachedModel(str(encoder), "image encoder", advice, cache_dir, batch_size)
 
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
-        files = [file for file in self._files(items.take(rows_in_training(items, train))) if file is not None]
+        files = list(self._files(items.take(rows_in_training(items, train))).values())
         if not files:
             column, folder = self.config["column"], self.config["folder"]
             raise ValueError(f"no training item has a picture: column {column!r} names no file in {folder}")
@@ -54,26 +48,25 @@ class ImageFeatures(FeaturePart):
 
     def encode(self, items: pa.Table) -> np.ndarray:
         files = self._files(items)
-        rows = [row for row, file in enumerate(files) if file is not None]
         matrix = np.zeros((items.num_rows, self.dim), np.float32)
-        if rows:
-            matrix[rows] = self._embed([files[row] for row in rows])
+        if files:
+            matrix[list(files)] = self._embed(list(files.values()))
         return matrix
 
-    def _files(self, items: pa.Table) -> list[Path | None]:
-        """The picture of every item, where there is one; raises `ValueError` on a URL."""
+    def _files(self, items: pa.Table) -> dict[int, Path]:
+        """The pictures of those items that have one, by row; raises `ValueError` on a URL."""
         column, folder = self.config["column"], self.inputs[0]
-        files: list[Path | None] = []
+        files = {}
         for row, name in enumerate(need_column(items, column).to_pylist()):
             if name and "://" in name:
                 raise ValueError(
                     f"column {column!r}, row {row}: {name!r} is a URL; download the pictures and name files in folder"
                 )
-            files.append(folder / name if name else None)
-        absent = [file for file in files if file is not None and not file.is_file()]
-        if absent:
-            logger.warning("%d pictures of column %r do not exist, e.g. %s", len(absent), column, absent[0])
-        return [None if file is None or not file.is_file() else file for file in files]
+            if name:
+                files[row] = folder / name
+        if absent := [row for row, file in files.items() if not file.is_file()]:
+            logger.warning("%d pictures of column %r do not exist, e.g. %s", len(absent), column, files[absent[0]])
+        return {row: file for row, file in files.items() if file.is_file()}
 
     def _embed(self, files: list[Path]) -> np.ndarray:
         if "image" not in (reads := self.model.model.modalities):

@@ -12,15 +12,10 @@ import pyarrow.types as types
 
 
 class FeaturePart(ABC):
-    """A catalogue to a matrix. Its class takes the arguments of the spec, and `cache_dir`.
+    """A catalogue to a matrix. Its class takes the arguments of the spec, and `cache_dir`."""
 
-    Attributes:
-        config (`dict`): the constructor's arguments, plain JSON, with every default and every `auto` resolved.
-        inputs (`tuple` of `Path`): files and folders beside the catalogue that decide the result.
-    """
-
-    config: dict
-    inputs: tuple[Path, ...] = ()
+    config: dict  # the constructor's arguments, plain JSON, with every default and every `auto` resolved
+    inputs: tuple[Path, ...] = ()  # files and folders beside the catalogue that decide the result
 
     @abstractmethod
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:

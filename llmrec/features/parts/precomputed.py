@@ -17,10 +17,9 @@ from llmrec.files import read_parquet
 class PrecomputedFeatures(FeaturePart):
     """The user's own embeddings. Arrays of more than two axes are flattened per item.
 
-    Args:
-        path (`str`): `.npy` or `.safetensors` with one row per item in the order of the catalogue at `fit`, or
-            `.parquet` with `item_id` and `embedding` (a list of numbers), in which new items may be found later.
-        tensor (`str`, *optional*): which tensor of a `.safetensors` file that holds several.
+    `path` is a `.npy` or `.safetensors` with one row per item in the order of the catalogue at `fit`, or a `.parquet`
+    with `item_id` and `embedding` (a list of numbers), in which new items may be found later; `tensor` says which one
+    of a `.safetensors` file that holds several.
     """
 
     def __init__(self, path: str, tensor: str | None = None, cache_dir: str | Path | None = None):
@@ -101,9 +100,9 @@ def _read_parquet(path: Path, tensor: str | None) -> tuple[list[str], np.ndarray
         raise ValueError(f"{path}: embeddings have different lengths {widths}")
     matrix = pc.list_flatten(table["embedding"]).to_numpy().reshape(-1, widths[0])
     ids = table["item_id"].cast(pa.string()).to_pylist()
-    twice = next((item for item, count in Counter(ids).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path} holds more than one embedding of item {twice!r}: leave all but one out")
+    for item, count in Counter(ids).items():
+        if count > 1:
+            raise ValueError(f"{path} holds more than one embedding of item {item!r}: leave all but one out")
     return ids, matrix
 
 

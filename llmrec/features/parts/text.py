@@ -12,13 +12,8 @@ from llmrec.features.text_encoders import TEXT_COLUMNS, choose_text_encoder, ite
 
 
 class TextFeatures(FeaturePart):
-    """Embeddings of `item_text`; TF-IDF is fitted on the items of the training sequences.
-
-    Args:
-        encoder (`str`): `"auto"`, `"tfidf"`, or the name or folder of a sentence-transformers model.
-        columns (sequence of `str`): the catalogue's columns to render; absent ones are left out.
-        kwargs: further arguments of the encoder.
-    """
+    """Embeddings of `item_text` by one of `choose_text_encoder`; TF-IDF is fitted on the items of the training
+    sequences."""
 
     def __init__(
         self,
