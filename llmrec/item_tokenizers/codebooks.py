@@ -41,15 +41,14 @@ def domain_codebooks(codebooks: Mapping[str, list], index: SemIDIndex) -> list[n
     their own; short ones are filled up with zeros, and a code without a vector gets zeros.
 
     Args:
-        codebooks (mapping of domain → list of float32 `[K_l, d]`): of the item tokenizers, where they have any.
+        codebooks: domain → float32 `[K_l, d]` per level, of the item tokenizers that have any.
 
     Returns:
         float32 `[K_l, d]` per level, `None` for levels where no domain has vectors.
     """
-    sizes = index.domains
     levels: list[np.ndarray | None] = [None] * index.num_levels
     widest = max((book.shape[1] for books in codebooks.values() for book in books), default=0)
-    for name, firsts in first_codes(sizes).items():
+    for name, firsts in first_codes(index.domains).items():
         for level, (book, first) in enumerate(zip(codebooks.get(name, ()), firsts), start=1):
             vectors = np.asarray(book, np.float64) - np.mean(book, 0, dtype=np.float64)
             length = np.linalg.norm(vectors, axis=1).mean()

@@ -6,16 +6,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import check_features
+from llmrec.arrays import check_features, row_digests
 from llmrec.files import fingerprint, load_state, part_of, save_state
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.remembered import Remembered
 
 # Settings that say where files lie and what computes: they are no part of what a tokenizer is.
 _UNRECORDED = ("device", "cache_dir", "write")
@@ -42,6 +42,40 @@ class Traits(NamedTuple):
     decodes_to_vector: bool = True
     nearest: bool = True
     needs: tuple[str, ...] = ("features",)
+
+
+class Remembered:
+    """Codes (int32 `[M, L]`) of fitted items, found again by `row_digests` of their feature rows, or of hashes of ids.
+
+    A balanced assignment, or a leaf of a tree, is no function of distances alone: an item keeps what it was given, and
+    only items that were not there are routed.
+    """
+
+    def __init__(self, digests: list[bytes], codes: np.ndarray):
+        self.codes = np.ascontiguousarray(codes, np.int32)
+        self._row = {digest: row for row, digest in enumerate(digests)}
+
+    @cached_property
+    def semids(self) -> set[tuple[int, ...]]:
+        """The codes without -1."""
+        return {tuple(row[row >= 0].tolist()) for row in self.codes}
+
+    def recall(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of feature rows, int32 `[N, L]` (-1 throughout where a row is new), and which are known, bool."""
+        place = np.array([self._row.get(digest, -1) for digest in row_digests(rows)], np.int64)
+        known = place >= 0
+        codes = np.full((len(rows), self.codes.shape[1]), -1, np.int32)
+        codes[known] = self.codes[place[known]]
+        return codes, known
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `of` reads, for a saved state."""
+        digests = np.frombuffer(b"".join(self._row), np.uint8).reshape(-1, 16)
+        return {"remembered.digests": digests, "remembered.codes": self.codes}
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray]) -> "Remembered":
+        return cls([row.tobytes() for row in arrays["remembered.digests"]], arrays["remembered.codes"])
 
 
 class BaseTokenizer:
@@ -82,9 +116,9 @@ class BaseTokenizer:
         """Learns from the items of the training split; equal input and seed give an equal tokenizer.
 
         Args:
-            features (`np.ndarray`, float32, `[N, D]`).
-            items (`pa.Table`, *optional*): the same N items' columns, `item_id` among them.
-            train (`pa.Table`, *optional*): training sequences, `item_ids: list<string>` (`PreparedData.train`).
+            features: float32 `[N, D]`.
+            items: the same N items' columns, `item_id` among them.
+            train: training sequences, `item_ids: list<string>` (`PreparedData.train`).
 
         Raises:
             ValueError: NaN or inf (names the row), fewer distinct items than codes in a level, or something in
@@ -107,7 +141,6 @@ class BaseTokenizer:
         raise NotImplementedError
 
     def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
-        """See `check_features`."""
         return check_features(features, dim)
 
     def require(self, name: str, table: pa.Table | None) -> None:
@@ -146,7 +179,6 @@ class BaseTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads a folder written by `save_pretrained`."""
         saved, arrays = load_state(folder)
         tokenizer = cls(**saved["config"])
         tokenizer.restore(saved["state"], arrays)
@@ -154,7 +186,8 @@ class BaseTokenizer:
 
 
 class ItemTokenizer(BaseTokenizer):
-    """Items to codes: `codes_of` and, where codes have vectors, `costs_of` are the subclass's.
+    """Items to codes. A subclass has `codes_of` and, where codes have vectors, `costs_of`: `encode` and
+    `last_level_costs`, of checked input.
 
     Attributes:
         codebook_sizes (`tuple[int, ...]`, length L): codes per level; where they depend on the data, known after
@@ -183,7 +216,6 @@ class ItemTokenizer(BaseTokenizer):
         return self.codes_of(features, items)
 
     def codes_of(self, features: np.ndarray, items: pa.Table | None) -> np.ndarray:
-        """`encode`, of checked input."""
         raise NotImplementedError
 
     def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -199,7 +231,6 @@ class ItemTokenizer(BaseTokenizer):
         return self.costs_of(self.checked(features, self.dim), codes)
 
     def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """`last_level_costs`, of checked input."""
         raise NotImplementedError
 
 

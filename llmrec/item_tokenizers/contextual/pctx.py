@@ -39,13 +39,13 @@ class Pctx(SequenceTokenizer):
     cluster gets residual k-means codes of half its mean context, half the item's features.
 
     Args:
-        codebook_sizes (sequence of `int`): codes per level, coarse to fine; a level of conflict digits follows.
-        context_dim (`int`): width of the co-occurrence embeddings that contexts are sums of.
-        feature_dim (`int`): principal components of the features.
-        decay (`float`): weight in a context of an item against the one after it.
-        max_clusters (`int`): of contexts, per item.
-        min_share (`float`): a SemID that holds less of an item's interactions merges into the item's nearest one.
-        augment (`float`): share of a history's items that get a random one of their SemIDs where a seed is given.
+        codebook_sizes: codes per level, coarse to fine; a level of conflict digits follows.
+        context_dim: width of the co-occurrence embeddings that contexts are sums of.
+        feature_dim: principal components of the features.
+        decay: weight in a context of an item against the one after it.
+        max_clusters: of contexts, per item.
+        min_share: a SemID that holds less of an item's interactions merges into the item's nearest one.
+        augment: share of a history's items that get a random one of their SemIDs where a seed is given.
     """
 
     name = "pctx"
@@ -62,8 +62,8 @@ class Pctx(SequenceTokenizer):
         self.codebook_sizes = check_sizes(self.codebook_sizes)
         if min(self.context_dim, self.feature_dim, self.max_clusters) < 1:
             raise ValueError("context_dim, feature_dim and max_clusters must be at least 1")
-        for name, share in (("decay", self.decay), ("min_share", self.min_share), ("augment", self.augment)):
-            if not 0 <= share <= 1:
+        for name in ("decay", "min_share", "augment"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}={share} must be between 0 and 1")
 
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
@@ -107,8 +107,7 @@ class Pctx(SequenceTokenizer):
 
     def _semids(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the index for every interaction int64 `[n]`, and the offsets of the histories."""
-        self.check_fitted()
-        values, offsets = lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
+        values, offsets = self.rows_of(histories)
         contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.decay)
         semids = self._bounds[values]
         told = contexts.any(1)
@@ -119,20 +118,19 @@ class Pctx(SequenceTokenizer):
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         semids, offsets = self._semids(histories)
-        item = self.arrays["item_of_semid"][semids]
         result = []
         for history, start, stop in zip(histories, offsets[:-1], offsets[1:]):
             rows = semids[start:stop]
             if seed is not None:
                 generator = generator_for(seed, history)
-                items = item[start:stop]
+                items = self.arrays["item_of_semid"][rows]
                 exchanged = generator.random(len(rows)) < self.augment
                 rows = np.where(exchanged, generator.integers(self._bounds[items], self._bounds[items + 1]), rows)
             result.append([token for row in rows for token in self._tokens[row]])
         return result
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        """See `SequenceTokenizer.encode_target`; the seed changes nothing, a target has the SemID of its context."""
+        # A target has the SemID of its context, whatever the seed.
         semids, offsets = self._semids(with_targets(histories, targets))
         return [list(self._tokens[row]) for row in semids[offsets[1:] - 1]]
 
@@ -159,15 +157,11 @@ class Pctx(SequenceTokenizer):
 
 
 def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndarray, decay: float) -> np.ndarray:
-    """What a user was about before each interaction.
-
-    Args:
-        embeddings (`np.ndarray`, float32, `[N, d]`).
-        values, offsets: sequences of item rows, see `llmrec.data.rows`.
+    """What a user was about before each interaction of sequences of item rows (see `llmrec.data.rows`).
 
     Returns:
-        `np.ndarray`, float32, `[len(values), d]`: the sum of the embeddings of the items before it in its sequence,
-        the k-th last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
+        float32 `[len(values), d]`: the sum of the embeddings `[N, d]` of the items before it in its sequence, the k-th
+        last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
     """
     contexts = np.zeros((len(values), embeddings.shape[1]), np.float32)
     lengths = np.diff(offsets)
@@ -216,15 +210,12 @@ def _cluster_contexts(
     for start, stop in zip(bounds[:-1], bounds[1:]):
         count = int(np.clip(np.sqrt((stop - start) / 4), 1, max_clusters))
         rows = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
-        groups.append(_centroids(rows, count, seed))
+        count = min(count, len(unique_rows(rows))) if count > 1 else 1
+        if count > 1:
+            groups.append(kmeans(np.ascontiguousarray(rows), count, seed, niter=20))
+        else:
+            groups.append(rows.mean(0, keepdims=True))
     return np.concatenate(groups), offsets_of(np.array([len(group) for group in groups]))
-
-
-def _centroids(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    count = min(count, len(unique_rows(rows))) if count > 1 else 1
-    if count == 1:
-        return rows.mean(0, keepdims=True)
-    return kmeans(np.ascontiguousarray(rows), count, seed, niter=20)
 
 
 def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarray:

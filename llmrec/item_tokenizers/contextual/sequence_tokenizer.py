@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
@@ -38,7 +39,7 @@ class SequenceTokenizer(BaseTokenizer):
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.
 
         Args:
-            seed (`int`, *optional*): varies the tokens at random, a regularisation of training. The same seed and
+            seed: varies the tokens at random, a regularisation of training. The same seed and
                 history give the same tokens, whatever stands beside it. Without one the tokens are the usual ones.
 
         Raises:
@@ -59,7 +60,6 @@ class SequenceTokenizer(BaseTokenizer):
         raise NotImplementedError
 
     def index_info(self) -> dict:
-        """What an index says of its tokenizer."""
         made_by = {"name": self.name, **self.config}
         return {"item_tokenizer": made_by, "item_tokenizer_fingerprint": tokenizer_fingerprint(self)}
 
@@ -68,6 +68,11 @@ class SequenceTokenizer(BaseTokenizer):
         if len(features) != items.num_rows:
             raise ValueError(f"features hold {len(features)} rows for a catalogue of {items.num_rows} items")
         return items["item_id"].cast(pa.string()).to_pylist()
+
+    def rows_of(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """The items of histories as rows of the catalogue, and offsets; see `lists_to_rows`."""
+        self.check_fitted()
+        return lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
 
 
 def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:

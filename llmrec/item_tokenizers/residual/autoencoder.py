@@ -27,7 +27,7 @@ def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple
 
 class Autoencoder(ItemTokenizer):
     """Keeps a network that has an `encoder`; subclasses are dataclasses with `device`, `preprocess_dim` and
-    `latent_dim`, and make the network in `new_module`."""
+    `latent_dim`, and make the untrained network for preprocessed features `[N, dim]` in `new_module`."""
 
     learned = ("history",)
 
@@ -36,7 +36,6 @@ class Autoencoder(ItemTokenizer):
         self._module = self._encoder = None
 
     def new_module(self, dim: int) -> nn.Module:
-        """The untrained network for preprocessed features of so many dimensions."""
         raise NotImplementedError
 
     def adopt(self, module: nn.Module) -> None:
@@ -59,10 +58,8 @@ class Autoencoder(ItemTokenizer):
     @torch.no_grad()
     def _latent(self, features: np.ndarray) -> np.ndarray:
         """float32 `[N, d]`; computed in float64, so that it does not depend on the rows beside it."""
-        return np.concatenate([self._latent_block(features[block]) for block in blocks(len(features))])
-
-    def _latent_block(self, features: np.ndarray) -> np.ndarray:
-        return self._encoder(torch.from_numpy(self.preprocessing(features)).double()).float().numpy()
+        parts = (torch.from_numpy(self.preprocessing(features[block])) for block in blocks(len(features)))
+        return np.concatenate([self._encoder(part.double()).float().numpy() for part in parts])
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

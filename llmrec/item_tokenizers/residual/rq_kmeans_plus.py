@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
-from llmrec.item_tokenizers.residual.rq_vae import DEFAULT, RQVAE
-from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
+from llmrec.item_tokenizers.residual.rq_vae import DEFAULT, RQVAE, RQVAEModule
 
 
 @dataclass(eq=False)

@@ -18,11 +18,9 @@ class RVQ(ResidualCodebooks):
     """Residual vector quantisation, trained by gradient.
 
     Args:
-        codebook_sizes (sequence of `int`): codes per level, coarse to fine.
-        normalize_residuals (`bool`): scale residuals to unit length before every level.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
-        steps (`int`), batch_size (`int`), learning_rate (`float`): of Adam, per level.
-        buffer (`int`): rows that k-means++ chooses the first codes from, at least as many as there are codes.
+        codebook_sizes, normalize_residuals, preprocess, preprocess_dim: see `ResidualCodebooks`.
+        steps, batch_size, learning_rate: of Adam, per level.
+        buffer: rows that k-means++ chooses the first codes from, at least as many as there are codes.
     """
 
     name = "rvq"

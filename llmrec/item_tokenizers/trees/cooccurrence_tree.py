@@ -36,9 +36,9 @@ class CooccurrenceTree(KeyedByItem):
     its id: a code that depends on nothing else, and that few others have.
 
     Args:
-        clusters (`int`): children of a node; the paper takes 10 or 20.
-        max_leaf (`int`): the most items of a leaf; the paper takes 200 or 500.
-        node_tokens (`bool`): every inner node is a token of its own, as in the paper; otherwise a token is the number
+        clusters: children of a node; the paper takes 10 or 20.
+        max_leaf: the most items of a leaf; the paper takes 200 or 500.
+        node_tokens: every inner node is a token of its own, as in the paper; otherwise a token is the number
             of a child, the same for all parents. Places in a leaf are the same tokens for all leaves.
     """
 

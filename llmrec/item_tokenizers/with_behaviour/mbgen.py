@@ -29,12 +29,7 @@ from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
 class VQVAEModule(nn.Module):
-    """MLP encoder and decoder around one codebook, which is no parameter: no gradient moves it.
-
-    Args:
-        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`): layers of the encoder; the decoder is
-            its mirror image. size (`int`): codes.
-    """
+    """MLP encoder and decoder, its mirror image, around one codebook, which is no parameter: no gradient moves it."""
 
     def __init__(self, dim: int, hidden: list[int], latent_dim: int, size: int):
         super().__init__()
@@ -52,14 +47,14 @@ class MBGen(KeyedByItem, Autoencoder):
     """VQ-VAE, k-means tree and random last level.
 
     Args:
-        codebook_sizes (three `int`): codes of the VQ-VAE, clusters inside each of them (fewer where it holds fewer
-            different items), and numbers for the items of a cluster.
-        hidden (sequence of `int`), latent_dim (`int`): layers of the encoder; the decoder mirrors them.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
-        epochs, batch_size (`int`), learning_rate (`float`): of AdamW, cosine decay.
-        beta (`float`): weight of the commitment loss.
-        decay (`float`): of the codebook's moving averages.
-        device (`str`): `"auto"` takes a GPU where there is one.
+        codebook_sizes: codes of the VQ-VAE, clusters inside each of them (fewer where it holds fewer different items),
+            and numbers for the items of a cluster, at least as many as it has items.
+        hidden, latent_dim: layers of the encoder; the decoder mirrors them.
+        preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
+        epochs, batch_size, learning_rate: of AdamW, cosine decay.
+        beta: weight of the commitment loss.
+        decay: of the codebook's moving averages.
+        device: `"auto"` takes a GPU where there is one.
 
     Attributes:
         history (list of `dict`): per epoch `reconstruction`, `commitment`, `usage`.
@@ -89,8 +84,6 @@ class MBGen(KeyedByItem, Autoencoder):
         self._clusters: list[np.ndarray] = []  # by first code, [k, d]; k is 0 where nobody has it
 
     def learn(self, features: np.ndarray, items: pa.Table, train, seed: int) -> None:
-        """See `ItemTokenizer.fit`; raises `ValueError` also where a cluster has more items than the last level has
-        numbers."""
         rows, _ = self._distinct(features, self.codebook_sizes[0], "codebook_sizes[0]")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -100,20 +93,21 @@ class MBGen(KeyedByItem, Autoencoder):
         z = self._latent(features)
         first = nearest(z, self._book)
         residual = z - self._book[first]
-        codes = range(self.codebook_sizes[0])
-        self._clusters = [self._centres(residual[first == code], seed + code) for code in codes]
+        self._clusters = []
+        for code in range(self.codebook_sizes[0]):
+            different = residual[first == code]
+            different = different[unique_rows(different)]
+            size = min(self.codebook_sizes[1], len(different))
+            self._clusters.append(different[:1] if size < 2 else kmeans(different, size, seed + code))
         pairs = self._pairs(z)
         self.remember(items, np.column_stack([pairs, self._numbers(pairs, items, seed)]))
 
     def train(self, module: VQVAEModule, rows: np.ndarray, seed: int) -> list[dict]:
-        """Trains in place on float32 `[N, D]`.
+        """Trains in place on float32 `[N, D]`, and returns the `history`.
 
         The codebook starts from k-means on the first latents. N_k <- g N_k + (1 - g) n_k and
         m_k <- g m_k + (1 - g) sum z over every batch; a code is m_k / N_k, and moves to a random latent after an epoch
         in which nobody chose it.
-
-        Returns:
-            one dict per epoch, see `history`.
         """
         device = self.training_device()
         generator = torch.Generator().manual_seed(seed)
@@ -160,11 +154,6 @@ class MBGen(KeyedByItem, Autoencoder):
         module.to("cpu")
         return history
 
-    def _centres(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        rows = rows[unique_rows(rows)]
-        size = min(self.codebook_sizes[1], len(rows))
-        return rows[:1] if size < 2 else kmeans(rows, size, seed)
-
     def _pairs(self, z: np.ndarray) -> np.ndarray:
         """int32 `[N, 2]`: the nearest first code that has clusters, and the nearest cluster there."""
         used = np.flatnonzero([len(clusters) for clusters in self._clusters])
@@ -193,10 +182,10 @@ class MBGen(KeyedByItem, Autoencoder):
 
     def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
         codes = np.column_stack([self._pairs(self._latent(features)), np.zeros(len(features), np.int32)])
-        numbers = range(self.codebook_sizes[2])
+        numbers, taken = range(self.codebook_sizes[2]), self.remembered.semids
         for row, hashed in enumerate(id_numbers(items)):
-            first, second, _ = codes[row].tolist()
-            free = [number for number in numbers if (first, second, number) not in self.remembered.semids] or numbers
+            pair = codes[row, :2].tolist()
+            free = [number for number in numbers if (*pair, number) not in taken] or numbers
             codes[row, 2] = free[hashed % len(free)]
         return codes
 
