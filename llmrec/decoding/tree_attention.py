@@ -82,13 +82,9 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
 def shared_prompt_attention(
     tree: Tree, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """One softmax over the prompt and the beam's own tokens, the new one included.
+    """One softmax over the prompt and the beam's own tokens, the new one included: [N, B, H, D].
 
-    Args:
-        query ([N, H, B, D]), key, value ([N, K, B, D]): of the new token of every beam; appended to `tree`.
-
-    Returns:
-        [N, B, H, D].
+    `query` ([N, H, B, D]), `key` and `value` ([N, K, B, D]) are of the new token of every beam, appended to `tree`.
     """
     n, h, b, d = query.shape
     k = key.shape[1]
@@ -153,23 +149,23 @@ def prefill(
     Returns:
         the prompts, and what `at_head` returned.
     """
-    held = attention_mask.bool()
-    lengths = held.sum(1)
+    filled = attention_mask.bool()
+    lengths = filled.sum(1)
     if not bool((lengths > 0).all()):
         raise ValueError(f"prompt {int(lengths.argmin())} is empty: a prompt needs at least one token")
     width = int(lengths.max())
     # all padding goes to the left, so that the last column is every prompt's last token
-    order = held.int().argsort(dim=1, stable=True)[:, -width:]
-    input_ids, held = input_ids.gather(1, order), held.gather(1, order)
-    positions = (held.cumsum(1) - 1).clamp(min=0)
+    order = filled.int().argsort(dim=1, stable=True)[:, -width:]
+    input_ids, filled = input_ids.gather(1, order), filled.gather(1, order)
+    positions = (filled.cumsum(1) - 1).clamp(min=0)
     with head_replaced(model, lambda head, hidden: at_head(head, hidden[:, -1:])) as results:
         cache = model(
-            input_ids=input_ids, attention_mask=held.long(), position_ids=positions, use_cache=True
+            input_ids=input_ids, attention_mask=filled.long(), position_ids=positions, use_cache=True
         ).past_key_values
     if cache is None:
         raise ValueError("the model returned no cache: call model.eval(), gradient checkpointing switches it off")
     keys, values = ([getattr(layer, side) for layer in cache.layers] for side in ("keys", "values"))
-    return Prompts(keys, values, None if bool(held.all()) else ~held, lengths), results[0]
+    return Prompts(keys, values, None if bool(filled.all()) else ~filled, lengths), results[0]
 
 
 def extend(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor, at_head: Callable):

@@ -16,8 +16,7 @@ import torch
 
 from llmrec.catalogue.semids import SemIDIndex
 
-END = -1
-DEAD = -1
+END = DEAD = -1
 
 
 class Children(NamedTuple):
@@ -55,10 +54,6 @@ class SemIDTrie:
         order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order. `host_order`
             is the same in numpy, wherever the trie is.
         position (int32 [R], numpy): the inverse of `host_order`.
-
-    Raises:
-        ValueError: no rows, an empty SemID, a gap, a token id out of range, or an EOS token that is needed but
-            missing or that is a SemID token.
     """
 
     def __init__(self, token_ids: np.ndarray | torch.Tensor, eos_token_id: int | None = None):
@@ -177,11 +172,8 @@ class SemIDTrie:
         return Children(node, self._column[level][node].long(), valid)
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor, level: int) -> torch.Tensor:
-        """The child of each node by its token id (EOS or `END` where a SemID is over), `DEAD` where there is none.
-
-        Args:
-            nodes (int64 [...]), tokens (int64 [...]): nodes of `level` and a token for each.
-        """
+        """The child of each of `nodes` (int64 [...], of `level`) by its token id (int64 [...]; EOS or `END` where a
+        SemID is over), `DEAD` where there is none."""
         if self.has_end[level] and self.eos_token_id is not None:
             tokens = tokens.masked_fill(tokens == self.eos_token_id, END)
         vocab = self.vocab[level]
@@ -258,10 +250,7 @@ class RowFilter:
     """
 
     def __init__(
-        self,
-        trie: SemIDTrie,
-        masks: Sequence[np.ndarray | None] | None,
-        denied: Sequence[np.ndarray] | None,
+        self, trie: SemIDTrie, masks: Sequence[np.ndarray | None] | None, denied: Sequence[np.ndarray] | None
     ):
         size = len(masks if masks is not None else denied)
         self.masks = list(masks) if masks is not None else [None] * size

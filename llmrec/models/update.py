@@ -37,15 +37,11 @@ def update_model_folder(
     """Writes a copy of a model folder for a later version of its index; the old folder stays as it is.
 
     Args:
-        folder: a model folder (recipes/sft.py).
-        index (`SemIDIndex`): of `add_items` and `remove_items`.
-        items (`pa.Table`): the columns of exactly its items; their order becomes the catalogue's.
+        index: of `add_items` and `remove_items`.
+        items: the columns of exactly its items; their order becomes the catalogue's.
         output_dir: must not exist yet.
-        hard_links (`bool`): share the files that do not change with the old folder, where the disk is one; then
-            neither folder may be trained in place.
-
-    Returns:
-        What changed between the two folders.
+        hard_links: share the files that do not change with the old folder, where the disk is one; then neither folder
+            may be trained in place.
 
     Raises:
         ValueError: other items than the index has, another item tokenizer, other tokens, or an item that would move:
