@@ -7,8 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
-
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The `PreTrainedModel` inside DDP and PEFT wrappers; for looking at, not for calling."""
@@ -80,7 +78,7 @@ def token_scores(
         weight, bias = rows
         return F.linear(hidden.to(weight.dtype), weight, bias).float(), None
     flat = hidden.reshape(-1, hidden.shape[-1])
-    step = max(1, _CHUNK // getattr(head, "out_features", 2**17))
+    step = max(1, 2**24 // getattr(head, "out_features", 2**17))
     logits, log_z = [], []
     for chunk in flat.split(step):
         # `forward`, not a call: this runs inside a hook of the head

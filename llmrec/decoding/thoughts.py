@@ -63,9 +63,6 @@ def write_thoughts(
         count: 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
         seed: or one for each prompt; samples follow from it, the prompt's tokens and their number, and from nothing
             else.
-
-    Raises:
-        ValueError: a count or length below 1, or a temperature that is not above 0.
     """
     if count < 1 or max_new_tokens < 1:
         raise ValueError(f"thoughts ({count}) and max_thought_tokens ({max_new_tokens}) should be at least 1")

@@ -9,6 +9,7 @@ siblings (its SemID is a prefix of another) is scored as the EOS token; an only 
 
 import weakref
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -69,8 +70,7 @@ class SemIDTrie:
         if len(matrix) >= 2**31 or matrix.max() >= 2**31 - 1 or matrix.min() < END:
             raise ValueError("token_ids must lie between -1 and 2**31 - 2, and rows must number below 2**31")
         self.num_rows, self.depth = matrix.shape
-        self.eos_token_id = eos_token_id
-        self.device = torch.device("cpu")
+        self.eos_token_id, self.device = eos_token_id, torch.device("cpu")
         self._cumsums: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
         ends_are_scored = self._build(matrix)
         if eos_token_id is not None and any(bool((vocab == eos_token_id).any()) for vocab in self.vocab):
@@ -119,10 +119,8 @@ class SemIDTrie:
         if not index.adds_tokens:
             texts = [index.semid_of_row(row) for row in range(len(index))]
             lists = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            token_ids = np.full((len(lists), max(map(len, lists))), END, np.int64)
-            for row, ids in enumerate(lists):
-                token_ids[row, : len(ids)] = ids
-            return cls(token_ids, tokenizer.eos_token_id)
+            columns = zip_longest(*lists, fillvalue=END)
+            return cls(np.array(list(columns), np.int64).T, tokenizer.eos_token_id)
         token_ids = np.full(index.codes.shape, END, np.int64)
         for level, tokens in enumerate(index.level_tokens):
             ids = tokenizer.convert_tokens_to_ids(tokens)

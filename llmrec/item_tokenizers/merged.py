@@ -12,6 +12,7 @@ substring is a column of numbers, and all strings are worked on at once.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +22,12 @@ from tokenizers import Tokenizer, models, trainers
 from llmrec.arguments import construct, one_of
 from llmrec.files import part_of
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
-from llmrec.item_tokenizers.registry import STAND_ALONE
 
 # Every code of every level is one character of the two private planes of Unicode.
 _PLANES = ((0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
 _CHARACTERS = sum(end - start for start, end in _PLANES)
 ALGORITHMS = ("bpe", "unigram")
 _LONGEST = 8  # characters of a piece
-_SHRINK = 0.75  # what one round of pruning leaves
-_LEAST = 0.5  # a longer piece that is expected less often is dropped
-_FLOOR = 1e-3  # single characters are never dropped
 
 Spans = dict[tuple[int, int], np.ndarray]
 
@@ -48,6 +45,7 @@ class Merged(ItemTokenizer):
     """
 
     name = "merged"
+    kinds: ClassVar[dict[str, type[ItemTokenizer]]]  # of inner tokenizers, by name: all others of the package
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
     inner: str = "rq_kmeans"
@@ -57,7 +55,7 @@ class Merged(ItemTokenizer):
 
     def __post_init__(self):
         one_of(self.algorithm, ALGORITHMS, "algorithm")
-        kind = STAND_ALONE[one_of(self.inner, STAND_ALONE, "inner item tokenizer")]
+        kind = self.kinds[one_of(self.inner, self.kinds, "inner item tokenizer")]
         self.inner_tokenizer = construct(kind, self.inner_args or {}, f"inner_args of {self.inner!r}")
         self.inner_args = self.inner_tokenizer.config
         inner = self.inner_tokenizer.traits
@@ -159,7 +157,7 @@ def learn_unigram(counts: Mapping[str, int], alphabet: Sequence[str], size: int)
     while True:
         for _ in range(2):
             expected = expected_counts(spans, weights, scores)
-            scores = _log_shares(np.where(single | (expected >= _LEAST), expected, 0), single)
+            scores = _log_shares(np.where(single | (expected >= 0.5), expected, 0), single)
         lives = scores[longer] > -np.inf
         alive = longer[lives]
         room = size - len(alphabet)
@@ -167,7 +165,7 @@ def learn_unigram(counts: Mapping[str, int], alphabet: Sequence[str], size: int)
             break
         # What the likelihood loses without a piece: it would be spelled in the best other way.
         loss = expected[alive] * (scores[alive] - best_spelling(inner, len(longer), scores)[lives])
-        keep = max(room, int(_SHRINK * len(alive)))
+        keep = max(room, int(0.75 * len(alive)))
         order = np.lexsort(([pieces[piece] for piece in alive], -loss.round(9)))
         scores[alive[order[keep:]]] = -np.inf
     return {piece: float(score) for piece, score in zip(pieces, scores) if score > -np.inf}
@@ -225,7 +223,7 @@ def _at(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _log_shares(counts: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """Logarithms of the shares; -inf of nothing, but for single characters."""
-    counts = np.where(single, np.maximum(counts, _FLOOR), counts)
+    """Logarithms of the shares; -inf of nothing, but for single characters, which are never dropped."""
+    counts = np.where(single, np.maximum(counts, 1e-3), counts)
     with np.errstate(divide="ignore"):
         return np.log(counts / counts.sum())

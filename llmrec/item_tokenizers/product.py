@@ -17,8 +17,6 @@ from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
 from llmrec.item_tokenizers.residual.quantizer import last_level_costs, nearest
 
-_ROTATION_ITERATIONS = 10  # faiss's 50 take minutes on a few cores and move nothing after the first ten
-
 
 def learn_rotation(rows: np.ndarray, digits: int, codebook_size: int, seed: int) -> np.ndarray:
     """float32 `[D, D]`: the rotation of optimised product quantisation, learned from float32 `[N, D]`."""
@@ -28,7 +26,7 @@ def learn_rotation(rows: np.ndarray, digits: int, codebook_size: int, seed: int)
     quantizer = faiss.ProductQuantizer(width, digits, codebook_size.bit_length() - 1)
     quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
     transform = faiss.OPQMatrix(width, digits)
-    transform.pq, transform.niter = quantizer, _ROTATION_ITERATIONS
+    transform.pq, transform.niter = quantizer, 10  # faiss's 50 take minutes, and move nothing after the first ten
     transform.train(rows)
     return faiss.vector_to_array(transform.A).reshape(width, width).copy()
 

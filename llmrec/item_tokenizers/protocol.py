@@ -205,10 +205,8 @@ class ItemTokenizer(BaseTokenizer):
     def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
         """Codes of any items, int32 `[N, L]`; -1 where an item has no code at a level.
 
-        Items that were fitted get the codes they had then. A row's codes do not depend on the rows beside it.
-
-        Raises:
-            ValueError: not fitted, NaN or inf, or another D than at `fit`.
+        Items that were fitted get the codes they had then. A row's codes do not depend on the rows beside it. Raises
+        `ValueError` where not fitted, for NaN or inf, or another D than at `fit`.
         """
         self.check_fitted()
         if "features" in self.traits.needs:
@@ -220,11 +218,8 @@ class ItemTokenizer(BaseTokenizer):
 
     def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """float32 `[N, K_L]`: squared distance of each item's last residual (after codes `[:, :-1]`) to every
-        code of the last level. Collision policies find the next best code with it.
-
-        Raises:
-            ValueError: not fitted, bad features, or no tokenizer that `decodes_to_vector`.
-        """
+        code of the last level. Collision policies find the next best code with it. `ValueError` as `encode`, or from
+        a tokenizer that does not `decodes_to_vector`."""
         if not self.traits.decodes_to_vector:
             raise ValueError(f"item tokenizer {self.name!r} has no vectors at a last level, so no distances")
         self.check_fitted()

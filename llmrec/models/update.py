@@ -18,18 +18,6 @@ from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.files import atomic_path
 from llmrec.models.folder import CARD, RecommenderConfig, load_index, write_sidecars
 
-# What belongs to the run that trained the model, not to the model.
-_LEFT_OUT = ("checkpoint-*", "stage.json", "runs")
-_CARD = """
-## Catalogue
-
-Updated without training, to version {version} of the Semantic IDs:
-
-```
-{changes}
-```
-"""
-
 
 def update_model_folder(
     folder: str | Path, index: SemIDIndex, items: pa.Table, output_dir: str | Path, hard_links: bool = False
@@ -68,13 +56,16 @@ def update_model_folder(
     config = replace(config, semid_fingerprint=index.fingerprint, catalogue_fingerprint=catalogue_fingerprint(items))
     with atomic_path(output_dir) as temporary:
         copy = os.link if hard_links else shutil.copy2
-        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_OUT), copy_function=copy)
+        of_the_run = shutil.ignore_patterns("checkpoint-*", "stage.json", "runs")
+        shutil.copytree(folder, temporary, ignore=of_the_run, copy_function=copy)
         # Files that differ are written anew and put in place, never through a link.
         write_sidecars(temporary, config, index, items)
         card = temporary / CARD
         if card.exists():
-            text = card.read_text(encoding="utf-8")
+            text = card.read_text(encoding="utf-8") + "\n## Catalogue\n\n"
+            text += (
+                f"Updated without training, to version {index.version} of the Semantic IDs:\n\n```\n{changes}\n```\n"
+            )
             with atomic_path(card) as new:
-                note = _CARD.format(version=index.version, changes=changes)
-                new.write_text(text + note, encoding="utf-8")
+                new.write_text(text, encoding="utf-8")
     return changes

@@ -19,8 +19,6 @@ from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
 from llmrec.recommenders.protocol import Recommendation, per_request
 
-_SCORES = 2**26  # scores held at once
-
 
 class CatalogueRanker(ABC):
     """Ranks by a score of every item; equal scores stand in the order of the catalogue.
@@ -65,7 +63,7 @@ class CatalogueRanker(ABC):
         values, offsets = lists_to_rows(of_users, self.items["item_id"])
         lists = []
         size = len(self.item_ids)
-        for batch in blocks(len(histories), max(1, min(256, _SCORES // max(1, size)))):
+        for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
             scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
             for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):

@@ -30,11 +30,8 @@ class SASRec(CatalogueRanker):
     def fit(
         cls, data: PreparedData, config: SASRecConfig | None = None, device: str | torch.device | None = None
     ) -> Self:
-        """Trains on `data.train`, stops on validation ndcg@10, keeps the best weights.
-
-        Raises:
-            ValueError: no training target, no validation row, or an item that is not in the catalogue.
-        """
+        """Trains on `data.train`, stops on validation ndcg@10, keeps the best weights. `ValueError` for no training
+        target, no validation row, or an item that is not in the catalogue."""
         config = config or SASRecConfig()
         return cls(train_sasrec(data, config, device), data.items, train_counts(data), config)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import kmeans, l2_normalize, unique_rows
+from llmrec.arrays import blocks, kmeans, l2_normalize, unique_rows
 from llmrec.catalogue.collisions import append
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
@@ -27,8 +27,6 @@ from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
 )
 from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
-
-_BLOCK = 65_536
 
 
 @dataclass(eq=False)
@@ -188,14 +186,14 @@ def _nearest_cluster(
 ) -> np.ndarray:
     """int64 `[n]`: for each interaction, the cluster of its item whose centroid is nearest to its context."""
     result = np.empty(len(items), np.int64)
-    for start in range(0, len(items), _BLOCK):
-        block = items[start : start + _BLOCK]
-        firsts, counts = clusters[block], clusters[block + 1] - clusters[block]
-        row = np.repeat(np.arange(len(block)), counts)
+    for block in blocks(len(items), 65_536):
+        firsts = clusters[items[block]]
+        counts = clusters[items[block] + 1] - firsts
+        row = np.repeat(np.arange(len(counts)), counts)
         cluster = ragged_arange(firsts, firsts + counts)
-        distances = ((contexts[start + row] - centroids[cluster]) ** 2).sum(1)
+        distances = ((contexts[block.start + row] - centroids[cluster]) ** 2).sum(1)
         order = np.lexsort((cluster, distances, row))
-        result[start : start + _BLOCK] = cluster[order[offsets_of(counts)[:-1]]]
+        result[block] = cluster[order[offsets_of(counts)[:-1]]]
     return result
 
 

@@ -38,21 +38,15 @@ class SequenceTokenizer(BaseTokenizer):
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.
 
-        Args:
-            seed: varies the tokens at random, a regularisation of training. The same seed and
-                history give the same tokens, whatever stands beside it. Without one the tokens are the usual ones.
-
-        Raises:
-            ValueError: not fitted, or an item that is not in the catalogue.
+        A seed varies the tokens at random, a regularisation of training. The same seed and history give the same
+        tokens, whatever stands beside it. Raises `ValueError` where not fitted, or for an item that is not in the
+        catalogue.
         """
         raise NotImplementedError
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        """The tokens of the item that follows each history: always one of the item's SemIDs in `index()`.
-
-        Raises:
-            ValueError: as `encode_history`, or a different number of targets and histories.
-        """
+        """The tokens of the item that follows each history: always one of the item's SemIDs in `index()`. `ValueError`
+        as `encode_history`, or for a different number of targets and histories."""
         raise NotImplementedError
 
     def index(self) -> SemIDIndex:

@@ -1,6 +1,7 @@
 """What RQ-VAE and MBGen share: an encoder that is trained on distinct items, and saved with its decoder."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,10 +14,8 @@ from llmrec.item_tokenizers.protocol import ItemTokenizer
 
 def mlp(sizes: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
-        layers += [nn.Linear(inner, outer)] + ([nn.ReLU()] if i < len(sizes) - 2 else [])
-    return nn.Sequential(*layers)
+    layers = [layer for inner, outer in zip(sizes, sizes[1:]) for layer in (nn.Linear(inner, outer), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -30,10 +29,7 @@ class Autoencoder(ItemTokenizer):
     `latent_dim`, and make the untrained network for preprocessed features `[N, dim]` in `new_module`."""
 
     learned = ("history",)
-
-    def __post_init__(self):
-        self.history: list[dict] = []
-        self._module = self._encoder = None
+    history: Sequence[dict] = ()
 
     def new_module(self, dim: int) -> nn.Module:
         raise NotImplementedError

@@ -18,8 +18,6 @@ from llmrec.item_tokenizers.protocol import ItemTokenizer, Remembered, Traits, c
 
 # A residual this much shorter than the vector it came from is rounding noise; normalised, it would be a random code.
 _NOISE = 1e-5
-# Rows per code that codebooks are learned from at most, as in faiss: more hardly move a centroid.
-_ROWS_PER_CODE = 256
 
 
 def nearest(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
@@ -93,8 +91,8 @@ class ResidualCodebooks(ItemTokenizer):
 
     Codebooks are learned from distinct rows: an item that is listed a hundred times pulls no centroid, and a residual
     of zero (an item alone in its cluster) none at the next level. Of more than 256 rows per code of the largest level
-    a seeded sample of that size is taken. Neither holds with `balanced`: every distinct row is then assigned when
-    fitting, and keeps the codes it got; other rows go to the nearest.
+    a seeded sample of that size is taken: as in faiss, more hardly move a centroid. Neither holds where balanced: then
+    every distinct row is assigned when fitting, and keeps the codes it got; other rows go to the nearest.
 
     `features` may be a memory map (`numpy.load(path, mmap_mode="r")`), and `encode` may be called for one batch of a
     file after the other: a row's codes do not depend on the rows beside it.
@@ -122,7 +120,7 @@ class ResidualCodebooks(ItemTokenizer):
 
     def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         balanced = not self.traits.nearest
-        distinct, most = unique_rows(features), _ROWS_PER_CODE * max(self.codebook_sizes)
+        distinct, most = unique_rows(features), 256 * max(self.codebook_sizes)
         if len(distinct) > most and not balanced:
             distinct = np.sort(np.random.default_rng(seed).choice(distinct, most, replace=False))
             self.preprocessing.fit(features[distinct])

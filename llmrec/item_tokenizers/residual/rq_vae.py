@@ -185,7 +185,6 @@ class RQVAE(Autoencoder):
     diversity_weight: float = 0.0
 
     def __post_init__(self):
-        super().__post_init__()
         given = {name: value for name, value in vars(self).items() if value is not None}
         vars(self).update(self.presets[one_of(self.preset, self.presets, "preset")] | given)
         self.codebook_sizes = check_sizes(self.codebook_sizes)

@@ -76,7 +76,6 @@ class MBGen(KeyedByItem, Autoencoder):
     device: str = "auto"
 
     def __post_init__(self):
-        super().__post_init__()
         self.codebook_sizes, self.hidden = check_sizes(self.codebook_sizes), list(self.hidden)
         if len(self.codebook_sizes) != 3:
             raise ValueError(f"item tokenizer 'mbgen' has three levels, not {len(self.codebook_sizes)}")
@@ -90,9 +89,9 @@ class MBGen(KeyedByItem, Autoencoder):
             module = self.new_module(rows.shape[1])
         self.history = self.train(module, rows, seed)
         self.adopt(module)
-        z = self._latent(features)
-        first = nearest(z, self._book)
-        residual = z - self._book[first]
+        z, book = self._latent(features), module.codebook.numpy()
+        first = nearest(z, book)
+        residual = z - book[first]
         self._clusters = []
         for code in range(self.codebook_sizes[0]):
             different = residual[first == code]
@@ -157,8 +156,9 @@ class MBGen(KeyedByItem, Autoencoder):
     def _pairs(self, z: np.ndarray) -> np.ndarray:
         """int32 `[N, 2]`: the nearest first code that has clusters, and the nearest cluster there."""
         used = np.flatnonzero([len(clusters) for clusters in self._clusters])
-        first = used[nearest(z, self._book[used])]
-        residual = z - self._book[first]
+        book = self._module.codebook.numpy()
+        first = used[nearest(z, book[used])]
+        residual = z - book[first]
         second = np.empty(len(z), np.int32)
         for code in np.unique(first):
             second[first == code] = nearest(residual[first == code], self._clusters[code])
@@ -191,10 +191,6 @@ class MBGen(KeyedByItem, Autoencoder):
 
     def new_module(self, dim: int) -> VQVAEModule:
         return VQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes[0])
-
-    def adopt(self, module: VQVAEModule) -> None:
-        super().adopt(module)
-        self._book = module.codebook.numpy().copy()
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

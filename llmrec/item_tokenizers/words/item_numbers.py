@@ -63,9 +63,5 @@ class ItemNumbers(KeyedByItem):
 
 def _digits(numbers: Sequence[int], width: int) -> np.ndarray:
     """int32 `[N, 1 + width]`: 0 for the leading word, then the decimal digits, -1 after the last."""
-    codes = np.full((len(numbers), 1 + width), -1, np.int32)
-    codes[:, 0] = 0
-    for row, number in enumerate(numbers):
-        digits = str(int(number))
-        codes[row, 1 : 1 + len(digits)] = [int(digit) for digit in digits]
-    return codes
+    digits = [list(map(int, str(int(number)))) for number in numbers]
+    return np.array([[0, *each, *[-1] * (width - len(each))] for each in digits], np.int32).reshape(-1, 1 + width)
