@@ -62,10 +62,8 @@ def update_model_folder(
         write_sidecars(temporary, config, index, items)
         card = temporary / CARD
         if card.exists():
-            text = card.read_text(encoding="utf-8") + "\n## Catalogue\n\n"
-            text += (
-                f"Updated without training, to version {index.version} of the Semantic IDs:\n\n```\n{changes}\n```\n"
-            )
+            text = card.read_text(encoding="utf-8") + "\n## Catalogue\n\nUpdated without training, "
+            text += f"to version {index.version} of the Semantic IDs:\n\n```\n{changes}\n```\n"
             with atomic_path(card) as new:
                 new.write_text(text, encoding="utf-8")
     return changes
