@@ -152,7 +152,6 @@ def widen(
 def _items(
     scores, low, high, trie: SemIDTrie, item_of_row, allowed: RowFilter | None, request: int
 ) -> list[ScoredItem]:
-    """All items of one request's beams, sorted."""
     alive = scores > -np.inf
     scores, low, high = scores[alive].astype(np.float64), low[alive], high[alive]
     counts = high - low

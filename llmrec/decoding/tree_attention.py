@@ -5,8 +5,7 @@ row: their queries see the prompt (shared) and the beam's own tokens, under one 
 only its attention function is exchanged, through transformers' `AttentionInterface` (checked with 5.17 - 5.19).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -106,18 +105,6 @@ def shared_prompt_attention(
 AttentionInterface.register("llmrec_tree", tree_attention)
 
 
-@contextmanager
-def _tree_attention_in(model: torch.nn.Module) -> Iterator[None]:
-    # not thread-safe: two searches on one model object must not run at the same time
-    config = unwrap(model).config
-    before = config._attn_implementation
-    config._attn_implementation = "llmrec_tree"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def unsupported(model: torch.nn.Module) -> str | None:
     """Why a model cannot run with tree attention, or `None` if it can."""
     inner = unwrap(model)
@@ -177,7 +164,13 @@ def extend(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: tor
     """
     tree.follow(parent)
     positions = (tree.prompts.lengths + tree.length)[:, None].expand_as(tokens)
-    with _tree_attention_in(model), head_replaced(model, at_head) as results:
-        model(input_ids=tokens, position_ids=positions, use_cache=False, tree=tree)
+    # not thread-safe: two searches on one model object must not run at the same time
+    config = unwrap(model).config
+    before, config._attn_implementation = config._attn_implementation, "llmrec_tree"
+    try:
+        with head_replaced(model, at_head) as results:
+            model(input_ids=tokens, position_ids=positions, use_cache=False, tree=tree)
+    finally:
+        config._attn_implementation = before
     tree.length += 1
     return results[0]

@@ -154,7 +154,6 @@ class SemIDTrie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
         tensors = [self.order, self.position, *self.vocab, *self.head_ids]
         tensors += [*self._start, *self._first_child, *self._column]
         return sum(tensor.nbytes for tensor in tensors)
@@ -284,7 +283,6 @@ class RowFilter:
         return kept if self.masks[request] is None else kept & self.masks[request][rows]
 
     def select(self, requests: Sequence[int]) -> "RowFilter":
-        """The filter of some of the requests."""
         return RowFilter(self.trie, [self.masks[i] for i in requests], [self.denied[i] for i in requests])
 
 

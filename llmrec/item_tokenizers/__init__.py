@@ -53,31 +53,10 @@ TOKENIZERS["merged"] = Merged
 SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
-    "LETTER",
-    "OPQ",
-    "PQ",
-    "RQVAE",
-    "RVQ",
     "SEQUENCE_TOKENIZERS",
     "TOKENIZERS",
-    "ActionPiece",
-    "BalancedTree",
-    "CategoryTree",
-    "CoST",
-    "CooccurrenceTree",
-    "ETEGRec",
-    "ItemNumbers",
     "ItemTokenizer",
-    "Keywords",
-    "MBGen",
-    "Merged",
-    "Pctx",
-    "RQKMeans",
-    "RQKMeansPlus",
-    "RandomIDs",
     "SequenceTokenizer",
-    "SequentialIDs",
-    "Tags",
     "add_items",
     "build_semids",
     "diff",
@@ -87,6 +66,7 @@ __all__ = [
     "ready_made_semids",
     "remove_items",
 ]
+__all__ += [kind.__name__ for kind in (TOKENIZERS | SEQUENCE_TOKENIZERS).values()]
 
 
 def make_item_tokenizer(

@@ -46,7 +46,6 @@ def id_rows(items: pa.Table) -> np.ndarray:
 
 
 def id_numbers(items: pa.Table) -> list[int]:
-    """A large number for every item's id."""
     return [int.from_bytes(row.tobytes(), "little") for row in id_rows(items)]
 
 

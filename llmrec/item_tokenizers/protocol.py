@@ -17,9 +17,6 @@ from llmrec.arrays import check_features, row_digests
 from llmrec.files import fingerprint, load_state, part_of, save_state
 from llmrec.item_tokenizers.preprocess import Preprocess
 
-# Settings that say where files lie and what computes: they are no part of what a tokenizer is.
-_UNRECORDED = ("device", "cache_dir", "write")
-
 
 class Traits(NamedTuple):
     """What a tokenizer is.
@@ -53,7 +50,7 @@ class Remembered:
 
     def __init__(self, digests: list[bytes], codes: np.ndarray):
         self.codes = np.ascontiguousarray(codes, np.int32)
-        self._row = {digest: row for row, digest in enumerate(digests)}
+        self.row_of = {digest: row for row, digest in enumerate(digests)}
 
     @cached_property
     def semids(self) -> set[tuple[int, ...]]:
@@ -62,28 +59,19 @@ class Remembered:
 
     def recall(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes of feature rows, int32 `[N, L]` (-1 throughout where a row is new), and which are known, bool."""
-        place = np.array([self._row.get(digest, -1) for digest in row_digests(rows)], np.int64)
+        place = np.array([self.row_of.get(digest, -1) for digest in row_digests(rows)], np.int64)
         known = place >= 0
         codes = np.full((len(rows), self.codes.shape[1]), -1, np.int32)
         codes[known] = self.codes[place[known]]
         return codes, known
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `of` reads, for a saved state."""
-        digests = np.frombuffer(b"".join(self._row), np.uint8).reshape(-1, 16)
-        return {"remembered.digests": digests, "remembered.codes": self.codes}
-
-    @classmethod
-    def of(cls, arrays: dict[str, np.ndarray]) -> "Remembered":
-        return cls([row.tobytes() for row in arrays["remembered.digests"]], arrays["remembered.codes"])
-
 
 class BaseTokenizer:
     """What is fitted on a catalogue and saved: `ItemTokenizer` and `SequenceTokenizer`.
 
-    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`. What `learn` leaves in `dim`,
-    `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest by the subclass's
-    `state` and `restore`.
+    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`: `fit`, of checked input. What that
+    leaves in `dim`, `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest
+    by the subclass's `state` and `restore`.
 
     Attributes:
         name (`str`): its key in `TOKENIZERS` or `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
@@ -103,12 +91,10 @@ class BaseTokenizer:
     @property
     def config(self) -> dict:
         """The settings, plain JSON: arguments of the constructor."""
-        settings = {each.name: vars(self)[each.name] for each in fields(self) if each.init}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in settings.items()
-            if name not in _UNRECORDED
-        }
+        # Where files lie and what computes is no part of what a tokenizer is.
+        names = [each.name for each in fields(self) if each.init and each.name not in ("device", "cache_dir", "write")]
+        values = {name: vars(self)[name] for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fit(
         self, features: np.ndarray, items: pa.Table | None = None, train: pa.Table | None = None, seed: int = 0
@@ -137,7 +123,6 @@ class BaseTokenizer:
         return self
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
-        """`fit`, of checked input."""
         raise NotImplementedError
 
     def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
@@ -159,17 +144,18 @@ class BaseTokenizer:
             values["dim"] = self.dim
             arrays |= {f"preprocess.{name}": array for name, array in self.preprocessing.state.items()}
         if self.remembered is not None:
-            arrays |= self.remembered.arrays()
+            digests = np.frombuffer(b"".join(self.remembered.row_of), np.uint8).reshape(-1, 16)
+            arrays |= {"remembered.digests": digests, "remembered.codes": self.remembered.codes}
         return values, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
         vars(self).update({name: values[name] for name in self.learned})
         if self.preprocessing is not None:
             self.dim = values["dim"]
             self.preprocessing.state = part_of(arrays, "preprocess.")
         if "remembered.codes" in arrays:
-            self.remembered = Remembered.of(arrays)
+            digests = [row.tobytes() for row in arrays["remembered.digests"]]
+            self.remembered = Remembered(digests, arrays["remembered.codes"])
         self.fitted = True
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -70,7 +70,6 @@ class RecommenderConfig:
 
     @classmethod
     def of(cls, data: PreparedData, index: SemIDIndex, **fields) -> "RecommenderConfig":
-        """For a model on this data with these Semantic IDs."""
         return cls(
             semid_fingerprint=index.fingerprint,
             catalogue_fingerprint=data.catalogue_fingerprint,
@@ -109,8 +108,8 @@ def write_sidecars(
 
 def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Greedy and unpenalised: an Instruct checkpoint's own sampling defaults filter constrained beams away."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=pad if pad is not None else eos)
 
 
 def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:

@@ -97,10 +97,8 @@ def extend_vocabulary(
     for level, ids in enumerate(semid_token_ids(tokenizer, index)):
         levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
-    matrices = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not matrices[0]:
-        matrices.append(model.get_output_embeddings().weight)
-    for matrix in matrices:
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    for matrix in dict.fromkeys(layer.weight for layer in layers if layer is not None):
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
         for ids, levels in levels_of_ids.items():

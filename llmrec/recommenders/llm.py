@@ -255,12 +255,10 @@ class LLMRecommender(PromptWriter):
         return [written[number].strip() for number in range(len(prompts))]
 
     def after(self, *args, **kwargs) -> list[list[Recommendation]]:
-        """The old name of `recommend_after`."""
         warnings.warn("LLMRecommender.after is now recommend_after", FutureWarning, stacklevel=2)
         return self.recommend_after(*args, **kwargs)
 
     def tell(self, *args, **kwargs) -> list[str]:
-        """The old name of `generate_text`."""
         warnings.warn("LLMRecommender.tell is now generate_text", FutureWarning, stacklevel=2)
         return self.generate_text(*args, **kwargs)
 
@@ -355,7 +353,7 @@ class LLMRecommender(PromptWriter):
         """
         device, num_beams = self.device, num_beams or self.config.num_beams
         trie = self.catalogue.trie.to(device)
-        results: list[list[ScoredItem]] = [[] for _ in prompts]
+        results: dict[int, list[ScoredItem]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -368,9 +366,8 @@ class LLMRecommender(PromptWriter):
             within = self.catalogue.restrictions(asked, seen, view)
             search = open_search(self.model, ids, mask, trie, self.config.normalize)
             lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
-            for number, hits in zip(batch, lists):
-                results[number] = hits
-        return results
+            results |= zip(batch, lists)
+        return [results[number] for number in range(len(prompts))]
 
 
 def _pairs(lists: list[list[ScoredItem]]) -> list[list[tuple[int, float]]]:

@@ -44,7 +44,6 @@ class PromptWriter:
 
     @property
     def behaviours(self) -> list[str]:
-        """The kinds of interaction that the model knows."""
         return self.index.behaviours
 
     def prompts(

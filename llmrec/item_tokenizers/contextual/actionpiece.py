@@ -17,13 +17,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import Pieces, learn_merges
-from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    CONTEXTUAL,
-    Histories,
-    SequenceTokenizer,
-    generator_for,
-    with_targets,
-)
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import Histories, SequenceTokenizer
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.product import learn_rotation, rotated
 from llmrec.item_tokenizers.residual.quantizer import nearest
@@ -46,7 +40,7 @@ class ActionPiece(SequenceTokenizer):
     """
 
     name = "actionpiece"
-    traits = CONTEXTUAL._replace(ordered=False)
+    traits = SequenceTokenizer.traits._replace(ordered=False)
 
     num_features: int = 4
     codes_per_feature: int = 256
@@ -140,16 +134,16 @@ class ActionPiece(SequenceTokenizer):
         for history, start, end in zip(histories, offsets[:-1], offsets[1:]):
             sets = self.sets[rows[start:end]]
             if seed is not None:
-                sets = generator_for(seed, history).permuted(sets, axis=1)
+                sets = self.generator_for(seed, history).permuted(sets, axis=1)
             result.append([self.tokens[piece] for piece in self.pieces.apply(sets.reshape(-1).tolist())])
         return result
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        both = with_targets(histories, targets)
+        both = self.with_targets(histories, targets)
         rows, _ = self.rows_of([[target] for target in targets])
         first, stop = (np.searchsorted(self._covers[0], rows, side) for side in ("left", "right"))
         if seed is not None:
-            draws = [generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
+            draws = [self.generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
             first += np.array(draws, np.int64)
         return [[self.tokens[piece] for piece in cover if piece >= 0] for cover in self._covers[1][first].tolist()]
 

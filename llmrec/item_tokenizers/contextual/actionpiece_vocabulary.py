@@ -22,11 +22,7 @@ Chain = list[list[int]]
 
 
 def make_chain(sets: Iterable[Iterable[int]]) -> Chain:
-    """A chain of items, from their sets of tokens."""
-    chain: Chain = []
-    for tokens in sets:
-        chain += [sorted(tokens), []]
-    return chain[:-1]
+    return [cell for tokens in sets for cell in (sorted(tokens), [])][:-1]
 
 
 def add_weights(chain: Chain, first: int, last: int, unit: int, base: int, weights: dict[int, int]) -> None:

@@ -19,12 +19,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.part import rows_in_training
-from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    Histories,
-    SequenceTokenizer,
-    generator_for,
-    with_targets,
-)
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import Histories, SequenceTokenizer
 from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 
@@ -93,13 +88,18 @@ class Pctx(SequenceTokenizer):
             kept = sorted(set(keeper), key=lambda c: (-counts[of_item][np.equal(keeper, c)].sum(), c))
             semid_of_cluster[of_item] = [len(rows) + kept.index(c) for c in keeper]
             rows += [start + c for c in kept]
+        # Conflict digits: items of the training sequences get theirs first, so no other item changes them.
+        codes, in_training = codes[rows], np.isin(item[rows], seen)
+        digits = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
+        digits[in_training] = append(codes[in_training], None, digits[:0])
+        digits[~in_training] = append(codes[~in_training], None, digits[in_training])
         arrays = {
             "embeddings": embeddings,
             "centroids": centroids,
             "clusters": clusters,
             "semid_of_cluster": semid_of_cluster,
             "item_of_semid": item[rows],
-            "codes": _with_digits(codes[rows], np.isin(item[rows], seen)),
+            "codes": digits,
         }
         self.restore({"item_ids": item_ids}, arrays)
 
@@ -120,7 +120,7 @@ class Pctx(SequenceTokenizer):
         for history, start, stop in zip(histories, offsets[:-1], offsets[1:]):
             rows = semids[start:stop]
             if seed is not None:
-                generator = generator_for(seed, history)
+                generator = self.generator_for(seed, history)
                 items = self.arrays["item_of_semid"][rows]
                 exchanged = generator.random(len(rows)) < self.augment
                 rows = np.where(exchanged, generator.integers(self._bounds[items], self._bounds[items + 1]), rows)
@@ -129,7 +129,7 @@ class Pctx(SequenceTokenizer):
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
         # A target has the SemID of its context, whatever the seed.
-        semids, offsets = self._semids(with_targets(histories, targets))
+        semids, offsets = self._semids(self.with_targets(histories, targets))
         return [list(self._tokens[row]) for row in semids[offsets[1:] - 1]]
 
     def index(self) -> SemIDIndex:
@@ -170,15 +170,6 @@ def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndar
         contexts[at] = state[rows]
         state[rows] = decay * state[rows] + embeddings[values[at]]
     return l2_normalize(contexts).astype(np.float32)
-
-
-def _with_digits(codes: np.ndarray, in_training: np.ndarray) -> np.ndarray:
-    """int32 `[R, L + 1]`: codes and conflict digits. Items of the training sequences get theirs first, so no other
-    item changes them."""
-    result = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
-    result[in_training] = append(codes[in_training], None, result[:0])
-    result[~in_training] = append(codes[~in_training], None, result[in_training])
-    return result
 
 
 def _nearest_cluster(

@@ -16,13 +16,6 @@ from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
-CONTEXTUAL = Traits(
-    fixed_length=False,
-    contextual=True,
-    decodes_to_vector=False,
-    nearest=False,
-    needs=("features", "items", "train"),
-)
 
 
 class SequenceTokenizer(BaseTokenizer):
@@ -32,7 +25,13 @@ class SequenceTokenizer(BaseTokenizer):
     `items` hold here. `traits.contextual` is true.
     """
 
-    traits = CONTEXTUAL
+    traits = Traits(
+        fixed_length=False,
+        contextual=True,
+        decodes_to_vector=False,
+        nearest=False,
+        needs=("features", "items", "train"),
+    )
     learned = ("item_ids",)
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
@@ -68,14 +67,14 @@ class SequenceTokenizer(BaseTokenizer):
         self.check_fitted()
         return lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
 
+    @staticmethod
+    def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:
+        """Random numbers that depend on a seed and a history alone, not on its place in a batch."""
+        return np.random.default_rng([seed, zlib.crc32("\0".join(item_ids).encode())])
 
-def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:
-    """Random numbers that depend on a seed and a history alone, not on its place in a batch."""
-    return np.random.default_rng([seed, zlib.crc32("\0".join(item_ids).encode())])
-
-
-def with_targets(histories: Histories, targets: Sequence[str]) -> list[list[str]]:
-    """Every history with its target at the end; raises `ValueError` where their numbers differ."""
-    if len(histories) != len(targets):
-        raise ValueError(f"{len(histories)} histories for {len(targets)} targets")
-    return [[*history, target] for history, target in zip(histories, targets)]
+    @staticmethod
+    def with_targets(histories: Histories, targets: Sequence[str]) -> list[list[str]]:
+        """Every history with its target at the end; raises `ValueError` where their numbers differ."""
+        if len(histories) != len(targets):
+            raise ValueError(f"{len(histories)} histories for {len(targets)} targets")
+        return [[*history, target] for history, target in zip(histories, targets)]

@@ -13,7 +13,6 @@ from llmrec.item_tokenizers.protocol import ItemTokenizer
 
 
 def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
     layers = [layer for inner, outer in zip(sizes, sizes[1:]) for layer in (nn.Linear(inner, outer), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 

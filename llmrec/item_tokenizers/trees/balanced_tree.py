@@ -76,22 +76,16 @@ class BalancedTree(ItemTokenizer):
 
     def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes, known = self.remembered.recall(features)
-        if not known.all():
-            codes[~known] = self.remembered.codes[self._route(features[~known])]
-        return codes
-
-    def _route(self, features: np.ndarray) -> np.ndarray:
-        """int64 `[N]`: the fitted row in whose place every new one belongs."""
-        result = np.empty(len(features), np.int64)
-        waiting = [(0, np.arange(len(features)))]
+        waiting = [] if known.all() else [(0, np.flatnonzero(~known))]
         for node, here in waiting:
             if node in self._members:
                 members = self._members[node]
-                result[here] = members[nearest(features[here], self._arrays["rows"][members])]
+                fitted = members[nearest(features[here], self._arrays["rows"][members])]
+                codes[here] = self.remembered.codes[fitted]
                 continue
             chosen = nearest(features[here], self._arrays["centroids"][self._children[node]])
             waiting += [(self._children[node][child], here[chosen == child]) for child in np.unique(chosen)]
-        return result
+        return codes
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

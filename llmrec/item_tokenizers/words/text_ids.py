@@ -69,6 +69,7 @@ class TextIDs(KeyedByItem):
 
     traits = TEXT_TRAITS
     learned = ("vocabulary",)
+    vocabulary: Sequence[str] = ()
     columns: Sequence[str]
     min_words: int
     max_words: int
@@ -78,7 +79,6 @@ class TextIDs(KeyedByItem):
             wrong = f"min_words={self.min_words} and max_words={self.max_words}"
             raise ValueError(f"{wrong}: write 1 <= min_words <= max_words")
         self.columns = list(self.columns)
-        self.vocabulary: list[str] = []
 
     def learn_words(self, words: list[list[str]]) -> None:
         """Looks at the words of all fitted items before anything is proposed."""
