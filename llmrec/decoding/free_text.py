@@ -58,11 +58,10 @@ def continue_text(
     """What a model writes after every prompt, up to EOS, `stop` (included, if it was written) or `max_new_tokens`.
 
     Args:
-        model: a causal language model in evaluation mode, wrapped in DDP or PEFT or not.
+        model: in evaluation mode, wrapped in DDP or PEFT or not.
         prompts: token ids, none of them empty.
         temperature: 0 is greedy; above it tokens are sampled from the whole vocabulary.
         seeds: of the rows; needed for sampling only.
-        batch_size: prompts that are continued together, in the order given.
     """
     eos = unwrap(model).generation_config.eos_token_id
     eos = eos if eos is not None else tokenizer.eos_token_id

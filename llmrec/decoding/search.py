@@ -69,10 +69,9 @@ def tree_beam_search(
     masks: Sequence[np.ndarray | None] | None = None,
     denied: Sequence[np.ndarray] | None = None,
 ) -> BeamOutput:
-    """The best SemIDs after each prompt; call `model.eval()` first.
+    """The best SemIDs after each prompt; the model, of transformers, may be wrapped (DDP, PEFT): call `eval()` first.
 
     Args:
-        model: a causal language model of transformers, wrapped (DDP, PEFT) or not.
         input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
         trie: on the device of `input_ids`.
         masks, denied: as in `RowFilter`, one for each prompt.

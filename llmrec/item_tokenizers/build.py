@@ -35,11 +35,9 @@ def build_semids(
 
     Args:
         item_ids: N distinct ids, in the order of `features`, float32 `[N, D]`.
-        tokenizer: fitted.
         collision: see `check_collision`.
         collision_reserve: unused tokens kept on the collision level, so that items added later never resize the
             model. Every policy but `keep` has this level, even where no item collides yet.
-        pattern: token pattern, see `SemIDIndex`.
         info: recorded in the index (how the features were made).
         items: the items' columns, for tokenizers that look at them.
         first: rows (int64) that get their SemIDs before the others, which then are newcomers to them as in

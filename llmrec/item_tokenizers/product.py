@@ -45,7 +45,6 @@ class PQ(ItemTokenizer):
         codebook_size: codes per digit; for `OPQ` a power of two.
         preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`. Without a number `pca_whiten` takes about
             128 components, at least four a digit where the features have as many.
-        niter: iterations of k-means.
     """
 
     name = "pq"

@@ -17,6 +17,12 @@ def mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@torch.no_grad()
+def nearest_code(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """int64 `[B]`: the nearest code of every latent `[B, d]`; its own length is the same for all of them."""
+    return torch.addmm((codebook**2).sum(1), z, codebook.T, alpha=-2).argmin(1)
+
+
 def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """An epoch: row numbers in a random order, int64, in the least number of batches of at most `batch_size`. Their
     sizes differ by one at most, so the last one is as good a sample as any."""

@@ -31,7 +31,7 @@ from llmrec.arrays import kmeans
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
 from llmrec.item_tokenizers.residual.quantizer import encode_residuals, last_level_costs
 from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, Step, losses_of
 
@@ -90,9 +90,7 @@ class RQVAEModule(nn.Module):
         codes, residuals, vectors = [], [], []
         for codebook in self.codebooks:
             residuals.append(residual.detach())
-            with torch.no_grad():
-                # The nearest code; ||r||^2 is the same for all of them.
-                code = torch.addmm((codebook**2).sum(1), residual, codebook.T, alpha=-2).argmin(1)
+            code = nearest_code(residual, codebook)
             vector = codebook[code]
             loss = loss + F.mse_loss(vector, residual.detach()) + beta * F.mse_loss(residual, vector.detach())
             residual = residual - vector.detach()

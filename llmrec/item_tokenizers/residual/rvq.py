@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llmrec.item_tokenizers.residual.autoencoder import nearest_code
 from llmrec.item_tokenizers.residual.quantizer import ResidualCodebooks
 
 
@@ -42,9 +43,7 @@ class RVQ(ResidualCodebooks):
         x = torch.from_numpy(rows)
         for _ in range(self.steps):
             batch = x[torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator)]
-            with torch.no_grad():
-                code = torch.addmm(codebook.square().sum(1), batch, codebook.T, alpha=-2).argmin(1)
-            loss = torch.nn.functional.mse_loss(codebook[code], batch)
+            loss = torch.nn.functional.mse_loss(codebook[nearest_code(batch, codebook)], batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

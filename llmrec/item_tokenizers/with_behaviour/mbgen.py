@@ -24,7 +24,7 @@ from llmrec.arrays import kmeans, unique_rows
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
 from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
@@ -37,10 +37,6 @@ class VQVAEModule(nn.Module):
         self.decoder = mlp([latent_dim, *reversed(hidden), dim])
         self.register_buffer("codebook", torch.zeros(size, latent_dim))
 
-    def codes(self, z: torch.Tensor) -> torch.Tensor:
-        """int64 `[B]`: the nearest code of every latent `[B, d]`."""
-        return torch.addmm((self.codebook**2).sum(1), z, self.codebook.T, alpha=-2).argmin(1)
-
 
 @dataclass(eq=False)
 class MBGen(KeyedByItem, Autoencoder):
@@ -49,12 +45,10 @@ class MBGen(KeyedByItem, Autoencoder):
     Args:
         codebook_sizes: codes of the VQ-VAE, clusters inside each of them (fewer where it holds fewer different items),
             and numbers for the items of a cluster, at least as many as it has items.
-        hidden, latent_dim: layers of the encoder; the decoder mirrors them.
         preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
         epochs, batch_size, learning_rate: of AdamW, cosine decay.
         beta: weight of the commitment loss.
         decay: of the codebook's moving averages.
-        device: `"auto"` takes a GPU where there is one.
 
     Attributes:
         history (list of `dict`): per epoch `reconstruction`, `commitment`, `usage`.
@@ -117,7 +111,7 @@ class MBGen(KeyedByItem, Autoencoder):
             z = module.encoder(x)
             book.copy_(torch.from_numpy(kmeans(z.float().cpu().numpy(), len(book), seed, niter=20)))
             batches = -(-len(x) // self.batch_size)
-            counts = torch.bincount(module.codes(z), minlength=len(book)) / batches + 1e-5
+            counts = torch.bincount(nearest_code(z, book), minlength=len(book)) / batches + 1e-5
             sums = book * counts[:, None]
         optimizer = torch.optim.AdamW(module.parameters(), self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
@@ -128,7 +122,7 @@ class MBGen(KeyedByItem, Autoencoder):
             for part in batches_of(len(x), self.batch_size, generator):
                 batch = x[part.to(device)]
                 z = module.encoder(batch)
-                codes = module.codes(z.detach())
+                codes = nearest_code(z, book)
                 vectors = book[codes]
                 reconstruction = F.mse_loss(module.decoder(z + (vectors - z).detach()), batch)
                 commitment = F.mse_loss(z, vectors)

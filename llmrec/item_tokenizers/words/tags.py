@@ -30,8 +30,7 @@ class Tags(TextIDs):
         tags_column: instead of a model: a column of the catalogue with tags (a string or a list).
         prompt: a template in `prompts/` or any YAML file; `{item}` stands for the item's text.
         columns: the catalogue's columns that the model reads; absent ones are left out.
-        min_words, max_words: shortest and longest ID.
-        max_new_tokens: length of an answer.
+        min_words, max_words: shortest and longest ID. max_new_tokens: length of an answer.
         batch_size, device: of transformers; `"auto"` takes a GPU where there is one.
         cache_dir: where answers are kept by the content of model, prompt and item, in shards that appear whole: a
             killed run goes on where it stopped, and a grown catalogue asks for its new items only.
