@@ -18,7 +18,6 @@ from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import Traits
 
 Path = tuple[str, ...]
-_UNKNOWN = 0  # a category that the fitted items do not have
 
 
 @dataclass(eq=False)
@@ -58,7 +57,7 @@ class CategoryTree(KeyedByItem):
             length = next(length for length in range(len(path), -1, -1) if path[:length] in self._known)
             codes[row, :length] = [numbers[name] for numbers, name in zip(self._numbers, path[:length])]
             if length < min(len(path), len(self._numbers)):
-                codes[row, length] = _UNKNOWN
+                codes[row, length] = 0  # a category that the fitted items do not have
         codes[:, -1] = places
         return codes
 
