@@ -132,7 +132,8 @@ def widen(
             min(width, trie.num_leaves),
             allowed if allowed is None or everything else allowed.select(batch),
         )
-        scores, low, high, _, exhausted = (part.cpu().numpy() for part in output)
+        arrays = (output.scores, output.low, output.high, output.exhausted)
+        scores, low, high, exhausted = (array.cpu().numpy() for array in arrays)
         for number, i in enumerate(batch):
             items = _items(scores[number], low[number], high[number], trie, item_of_row, allowed, i)
             of_request = limits[i] if limits is not None else ()
