@@ -33,6 +33,12 @@ class Beams(NamedTuple):
     nodes: torch.Tensor
     tokens: torch.Tensor
 
+    @classmethod
+    def start(cls, count: int, device: torch.device) -> "Beams":
+        """One empty beam for each prompt."""
+        root = torch.zeros(count, 1, dtype=torch.long, device=device)
+        return cls(torch.zeros(count, 1, device=device), root, root[..., None][..., :0])
+
 
 class BeamOutput(NamedTuple):
     """Complete SemIDs for each of N prompts, best first.
@@ -149,8 +155,7 @@ def search_levels(
         scored: `logits` (float32 [N, 1, T]) and `log_z` of `expand` after the prompts.
         extend: the same after the beams of a level: `(tokens int64 [N, B], parent int64 [N, B], level)`.
     """
-    root = torch.zeros(len(scored[0]), 1, dtype=torch.long, device=scored[0].device)
-    beams, parent, finished = Beams(root.float(), root, root[..., None][..., :0]), None, []  # one empty beam for each
+    beams, parent, finished = Beams.start(len(scored[0]), scored[0].device), None, []
     for level in range(trie.depth):
         if level:
             scored = extend(beams.tokens[..., -1].clamp(min=0), parent, level)

@@ -13,7 +13,8 @@ from trl import SFTConfig
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
-from llmrec.instructions import Catalogue, TaskMix, Template, build_dataset, compose, load_prompt, reader_of, task_rows
+from llmrec.instructions import Catalogue, TaskMix, Template, build_dataset, compose, load_prompt, task_rows
+from llmrec.instructions.dataset import reader_of
 from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
