@@ -209,18 +209,18 @@ def bench_trie(rows: int, repetitions: int) -> dict[str, float]:
             logits = wide.index_select(1, trie.head_ids[level]).view(*beams.scores.shape, -1)
             return expand(trie, level, beams, logits, none, b)
 
-        step = ours()
+        running, _, finished = ours()
         if level:
             by_dict = DictMask(trie, beams.nodes, beams.tokens, level)
             dense = DenseMaskCSR(trie, levels * size)
             given = (beams.nodes, beams.scores, wide, level, b)
             methods = {"ours": ours, "dict": lambda: by_dict(*given), "static": lambda: dense(*given)}  # noqa: B023
-            expected = (step.running or step.finished).scores.sort(descending=True).values
+            expected = (running or finished).scores.sort(descending=True).values
             for method in (by_dict, dense):
                 torch.testing.assert_close(method(*given).values, expected)
             for name, seconds in medians(methods, dict.fromkeys(methods, repetitions)).items():
                 totals[name] += seconds
-        beams = step.running
+        beams = running
     figures = {
         "trie_build_10m_s": build,
         "trie_bytes_per_item": trie.nbytes / rows,

@@ -36,11 +36,8 @@ class Beams(NamedTuple):
     @classmethod
     def start(cls, count: int, device: torch.device) -> "Beams":
         """One empty beam for each prompt."""
-        return cls(
-            torch.zeros(count, 1, device=device),
-            torch.zeros(count, 1, dtype=torch.long, device=device),
-            torch.empty(count, 1, 0, dtype=torch.long, device=device),
-        )
+        root = torch.zeros(count, 1, dtype=torch.long, device=device)
+        return cls(torch.zeros(count, 1, device=device), root, root[..., None][..., :0])
 
 
 class BeamOutput(NamedTuple):
@@ -60,14 +57,6 @@ class BeamOutput(NamedTuple):
     exhausted: torch.Tensor
 
 
-class Expansion(NamedTuple):
-    """What one level made of the beams; `running` and `parent` are `None` after the last level."""
-
-    running: Beams | None
-    parent: torch.Tensor | None
-    finished: BeamOutput | None
-
-
 def expand(
     trie: SemIDTrie,
     level: int,
@@ -76,8 +65,9 @@ def expand(
     log_z: torch.Tensor | None,
     num_beams: int,
     allowed: RowFilter | None = None,
-) -> Expansion:
-    """One step of the search on tensors.
+) -> tuple[Beams | None, torch.Tensor | None, BeamOutput]:
+    """One step of the search on tensors: the beams that go on (`None` after the last level), the beam that each
+    continues, and those that have ended.
 
     Args:
         logits (float32 [N, B, T]): logits of `trie.head_ids[level]` after every beam.
@@ -110,14 +100,14 @@ def expand(
     top, parent, chosen, exhausted = pick(scores)
     last = level == trie.depth - 1
     if ends is None and not last:
-        return Expansion(top, parent, BeamOutput(*[None] * 4, exhausted))
+        return top, parent, BeamOutput(*[None] * 4, exhausted)
     low, high = trie.rows(top.nodes, level + 1)
     tokens = torch.nn.functional.pad(top.tokens, (0, trie.depth - 1 - level), value=END)
     if last:
-        return Expansion(None, None, BeamOutput(top.scores, low, high, tokens, exhausted))
+        return None, None, BeamOutput(top.scores, low, high, tokens, exhausted)
     ended = top.scores.masked_fill(~ends.gather(1, chosen), -torch.inf)
     running, parent, _, _ = pick(scores.masked_fill(ends, -torch.inf))
-    return Expansion(running, parent, BeamOutput(ended, low, high, tokens, exhausted))
+    return running, parent, BeamOutput(ended, low, high, tokens, exhausted)
 
 
 def _best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

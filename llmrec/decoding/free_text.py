@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 class SeededSampling(LogitsProcessor):
     """Turns greedy search into sampling: the largest of the scores plus Gumbel noise is a sample of their softmax.
 
-    Unlike torch's sampling, every row draws from a generator of its own.
-
-    Args:
-        seeds (sequence of `int`, length N): one for every row of the scores.
-        temperature (`float`): above 0; higher is more varied.
+    Unlike torch's sampling, every row of the scores (float [N, V]) draws from a generator of its own, of its seed.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float):
@@ -40,7 +36,6 @@ class SeededSampling(LogitsProcessor):
         self._generators: list[torch.Generator] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (float [N, V]) with noise."""
         if not self._generators:
             self._generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
         noise = torch.empty_like(scores, dtype=torch.float32)
@@ -63,11 +58,10 @@ def continue_text(
     """What a model writes after every prompt, up to EOS, `stop` (included, if it was written) or `max_new_tokens`.
 
     Args:
-        model: a causal language model in evaluation mode, wrapped in DDP or PEFT or not.
-        prompts (N sequences of `int`): token ids, none of them empty.
-        temperature (`float`): 0 is greedy; above it tokens are sampled from the whole vocabulary.
-        seeds (N of `int`): of the rows; needed for sampling only.
-        batch_size (`int`): prompts that are continued together, in the order given.
+        model: in evaluation mode, wrapped in DDP or PEFT or not.
+        prompts: token ids, none of them empty.
+        temperature: 0 is greedy; above it tokens are sampled from the whole vocabulary.
+        seeds: of the rows; needed for sampling only.
     """
     eos = unwrap(model).generation_config.eos_token_id
     eos = eos if eos is not None else tokenizer.eos_token_id
@@ -100,18 +94,8 @@ def continue_text(
 def load_writer(
     name: str, max_new_tokens: int, temperature: float = 0.0, batch_size: int = 16, device: str = "auto"
 ) -> Callable[..., Iterator[str]]:
-    """`chat_writer` of a model that transformers runs.
-
-    Args:
-        name (`str`): of a model on the Hub, or a folder.
-        max_new_tokens (`int`): length of an answer.
-        temperature (`float`): 0 is greedy.
-        batch_size (`int`): questions that are answered together.
-        device (`str`): `"auto"` takes a GPU where there is one.
-
-    Raises:
-        ValueError: a model that cannot be loaded.
-    """
+    """`chat_writer` of a model that transformers runs: `name` is of the Hub or a folder, temperature 0 is greedy, and
+    device `"auto"` takes a GPU where there is one. Raises `ValueError` for a model that cannot be loaded."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
@@ -143,8 +127,8 @@ def chat_writer(
     An answer is what follows the last `</think>`; it is empty where the model was still thinking when it had to stop.
 
     Args:
-        name (`str`): of the model, for a warning.
-        generate (callable): token ids of prompts, and seeds, to what the model writes after them.
+        name: of the model, for a warning.
+        generate: token ids of prompts, and seeds, to what the model writes after them.
     """
 
     def ask(question: str, system: str) -> str:

@@ -12,9 +12,6 @@ def fuse(lists: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]
     of what it would have had, so the longer the lists, the closer to the exact mixture. A view with an empty list
     has no say.
 
-    Args:
-        lists: per view (item, log-probability) pairs.
-
     Returns:
         (item, score) of every item of any list, by falling score, equal scores by item.
     """

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-_CHUNK = 2**24  # logits held at a time when the whole vocabulary is normalised over
-
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The `PreTrainedModel` inside DDP and PEFT wrappers; for looking at, not for calling."""
@@ -16,24 +14,15 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_rows(model: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Rows of the output head as the model applies them, adapters included.
+def head_rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Rows (int64 [T]) of an output head as its model applies them, adapters included.
 
     Slicing the base weight would silently ignore adapters; merging it whole would copy the vocabulary.
-
-    Args:
-        model: a causal language model, wrapped or not, or its head.
-        ids (int64 [T]): token ids.
 
     Returns:
         `(weight [T, H], bias [T] or None)`, differentiable; `None` for a kind of head not known here (DoRA,
         quantised, ...), which must be run whole.
     """
-    head = unwrap(model).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else model
-    return _rows(head, ids)
-
-
-def _rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     if type(head) is torch.nn.Linear:
         return head.weight[ids], None if head.bias is None else head.bias[ids]
     if "peft" not in sys.modules:
@@ -43,13 +32,13 @@ def _rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(head, TrainableTokensWrapper):
-        return _rows(head.token_adapter, ids)
+        return head_rows(head.token_adapter, ids)
     if isinstance(head, ModulesToSaveWrapper):
         adapters = [] if head.disable_adapters else head.active_adapters
-        return _rows(head.modules_to_save[adapters[0]] if adapters else head.original_module, ids)
+        return head_rows(head.modules_to_save[adapters[0]] if adapters else head.original_module, ids)
     if not isinstance(head, (lora.Linear, TrainableTokensLayer)):
         return None
-    rows = _rows(head.get_base_layer(), ids)
+    rows = head_rows(head.get_base_layer(), ids)
     if rows is None or head.merged or head.disable_adapters:
         return rows
     weight, bias = rows
@@ -76,7 +65,6 @@ def token_scores(
     A log-probability is `logits - log_z[..., None]`: the vocabulary-wide logits exist in chunks only.
 
     Args:
-        head: the module that maps hidden states to logits.
         hidden (float [N, B, H]): what the head receives.
         ids (int64 [T]): tokens.
 
@@ -90,7 +78,7 @@ def token_scores(
         weight, bias = rows
         return F.linear(hidden.to(weight.dtype), weight, bias).float(), None
     flat = hidden.reshape(-1, hidden.shape[-1])
-    step = max(1, _CHUNK // getattr(head, "out_features", 2**17))
+    step = max(1, 2**24 // getattr(head, "out_features", 2**17))
     logits, log_z = [], []
     for chunk in flat.split(step):
         # `forward`, not a call: this runs inside a hook of the head

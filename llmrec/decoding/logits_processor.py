@@ -16,15 +16,12 @@ class SemIDLogitsProcessor(LogitsProcessor):
 
     Args:
         trie: needs an `eos_token_id`; its device must be that of the scores.
-        prompt_length (`int`, *optional*): columns of the (padded) prompt, i.e. `input_ids.shape[1]` as it is given to
-            `generate`. Without it the SemID so far is the trailing run of SemID tokens, which is right only where
-            prompts end in any other token, as chat templates do.
+        prompt_length: columns of the (padded) prompt, i.e. `input_ids.shape[1]` as it is given to `generate`. Without
+            it the SemID so far is the trailing run of SemID tokens, which is right only where prompts end in any other
+            token, as chat templates do.
         normalize: "vocabulary" takes log-probabilities over all scores, "catalogue" over those of allowed tokens. Both
             give log-probabilities from logits and leave log-probabilities, which beam search hands over, as such.
-        allowed (*optional*): what each of N prompts may reach; scores may have a multiple of N rows (beams).
-
-    Raises:
-        ValueError: a trie without EOS, or `allowed` without `prompt_length`.
+        allowed: what each of N prompts may reach, with `prompt_length`; scores may have a multiple of N rows (beams).
     """
 
     def __init__(
@@ -38,10 +35,7 @@ class SemIDLogitsProcessor(LogitsProcessor):
             raise ValueError("the trie has no eos_token_id: after a complete SemID nothing could follow")
         if allowed is not None and prompt_length is None:
             raise ValueError("a filter needs prompt_length")
-        self.trie = trie
-        self.prompt_length = prompt_length
-        self.normalize = normalize
-        self.allowed = allowed
+        self.trie, self.prompt_length, self.normalize, self.allowed = trie, prompt_length, normalize, allowed
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masks scores (float [N, V]) of the token after `input_ids` (int64 [N, T]) with -inf."""
@@ -112,7 +106,7 @@ def constrained_generate(
 
     Args:
         input_ids, attention_mask ([N, P]): prompts, padded on the **left**.
-        num_return_sequences (*optional*): defaults to `num_beams`.
+        num_return_sequences: defaults to `num_beams`.
 
     Returns:
         transformers' output with `sequences` (int64 [N * num_return_sequences, P + depth]) and, for beams,
@@ -146,9 +140,8 @@ def generate_search(
     input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
 
     def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
-        ids, mask = (input_ids, attention_mask)
-        if requests is not None:
-            ids, mask = ids[requests], mask[requests]
+        chosen = slice(None) if requests is None else requests
+        ids, mask = input_ids[chosen], attention_mask[chosen]
         output = constrained_generate(model, ids, mask, trie, num_beams, normalize=normalize, allowed=allowed)
         tokens = output.sequences[:, ids.shape[1] :]
         if num_beams > 1:

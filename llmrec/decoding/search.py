@@ -9,8 +9,8 @@ import torch
 
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
 from llmrec.decoding.head import token_scores, unwrap
-from llmrec.decoding.item_search import ScoredItem, widen
 from llmrec.decoding.logits_processor import generate_search
+from llmrec.decoding.searchable import ScoredItem, widen
 from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
@@ -29,8 +29,7 @@ def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
         raise ValueError(
             f"the trie holds token {trie.last_token}, but the model's vocabulary has {rows} rows: extend it first"
         )
-    reason = unsupported(model)
-    if reason is not None:
+    if (reason := unsupported(model)) is not None:
         warn_of_generate(reason)
         return generate_search(model, input_ids, attention_mask, trie, normalize)
     readers = [
@@ -70,10 +69,9 @@ def tree_beam_search(
     masks: Sequence[np.ndarray | None] | None = None,
     denied: Sequence[np.ndarray] | None = None,
 ) -> BeamOutput:
-    """The best SemIDs after each prompt; call `model.eval()` first.
+    """The best SemIDs after each prompt; the model, of transformers, may be wrapped (DDP, PEFT): call `eval()` first.
 
     Args:
-        model: a causal language model of transformers, wrapped (DDP, PEFT) or not.
         input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
         trie: on the device of `input_ids`.
         masks, denied: as in `RowFilter`, one for each prompt.

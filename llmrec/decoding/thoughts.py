@@ -22,11 +22,8 @@ class ThoughtBlock(NamedTuple):
 
     @classmethod
     def of(cls, completion: str) -> "ThoughtBlock":
-        """From the answer of a thinking prompt's template.
-
-        Raises:
-            ValueError: an answer that is not a rationale in a block, and then the target.
-        """
+        """From the answer of a thinking prompt's template; `ValueError` unless it is a rationale in a block, and then
+        the target."""
         opening, _, rest = completion.partition(RATIONALE)
         closing, _, after = rest.partition(TARGET)
         if RATIONALE not in completion or not rest.endswith(TARGET) or not closing.strip() or "{" in opening + closing:
@@ -62,13 +59,10 @@ def write_thoughts(
 
     Args:
         write: `(prompts, max_new_tokens, temperature, seeds, stop)` → texts, as `LLMRecommender.write`.
-        prompts (N sequences of `int`): token ids up to the answer.
-        count (`int`): 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
-        seed (`int`, or one for each prompt): samples follow from it, the prompt's tokens and their number, and from
-            nothing else.
-
-    Raises:
-        ValueError: a count or length below 1, or a temperature that is not above 0.
+        prompts: token ids up to the answer.
+        count: 1 is greedy; more are sampled from the whole vocabulary, at `temperature`.
+        seed: or one for each prompt; samples follow from it, the prompt's tokens and their number, and from nothing
+            else.
     """
     if count < 1 or max_new_tokens < 1:
         raise ValueError(f"thoughts ({count}) and max_thought_tokens ({max_new_tokens}) should be at least 1")
@@ -77,8 +71,8 @@ def write_thoughts(
     opening = tokenizer(block.opening, add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
     rows = [[*prompts[i], *opening] for i in order for _ in range(count)]
-    own = [seed] * len(prompts) if isinstance(seed, int) else seed
-    seeds = [zlib.crc32(np.array([own[i], n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
+    given = [seed] * len(prompts) if isinstance(seed, int) else seed
+    seeds = [zlib.crc32(np.array([given[i], n, *prompts[i]], np.int64).tobytes()) for i in order for n in range(count)]
     stop = block.closing.strip()
     written = write(rows, max_new_tokens, 0.0 if count == 1 else temperature, seeds, stop)
     thoughts: list[list[Thought]] = [[] for _ in prompts]
@@ -94,9 +88,6 @@ def after_thoughts(lists: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[i
     The score is logsumexp over thoughts - log T: an estimate of the item's log-probability with the thought averaged
     out, from below, since an item counts only after the thoughts whose beams hold it. OneRec-Think takes the maximum,
     which lets one odd thought outvote the others.
-
-    Args:
-        lists: per thought (item, log-probability) pairs.
 
     Returns:
         (item, score) of every item of any list, by falling score, equal scores by item.

@@ -5,8 +5,7 @@ row: their queries see the prompt (shared) and the beam's own tokens, under one 
 only its attention function is exchanged, through transformers' `AttentionInterface` (checked with 5.17 - 5.19).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -82,13 +81,9 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
 def shared_prompt_attention(
     tree: Tree, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """One softmax over the prompt and the beam's own tokens, the new one included.
+    """One softmax over the prompt and the beam's own tokens, the new one included: [N, B, H, D].
 
-    Args:
-        query ([N, H, B, D]), key, value ([N, K, B, D]): of the new token of every beam; appended to `tree`.
-
-    Returns:
-        [N, B, H, D].
+    `query` ([N, H, B, D]), `key` and `value` ([N, K, B, D]) are of the new token of every beam, appended to `tree`.
     """
     n, h, b, d = query.shape
     k = key.shape[1]
@@ -108,18 +103,6 @@ def shared_prompt_attention(
 
 
 AttentionInterface.register("llmrec_tree", tree_attention)
-
-
-@contextmanager
-def _tree_attention_in(model: torch.nn.Module) -> Iterator[None]:
-    # not thread-safe: two searches on one model object must not run at the same time
-    config = unwrap(model).config
-    before = config._attn_implementation
-    config._attn_implementation = "llmrec_tree"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def unsupported(model: torch.nn.Module) -> str | None:
@@ -153,23 +136,23 @@ def prefill(
     Returns:
         the prompts, and what `at_head` returned.
     """
-    held = attention_mask.bool()
-    lengths = held.sum(1)
+    filled = attention_mask.bool()
+    lengths = filled.sum(1)
     if not bool((lengths > 0).all()):
         raise ValueError(f"prompt {int(lengths.argmin())} is empty: a prompt needs at least one token")
     width = int(lengths.max())
     # all padding goes to the left, so that the last column is every prompt's last token
-    order = held.int().argsort(dim=1, stable=True)[:, -width:]
-    input_ids, held = input_ids.gather(1, order), held.gather(1, order)
-    positions = (held.cumsum(1) - 1).clamp(min=0)
+    order = filled.int().argsort(dim=1, stable=True)[:, -width:]
+    input_ids, filled = input_ids.gather(1, order), filled.gather(1, order)
+    positions = (filled.cumsum(1) - 1).clamp(min=0)
     with head_replaced(model, lambda head, hidden: at_head(head, hidden[:, -1:])) as results:
         cache = model(
-            input_ids=input_ids, attention_mask=held.long(), position_ids=positions, use_cache=True
+            input_ids=input_ids, attention_mask=filled.long(), position_ids=positions, use_cache=True
         ).past_key_values
     if cache is None:
         raise ValueError("the model returned no cache: call model.eval(), gradient checkpointing switches it off")
     keys, values = ([getattr(layer, side) for layer in cache.layers] for side in ("keys", "values"))
-    return Prompts(keys, values, None if bool(held.all()) else ~held, lengths), results[0]
+    return Prompts(keys, values, None if bool(filled.all()) else ~filled, lengths), results[0]
 
 
 def extend(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor, at_head: Callable):
@@ -181,7 +164,13 @@ def extend(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: tor
     """
     tree.follow(parent)
     positions = (tree.prompts.lengths + tree.length)[:, None].expand_as(tokens)
-    with _tree_attention_in(model), head_replaced(model, at_head) as results:
-        model(input_ids=tokens, position_ids=positions, use_cache=False, tree=tree)
+    # not thread-safe: two searches on one model object must not run at the same time
+    config = unwrap(model).config
+    before, config._attn_implementation = config._attn_implementation, "llmrec_tree"
+    try:
+        with head_replaced(model, at_head) as results:
+            model(input_ids=tokens, position_ids=positions, use_cache=False, tree=tree)
+    finally:
+        config._attn_implementation = before
     tree.length += 1
     return results[0]

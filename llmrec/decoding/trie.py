@@ -9,6 +9,7 @@ siblings (its SemID is a prefix of another) is scored as the EOS token; an only 
 
 import weakref
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,7 @@ import torch
 
 from llmrec.catalogue.semids import SemIDIndex
 
-END = -1
-DEAD = -1
+END = DEAD = -1
 
 
 class Children(NamedTuple):
@@ -55,10 +55,6 @@ class SemIDTrie:
         order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order. `host_order`
             is the same in numpy, wherever the trie is.
         position (int32 [R], numpy): the inverse of `host_order`.
-
-    Raises:
-        ValueError: no rows, an empty SemID, a gap, a token id out of range, or an EOS token that is needed but
-            missing or that is a SemID token.
     """
 
     def __init__(self, token_ids: np.ndarray | torch.Tensor, eos_token_id: int | None = None):
@@ -74,8 +70,7 @@ class SemIDTrie:
         if len(matrix) >= 2**31 or matrix.max() >= 2**31 - 1 or matrix.min() < END:
             raise ValueError("token_ids must lie between -1 and 2**31 - 2, and rows must number below 2**31")
         self.num_rows, self.depth = matrix.shape
-        self.eos_token_id = eos_token_id
-        self.device = torch.device("cpu")
+        self.eos_token_id, self.device = eos_token_id, torch.device("cpu")
         self._cumsums: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
         ends_are_scored = self._build(matrix)
         if eos_token_id is not None and any(bool((vocab == eos_token_id).any()) for vocab in self.vocab):
@@ -124,10 +119,8 @@ class SemIDTrie:
         if not index.adds_tokens:
             texts = [index.semid_of_row(row) for row in range(len(index))]
             lists = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            token_ids = np.full((len(lists), max(map(len, lists))), END, np.int64)
-            for row, ids in enumerate(lists):
-                token_ids[row, : len(ids)] = ids
-            return cls(token_ids, tokenizer.eos_token_id)
+            columns = zip_longest(*lists, fillvalue=END)
+            return cls(np.array(list(columns), np.int64).T, tokenizer.eos_token_id)
         token_ids = np.full(index.codes.shape, END, np.int64)
         for level, tokens in enumerate(index.level_tokens):
             ids = tokenizer.convert_tokens_to_ids(tokens)
@@ -161,7 +154,6 @@ class SemIDTrie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
         tensors = [self.order, self.position, *self.vocab, *self.head_ids]
         tensors += [*self._start, *self._first_child, *self._column]
         return sum(tensor.nbytes for tensor in tensors)
@@ -177,11 +169,8 @@ class SemIDTrie:
         return Children(node, self._column[level][node].long(), valid)
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor, level: int) -> torch.Tensor:
-        """The child of each node by its token id (EOS or `END` where a SemID is over), `DEAD` where there is none.
-
-        Args:
-            nodes (int64 [...]), tokens (int64 [...]): nodes of `level` and a token for each.
-        """
+        """The child of each of `nodes` (int64 [...], of `level`) by its token id (int64 [...]; EOS or `END` where a
+        SemID is over), `DEAD` where there is none."""
         if self.has_end[level] and self.eos_token_id is not None:
             tokens = tokens.masked_fill(tokens == self.eos_token_id, END)
         vocab = self.vocab[level]
@@ -258,10 +247,7 @@ class RowFilter:
     """
 
     def __init__(
-        self,
-        trie: SemIDTrie,
-        masks: Sequence[np.ndarray | None] | None,
-        denied: Sequence[np.ndarray] | None,
+        self, trie: SemIDTrie, masks: Sequence[np.ndarray | None] | None, denied: Sequence[np.ndarray] | None
     ):
         size = len(masks if masks is not None else denied)
         self.masks = list(masks) if masks is not None else [None] * size
@@ -297,7 +283,6 @@ class RowFilter:
         return kept if self.masks[request] is None else kept & self.masks[request][rows]
 
     def select(self, requests: Sequence[int]) -> "RowFilter":
-        """The filter of some of the requests."""
         return RowFilter(self.trie, [self.masks[i] for i in requests], [self.denied[i] for i in requests])
 
 

@@ -15,10 +15,8 @@ from llmrec.item_tokenizers.merged import Merged
 from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
-from llmrec.item_tokenizers.registry import STAND_ALONE
 from llmrec.item_tokenizers.residual.etegrec import ETEGRec
-from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
-from llmrec.item_tokenizers.residual.rq_kmeans_plus import RQKMeansPlus
+from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans, RQKMeansPlus
 from llmrec.item_tokenizers.residual.rq_vae import LETTER, RQVAE, CoST
 from llmrec.item_tokenizers.residual.rvq import RVQ
 from llmrec.item_tokenizers.trees.balanced_tree import BalancedTree
@@ -29,35 +27,35 @@ from llmrec.item_tokenizers.words.item_numbers import ItemNumbers
 from llmrec.item_tokenizers.words.keywords import Keywords
 from llmrec.item_tokenizers.words.tags import Tags
 
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {**STAND_ALONE, "merged": Merged}
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {
+    "rq_kmeans": RQKMeans,
+    "pq": PQ,
+    "opq": OPQ,
+    "balanced_tree": BalancedTree,
+    "cooccurrence_tree": CooccurrenceTree,
+    "category_tree": CategoryTree,
+    "random": RandomIDs,
+    "sequential": SequentialIDs,
+    "rvq": RVQ,
+    "rq_vae": RQVAE,
+    "mbgen": MBGen,
+    "keywords": Keywords,
+    "numbers": ItemNumbers,
+    "tags": Tags,
+    "letter": LETTER,
+    "cost": CoST,
+    "rq_kmeans_plus": RQKMeansPlus,
+    "etegrec": ETEGRec,
+}
+Merged.kinds = dict(TOKENIZERS)
+TOKENIZERS["merged"] = Merged
 SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
-    "LETTER",
-    "OPQ",
-    "PQ",
-    "RQVAE",
-    "RVQ",
     "SEQUENCE_TOKENIZERS",
     "TOKENIZERS",
-    "ActionPiece",
-    "BalancedTree",
-    "CategoryTree",
-    "CoST",
-    "CooccurrenceTree",
-    "ETEGRec",
-    "ItemNumbers",
     "ItemTokenizer",
-    "Keywords",
-    "MBGen",
-    "Merged",
-    "Pctx",
-    "RQKMeans",
-    "RQKMeansPlus",
-    "RandomIDs",
     "SequenceTokenizer",
-    "SequentialIDs",
-    "Tags",
     "add_items",
     "build_semids",
     "diff",
@@ -67,16 +65,14 @@ __all__ = [
     "ready_made_semids",
     "remove_items",
 ]
+__all__ += [kind.__name__ for kind in (TOKENIZERS | SEQUENCE_TOKENIZERS).values()]
 
 
 def make_item_tokenizer(
     name: str, arguments: Mapping | None = None, collision: str = "auto"
 ) -> ItemTokenizer | SequenceTokenizer:
-    """An item tokenizer by its name, not fitted.
-
-    Raises:
-        ValueError: an unknown name, arguments that it does not take, or a collision policy that does not fit it.
-    """
+    """An item tokenizer by its name, not fitted; `ValueError` for an unknown name, arguments that it does not take, or
+    a collision policy that does not fit it."""
     known = TOKENIZERS | SEQUENCE_TOKENIZERS
     tokenizer = construct(known[one_of(name, known, "tokenizer")], arguments or {}, f"tokenizer_args of {name!r}")
     check_collision(collision, tokenizer)
@@ -85,8 +81,5 @@ def make_item_tokenizer(
 
 def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:
     """Reads any item tokenizer that `save_pretrained` wrote."""
-    name = read_json(Path(folder) / "config.json").get("name")
-    known = TOKENIZERS | SEQUENCE_TOKENIZERS
-    if name not in known:
-        raise ValueError(f"{Path(folder) / 'config.json'} names item tokenizer {name!r}; known: {', '.join(known)}")
-    return known[name].from_pretrained(folder)
+    path, known = Path(folder) / "config.json", TOKENIZERS | SEQUENCE_TOKENIZERS
+    return known[one_of(read_json(path).get("name"), known, f"{path}: item tokenizer")].from_pretrained(folder)

@@ -34,18 +34,14 @@ def build_semids(
     """Semantic IDs for a catalogue.
 
     Args:
-        item_ids (sequence of `str`, length N): in the order of `features`; ids are distinct.
-        features (`np.ndarray`, float32, `[N, D]`).
-        tokenizer (`ItemTokenizer`): fitted.
-        collision (`str`): a key of `COLLISION_POLICIES`, or `"auto"`: `reassign_last` where the tokenizer knows
-            distances at its last level, else `append`.
-        collision_reserve (`int`): unused tokens kept on the collision level, so that items added later never resize
-            the model. Every policy but `keep` has this level, even where no item collides yet.
-        pattern (`str`): token pattern, see `SemIDIndex`.
-        info (mapping, *optional*): recorded in the index (how the features were made).
-        items (`pa.Table`, *optional*): the items' columns, for tokenizers that look at them.
-        first (`np.ndarray`, int64, *optional*): rows that get their SemIDs before the others, which then are
-            newcomers to them as in `add_items`: these SemIDs are the same whatever else the catalogue holds.
+        item_ids: N distinct ids, in the order of `features`, float32 `[N, D]`.
+        collision: see `check_collision`.
+        collision_reserve: unused tokens kept on the collision level, so that items added later never resize the
+            model. Every policy but `keep` has this level, even where no item collides yet.
+        info: recorded in the index (how the features were made).
+        items: the items' columns, for tokenizers that look at them.
+        first: rows (int64) that get their SemIDs before the others, which then are newcomers to them as in
+            `add_items`: these SemIDs are the same whatever else the catalogue holds.
 
     Raises:
         ValueError: an unknown policy or one that does not fit the tokenizer, an unfitted tokenizer, repeated ids, or
@@ -54,18 +50,16 @@ def build_semids(
     features = check_features(features)
     item_ids = _distinct_ids(item_ids, features)
     collision = check_collision(collision, tokenizer)
-    policy = COLLISION_POLICIES[collision]
     codes = tokenizer.encode(features, items)
-    num_levels = codes.shape[1]
-    resolved = np.empty((len(codes), num_levels + 1), np.int32)
-    taken = np.empty((0, num_levels + 1), np.int32)
+    resolved = np.empty((len(codes), codes.shape[1] + 1), np.int32)
+    taken = resolved[:0]
     everyone = np.arange(len(codes))
     for part in [everyone] if first is None else [first, np.setdiff1d(everyone, first)]:
-        resolved[part] = _resolved(policy, tokenizer, features[part], codes[part], taken)
+        resolved[part] = _resolved(collision, tokenizer, features[part], codes[part], taken)
         taken = resolved[part]
     sizes, tokens = list(tokenizer.codebook_sizes), tokenizer.level_tokens
     if collision == "keep":
-        resolved = resolved[:, :num_levels]
+        resolved = resolved[:, :-1]
     else:
         sizes.append(max(int(resolved[:, -1].max()) + 1 + collision_reserve, 1))
         if tokens is not None:
@@ -79,7 +73,7 @@ def build_semids(
         level_tokens=tokens,
         adds_tokens=tokenizer.traits.adds_tokens,
         info={
-            **dict(info or {}),
+            **(info or {}),
             **FIRST_VERSION,
             "ordered": tokenizer.traits.ordered,
             "item_tokenizer": {"name": tokenizer.name, **tokenizer.config},
@@ -104,8 +98,8 @@ def fit_semids(
     those of the training items do not depend on the others.
 
     Args:
-        features (`np.ndarray`, float32, `[N, D]`), items (`pa.Table`): the catalogue.
-        train (`pa.Table`, *optional*): training sequences; without them every item counts as seen.
+        features, items: the catalogue, N rows (float32 `[N, D]`) and columns.
+        train: training sequences; without them every item counts as seen.
         naming: `collision`, `collision_reserve`, `pattern` and `info` of `build_semids`. A `SequenceTokenizer` names
             and tells apart its items itself.
     """
@@ -135,9 +129,9 @@ def add_items(
     and comes back gets the SemID it had (see `llmrec.catalogue.lifecycle`).
 
     Args:
-        features (`np.ndarray`, float32, `[N, D]`): made as the features that `tokenizer` was fitted on.
-        item_ids (sequence of `str`, length N): ids that are not in `index`.
-        items (`pa.Table`, *optional*): the items' columns, for tokenizers that look at them.
+        features: float32 `[N, D]`, made as the features that `tokenizer` was fitted on.
+        item_ids: N ids that are not in `index`.
+        items: the items' columns, for tokenizers that look at them.
 
     Raises:
         ValueError: an id that exists, another tokenizer than the index was built with, or a full collision level.
@@ -145,9 +139,8 @@ def add_items(
     features = check_features(features)
     item_ids = _distinct_ids(item_ids, features)
     known = set(index.items)
-    old = next((item for item in item_ids if item in known), None)
-    if old is not None:
-        raise ValueError(f"item {old!r} has a Semantic ID already: SemIDs of existing items never change")
+    if old := [item for item in item_ids if item in known]:
+        raise ValueError(f"item {old[0]!r} has a Semantic ID already: SemIDs of existing items never change")
     if domains := ", ".join(index.domains):
         raise ValueError(f"these are Semantic IDs of several domains: add the items to {domains}, and join them again")
     if views := ", ".join(index.views):
@@ -167,16 +160,12 @@ def add_items(
 
 
 def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_ids, items) -> SemIDIndex:
-    collision = index.collision
-    policy = COLLISION_POLICIES[collision]
-    codes = tokenizer.encode(features, items)
-    num_levels = codes.shape[1]
     taken = taken_codes(index)
-    if collision == "keep":
+    if index.collision == "keep":
         taken = np.pad(taken, ((0, 0), (0, 1)), constant_values=-1)
-    resolved = _resolved(policy, tokenizer, features, codes, taken)
-    if collision == "keep":
-        resolved = resolved[:, :num_levels]
+    resolved = _resolved(index.collision, tokenizer, features, tokenizer.encode(features, items), taken)
+    if index.collision == "keep":
+        resolved = resolved[:, :-1]
     elif (full := resolved[:, -1] >= index.codebook_sizes[-1]).any():
         raise ValueError(
             f"item {item_ids[int(full.argmax())]!r} finds the collision level full "
@@ -186,10 +175,11 @@ def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_
     return index.replaced([*index.item_ids, *item_ids], joined, {"collisions_after": collision_stats(joined)})
 
 
-def _resolved(policy, tokenizer: ItemTokenizer, features, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def _resolved(collision: str, tokenizer: ItemTokenizer, features, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """What a collision policy makes of codes `[N, L]` beside `taken [M, L + 1]`; nothing of nothing."""
     if not len(codes):
         return np.empty((0, codes.shape[1] + 1), np.int32)
+    policy = COLLISION_POLICIES[collision]
     return policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
 
 

@@ -8,27 +8,22 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.arrays import row_digests
-from llmrec.item_tokenizers.protocol import ItemTokenizer
-from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Remembered
 
 
 class KeyedByItem(ItemTokenizer):
-    """A tokenizer that remembers the codes of fitted items by their ids, and has a rule for all others."""
+    """A tokenizer that remembers the codes of fitted items by their ids, and has a rule for all others: `new_codes`,
+    int32 `[N, L]`; no item's depend on the others."""
 
     def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
-        """int32 `[N, L]` for items that were not fitted; no item's depend on the others."""
         raise NotImplementedError
 
     def remember(self, items: pa.Table, codes: np.ndarray) -> None:
         """The codes `[N, L]` of the fitted items; raises `ValueError` where an id is there twice."""
-        twice = next((item for item, count in Counter(items["item_id"].to_pylist()).items() if count > 1), None)
-        if twice is not None:
-            raise ValueError(f"item id {twice!r} is in the catalogue more than once: leave one of its rows out")
+        twice = [item for item, count in Counter(items["item_id"].to_pylist()).items() if count > 1]
+        if twice:
+            raise ValueError(f"item id {twice[0]!r} is in the catalogue more than once: leave one of its rows out")
         self.remembered = Remembered(row_digests(id_rows(items)), codes)
-
-    @property
-    def num_fitted(self) -> int:
-        return len(self.remembered.codes)
 
     def codes_of(self, features: np.ndarray, items: pa.Table | None) -> np.ndarray:
         self.require("items", items)
@@ -51,7 +46,6 @@ def id_rows(items: pa.Table) -> np.ndarray:
 
 
 def id_numbers(items: pa.Table) -> list[int]:
-    """A large number for every item's id."""
     return [int.from_bytes(row.tobytes(), "little") for row in id_rows(items)]
 
 

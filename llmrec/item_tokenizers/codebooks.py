@@ -12,10 +12,7 @@ from llmrec.item_tokenizers import load_item_tokenizer
 
 def load_codebooks(folder: str | Path, index: SemIDIndex) -> list[np.ndarray | None] | None:
     """The codebooks behind the levels of an index, from its `item_tokenizer/` (one folder per stream or
-    domain, if joined).
-
-    Returns:
-        float32 [K_l, d] per level, `None` for levels without; `None` where there is no item tokenizer.
+    domain, if joined): float32 [K_l, d] per level, `None` for levels without; `None` where there is no item tokenizer.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -39,17 +36,12 @@ def domain_codebooks(codebooks: Mapping[str, list], index: SemIDIndex) -> list[n
 
     Every domain's vectors of a level are centred and scaled to a mean length of 1, because domains measure in units of
     their own; short ones are filled up with zeros, and a code without a vector gets zeros.
-
-    Args:
-        codebooks (mapping of domain → list of float32 `[K_l, d]`): of the item tokenizers, where they have any.
-
-    Returns:
-        float32 `[K_l, d]` per level, `None` for levels where no domain has vectors.
+    `codebooks` are those of a domain, where it has any, and so is the result: float32 `[K_l, d]` per level, `None` for
+    levels where no domain has vectors.
     """
-    sizes = index.domains
     levels: list[np.ndarray | None] = [None] * index.num_levels
     widest = max((book.shape[1] for books in codebooks.values() for book in books), default=0)
-    for name, firsts in first_codes(sizes).items():
+    for name, firsts in first_codes(index.domains).items():
         for level, (book, first) in enumerate(zip(codebooks.get(name, ()), firsts), start=1):
             vectors = np.asarray(book, np.float64) - np.mean(book, 0, dtype=np.float64)
             length = np.linalg.norm(vectors, axis=1).mean()

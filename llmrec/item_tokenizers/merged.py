@@ -2,14 +2,17 @@
 
 Byte-pair encoding or a unigram model over the SemIDs of any inner tokenizer: popular prefixes become one token, so
 histories are shorter; rare SemIDs stay spelled out. The paper hashes the pieces of a SentencePiece unigram model into
-the embeddings of a ranking model; here they are tokens of the LLM. Both are models of `tokenizers`; `unigram.py` says
-why that library trains one of them only.
+the embeddings of a ranking model; here they are tokens of the LLM.
+
+Both are models of `tokenizers`, whose trainer of unigram models (Kudo, ACL 2018, 1804.10959) reads its strings in a
+random order, so that equal input gives other pieces. Hence `learn_unigram`: SemIDs are a few characters long, so every
+substring is a column of numbers, and all strings are worked on at once.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +22,14 @@ from tokenizers import Tokenizer, models, trainers
 from llmrec.arguments import construct, one_of
 from llmrec.files import part_of
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
-from llmrec.item_tokenizers.registry import STAND_ALONE
-from llmrec.item_tokenizers.unigram import learn_unigram
 
 # Every code of every level is one character of the two private planes of Unicode.
 _PLANES = ((0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
 _CHARACTERS = sum(end - start for start, end in _PLANES)
 ALGORITHMS = ("bpe", "unigram")
+_LONGEST = 8  # characters of a piece
+
+Spans = dict[tuple[int, int], np.ndarray]
 
 
 @dataclass(eq=False)
@@ -35,16 +39,13 @@ class Merged(ItemTokenizer):
     The first pieces are the single codes of all levels, so every item can be written. A piece lies within one item.
 
     Args:
-        inner (`str`): a key of `TOKENIZERS` but `merged`.
-        inner_args (mapping, *optional*): its constructor's arguments.
-        vocabulary_size (`int`): number of pieces; fewer where no more are worth it.
-        algorithm (`str`): `"bpe"`, or `"unigram"` as in the paper.
-
-    Raises:
-        ValueError: an unknown algorithm or inner tokenizer, or one whose tokens are words.
+        inner, inner_args: a key of `TOKENIZERS` but `merged`, whose tokens are no words, and its arguments.
+        vocabulary_size: number of pieces; fewer where no more are worth it.
+        algorithm: `"bpe"`, or `"unigram"` as in the paper.
     """
 
     name = "merged"
+    kinds: ClassVar[dict[str, type[ItemTokenizer]]]  # of inner tokenizers, by name: all others of the package
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
     inner: str = "rq_kmeans"
@@ -54,7 +55,7 @@ class Merged(ItemTokenizer):
 
     def __post_init__(self):
         one_of(self.algorithm, ALGORITHMS, "algorithm")
-        kind = STAND_ALONE[one_of(self.inner, STAND_ALONE, "inner item tokenizer")]
+        kind = self.kinds[one_of(self.inner, self.kinds, "inner item tokenizer")]
         self.inner_tokenizer = construct(kind, self.inner_args or {}, f"inner_args of {self.inner!r}")
         self.inner_args = self.inner_tokenizer.config
         inner = self.inner_tokenizer.traits
@@ -75,11 +76,7 @@ class Merged(ItemTokenizer):
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
         """Fits the inner tokenizer, then merges; an item counts as often as it stands in `train`, where both it and
-        `items` are given, and once besides.
-
-        Raises:
-            ValueError: whatever the inner tokenizer refuses, or fewer pieces than there are codes.
-        """
+        `items` are given, and once besides. Raises `ValueError` also for fewer pieces than there are codes."""
         self.inner_tokenizer.fit(features, items, train, seed)
         codes = sum(self.inner_tokenizer.codebook_sizes)
         if not codes < self.vocabulary_size <= _CHARACTERS:
@@ -94,8 +91,17 @@ class Merged(ItemTokenizer):
         weighted: Counter[str] = Counter()
         for text, count in zip(self._texts(self.inner_tokenizer.encode(features, items)), counts.tolist()):
             weighted[text] += count
-        learn = _bpe if self.algorithm == "bpe" else _unigram
-        self._merger = learn(weighted, list(map(_character, range(codes))), self.vocabulary_size)
+        alphabet = list(map(_character, range(codes)))
+        if self.algorithm == "bpe":
+            trainer = trainers.BpeTrainer(
+                vocab_size=self.vocabulary_size, initial_alphabet=alphabet, show_progress=False
+            )
+            self._merger = Tokenizer(models.BPE())
+            self._merger.train_from_iterator(weighted.elements(), trainer)
+        else:
+            pieces = learn_unigram(weighted, alphabet, self.vocabulary_size)
+            # `tokenizers` reads long decimals back with an error in the last digit: a loaded model would be another.
+            self._merger = Tokenizer(models.Unigram([(piece, round(score, 6)) for piece, score in pieces.items()]))
 
     def _texts(self, codes: np.ndarray) -> list[str]:
         """A character for every code, one string per item."""
@@ -123,19 +129,101 @@ class Merged(ItemTokenizer):
         self.fitted = True
 
 
-def _bpe(counts: Mapping[str, int], alphabet: list[str], size: int):
-    merger = Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    merger.train_from_iterator((text for text, count in counts.items() for text in repeat(text, count)), trainer)
-    return merger
-
-
-def _unigram(counts: Mapping[str, int], alphabet: list[str], size: int):
-    pieces = learn_unigram(counts, alphabet, size)
-    # `tokenizers` reads long decimals back with an error in the last digit: a loaded model would be another one.
-    return Tokenizer(models.Unigram([(piece, round(score, 6)) for piece, score in pieces.items()]))
-
-
 def _character(number: int) -> str:
     first = _PLANES[0][1] - _PLANES[0][0]
     return chr(_PLANES[0][0] + number) if number < first else chr(_PLANES[1][0] + number - first)
+
+
+def learn_unigram(counts: Mapping[str, int], alphabet: Sequence[str], size: int) -> dict[str, float]:
+    """Pieces and their log-probabilities.
+
+    Args:
+        counts: how often a string occurs. alphabet: single characters; all of them are pieces.
+        size: pieces at most, not below the alphabet's.
+    """
+    texts = sorted(counts)
+    weights = np.array([counts[text] for text in texts], np.float64)
+    number = {character: place for place, character in enumerate(alphabet)}
+    spans = spans_of(texts, number)
+    pieces = list(number)
+    single = np.arange(len(pieces)) < len(alphabet)
+    frequency = np.zeros(len(pieces))
+    for ids in spans.values():
+        np.add.at(frequency, ids[ids >= 0], weights[ids >= 0])
+    frequency[~single & (frequency < 2)] = 0
+    inner = spans_of([piece for piece, often in zip(pieces, frequency) if len(piece) > 1 and often], number)
+    longer = np.flatnonzero(~single & (frequency > 0))
+    scores = _log_shares(frequency * np.array(list(map(len, pieces))), single)
+    while True:
+        for _ in range(2):
+            expected = expected_counts(spans, weights, scores)
+            scores = _log_shares(np.where(single | (expected >= 0.5), expected, 0), single)
+        lives = scores[longer] > -np.inf
+        alive = longer[lives]
+        room = size - len(alphabet)
+        if len(alive) <= room:
+            break
+        # What the likelihood loses without a piece: it would be spelled in the best other way.
+        loss = expected[alive] * (scores[alive] - best_spelling(inner, len(longer), scores)[lives])
+        keep = max(room, int(0.75 * len(alive)))
+        order = np.lexsort(([pieces[piece] for piece in alive], -loss.round(9)))
+        scores[alive[order[keep:]]] = -np.inf
+    return {piece: float(score) for piece, score in zip(pieces, scores) if score > -np.inf}
+
+
+def spans_of(texts: Sequence[str], number: dict[str, int]) -> Spans:
+    """For every place (start, end) in a string, int64 `[N]`: the number of the piece there, -1 where the string ends
+    before. Pieces that `number` does not have get the next one."""
+    longest = max(map(len, texts), default=0)
+    places = [(start, end) for start in range(longest) for end in range(start + 1, min(start + _LONGEST, longest) + 1)]
+    return {
+        (start, end): np.array(
+            [number.setdefault(text[start:end], len(number)) if end <= len(text) else -1 for text in texts], np.int64
+        )
+        for start, end in places
+    }
+
+
+def expected_counts(spans: Spans, weights: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """float64 `[pieces]`: how often each stands in the strings, over all their spellings by probability, for
+    strings that occur `weights [N]` times and pieces of log-probabilities `scores`."""
+    longest = max(end for _, end in spans)
+    forward = np.full((longest + 1, len(weights)), -np.inf)
+    backward = np.full((longest + 1, len(weights)), -np.inf)
+    forward[0] = 0
+    ends = np.max([np.where(ids >= 0, end, 0) for (_, end), ids in spans.items()], axis=0)
+    backward[ends, np.arange(len(weights))] = 0
+    with np.errstate(invalid="ignore"):
+        for start, end in sorted(spans, key=lambda place: place[1]):
+            forward[end] = np.logaddexp(forward[end], forward[start] + _at(scores, spans[start, end]))
+        for start, end in sorted(spans, key=lambda place: -place[0]):
+            backward[start] = np.logaddexp(backward[start], backward[end] + _at(scores, spans[start, end]))
+        expected = np.zeros(len(scores))
+        for (start, end), ids in spans.items():
+            share = np.exp(forward[start] + _at(scores, ids) + backward[end] - backward[0])
+            there = (ids >= 0) & (share > 0)
+            np.add.at(expected, ids[there], (weights * share)[there])
+    return expected
+
+
+def best_spelling(spans: Spans, count: int, scores: np.ndarray) -> np.ndarray:
+    """float64 `[count]`: the highest log-probability of each string as two or more pieces."""
+    lengths = np.max([np.where(ids >= 0, end, 0) for (_, end), ids in spans.items()], axis=0)
+    best = np.full((lengths.max() + 1, count), -np.inf)
+    best[0] = 0
+    for start, end in sorted(spans, key=lambda place: place[1]):
+        whole = (start == 0) & (lengths == end)
+        step = np.where(whole, -np.inf, best[start] + _at(scores, spans[start, end]))
+        best[end] = np.maximum(best[end], step)
+    return best[lengths, np.arange(count)]
+
+
+def _at(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return np.where(ids >= 0, scores[ids], -np.inf)
+
+
+def _log_shares(counts: np.ndarray, single: np.ndarray) -> np.ndarray:
+    """Logarithms of the shares; -inf of nothing, but for single characters, which are never dropped."""
+    counts = np.where(single, np.maximum(counts, 1e-3), counts)
+    with np.errstate(divide="ignore"):
+        return np.log(counts / counts.sum())

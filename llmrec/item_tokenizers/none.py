@@ -18,11 +18,7 @@ from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits, check_sizes
 @dataclass(eq=False)
 class RandomIDs(ItemTokenizer):
     """Codes from a hash of the seed and an item's id: the same for a new item as for an old one. They are not unique;
-    the collision policy makes them so.
-
-    Args:
-        codebook_sizes (sequence of `int`): codes per level.
-    """
+    the collision policy makes them so."""
 
     name = "random"
     traits = Traits(ordered=False, decodes_to_vector=False, nearest=False, needs=("items",))
@@ -50,7 +46,7 @@ class SequentialIDs(KeyedByItem):
     from N on, by a hash of its id, so it never meets a fitted item and seldom another new one.
 
     Args:
-        base (`int`): codes per digit; the first digit has as many as the numbers need.
+        base: codes per digit; the first digit has as many as the numbers need.
     """
 
     name = "sequential"
@@ -74,9 +70,10 @@ class SequentialIDs(KeyedByItem):
         self.remember(pa.table({"item_id": seen}), _digits(np.arange(len(seen)), self.codebook_sizes))
 
     def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
-        room = int(np.prod(self.codebook_sizes, dtype=np.int64)) - self.num_fitted
+        fitted = len(self.remembered.codes)
+        room = int(np.prod(self.codebook_sizes, dtype=np.int64)) - fitted
         hashes = hash_digits(items["item_id"].to_pylist(), [room])[:, 0]
-        return _digits(self.num_fitted + hashes.astype(np.int64), self.codebook_sizes)
+        return _digits(fitted + hashes.astype(np.int64), self.codebook_sizes)
 
 
 def _digits(numbers: np.ndarray, sizes: Sequence[int]) -> np.ndarray:

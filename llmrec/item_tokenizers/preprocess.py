@@ -14,16 +14,10 @@ from llmrec.arguments import one_of
 from llmrec.arrays import blocks, l2_normalize, principal_components
 
 MODES = ("none", "l2", "standardize", "pca_whiten")
-_RESOLUTION = 2e-7  # of float32: what two neighbouring numbers differ by, as a share of them, and a little more
 
 
 class Preprocess:
-    """One of `MODES`, fitted.
-
-    Args:
-        mode (`str`): see the module docstring.
-        dim (`int`, *optional*): number of components, for `pca_whiten` only.
-    """
+    """One of `MODES` (see the module docstring), fitted; `dim` components belong to `pca_whiten` only."""
 
     def __init__(self, mode: str = "none", dim: int | None = None):
         one_of(mode, MODES, "preprocess")
@@ -39,12 +33,10 @@ class Preprocess:
             # Some columns at a time: numpy takes a float64 copy of what it computes a deviation of.
             parts = [features[:, some] for some in blocks(features.shape[1], 64)]
             scale = np.concatenate([part.std(0, dtype=np.float64) for part in parts])
-            # A column of numbers that float32 can hardly tell apart: dividing by it would make noise a feature.
-            constant = scale <= _RESOLUTION * np.maximum(features.max(0), -features.min(0))
-            self.state = {
-                "mean": features.mean(0, dtype=np.float64),
-                "scale": np.where(constant, np.inf, scale),
-            }
+            # Numbers that float32 (resolution 1.2e-7) can hardly tell apart: dividing would make noise a feature.
+            constant = scale <= 2e-7 * np.maximum(features.max(0), -features.min(0))
+            mean = features.mean(0, dtype=np.float64)
+            self.state = {"mean": mean, "scale": np.where(constant, np.inf, scale)}
         elif self.mode == "pca_whiten":
             if self.dim > min(features.shape):
                 raise ValueError(f"preprocess_dim={self.dim} exceeds the features' {features.shape}: lower it")

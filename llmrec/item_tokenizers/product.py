@@ -17,8 +17,6 @@ from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
 from llmrec.item_tokenizers.residual.quantizer import last_level_costs, nearest
 
-_ROTATION_ITERATIONS = 10  # faiss's 50 take minutes on a few cores and move nothing after the first ten
-
 
 def learn_rotation(rows: np.ndarray, digits: int, codebook_size: int, seed: int) -> np.ndarray:
     """float32 `[D, D]`: the rotation of optimised product quantisation, learned from float32 `[N, D]`."""
@@ -28,7 +26,7 @@ def learn_rotation(rows: np.ndarray, digits: int, codebook_size: int, seed: int)
     quantizer = faiss.ProductQuantizer(width, digits, codebook_size.bit_length() - 1)
     quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
     transform = faiss.OPQMatrix(width, digits)
-    transform.pq, transform.niter = quantizer, _ROTATION_ITERATIONS
+    transform.pq, transform.niter = quantizer, 10  # faiss's 50 take minutes, and move nothing after the first ten
     transform.train(rows)
     return faiss.vector_to_array(transform.A).reshape(width, width).copy()
 
@@ -43,11 +41,10 @@ class PQ(ItemTokenizer):
     """Product quantiser.
 
     Args:
-        digits (`int`): pieces of the vector, the length of a SemID, 4 to 64.
-        codebook_size (`int`): codes per digit; for `OPQ` a power of two.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`. Without a
-            number `pca_whiten` takes about 128 components, at least four a digit where the features have as many.
-        niter (`int`): iterations of k-means.
+        digits: pieces of the vector, the length of a SemID, 4 to 64.
+        codebook_size: codes per digit; for `OPQ` a power of two.
+        preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`. Without a number `pca_whiten` takes about
+            128 components, at least four a digit where the features have as many.
     """
 
     name = "pq"
@@ -92,9 +89,8 @@ class PQ(ItemTokenizer):
                 "choose a divisor, or preprocess='pca_whiten'"
             )
         self.rotation = learn_rotation(rows, self.digits, self.codebook_size, seed) if self.rotate else None
-        pieces = self._pieces(self._rotated(rows))
         self.codebooks = []
-        for digit, piece in enumerate(pieces):
+        for digit, piece in enumerate(self._pieces(rows)):
             self._enough(len(unique_rows(piece)), f"vectors at digit {digit}")
             self.codebooks.append(kmeans(piece, self.codebook_size, seed + digit, self.niter))
 
@@ -105,25 +101,20 @@ class PQ(ItemTokenizer):
                 f"lower codebook_sizes (codebook_size={self.codebook_size})"
             )
 
-    def _rotated(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self.rotation is None else rotated(rows, self.rotation)
-
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
-        return [np.ascontiguousarray(piece) for piece in np.split(rows, self.digits, axis=1)]
+        turned = rows if self.rotation is None else rotated(rows, self.rotation)
+        return [np.ascontiguousarray(piece) for piece in np.split(turned, self.digits, axis=1)]
 
     def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes = np.empty((len(features), self.digits), np.int32)
         for block in blocks(len(features)):
-            pieces = self._transform(features[block])
+            pieces = self._pieces(self.preprocessing(features[block]))
             codes[block] = np.stack([nearest(piece, book) for piece, book in zip(pieces, self.codebooks)], axis=1)
         return codes
 
     def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        last = np.concatenate([self._transform(features[block])[-1] for block in blocks(len(features))])
-        return last_level_costs(last, codes[:, -1:], self.codebooks[-1:], normalize=False)
-
-    def _transform(self, features: np.ndarray) -> list[np.ndarray]:
-        return self._pieces(self._rotated(self.preprocessing(features)))
+        last = [self._pieces(self.preprocessing(features[block]))[-1] for block in blocks(len(features))]
+        return last_level_costs(np.concatenate(last), codes[:, -1:], self.codebooks[-1:], normalize=False)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

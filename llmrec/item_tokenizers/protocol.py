@@ -6,19 +6,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import check_features
+from llmrec.arrays import check_features, row_digests
 from llmrec.files import fingerprint, load_state, part_of, save_state
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.remembered import Remembered
-
-# Settings that say where files lie and what computes: they are no part of what a tokenizer is.
-_UNRECORDED = ("device", "cache_dir", "write")
 
 
 class Traits(NamedTuple):
@@ -44,12 +41,37 @@ class Traits(NamedTuple):
     needs: tuple[str, ...] = ("features",)
 
 
+class Remembered:
+    """Codes (int32 `[M, L]`) of fitted items, found again by `row_digests` of their feature rows, or of hashes of ids.
+
+    A balanced assignment, or a leaf of a tree, is no function of distances alone: an item keeps what it was given, and
+    only items that were not there are routed.
+    """
+
+    def __init__(self, digests: list[bytes], codes: np.ndarray):
+        self.codes = np.ascontiguousarray(codes, np.int32)
+        self.row_of = {digest: row for row, digest in enumerate(digests)}
+
+    @cached_property
+    def semids(self) -> set[tuple[int, ...]]:
+        """The codes without -1."""
+        return {tuple(row[row >= 0].tolist()) for row in self.codes}
+
+    def recall(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of feature rows, int32 `[N, L]` (-1 throughout where a row is new), and which are known, bool."""
+        place = np.array([self.row_of.get(digest, -1) for digest in row_digests(rows)], np.int64)
+        known = place >= 0
+        codes = np.full((len(rows), self.codes.shape[1]), -1, np.int32)
+        codes[known] = self.codes[place[known]]
+        return codes, known
+
+
 class BaseTokenizer:
     """What is fitted on a catalogue and saved: `ItemTokenizer` and `SequenceTokenizer`.
 
-    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`. What `learn` leaves in `dim`,
-    `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest by the subclass's
-    `state` and `restore`.
+    A subclass is a dataclass of its settings with a `name`, `traits` and `learn`: `fit`, of checked input. What that
+    leaves in `dim`, `preprocessing`, `remembered` and the attributes that `learned` names is saved here, the rest
+    by the subclass's `state` and `restore`.
 
     Attributes:
         name (`str`): its key in `TOKENIZERS` or `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
@@ -69,12 +91,10 @@ class BaseTokenizer:
     @property
     def config(self) -> dict:
         """The settings, plain JSON: arguments of the constructor."""
-        settings = {each.name: vars(self)[each.name] for each in fields(self) if each.init}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in settings.items()
-            if name not in _UNRECORDED
-        }
+        # Where files lie and what computes is no part of what a tokenizer is.
+        names = [each.name for each in fields(self) if each.init and each.name not in ("device", "cache_dir", "write")]
+        values = {name: vars(self)[name] for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fit(
         self, features: np.ndarray, items: pa.Table | None = None, train: pa.Table | None = None, seed: int = 0
@@ -82,9 +102,9 @@ class BaseTokenizer:
         """Learns from the items of the training split; equal input and seed give an equal tokenizer.
 
         Args:
-            features (`np.ndarray`, float32, `[N, D]`).
-            items (`pa.Table`, *optional*): the same N items' columns, `item_id` among them.
-            train (`pa.Table`, *optional*): training sequences, `item_ids: list<string>` (`PreparedData.train`).
+            features: float32 `[N, D]`.
+            items: the same N items' columns, `item_id` among them.
+            train: training sequences, `item_ids: list<string>` (`PreparedData.train`).
 
         Raises:
             ValueError: NaN or inf (names the row), fewer distinct items than codes in a level, or something in
@@ -103,11 +123,9 @@ class BaseTokenizer:
         return self
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
-        """`fit`, of checked input."""
         raise NotImplementedError
 
     def checked(self, features: np.ndarray, dim: int | None = None) -> np.ndarray:
-        """See `check_features`."""
         return check_features(features, dim)
 
     def require(self, name: str, table: pa.Table | None) -> None:
@@ -126,17 +144,18 @@ class BaseTokenizer:
             values["dim"] = self.dim
             arrays |= {f"preprocess.{name}": array for name, array in self.preprocessing.state.items()}
         if self.remembered is not None:
-            arrays |= self.remembered.arrays()
+            digests = np.frombuffer(b"".join(self.remembered.row_of), np.uint8).reshape(-1, 16)
+            arrays |= {"remembered.digests": digests, "remembered.codes": self.remembered.codes}
         return values, arrays
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
         vars(self).update({name: values[name] for name in self.learned})
         if self.preprocessing is not None:
             self.dim = values["dim"]
             self.preprocessing.state = part_of(arrays, "preprocess.")
         if "remembered.codes" in arrays:
-            self.remembered = Remembered.of(arrays)
+            digests = [row.tobytes() for row in arrays["remembered.digests"]]
+            self.remembered = Remembered(digests, arrays["remembered.codes"])
         self.fitted = True
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -146,7 +165,6 @@ class BaseTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads a folder written by `save_pretrained`."""
         saved, arrays = load_state(folder)
         tokenizer = cls(**saved["config"])
         tokenizer.restore(saved["state"], arrays)
@@ -154,7 +172,8 @@ class BaseTokenizer:
 
 
 class ItemTokenizer(BaseTokenizer):
-    """Items to codes: `codes_of` and, where codes have vectors, `costs_of` are the subclass's.
+    """Items to codes. A subclass has `codes_of` and, where codes have vectors, `costs_of`: `encode` and
+    `last_level_costs`, of checked input.
 
     Attributes:
         codebook_sizes (`tuple[int, ...]`, length L): codes per level; where they depend on the data, known after
@@ -172,10 +191,8 @@ class ItemTokenizer(BaseTokenizer):
     def encode(self, features: np.ndarray, items: pa.Table | None = None) -> np.ndarray:
         """Codes of any items, int32 `[N, L]`; -1 where an item has no code at a level.
 
-        Items that were fitted get the codes they had then. A row's codes do not depend on the rows beside it.
-
-        Raises:
-            ValueError: not fitted, NaN or inf, or another D than at `fit`.
+        Items that were fitted get the codes they had then. A row's codes do not depend on the rows beside it. Raises
+        `ValueError` where not fitted, for NaN or inf, or another D than at `fit`.
         """
         self.check_fitted()
         if "features" in self.traits.needs:
@@ -183,23 +200,18 @@ class ItemTokenizer(BaseTokenizer):
         return self.codes_of(features, items)
 
     def codes_of(self, features: np.ndarray, items: pa.Table | None) -> np.ndarray:
-        """`encode`, of checked input."""
         raise NotImplementedError
 
     def last_level_costs(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """float32 `[N, K_L]`: squared distance of each item's last residual (after codes `[:, :-1]`) to every
-        code of the last level. Collision policies find the next best code with it.
-
-        Raises:
-            ValueError: not fitted, bad features, or no tokenizer that `decodes_to_vector`.
-        """
+        code of the last level. Collision policies find the next best code with it. `ValueError` as `encode`, or from
+        a tokenizer that does not `decodes_to_vector`."""
         if not self.traits.decodes_to_vector:
             raise ValueError(f"item tokenizer {self.name!r} has no vectors at a last level, so no distances")
         self.check_fitted()
         return self.costs_of(self.checked(features, self.dim), codes)
 
     def costs_of(self, features: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """`last_level_costs`, of checked input."""
         raise NotImplementedError
 
 

@@ -57,7 +57,7 @@ def write_model_card(
     """Writes `README.md` into a model folder.
 
     Args:
-        metrics: validation metrics, `{"ndcg@10": 0.08, ...}`; they enter the card's model index too.
+        metrics: of validation, `{"ndcg@10": 0.08, ...}`; they enter the card's model index too.
         script_args: the recipe's dataclass; all its fields are shown.
         base_model: what the run started from, named in the card if it is a model of the Hub.
     """
@@ -83,7 +83,7 @@ def write_model_card(
         ]
         or None,
     )
-    example = index.items[: 2 if len(index.items) > 1 else 1]
+    example = index.items[:2]
     text = _TEXT.format(
         header=header.to_yaml(),
         name=folder.name,

@@ -29,19 +29,18 @@ class RecommenderConfig:
     """How a model folder recommends.
 
     Args:
-        prompt (`dict`): the `Prompt` that asks for the next item; a run uses one from SFT to serving.
-        max_history (`int`): items of the history that the prompt shows, the newest ones.
-        num_beams (`int`): width of the search; raised to k where a request wants more items.
-        normalize (`str`): `"vocabulary"` or `"catalogue"` (see `llmrec.decoding`).
-        fuse (list of `str`): views of Semantic IDs that are searched, each with the prompt in its own, and fused;
-            empty: the view of the prompt alone.
-        behaviour (`str`): the kind of interaction that is recommended where the index has behaviours; empty: its last.
-        thoughts (`int`): of a thinking prompt: rationales that are written before the search. One is greedy, several
-            are sampled, 0 is the empty thought.
-        max_thought_tokens (`int`): the longest rationale; it is closed there.
-        thought_temperature (`float`): of sampled rationales.
-        semid_fingerprint, catalogue_fingerprint (`str`): what the model was trained with; others are refused.
-        trained_on (`dict`): name and fingerprint of the data.
+        prompt: the `Prompt` that asks for the next item; a run uses one from SFT to serving.
+        max_history: items of the history that the prompt shows, the newest ones.
+        num_beams: width of the search; raised to k where a request wants more items.
+        normalize: `"vocabulary"` or `"catalogue"` (see `llmrec.decoding`).
+        fuse: views of Semantic IDs that are searched, each with the prompt in its own, and fused; empty: the view of
+            the prompt alone.
+        behaviour: the kind of interaction that is recommended where the index has behaviours; empty: its last.
+        thoughts: of a thinking prompt: rationales that are written before the search. One is greedy, several are
+            sampled, 0 is the empty thought.
+        max_thought_tokens: the longest rationale; it is closed there.
+        semid_fingerprint, catalogue_fingerprint: what the model was trained with; others are refused.
+        trained_on: name and fingerprint of the data.
     """
 
     prompt: dict
@@ -71,7 +70,6 @@ class RecommenderConfig:
 
     @classmethod
     def of(cls, data: PreparedData, index: SemIDIndex, **fields) -> "RecommenderConfig":
-        """For a model on this data with these Semantic IDs."""
         return cls(
             semid_fingerprint=index.fingerprint,
             catalogue_fingerprint=data.catalogue_fingerprint,
@@ -110,12 +108,8 @@ def write_sidecars(
 
 def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Greedy and unpenalised: an Instruct checkpoint's own sampling defaults filter constrained beams away."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return GenerationConfig(
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-    )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=pad if pad is not None else eos)
 
 
 def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:

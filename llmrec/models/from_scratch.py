@@ -22,8 +22,7 @@ _CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with a minimal chat template, trained on `texts` and the shipped prompts' words.
 
-    Args:
-        vocab_size: an upper bound; 256 bytes and 5 control tokens are always there.
+    `vocab_size` is an upper bound; 256 bytes and 5 control tokens are always there.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,11 +46,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
 
 
 def model_from_config(config: dict, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PreTrainedModel:
-    """A randomly initialised causal LM, e.g. from `{"model_type": "qwen3", "hidden_size": 192, ...}`.
-
-    Raises:
-        ValueError: no `model_type`, or a field that transformers does not accept.
-    """
+    """A randomly initialised causal LM, e.g. from `{"model_type": "qwen3", "hidden_size": 192, ...}`; `ValueError`
+    without `model_type`, or for a field that transformers does not accept."""
     if "model_type" not in config:
         raise ValueError("model_config has no model_type: write e.g. model_type: qwen3")
     fields = {key: value for key, value in config.items() if key != "model_type"}

@@ -18,18 +18,6 @@ from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.files import atomic_path
 from llmrec.models.folder import CARD, RecommenderConfig, load_index, write_sidecars
 
-# What belongs to the run that trained the model, not to the model.
-_LEFT_OUT = ("checkpoint-*", "stage.json", "runs")
-_CARD = """
-## Catalogue
-
-Updated without training, to version {version} of the Semantic IDs:
-
-```
-{changes}
-```
-"""
-
 
 def update_model_folder(
     folder: str | Path, index: SemIDIndex, items: pa.Table, output_dir: str | Path, hard_links: bool = False
@@ -37,15 +25,11 @@ def update_model_folder(
     """Writes a copy of a model folder for a later version of its index; the old folder stays as it is.
 
     Args:
-        folder: a model folder (recipes/sft.py).
-        index (`SemIDIndex`): of `add_items` and `remove_items`.
-        items (`pa.Table`): the columns of exactly its items; their order becomes the catalogue's.
+        index: of `add_items` and `remove_items`.
+        items: the columns of exactly its items; their order becomes the catalogue's.
         output_dir: must not exist yet.
-        hard_links (`bool`): share the files that do not change with the old folder, where the disk is one; then
-            neither folder may be trained in place.
-
-    Returns:
-        What changed between the two folders.
+        hard_links: share the files that do not change with the old folder, where the disk is one; then neither folder
+            may be trained in place.
 
     Raises:
         ValueError: other items than the index has, another item tokenizer, other tokens, or an item that would move:
@@ -72,13 +56,14 @@ def update_model_folder(
     config = replace(config, semid_fingerprint=index.fingerprint, catalogue_fingerprint=catalogue_fingerprint(items))
     with atomic_path(output_dir) as temporary:
         copy = os.link if hard_links else shutil.copy2
-        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_OUT), copy_function=copy)
+        of_the_run = shutil.ignore_patterns("checkpoint-*", "stage.json", "runs")
+        shutil.copytree(folder, temporary, ignore=of_the_run, copy_function=copy)
         # Files that differ are written anew and put in place, never through a link.
         write_sidecars(temporary, config, index, items)
         card = temporary / CARD
         if card.exists():
-            text = card.read_text(encoding="utf-8")
+            text = card.read_text(encoding="utf-8") + "\n## Catalogue\n\nUpdated without training, "
+            text += f"to version {index.version} of the Semantic IDs:\n\n```\n{changes}\n```\n"
             with atomic_path(card) as new:
-                note = _CARD.format(version=index.version, changes=changes)
-                new.write_text(text + note, encoding="utf-8")
+                new.write_text(text, encoding="utf-8")
     return changes

@@ -12,17 +12,15 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 
 INITIALISATIONS = ("mean", "text", "codebook")
 
 
 def add_semid_tokens(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> int:
-    """Adds every SemID token to the tokenizer, in place; returns how many were new.
-
-    Raises:
-        ValueError: a SemID token does not survive the tokenizer as exactly one id (e.g. it is a special token there).
-    """
+    """Adds every SemID token to the tokenizer, in place; returns how many were new. Raises `ValueError` where a token
+    does not survive the tokenizer as exactly one id (e.g. it is a special token there)."""
     added = tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in index.tokens])
     special = set(tokenizer.all_special_tokens)
     behaviours = [index.behaviour_token(behaviour) for behaviour in index.behaviours]
@@ -44,11 +42,8 @@ def behaviour_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -
 
 
 def semid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> list[np.ndarray]:
-    """Token ids of every code, int64 [K_l] per level; no level where the Semantic IDs add no tokens.
-
-    Raises:
-        ValueError: the tokenizer lacks a SemID token (call `add_semid_tokens` first).
-    """
+    """Token ids of every code, int64 [K_l] per level; no level where the Semantic IDs add no tokens. Raises
+    `ValueError` where the tokenizer lacks one (call `add_semid_tokens` first)."""
     vocabulary = tokenizer.get_vocab()
     missing = next((token for token in index.tokens if token not in vocabulary), None)
     if missing is not None:
@@ -73,21 +68,20 @@ def extend_vocabulary(
     Tokens of behaviours start from `"mean"`, whatever `init` says.
 
     Args:
-        init (`str`): where a new row starts.
+        init: where a new row starts.
             `"mean"`: the mean of the old rows plus noise of their per-dimension standard deviation.
             `"text"`: the mean embedding of the title tokens of the items behind the code, centred per level and
             scaled to the old rows' spread (needs `texts`). TS-Rec, GTI (arXiv 2604.02324) call this grounded.
             `"codebook"`: the code's vector under a seeded random projection, which keeps the codebook's geometry,
             centred and scaled alike (needs `codebooks`). Codes without text or vector fall back to `"mean"`.
-        texts (`dict`, *optional*): item id → text, for `"text"`.
-        codebooks (sequence of `np.ndarray` [K_l, d] or `None`, *optional*): per level; fewer levels than the index has
-            (the level that only tells colliding items apart has no vectors) are fine.
+        texts: item id → text, for `"text"`.
+        codebooks: [K_l, d] or `None` per level; fewer levels than the index has (the level that only tells colliding
+            items apart has no vectors) are fine.
 
     Raises:
         ValueError: an unknown `init`, or its input is missing.
     """
-    if init not in INITIALISATIONS:
-        raise ValueError(f"embedding initialisation {init!r} is not one of {', '.join(INITIALISATIONS)}")
+    one_of(init, INITIALISATIONS, "embedding initialisation")
     if init == "text" and not texts:
         raise ValueError("embedding initialisation 'text' needs the items' texts")
     if init == "codebook" and all(vectors is None for vectors in codebooks or ()):
@@ -103,32 +97,30 @@ def extend_vocabulary(
     for level, ids in enumerate(semid_token_ids(tokenizer, index)):
         levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
-    matrices = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not matrices[0]:
-        matrices.append(model.get_output_embeddings().weight)
-    for matrix in matrices:
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    for matrix in dict.fromkeys(layer.weight for layer in layers if layer is not None):
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
         for ids, levels in levels_of_ids.items():
             level, ids = levels[0], torch.tensor(ids)
             noise = torch.randn(len(ids), matrix.shape[1], generator=generator) * spread
             rows_of_level = mean + noise
-            grounded, held = None, None
+            grounded = None
             if init == "text":
-                grounded, held = _text_vectors(matrix, tokenizer, index, levels, texts)
+                grounded, known = _text_vectors(matrix, tokenizer, index, levels, texts)
             elif init == "codebook" and level < len(codebooks) and codebooks[level] is not None:
                 vectors = torch.from_numpy(np.asarray(codebooks[level], np.float32))
                 projection = torch.randn(
                     vectors.shape[1], matrix.shape[1], generator=torch.Generator().manual_seed(seed)
                 )
-                grounded, held = vectors @ projection, torch.ones(len(ids), dtype=torch.bool)
-            if grounded is not None and held.any():
-                centred = grounded - grounded[held].mean(0)
+                grounded, known = vectors @ projection, torch.ones(len(ids), dtype=torch.bool)
+            if grounded is not None and known.any():
+                centred = grounded - grounded[known].mean(0)
                 norms = centred.norm(dim=1)
-                held &= norms > 1e-6 * grounded.norm(dim=1).max()  # a code alone in its level says nothing
-                scale = spread.norm() / norms[held].mean()
+                known &= norms > 1e-6 * grounded.norm(dim=1).max()  # a code alone in its level says nothing
+                scale = spread.norm() / norms[known].mean()
                 # A tenth of the usual noise keeps codes with equal texts apart.
-                rows_of_level[held] = (mean + centred * scale + 0.1 * noise)[held]
+                rows_of_level[known] = (mean + centred * scale + 0.1 * noise)[known]
             matrix[ids] = rows_of_level.to(matrix)
         if behaviours := behaviour_token_ids(tokenizer, index):
             noise = torch.randn(len(behaviours), matrix.shape[1], generator=generator) * spread

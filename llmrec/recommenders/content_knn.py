@@ -39,17 +39,15 @@ class ContentKNN(CatalogueRanker):
     """Nearest items by content; `ContentKNN.fit(data)` makes one. A score is a decayed sum of cosines.
 
     Args:
-        items (`pa.Table`): the catalogue.
-        vectors (`np.ndarray`, float32, `[items, D]`): rows of unit length, or zero where nothing is known.
-        counts (`np.ndarray`, int64 `[items]`): interactions in train, for empty histories.
+        vectors: float32 `[items, D]`, rows of unit length, or zero where nothing is known.
+        counts: int64 `[items]`, interactions in train, for empty histories.
     """
 
     kind = "content_knn"
 
     def __init__(self, items: pa.Table, vectors: np.ndarray, counts: np.ndarray, config: ContentKNNConfig):
         super().__init__(items, config)
-        self.vectors = vectors
-        self.counts = counts
+        self.vectors, self.counts = vectors, counts
 
     @classmethod
     def fit(cls, data: PreparedData, config: ContentKNNConfig = ContentKNNConfig()) -> Self:

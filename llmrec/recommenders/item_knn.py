@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from llmrec.arrays import blocks
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
-
-_CHUNK = 4096  # items whose co-occurrences are held at once
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class ItemKNN(CatalogueRanker):
 
     def __init__(self, items: pa.Table, similarity: sp.csr_array, counts: np.ndarray, config: ItemKNNConfig):
         super().__init__(items, config)
-        self.similarity = similarity
-        self.counts = counts
+        self.similarity, self.counts = similarity, counts
 
     @classmethod
     def fit(cls, data: PreparedData, config: ItemKNNConfig = ItemKNNConfig()) -> Self:
@@ -59,12 +57,11 @@ class ItemKNN(CatalogueRanker):
         norm = np.maximum(occurring, 1)
         columns = (occurrences @ sp.diags_array(norm.astype(np.float32) ** -0.5)).tocsc()
         chunks = []
-        for start in range(0, shape[1], _CHUNK):
-            stop = min(start + _CHUNK, shape[1])
-            itself = np.arange(start, stop)
+        for chunk in blocks(shape[1], 4096):  # items whose co-occurrences are held at once
+            itself = np.arange(chunk.start, chunk.stop)
             cosine_to_itself = (again / norm)[itself] - (occurring[itself] > 0)
-            correction = sp.csr_array((cosine_to_itself, (itself - start, itself)), (len(itself), shape[1]))
-            chunks.append(_top_per_row(columns[:, start:stop].T @ columns + correction, config.neighbours))
+            correction = sp.csr_array((cosine_to_itself, (itself - chunk.start, itself)), (len(itself), shape[1]))
+            chunks.append(_top_per_row(columns[:, chunk].T @ columns + correction, config.neighbours))
         return cls(data.items, sp.vstack(chunks, "csr"), train_counts(data), config)
 
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -45,16 +45,11 @@ class LLMRecommender(PromptWriter):
 
     Args:
         model, tokenizer: from transformers; the tokenizer has the SemID tokens.
-        index (`SemIDIndex`): the catalogue's Semantic IDs.
-        items (`pa.Table`): one row per row of `index`, with `item_id`, `title` and the columns that filters may name.
-        config (`RecommenderConfig`): prompt, lengths, beams.
-        batch_size (`int`): histories that are searched together.
-        sequence_tokenizer (`SequenceTokenizer`, *optional*): the one that made `index`, if it is contextual.
-        seed (`int`): of several thoughts, which are sampled; the same request gets the same ones.
-        texts (`Texts`, *optional*): what training rows quote that are rendered with this recommender's `renderer`.
-
-    Raises:
-        ValueError: a thinking prompt whose completion is not a rationale in a block and then the target.
+        items: one row per row of `index`, with `item_id`, `title` and the columns that filters may name.
+        batch_size: histories that are searched together.
+        sequence_tokenizer: the one that made `index`, if it is contextual.
+        seed: of several thoughts, which are sampled; the same request gets the same ones.
+        texts: what training rows quote that are rendered with this recommender's `renderer`.
     """
 
     def __init__(
@@ -91,12 +86,10 @@ class LLMRecommender(PromptWriter):
             >>> recommender = LLMRecommender.from_pretrained("me/industrial", dtype="bfloat16", revision="v2")
 
         Args:
-            folder (`str` or `Path`): a model folder, or the name of a model on the Hub.
-            device (`str` or `torch.device`, *optional*): by default the GPU where there is one; with `device_map`, or
-                a quantised model, where transformers puts it.
-            dtype (`str` or `torch.dtype`, *optional*): `"auto"`, `"bfloat16"`, ...; by default that of the folder.
-            revision (`str`, *optional*): branch, tag or commit on the Hub.
-            token (`str` or `bool`, *optional*): for the Hub.
+            device: by default the GPU where there is one; with `device_map`, or a quantised model, where transformers
+                puts it.
+            dtype: `"auto"`, `"bfloat16"`, ...; by default that of the folder.
+            revision: branch, tag or commit on the Hub.
             model_kwargs: of transformers' `from_pretrained`, such as `device_map` and `attn_implementation`.
 
         Raises:
@@ -125,7 +118,6 @@ class LLMRecommender(PromptWriter):
 
     @property
     def device(self) -> torch.device:
-        """Where the model reads prompts."""
         return next(self.model.parameters()).device
 
     def to(self, *args, **kwargs) -> Self:
@@ -137,10 +129,8 @@ class LLMRecommender(PromptWriter):
         """Writes a model folder that `from_pretrained` reads, whole or not at all.
 
         Beside weights, tokenizer, `semids.parquet` and `llmrec_config.json` it holds the item tokenizer and the model
-        card of the folder that this recommender came from.
-
-        Raises:
-            ValueError: a folder with files in it, or a model with an adapter (`merge_and_unload` it first).
+        card of the folder that this recommender came from. Raises `ValueError` for a folder with files in it, or a
+        model with an adapter (`merge_and_unload` it first).
         """
         if Path(folder).is_dir() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} holds files already: save to a new folder")
@@ -169,18 +159,13 @@ class LLMRecommender(PromptWriter):
 
         Example:
             >>> recommender.push_to_hub("me/industrial", private=True)
-
-        Args:
-            private (`bool`, *optional*): of a new repository.
-            revision (`str`, *optional*): the branch.
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
+            rest = {"revision": revision, "commit_message": commit_message}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **rest)
 
     def recommend(
         self,
@@ -205,12 +190,11 @@ class LLMRecommender(PromptWriter):
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):  # a tokenizer of transformers fails on an empty list
             return []
+        rest = requests, behaviour, think, num_beams
         if len(self.views) == 1:
-            ((view, _),) = self.views.items()
-            lists = self._search(view, histories, ks, requests, behaviour, think, num_beams)
+            lists = self._search(next(iter(self.views)), histories, ks, *rest)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, num_beams) for number in ks]
-            rest = requests, behaviour, think, num_beams
             by_view = [self._search(view, histories, wanted, *rest) for view in self.views]
             lists = [
                 self._within(request, fuse(of_views))[:number]
@@ -271,12 +255,10 @@ class LLMRecommender(PromptWriter):
         return [written[number].strip() for number in range(len(prompts))]
 
     def after(self, *args, **kwargs) -> list[list[Recommendation]]:
-        """The old name of `recommend_after`."""
         warnings.warn("LLMRecommender.after is now recommend_after", FutureWarning, stacklevel=2)
         return self.recommend_after(*args, **kwargs)
 
     def tell(self, *args, **kwargs) -> list[str]:
-        """The old name of `generate_text`."""
         warnings.warn("LLMRecommender.tell is now generate_text", FutureWarning, stacklevel=2)
         return self.generate_text(*args, **kwargs)
 
@@ -323,11 +305,8 @@ class LLMRecommender(PromptWriter):
         return [pairs[place] for place in within_limits(rows, limits)]
 
     def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
-        """The rationales that `recommend` writes for each history, `config.thoughts` of them.
-
-        Raises:
-            ValueError: the prompt of this model is not a thinking one.
-        """
+        """The rationales that `recommend` writes for each history, `config.thoughts` of them; `ValueError` where the
+        prompt of this model is not a thinking one."""
         if self.block is None:
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
         return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
@@ -370,15 +349,11 @@ class LLMRecommender(PromptWriter):
     ) -> list[list[ScoredItem]]:
         """The best items after any prompts (token ids), by the constrained beam search on the model's device.
 
-        Args:
-            ks: how many, one number per prompt.
-            histories, requests (*optional*): what filters look at, and the filters, one per prompt.
-            view: the Semantic IDs that are searched; by default the first of this recommender's.
-            num_beams (*optional*): instead of `config.num_beams`.
+        `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's.
         """
         device, num_beams = self.device, num_beams or self.config.num_beams
         trie = self.catalogue.trie.to(device)
-        results: list[list[ScoredItem]] = [[] for _ in prompts]
+        results: dict[int, list[ScoredItem]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -391,9 +366,8 @@ class LLMRecommender(PromptWriter):
             within = self.catalogue.restrictions(asked, seen, view)
             search = open_search(self.model, ids, mask, trie, self.config.normalize)
             lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
-            for number, hits in zip(batch, lists):
-                results[number] = hits
-        return results
+            results |= zip(batch, lists)
+        return [results[number] for number in range(len(prompts))]
 
 
 def _pairs(lists: list[list[ScoredItem]]) -> list[list[tuple[int, float]]]:

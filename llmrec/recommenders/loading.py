@@ -1,10 +1,10 @@
 """`load_recommender`: any folder that recommends, ours or a baseline's, behind the one Protocol."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
+from llmrec.arguments import did_you_mean
 from llmrec.data import PreparedData
 from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
@@ -28,23 +28,16 @@ RANKERS: dict[str, type[CatalogueRanker]] = {
 def load_recommender(
     folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Recommender:
-    """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`).
-
-    Args:
-        device, dtype (*optional*): see `LLMRecommender.from_pretrained`; baselines keep their dtypes.
-
-    Raises:
-        ValueError: none of the three.
-    """
+    """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`);
+    `ValueError` for none of the three. Baselines keep their dtypes."""
     folder = Path(folder)
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
     kind = read_json(folder / "config.json").get("kind")
     if kind in RANKERS:
         return RANKERS[kind].from_pretrained(folder, device)
-    near = get_close_matches(str(kind), RANKERS, 1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r}){meant}")
+    neither = f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r})"
+    raise ValueError(neither + did_you_mean(kind, RANKERS))
 
 
 def check_trained_on(folder: str | Path, data: PreparedData) -> None:

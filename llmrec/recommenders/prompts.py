@@ -36,17 +36,14 @@ class PromptWriter:
 
     @property
     def trie(self) -> SemIDTrie:
-        """The Semantic IDs of the catalogue."""
         return self.catalogue.trie
 
     @property
     def item_ids(self) -> list[str]:
-        """The catalogue."""
         return self.index.items
 
     @property
     def behaviours(self) -> list[str]:
-        """The kinds of interaction that the model knows."""
         return self.index.behaviours
 
     def prompts(
@@ -73,7 +70,7 @@ class PromptWriter:
             rows: what the task speaks of: `history` (item ids; none by default), `about`, `wish`, ...; a search may
                 say `query` or `intention` in the user's words instead of the item that it is `about`. Where the model
                 knows kinds of interaction, a history comes with its `behaviours`, and `behaviour` is the wanted one.
-            templates (*optional*): row i takes the wording i modulo their number; by default all take the first.
+            templates: row i takes the wording i modulo their number; by default all take the first.
 
         Raises:
             ValueError: a row without a column that the task needs, or a history without its kinds of interaction.

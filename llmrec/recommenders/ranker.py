@@ -13,27 +13,25 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from llmrec.arrays import blocks
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
 from llmrec.recommenders.protocol import Recommendation, per_request
-
-_SCORES = 2**26  # scores held at once
 
 
 class CatalogueRanker(ABC):
     """Ranks by a score of every item; equal scores stand in the order of the catalogue.
 
     Args:
-        items (`pa.Table`): has `item_id` (distinct); `title` and the columns of predicates are optional.
-        config (*optional*): a dataclass of settings.
+        items: has `item_id` (distinct); `title` and the columns of predicates are optional.
+        config: a dataclass of settings.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, items: pa.Table, config=None):
-        self.items = items
-        self.config = config
+        self.items, self.config = items, config
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self.titles = items["title"].to_pylist() if "title" in items.column_names else [""] * len(self.item_ids)
         self.filter = CatalogueFilter(items)
@@ -57,7 +55,6 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
-        """See `Recommender.recommend`."""
         ks = per_request(k, len(histories), "k")
         requests = per_request(filters, len(histories), "filters")
         if any(number < 1 for number in ks):
@@ -66,9 +63,7 @@ class CatalogueRanker(ABC):
         values, offsets = lists_to_rows(of_users, self.items["item_id"])
         lists = []
         size = len(self.item_ids)
-        batch_size = max(1, min(256, _SCORES // max(1, size)))
-        for start in range(0, len(histories), batch_size):
-            batch = slice(start, min(start + batch_size, len(histories)))
+        for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
             scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
             for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
@@ -89,14 +84,8 @@ class CatalogueRanker(ABC):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
-        """Reads a folder written by `save_pretrained`.
-
-        Args:
-            device (*optional*): of a network, by default the GPU where there is one; other rankers have none.
-
-        Raises:
-            ValueError: naming a file that is missing or damaged.
-        """
+        """Reads a folder written by `save_pretrained`; `ValueError` names a file that is missing or damaged. Only a
+        network has a `device`, by default the GPU where there is one."""
         config, arrays = cls._load(folder)
         return cls.from_arrays(read_parquet(Path(folder) / "items.parquet"), arrays, config["settings"])
 
@@ -111,12 +100,8 @@ def train_counts(data: PreparedData) -> np.ndarray:
 
 
 def top_rows(scores: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
-    """int64 [<= k]: rows of the highest scores, best first; equal scores stand in the catalogue's order.
-
-    Args:
-        scores: float [items].
-        allowed (*optional*): bool [items]; the others are left out.
-    """
+    """int64 [<= k]: rows of the highest scores (float [items]) of those allowed (bool [items]), best first; equal
+    scores stand in the catalogue's order."""
     rows = np.arange(len(scores)) if allowed is None else np.flatnonzero(allowed)
     if k < len(rows):
         # argpartition alone would pick arbitrary rows among those that tie with the k-th.

@@ -24,21 +24,14 @@ class SASRec(CatalogueRanker):
 
     def __init__(self, model: SASRecModel, items: pa.Table, popularity: np.ndarray, config: SASRecConfig):
         super().__init__(items, config)
-        self.model = model.eval()
-        self.popularity = popularity
+        self.model, self.popularity = model.eval(), popularity
 
     @classmethod
     def fit(
         cls, data: PreparedData, config: SASRecConfig | None = None, device: str | torch.device | None = None
     ) -> Self:
-        """Trains on `data.train`, stops on validation ndcg@10, keeps the best weights.
-
-        Args:
-            device (*optional*): by default the GPU where there is one.
-
-        Raises:
-            ValueError: no training target, no validation row, or an item that is not in the catalogue.
-        """
+        """Trains on `data.train`, stops on validation ndcg@10, keeps the best weights. `ValueError` for no training
+        target, no validation row, or an item that is not in the catalogue."""
         config = config or SASRecConfig()
         return cls(train_sasrec(data, config, device), data.items, train_counts(data), config)
 

@@ -21,7 +21,7 @@ from reference_search import (
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from llmrec.decoding import search, tree_beam_search
-from llmrec.decoding.head import head_rows
+from llmrec.decoding.head import head_rows, unwrap
 from llmrec.decoding.tree_attention import prefill, unsupported
 from llmrec.decoding.trie import SemIDTrie
 
@@ -111,12 +111,12 @@ def test_adapters_count_merged_or_not(tied, normalize):
     head = model.get_output_embeddings()
     with torch.no_grad():
         expected = head(hidden)[:, rows]
-        weight, bias = head_rows(model, rows)
+        weight, bias = head_rows(unwrap(model).get_output_embeddings(), rows)
         torch.testing.assert_close(torch.nn.functional.linear(hidden, weight, bias), expected)
         with model.disable_adapter():
             plain = head(hidden)[:, rows]
             assert not torch.allclose(plain, expected)
-            torch.testing.assert_close(hidden @ head_rows(model, rows)[0].T, plain)
+            torch.testing.assert_close(hidden @ head_rows(unwrap(model).get_output_embeddings(), rows)[0].T, plain)
     unmerged = compare(model, semids, 5, normalize)
     merged = model.merge_and_unload()
     output = compare(merged, semids, 5, normalize)
@@ -149,13 +149,13 @@ def test_head_rows_of_saved_and_unknown_heads():
     compare(model, random_semids(2), 4, "catalogue")
     dora = LoraConfig(r=2, target_modules=["lm_head"], use_dora=True, task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(tiny_model(seed=2), dora).eval()
-    assert head_rows(model, torch.arange(3)) is None
+    assert head_rows(unwrap(model).get_output_embeddings(), torch.arange(3)) is None
     compare(model, random_semids(2), 4, "catalogue")
 
 
 def test_head_rows_carry_gradients():
     model = with_adapters(tied=False)
-    head_rows(model, torch.arange(20, 25))[0].sum().backward()
+    head_rows(unwrap(model).get_output_embeddings(), torch.arange(20, 25))[0].sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained and all("lm_head.lora_" in name for name in trained)
 

@@ -226,7 +226,7 @@ def test_every_level_reaches_the_encoder():
     """The reference implementations lose the commitment gradient of all levels but the first."""
     import torch
 
-    from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule, fit_codebooks
+    from llmrec.item_tokenizers.residual.rq_vae import RQVAEModule, fit_codebooks
 
     torch.manual_seed(0)
     x = torch.randn(60, 10)

@@ -12,8 +12,8 @@ from item_tokenizers.small import blobs
 from llmrec.arrays import check_features, l2_normalize, unique_rows
 from llmrec.catalogue.report import level_figures
 from llmrec.item_tokenizers import RVQ, RQKMeans
-from llmrec.item_tokenizers.residual.balance import BALANCES
 from llmrec.item_tokenizers.residual.quantizer import nearest
+from llmrec.item_tokenizers.residual.rq_kmeans import BALANCES
 
 
 def sizes(codes, size):

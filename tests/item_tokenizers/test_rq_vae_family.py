@@ -11,8 +11,8 @@ from item_tokenizers.small import blobs, small_items, small_train
 from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
 from llmrec.item_tokenizers.residual.autoencoder import batches_of
 from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
+from llmrec.item_tokenizers.residual.rq_vae import RQVAEModule
 from llmrec.item_tokenizers.residual.rq_vae_losses import Collaborative, Diversity, Step, grouped, infonce
-from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 SMALL = {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6}
 
@@ -66,7 +66,7 @@ def test_dead_codes_move_to_different_items_whatever_the_batch_size():
 
 
 def test_train_is_needed_only_where_the_collaborative_loss_counts():
-    assert "train" in LETTER.traits.needs and "train" in RQVAE(collaborative_weight=0.1).traits.needs
+    assert "train" in LETTER().traits.needs and "train" in RQVAE(collaborative_weight=0.1).traits.needs
     with pytest.raises(ValueError, match="'letter' needs items"):
         LETTER(**SMALL).fit(blobs())
     LETTER(**SMALL, collaborative_weight=0, epochs=1).fit(blobs())

@@ -19,7 +19,7 @@ from llmrec.item_tokenizers import (
     build_semids,
     load_item_tokenizer,
 )
-from llmrec.item_tokenizers.residual.balance import greedy
+from llmrec.item_tokenizers.residual.rq_kmeans import greedy
 from llmrec.item_tokenizers.trees.balanced_tree import assign_balanced
 from llmrec.item_tokenizers.trees.cooccurrence_tree import shared_users, spectral_clusters
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
-from llmrec.item_tokenizers.unigram import best_spelling, expected_counts, learn_unigram, spans_of
+from llmrec.item_tokenizers.merged import best_spelling, expected_counts, learn_unigram, spans_of
 
 texts = st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=12)
 

@@ -21,7 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import ModelConfig
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
-from llmrec.decoding.head import head_rows
+from llmrec.decoding.head import head_rows, unwrap
 from llmrec.rl import Groups, check_model, log_probs
 from llmrec.training import lora_config
 
@@ -179,7 +179,7 @@ def test_a_head_that_cannot_be_read_by_rows_is_run_whole():
     dora = LoraConfig(r=2, target_modules=["lm_head"], use_dora=True, task_type="CAUSAL_LM", init_lora_weights=False)
     _, semids, trie, chosen, groups = case(2)
     model = get_peft_model(tiny_model(seed=2), dora).eval()
-    assert head_rows(model, torch.arange(3)) is None
+    assert head_rows(unwrap(model).get_output_embeddings(), torch.arange(3)) is None
     assert_equals_plain(
         log_probs(model, groups, trie),
         groups,

@@ -17,13 +17,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows
 from llmrec.features.parts.part import rows_in_training
 from llmrec.item_tokenizers.contextual.actionpiece_vocabulary import Pieces, learn_merges
-from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    CONTEXTUAL,
-    Histories,
-    SequenceTokenizer,
-    generator_for,
-    with_targets,
-)
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import Histories, SequenceTokenizer
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.product import learn_rotation, rotated
 from llmrec.item_tokenizers.residual.quantizer import nearest
@@ -36,17 +30,17 @@ class ActionPiece(SequenceTokenizer):
     `fit` also takes an integer matrix `[N, m]` as features: then row i holds the m features of item i as they are.
 
     Args:
-        num_features (`int`), codes_per_feature (`int`, a power of two): an item's features are its codes of optimised
-            product quantisation.
-        pca_dim (`int`, *optional*): features are first whitened to so many dimensions, a multiple of `num_features`.
-        num_buckets (`int`): a last feature, drawn at random, tells items with equal codes apart: at most so many.
-            Items of the training sequences draw first, so no other item changes what they get.
-        vocabulary_size (`int`): features and pieces.
-        covers (`int`): orders of an item's features that give its SemIDs, besides the order by number.
+        num_features, codes_per_feature (a power of two): an item's features are its codes of optimised product
+            quantisation.
+        pca_dim: features are first whitened to so many dimensions, a multiple of `num_features`.
+        num_buckets: a last feature, drawn at random, tells items with equal codes apart: at most so many. Items of
+            the training sequences draw first, so no other item changes what they get.
+        vocabulary_size: features and pieces.
+        covers: orders of an item's features that give its SemIDs, besides the order by number.
     """
 
     name = "actionpiece"
-    traits = CONTEXTUAL._replace(ordered=False)
+    traits = SequenceTokenizer.traits._replace(ordered=False)
 
     num_features: int = 4
     codes_per_feature: int = 256
@@ -122,12 +116,11 @@ class ActionPiece(SequenceTokenizer):
         self.tokens = [f"<p_{number}>" for number in range(len(self.pieces))]
 
     def _draw_covers(self, order: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct covers of every item: int32 `[R]` items and `[R, m]` pieces, -1 after the last. Items draw in
-        this order."""
+        """The distinct covers of every item, which draw in this order: int32 `[R]` items and `[R, m]` pieces, -1 after
+        the last."""
         covers: dict[tuple[int, ...], None] = {}
-        drawn = {}
-        for row in order.tolist():
-            drawn[row] = generator.permuted(np.tile(self.sets[row], (self.covers, 1)), axis=1)
+        times = self.covers, 1
+        drawn = {row: generator.permuted(np.tile(self.sets[row], times), axis=1) for row in order.tolist()}
         for row, by_number in enumerate(self.sets):
             for features in [by_number, *drawn[row]]:
                 pieces = sorted(self.pieces.apply(features.tolist()), key=self.pieces.contents.__getitem__)
@@ -136,39 +129,31 @@ class ActionPiece(SequenceTokenizer):
         return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
-        rows, offsets = self._rows(histories)
+        rows, offsets = self.rows_of(histories)
         result = []
         for history, start, end in zip(histories, offsets[:-1], offsets[1:]):
             sets = self.sets[rows[start:end]]
             if seed is not None:
-                sets = generator_for(seed, history).permuted(sets, axis=1)
+                sets = self.generator_for(seed, history).permuted(sets, axis=1)
             result.append([self.tokens[piece] for piece in self.pieces.apply(sets.reshape(-1).tolist())])
         return result
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        both = with_targets(histories, targets)
-        rows, _ = self._rows([[target] for target in targets])
+        both = self.with_targets(histories, targets)
+        rows, _ = self.rows_of([[target] for target in targets])
         first, stop = (np.searchsorted(self._covers[0], rows, side) for side in ("left", "right"))
         if seed is not None:
-            draws = [generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
+            draws = [self.generator_for(seed, ids).integers(count) for ids, count in zip(both, stop - first)]
             first += np.array(draws, np.int64)
         return [[self.tokens[piece] for piece in cover if piece >= 0] for cover in self._covers[1][first].tolist()]
 
     def index(self) -> SemIDIndex:
         self.check_fitted()
         items, codes = self._covers
-        levels = codes.shape[1]
-        return SemIDIndex(
-            [self.item_ids[row] for row in items],
-            codes,
-            [len(self.tokens)] * levels,
-            level_tokens=[self.tokens] * levels,
-            info=self.index_info(),
-        )
-
-    def _rows(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        self.check_fitted()
-        return lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
+        level_tokens = [self.tokens] * codes.shape[1]
+        item_ids = [self.item_ids[row] for row in items]
+        sizes = list(map(len, level_tokens))
+        return SemIDIndex(item_ids, codes, sizes, level_tokens=level_tokens, info=self.index_info())
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, _ = super().state()
@@ -193,6 +178,6 @@ def _random_buckets(
     draws: dict[int, Iterator[int]] = {}
     for row, equal in zip(order, group.reshape(-1)[order].tolist()):
         if equal not in draws:
-            draws[equal] = iter(generator.permutation(num_buckets)[: counts[equal]].tolist())
+            draws[equal] = iter(generator.permutation(num_buckets))
         buckets[row] = next(draws[equal])
     return buckets

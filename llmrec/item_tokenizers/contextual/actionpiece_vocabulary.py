@@ -22,19 +22,15 @@ Chain = list[list[int]]
 
 
 def make_chain(sets: Iterable[Iterable[int]]) -> Chain:
-    """A chain of items, from their sets of tokens."""
-    chain: Chain = []
-    for tokens in sets:
-        chain += [sorted(tokens), []]
-    return chain[:-1]
+    return [cell for tokens in sets for cell in (sorted(tokens), [])][:-1]
 
 
 def add_weights(chain: Chain, first: int, last: int, unit: int, base: int, weights: dict[int, int]) -> None:
     """Adds to `weights` what the items `first` to `last` (even cells) and the slots beside them weigh.
 
     Args:
-        unit (`int`): what 1 is counted as; negative to subtract.
-        base (`int`): the pair of tokens a <= b has the key a * base + b.
+        unit: what 1 is counted as; negative to subtract.
+        base: the pair of tokens a <= b has the key a * base + b.
     """
     for x in range(first, last + 1, 2):
         item = chain[x]
@@ -101,10 +97,10 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
 
     Args:
         sequences: per sequence, per item, its distinct tokens, numbers below `num_tokens`.
-        num_merges (`int`): at most; fewer where no pair is left.
+        num_merges: at most; fewer where no pair is left.
 
     Returns:
-        `np.ndarray`, int32, `[M, 2]`: token or piece numbers, the lower first.
+        int32 `[M, 2]`: token or piece numbers, the lower first.
     """
     chains = [make_chain(sets) for sets in sequences]
     unit, base = weight_unit(chains), num_tokens + num_merges
@@ -121,10 +117,10 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
     merges: list[tuple[int, int]] = []
     while heap and len(merges) < num_merges:
         weight, key = heappop(heap)
-        held = counts.get(key, 0)
-        if held != -weight:
-            if 0 < held < -weight:
-                heappush(heap, (-held, key))
+        now = counts.get(key, 0)
+        if now != -weight:
+            if 0 < now < -weight:
+                heappush(heap, (-now, key))
             continue
         a, b = divmod(key, base)
         piece = num_tokens + len(merges)
@@ -148,12 +144,7 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
 
 
 class Pieces:
-    """Applies merges to flat sequences, and knows what a piece is made of.
-
-    Args:
-        merges (`np.ndarray`, int, `[M, 2]`): of `learn_merges`.
-        num_tokens (`int`): tokens that are no merge.
-    """
+    """Applies the merges of `learn_merges` to flat sequences, and knows what a piece is made of."""
 
     def __init__(self, merges: np.ndarray, num_tokens: int):
         self.num_tokens = num_tokens

@@ -13,22 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arrays import kmeans, l2_normalize, unique_rows
+from llmrec.arrays import blocks, kmeans, l2_normalize, unique_rows
 from llmrec.catalogue.collisions import append
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.part import rows_in_training
-from llmrec.item_tokenizers.contextual.sequence_tokenizer import (
-    Histories,
-    SequenceTokenizer,
-    generator_for,
-    with_targets,
-)
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import Histories, SequenceTokenizer
 from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
-
-_BLOCK = 65_536
 
 
 @dataclass(eq=False)
@@ -39,13 +32,13 @@ class Pctx(SequenceTokenizer):
     cluster gets residual k-means codes of half its mean context, half the item's features.
 
     Args:
-        codebook_sizes (sequence of `int`): codes per level, coarse to fine; a level of conflict digits follows.
-        context_dim (`int`): width of the co-occurrence embeddings that contexts are sums of.
-        feature_dim (`int`): principal components of the features.
-        decay (`float`): weight in a context of an item against the one after it.
-        max_clusters (`int`): of contexts, per item.
-        min_share (`float`): a SemID that holds less of an item's interactions merges into the item's nearest one.
-        augment (`float`): share of a history's items that get a random one of their SemIDs where a seed is given.
+        codebook_sizes: codes per level, coarse to fine; a level of conflict digits follows.
+        context_dim: width of the co-occurrence embeddings that contexts are sums of.
+        feature_dim: principal components of the features.
+        decay: weight in a context of an item against the one after it.
+        max_clusters: of contexts, per item.
+        min_share: a SemID that holds less of an item's interactions merges into the item's nearest one.
+        augment: share of a history's items that get a random one of their SemIDs where a seed is given.
     """
 
     name = "pctx"
@@ -62,8 +55,8 @@ class Pctx(SequenceTokenizer):
         self.codebook_sizes = check_sizes(self.codebook_sizes)
         if min(self.context_dim, self.feature_dim, self.max_clusters) < 1:
             raise ValueError("context_dim, feature_dim and max_clusters must be at least 1")
-        for name, share in (("decay", self.decay), ("min_share", self.min_share), ("augment", self.augment)):
-            if not 0 <= share <= 1:
+        for name in ("decay", "min_share", "augment"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}={share} must be between 0 and 1")
 
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
@@ -95,20 +88,24 @@ class Pctx(SequenceTokenizer):
             kept = sorted(set(keeper), key=lambda c: (-counts[of_item][np.equal(keeper, c)].sum(), c))
             semid_of_cluster[of_item] = [len(rows) + kept.index(c) for c in keeper]
             rows += [start + c for c in kept]
+        # Conflict digits: items of the training sequences get theirs first, so no other item changes them.
+        codes, in_training = codes[rows], np.isin(item[rows], seen)
+        digits = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
+        digits[in_training] = append(codes[in_training], None, digits[:0])
+        digits[~in_training] = append(codes[~in_training], None, digits[in_training])
         arrays = {
             "embeddings": embeddings,
             "centroids": centroids,
             "clusters": clusters,
             "semid_of_cluster": semid_of_cluster,
             "item_of_semid": item[rows],
-            "codes": _with_digits(codes[rows], np.isin(item[rows], seen)),
+            "codes": digits,
         }
         self.restore({"item_ids": item_ids}, arrays)
 
     def _semids(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the index for every interaction int64 `[n]`, and the offsets of the histories."""
-        self.check_fitted()
-        values, offsets = lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
+        values, offsets = self.rows_of(histories)
         contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.decay)
         semids = self._bounds[values]
         told = contexts.any(1)
@@ -119,21 +116,20 @@ class Pctx(SequenceTokenizer):
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         semids, offsets = self._semids(histories)
-        item = self.arrays["item_of_semid"][semids]
         result = []
         for history, start, stop in zip(histories, offsets[:-1], offsets[1:]):
             rows = semids[start:stop]
             if seed is not None:
-                generator = generator_for(seed, history)
-                items = item[start:stop]
+                generator = self.generator_for(seed, history)
+                items = self.arrays["item_of_semid"][rows]
                 exchanged = generator.random(len(rows)) < self.augment
                 rows = np.where(exchanged, generator.integers(self._bounds[items], self._bounds[items + 1]), rows)
             result.append([token for row in rows for token in self._tokens[row]])
         return result
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        """See `SequenceTokenizer.encode_target`; the seed changes nothing, a target has the SemID of its context."""
-        semids, offsets = self._semids(with_targets(histories, targets))
+        # A target has the SemID of its context, whatever the seed.
+        semids, offsets = self._semids(self.with_targets(histories, targets))
         return [list(self._tokens[row]) for row in semids[offsets[1:] - 1]]
 
     def index(self) -> SemIDIndex:
@@ -159,15 +155,11 @@ class Pctx(SequenceTokenizer):
 
 
 def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndarray, decay: float) -> np.ndarray:
-    """What a user was about before each interaction.
-
-    Args:
-        embeddings (`np.ndarray`, float32, `[N, d]`).
-        values, offsets: sequences of item rows, see `llmrec.data.rows`.
+    """What a user was about before each interaction of sequences of item rows (see `llmrec.data.rows`).
 
     Returns:
-        `np.ndarray`, float32, `[len(values), d]`: the sum of the embeddings of the items before it in its sequence,
-        the k-th last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
+        float32 `[len(values), d]`: the sum of the embeddings `[N, d]` of the items before it in its sequence, the k-th
+        last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
     """
     contexts = np.zeros((len(values), embeddings.shape[1]), np.float32)
     lengths = np.diff(offsets)
@@ -180,28 +172,19 @@ def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndar
     return l2_normalize(contexts).astype(np.float32)
 
 
-def _with_digits(codes: np.ndarray, in_training: np.ndarray) -> np.ndarray:
-    """int32 `[R, L + 1]`: codes and conflict digits. Items of the training sequences get theirs first, so no other
-    item changes them."""
-    result = np.full((len(codes), codes.shape[1] + 1), -1, np.int32)
-    result[in_training] = append(codes[in_training], None, result[:0])
-    result[~in_training] = append(codes[~in_training], None, result[in_training])
-    return result
-
-
 def _nearest_cluster(
     items: np.ndarray, contexts: np.ndarray, centroids: np.ndarray, clusters: np.ndarray
 ) -> np.ndarray:
     """int64 `[n]`: for each interaction, the cluster of its item whose centroid is nearest to its context."""
     result = np.empty(len(items), np.int64)
-    for start in range(0, len(items), _BLOCK):
-        block = items[start : start + _BLOCK]
-        firsts, counts = clusters[block], clusters[block + 1] - clusters[block]
-        row = np.repeat(np.arange(len(block)), counts)
+    for block in blocks(len(items), 65_536):
+        firsts = clusters[items[block]]
+        counts = clusters[items[block] + 1] - firsts
+        row = np.repeat(np.arange(len(counts)), counts)
         cluster = ragged_arange(firsts, firsts + counts)
-        distances = ((contexts[start + row] - centroids[cluster]) ** 2).sum(1)
+        distances = ((contexts[block.start + row] - centroids[cluster]) ** 2).sum(1)
         order = np.lexsort((cluster, distances, row))
-        result[start : start + _BLOCK] = cluster[order[offsets_of(counts)[:-1]]]
+        result[block] = cluster[order[offsets_of(counts)[:-1]]]
     return result
 
 
@@ -216,15 +199,12 @@ def _cluster_contexts(
     for start, stop in zip(bounds[:-1], bounds[1:]):
         count = int(np.clip(np.sqrt((stop - start) / 4), 1, max_clusters))
         rows = contexts[order[start:stop]] if stop > start else np.zeros((1, contexts.shape[1]), np.float32)
-        groups.append(_centroids(rows, count, seed))
+        count = min(count, len(unique_rows(rows))) if count > 1 else 1
+        if count > 1:
+            groups.append(kmeans(np.ascontiguousarray(rows), count, seed, niter=20))
+        else:
+            groups.append(rows.mean(0, keepdims=True))
     return np.concatenate(groups), offsets_of(np.array([len(group) for group in groups]))
-
-
-def _centroids(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    count = min(count, len(unique_rows(rows))) if count > 1 else 1
-    if count == 1:
-        return rows.mean(0, keepdims=True)
-    return kmeans(np.ascontiguousarray(rows), count, seed, niter=20)
 
 
 def _principal(rows: np.ndarray, learned_from: np.ndarray, dim: int) -> np.ndarray:

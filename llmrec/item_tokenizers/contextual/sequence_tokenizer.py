@@ -12,16 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
-CONTEXTUAL = Traits(
-    fixed_length=False,
-    contextual=True,
-    decodes_to_vector=False,
-    nearest=False,
-    needs=("features", "items", "train"),
-)
 
 
 class SequenceTokenizer(BaseTokenizer):
@@ -31,27 +25,27 @@ class SequenceTokenizer(BaseTokenizer):
     `items` hold here. `traits.contextual` is true.
     """
 
-    traits = CONTEXTUAL
+    traits = Traits(
+        fixed_length=False,
+        contextual=True,
+        decodes_to_vector=False,
+        nearest=False,
+        needs=("features", "items", "train"),
+    )
     learned = ("item_ids",)
 
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.
 
-        Args:
-            seed (`int`, *optional*): varies the tokens at random, a regularisation of training. The same seed and
-                history give the same tokens, whatever stands beside it. Without one the tokens are the usual ones.
-
-        Raises:
-            ValueError: not fitted, or an item that is not in the catalogue.
+        A seed varies the tokens at random, a regularisation of training. The same seed and history give the same
+        tokens, whatever stands beside it. Raises `ValueError` where not fitted, or for an item that is not in the
+        catalogue.
         """
         raise NotImplementedError
 
     def encode_target(self, histories: Histories, targets: Sequence[str], seed: int | None = None) -> list[list[str]]:
-        """The tokens of the item that follows each history: always one of the item's SemIDs in `index()`.
-
-        Raises:
-            ValueError: as `encode_history`, or a different number of targets and histories.
-        """
+        """The tokens of the item that follows each history: always one of the item's SemIDs in `index()`. `ValueError`
+        as `encode_history`, or for a different number of targets and histories."""
         raise NotImplementedError
 
     def index(self) -> SemIDIndex:
@@ -59,7 +53,6 @@ class SequenceTokenizer(BaseTokenizer):
         raise NotImplementedError
 
     def index_info(self) -> dict:
-        """What an index says of its tokenizer."""
         made_by = {"name": self.name, **self.config}
         return {"item_tokenizer": made_by, "item_tokenizer_fingerprint": tokenizer_fingerprint(self)}
 
@@ -69,14 +62,19 @@ class SequenceTokenizer(BaseTokenizer):
             raise ValueError(f"features hold {len(features)} rows for a catalogue of {items.num_rows} items")
         return items["item_id"].cast(pa.string()).to_pylist()
 
+    def rows_of(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """The items of histories as rows of the catalogue, and offsets; see `lists_to_rows`."""
+        self.check_fitted()
+        return lists_to_rows(pa.array(histories, pa.list_(pa.string())), self.item_ids)
 
-def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:
-    """Random numbers that depend on a seed and a history alone, not on its place in a batch."""
-    return np.random.default_rng([seed, zlib.crc32("\0".join(item_ids).encode())])
+    @staticmethod
+    def generator_for(seed: int, item_ids: Sequence[str]) -> np.random.Generator:
+        """Random numbers that depend on a seed and a history alone, not on its place in a batch."""
+        return np.random.default_rng([seed, zlib.crc32("\0".join(item_ids).encode())])
 
-
-def with_targets(histories: Histories, targets: Sequence[str]) -> list[list[str]]:
-    """Every history with its target at the end; raises `ValueError` where their numbers differ."""
-    if len(histories) != len(targets):
-        raise ValueError(f"{len(histories)} histories for {len(targets)} targets")
-    return [[*history, target] for history, target in zip(histories, targets)]
+    @staticmethod
+    def with_targets(histories: Histories, targets: Sequence[str]) -> list[list[str]]:
+        """Every history with its target at the end; raises `ValueError` where their numbers differ."""
+        if len(histories) != len(targets):
+            raise ValueError(f"{len(histories)} histories for {len(targets)} targets")
+        return [[*history, target] for history, target in zip(histories, targets)]

@@ -1,6 +1,7 @@
 """What RQ-VAE and MBGen share: an encoder that is trained on distinct items, and saved with its decoder."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from llmrec.item_tokenizers.protocol import ItemTokenizer
 
 
 def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
-        layers += [nn.Linear(inner, outer)] + ([nn.ReLU()] if i < len(sizes) - 2 else [])
-    return nn.Sequential(*layers)
+    layers = [layer for inner, outer in zip(sizes, sizes[1:]) for layer in (nn.Linear(inner, outer), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def nearest_code(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """int64 `[B]`: the nearest code of every latent `[B, d]`; its own length is the same for all of them."""
+    return torch.addmm((codebook**2).sum(1), z, codebook.T, alpha=-2).argmin(1)
 
 
 def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -27,16 +31,12 @@ def batches_of(count: int, batch_size: int, generator: torch.Generator) -> tuple
 
 class Autoencoder(ItemTokenizer):
     """Keeps a network that has an `encoder`; subclasses are dataclasses with `device`, `preprocess_dim` and
-    `latent_dim`, and make the network in `new_module`."""
+    `latent_dim`, and make the untrained network for preprocessed features `[N, dim]` in `new_module`."""
 
     learned = ("history",)
-
-    def __post_init__(self):
-        self.history: list[dict] = []
-        self._module = self._encoder = None
+    history: Sequence[dict] = ()
 
     def new_module(self, dim: int) -> nn.Module:
-        """The untrained network for preprocessed features of so many dimensions."""
         raise NotImplementedError
 
     def adopt(self, module: nn.Module) -> None:
@@ -59,10 +59,8 @@ class Autoencoder(ItemTokenizer):
     @torch.no_grad()
     def _latent(self, features: np.ndarray) -> np.ndarray:
         """float32 `[N, d]`; computed in float64, so that it does not depend on the rows beside it."""
-        return np.concatenate([self._latent_block(features[block]) for block in blocks(len(features))])
-
-    def _latent_block(self, features: np.ndarray) -> np.ndarray:
-        return self._encoder(torch.from_numpy(self.preprocessing(features)).double()).float().numpy()
+        parts = (torch.from_numpy(self.preprocessing(features[block])) for block in blocks(len(features)))
+        return np.concatenate([self._encoder(part.double()).float().numpy() for part in parts])
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

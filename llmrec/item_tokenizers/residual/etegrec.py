@@ -24,9 +24,8 @@ from tqdm.auto import tqdm
 
 from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import Traits
-from llmrec.item_tokenizers.residual.rq_vae import RQVAE, WITH_TRAIN
+from llmrec.item_tokenizers.residual.rq_vae import RQVAE, WITH_TRAIN, RQVAEModule
 from llmrec.item_tokenizers.residual.rq_vae_losses import in_batch, mse
-from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule
 
 
 @dataclass(eq=False)
@@ -34,10 +33,8 @@ class ETEGRec(RQVAE):
     """RQ-VAE, aligned with a recommender.
 
     Args: those of `RQVAE`, for the training before the cycles (`temperature` is also PSA's), and
-        cycles, cycle_epochs (`int`): how many cycles, of how many epochs; the last one of each is the tokenizer's.
-        max_length (`int`): items of a history, the latest. sequence_batch_size (`int`). width (`int`): of the GRU.
-        tokenizer_learning_rate, recommender_learning_rate (`float`): of AdamW.
-        sia_weight, psa_weight (`float`): of the alignment losses.
+        cycles, cycle_epochs: how many cycles, of how many epochs; the last one of each is the tokenizer's.
+        max_length: items of a history, the latest. width: of the GRU.
 
     Attributes:
         history (list of `dict`): the epochs of RQ-VAE, then per cycle `recommendation`, `sia`, `psa`,
@@ -59,10 +56,6 @@ class ETEGRec(RQVAE):
     sia_weight: float = 1e-3
     psa_weight: float = 1e-3
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.traits = ETEGRec.traits
-
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
         super().learn(features, items, train, seed)
         windows = training_windows(train, items["item_id"].to_pylist(), self.max_length)
@@ -73,12 +66,7 @@ class ETEGRec(RQVAE):
         self.adopt(self._module)
 
     def fine_tune(self, module: RQVAEModule, rows: np.ndarray, windows: torch.Tensor, seed: int) -> list[dict]:
-        """Trains `module` in place on float32 `[N, D]` and the windows of `training_windows`.
-
-        Returns:
-            one dict per cycle: `recommendation`, `sia`, `psa`, `reconstruction` and `quantisation` of its last epochs,
-            and `changed`: the share of items that have other codes than before the first cycle.
-        """
+        """Trains `module` in place on float32 `[N, D]` and the windows of `training_windows`; returns `history`."""
         device = self.training_device()
         generator = torch.Generator().manual_seed(seed)
         x, windows = torch.from_numpy(rows).to(device), windows.to(device)
@@ -135,12 +123,7 @@ class ETEGRec(RQVAE):
 
 
 class Recommender(nn.Module):
-    """Next items from the quantised vectors of a history.
-
-    Args:
-        latent_dim (`int`): d of the tokenizer. dim (`int`): D of its input. codebook_sizes (sequence of `int`).
-        width (`int`): of the GRU.
-    """
+    """Next items from the quantised vectors (d = `latent_dim`) of a history, and items `[D]` from its states."""
 
     def __init__(self, latent_dim: int, dim: int, codebook_sizes, width: int):
         super().__init__()
@@ -160,11 +143,8 @@ class Recommender(nn.Module):
 def alignment(
     module, recommender: Recommender, states: torch.Tensor, step, same: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SIA and PSA of B sequence states and their target items.
-
-    Args:
-        states (float `[B, width]`), step (`Step`): of the targets. same (bool `[B, B]`): two targets are one item.
-    """
+    """SIA and PSA of B sequence states `[B, width]` and their targets' `Step`; `same` (bool `[B, B]`): two targets are
+    one item."""
     guess = code_log_probabilities(module.codebooks, module.encoder(recommender.to_item(states)))
     target = code_log_probabilities(module.codebooks, module.encoder(step.x))
     sia = sum(((p.exp() - q.exp()) * (p - q)).sum(1).mean() for p, q in zip(guess, target))
@@ -184,11 +164,8 @@ def code_log_probabilities(codebooks, z: torch.Tensor) -> list[torch.Tensor]:
 
 
 def training_windows(train, item_ids: list[str], length: int) -> torch.Tensor:
-    """int64 `[S, length + 1]`: the last items of every training sequence of two or more, -1 behind them.
-
-    Raises:
-        ValueError: no such sequence, or an item that is not in `item_ids`.
-    """
+    """int64 `[S, length + 1]`: the last items of every training sequence of two or more, -1 behind them; `ValueError`
+    where there is none, or an item that is not in `item_ids`."""
     rows, offsets = lists_to_rows(train["item_ids"], item_ids)
     lengths = np.minimum(np.diff(offsets), length + 1)
     place = np.arange(length + 1)

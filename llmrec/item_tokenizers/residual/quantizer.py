@@ -14,13 +14,10 @@ import numpy as np
 
 from llmrec.arrays import blocks, l2_normalize, row_digests, unique_rows
 from llmrec.item_tokenizers.preprocess import Preprocess
-from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits, check_sizes
-from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Remembered, Traits, check_sizes
 
 # A residual this much shorter than the vector it came from is rounding noise; normalised, it would be a random code.
 _NOISE = 1e-5
-# Rows per code that codebooks are learned from at most, as in faiss: more hardly move a centroid.
-_ROWS_PER_CODE = 256
 
 
 def nearest(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
@@ -88,23 +85,22 @@ def _taken(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
     return rows if len(which) == len(rows) else rows[which]
 
 
-def _unique_directions(rows: np.ndarray) -> np.ndarray:
-    """int64: the first of all rows of unit length that differ by no more than rounding noise, as collinear ones do."""
-    digits = int(-np.log10(_NOISE))
-    return unique_rows(np.round(rows, digits) + np.float32(0))  # + 0: no -0.0
-
-
 @dataclass(eq=False)
 class ResidualCodebooks(ItemTokenizer):
     """What tokenizers that learn one codebook after the other share: all but `learn_codebook`.
 
     Codebooks are learned from distinct rows: an item that is listed a hundred times pulls no centroid, and a residual
     of zero (an item alone in its cluster) none at the next level. Of more than 256 rows per code of the largest level
-    a seeded sample of that size is taken. Neither holds with `balanced`: every distinct row is then assigned when
-    fitting, and keeps the codes it got; other rows go to the nearest.
+    a seeded sample of that size is taken: as in faiss, more hardly move a centroid. Neither holds where balanced: then
+    every distinct row is assigned when fitting, and keeps the codes it got; other rows go to the nearest.
 
     `features` may be a memory map (`numpy.load(path, mmap_mode="r")`), and `encode` may be called for one batch of a
     file after the other: a row's codes do not depend on the rows beside it.
+
+    Args:
+        codebook_sizes: codes per level, coarse to fine.
+        normalize_residuals: scale residuals to unit length before every level.
+        preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
     """
 
     traits = Traits()
@@ -124,7 +120,7 @@ class ResidualCodebooks(ItemTokenizer):
 
     def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         balanced = not self.traits.nearest
-        distinct, most = unique_rows(features), _ROWS_PER_CODE * max(self.codebook_sizes)
+        distinct, most = unique_rows(features), 256 * max(self.codebook_sizes)
         if len(distinct) > most and not balanced:
             distinct = np.sort(np.random.default_rng(seed).choice(distinct, most, replace=False))
             self.preprocessing.fit(features[distinct])
@@ -141,7 +137,9 @@ class ResidualCodebooks(ItemTokenizer):
                 for block in blocks(len(residual)):
                     residual[block] = l2_normalize(residual[block])
                 if not balanced:
-                    residual = _taken(residual, _unique_directions(residual))
+                    # Collinear rows differ by rounding noise: the first of each direction; + 0: no -0.0
+                    directions = np.round(residual, int(-np.log10(_NOISE))) + np.float32(0)
+                    residual = _taken(residual, unique_rows(directions))
             if len(residual) < size:
                 what = "distinct items" if level == 0 else "items that the levels before leave a rest of"
                 if self.normalize_residuals:

@@ -8,6 +8,10 @@ The paper's recipe (Adagrad, learning rate 0.4, raw unit-norm inputs) collapsed 
 reproduction; it is the preset `"tiger"`. The defaults are a stable recipe: standardised inputs, AdamW, k-means
 initialisation of every level, reset of dead codes, and codebooks fitted once more on the final latents.
 
+The network differs from most public code in one line that matters: between levels the *detached* code is subtracted.
+With the straight-through estimate inside every level the residual's gradient is zero, and the commitment terms of all
+levels but the first never reach the encoder.
+
 LETTER's collaborative embeddings come from SASRec in the paper, from co-occurrence in the training sequences here; its
 start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
@@ -19,16 +23,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
+from llmrec.arrays import kmeans
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
 from llmrec.item_tokenizers.residual.quantizer import encode_residuals, last_level_costs
-from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, losses_of
-from llmrec.item_tokenizers.residual.rq_vae_network import RQVAEModule, fit_codebooks, reset_dead
+from llmrec.item_tokenizers.residual.rq_vae_losses import Loss, Step, losses_of
 
 WITH_TRAIN = ("features", "items", "train")
 
@@ -54,35 +59,102 @@ TIGER = {
 }
 
 
+class Residual(nn.Module):
+    """x + MLP(x), the last layer zero: the identity, until it is trained."""
+
+    def __init__(self, sizes: list[int]):
+        super().__init__()
+        self.mlp = mlp(sizes)
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+class RQVAEModule(nn.Module):
+    """MLP encoder and decoder, its mirror image, around residual quantisation. Without `latent_dim` both are
+    `Residual`, and the latent is as wide as the input."""
+
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int | None, codebook_sizes):
+        super().__init__()
+        kind, width = (mlp, latent_dim) if latent_dim is not None else (Residual, dim)
+        self.encoder = kind([dim, *hidden, width])
+        self.decoder = kind([width, *reversed(hidden), dim])
+        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, width)) for size in codebook_sizes)
+
+    def forward(self, x: torch.Tensor, beta: float) -> Step:
+        """Quantises and decodes rows `[B, D]`; `beta` weighs the commitment loss."""
+        z = self.encoder(x)
+        residual, quantised, loss = z, torch.zeros_like(z), z.new_zeros(())
+        codes, residuals, vectors = [], [], []
+        for codebook in self.codebooks:
+            residuals.append(residual.detach())
+            code = nearest_code(residual, codebook)
+            vector = codebook[code]
+            loss = loss + F.mse_loss(vector, residual.detach()) + beta * F.mse_loss(residual, vector.detach())
+            residual = residual - vector.detach()
+            quantised = quantised + vector.detach()
+            codes.append(code)
+            vectors.append(vector)
+        quantised = z + (quantised - z).detach()
+        return Step(self.decoder(quantised), loss, torch.stack(codes, 1), residuals, vectors, quantised, x)
+
+
+@torch.no_grad()
+def fit_codebooks(module: RQVAEModule, x: torch.Tensor, seed: int) -> None:
+    """Sets the codebooks by k-means, level by level, on the residuals of the encoder's output for `x [N, D]`."""
+    import faiss
+
+    residual = module.encoder(x).float().cpu().numpy()
+    for level, codebook in enumerate(module.codebooks):
+        centroids = kmeans(residual, len(codebook), seed + level, niter=20)
+        codebook.copy_(torch.from_numpy(centroids))
+        residual = residual - centroids[faiss.knn(residual, centroids, 1)[1][:, 0]]
+
+
+@torch.no_grad()
+def reset_dead(
+    module: RQVAEModule, optimizer: torch.optim.Optimizer, counts, residuals, generator: torch.Generator
+) -> int:
+    """Codes that nobody chose in an epoch move to random residuals of the last batch, without old momentum."""
+    resets = 0
+    for codebook, count, residual in zip(module.codebooks, counts, residuals):
+        dead = torch.nonzero(count == 0).flatten()
+        if len(dead):
+            chosen = torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)
+            codebook[dead] = residual[chosen]
+            for statistic in optimizer.state[codebook].values():
+                if statistic.shape == codebook.shape:
+                    statistic[dead] = 0
+            resets += len(dead)
+    return resets
+
+
 @dataclass(eq=False)
 class RQVAE(Autoencoder):
     """Residual-quantised variational autoencoder (deterministic, as everybody uses it).
 
     Args:
-        codebook_sizes (sequence of `int`): codes per level, coarse to fine.
-        preset (`str`): what arguments are that are `None`: those of `DEFAULT`, or `"tiger"` for the paper's recipe:
-            prone to collapse, and its 20,000 epochs are hours on a CPU.
-        device (`str`): `"auto"` takes a GPU where there is one.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
-        hidden (sequence of `int`), latent_dim (`int`): layers of the encoder; the decoder mirrors them.
-        epochs, batch_size (`int`), learning_rate, weight_decay (`float`). More epochs reconstruct better and leave
-            more collisions.
-        optimizer (`str`): `"adamw"` with cosine decay, or `"adagrad"`.
-        beta (`float`): weight of the commitment loss.
-        reset_every (`int`): epochs between two resets of unused codes; 0 for none.
-        refit (`bool`): k-means once more at the end.
-        reconstruction (`str`), temperature (`float`): `"mse"`, `"cosine"`, or `"infonce"` of CoST, which alone has a
-            temperature.
-        collaborative_weight (`float`), collaborative_dim (`int`): of LETTER's loss that draws items together that
-            are consumed together, and the width of their embeddings. Where it counts, `fit` needs items and train.
-        diversity_weight (`float`): of LETTER's loss that spreads the codes.
+        codebook_sizes: codes per level, coarse to fine.
+        preset: what arguments are that are `None`: those of `DEFAULT`, or `"tiger"` for the paper's recipe: prone to
+            collapse, and its 20,000 epochs are hours on a CPU.
+        device: `"auto"` takes a GPU where there is one.
+        preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
+        hidden, latent_dim: layers of the encoder; the decoder mirrors them.
+        epochs: more of them reconstruct better and leave more collisions.
+        optimizer: `"adamw"` with cosine decay, or `"adagrad"`.
+        beta: weight of the commitment loss.
+        reset_every: epochs between two resets of unused codes; 0 for none.
+        refit: k-means once more at the end.
+        reconstruction, temperature: `"mse"`, `"cosine"`, or `"infonce"` of CoST, which alone has a temperature.
+        collaborative_weight, collaborative_dim: of LETTER's loss that draws items together that are consumed
+            together, and the width of their embeddings. Where it counts, `fit` needs items and train.
+        diversity_weight: of LETTER's loss that spreads the codes.
 
     Attributes:
         history (list of `dict`): per epoch `reconstruction`, `quantisation`, further losses, `usage` (per level),
             `resets`.
-
-    Raises:
-        ValueError: a preset, optimizer or reconstruction that does not exist.
     """
 
     name = "rq_vae"
@@ -111,7 +183,6 @@ class RQVAE(Autoencoder):
     diversity_weight: float = 0.0
 
     def __post_init__(self):
-        super().__post_init__()
         given = {name: value for name, value in vars(self).items() if value is not None}
         vars(self).update(self.presets[one_of(self.preset, self.presets, "preset")] | given)
         self.codebook_sizes = check_sizes(self.codebook_sizes)
@@ -119,7 +190,8 @@ class RQVAE(Autoencoder):
         one_of(self.optimizer, ("adamw", "adagrad"), "optimizer")
         one_of(self.reconstruction, ("mse", "cosine", "infonce"), "reconstruction")
         self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
-        self.traits = Traits(needs=WITH_TRAIN if self.collaborative_weight > 0 else ("features",))
+        if self.collaborative_weight > 0:
+            self.traits = Traits(needs=WITH_TRAIN)
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
         rows, distinct = self._distinct(features, max(self.codebook_sizes), "codebook_sizes")
@@ -138,14 +210,8 @@ class RQVAE(Autoencoder):
     def train(
         self, module: RQVAEModule, rows: np.ndarray, losses: dict[str, tuple[float, Loss]], seed: int
     ) -> list[dict]:
-        """Trains in place on float32 `[N, D]`; the matrix stays on the device, batches are slices of a permutation.
-
-        Args:
-            losses (`dict`): by name, weight and loss; added to the quantisation loss.
-
-        Returns:
-            one dict per epoch, see `history`.
-        """
+        """Trains in place on float32 `[N, D]`, and returns the `history`; `losses` (weight and loss by name) are added
+        to the quantisation loss."""
         device = self.training_device()
         generator = torch.Generator().manual_seed(seed)
         x = torch.from_numpy(rows).to(device)
@@ -212,7 +278,6 @@ class LETTER(RQVAE):
     tokenizer here; the paper has four."""
 
     name = "letter"
-    traits = Traits(needs=WITH_TRAIN)
 
     collaborative_weight: float = 0.01
     diversity_weight: float = 1e-4

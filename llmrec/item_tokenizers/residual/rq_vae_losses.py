@@ -63,12 +63,8 @@ def in_batch(logits: torch.Tensor) -> torch.Tensor:
 
 
 class Collaborative(nn.Module):
-    """LETTER's L_CF: cross-entropy of `quantised . e^T` inside the batch, e the items' collaborative embeddings.
-
-    Args:
-        embeddings (`np.ndarray`, float32, `[N, d']`): in the order of the features; zero where nothing is known.
-        latent_dim (`int`): d; a linear map is learned where d' differs.
-    """
+    """LETTER's L_CF: cross-entropy of `quantised . e^T` inside the batch, e the items' collaborative `embeddings`
+    (float32 `[N, d']`), zero where nothing is known. A linear map is learned where d' differs from `latent_dim`."""
 
     def __init__(self, embeddings: np.ndarray, latent_dim: int):
         super().__init__()
@@ -86,12 +82,8 @@ class Collaborative(nn.Module):
 
 class Diversity:
     """LETTER's L_div: the codes of a level are clustered once per epoch into groups of about equal size; a chosen code
-    is drawn to a random other code of its group rather than to the rest of the codebook.
-
-    Args:
-        codebooks (list of float `[K_l, d]`): of the network, live.
-        groups (`int`): per level; at most half as many as codes, so that most codes have company.
-    """
+    is drawn to a random other code of its group rather than to the rest of the codebook. `codebooks` are live; there
+    are at most half as many groups as codes, so that most codes have company."""
 
     def __init__(self, codebooks: list[torch.Tensor], seed: int, groups: int = 10):
         self.codebooks, self.count = codebooks, groups
@@ -106,8 +98,7 @@ class Diversity:
         for level, codebook in enumerate(self.codebooks):
             codes = step.codes[:, level]
             targets = self._targets(codes.cpu(), *self.groups[level]).to(codes.device)
-            logits = step.vectors[level] @ codebook.T
-            logits = logits.scatter(1, codes[:, None], -torch.inf)
+            logits = (step.vectors[level] @ codebook.T).scatter(1, codes[:, None], -torch.inf)
             with_target = targets >= 0
             if with_target.any():
                 total = total + F.cross_entropy(logits[with_target], targets[with_target])
@@ -145,12 +136,7 @@ def grouped(codebook: np.ndarray, groups: int, iterations: int = 5) -> tuple[tor
 
 
 def losses_of(settings: dict, module: nn.Module, collaborative: np.ndarray | None, seed: int) -> dict:
-    """Losses by name, each with its weight; only those that count.
-
-    Args:
-        settings (`dict`): `reconstruction`, `temperature`, `collaborative_weight`, `diversity_weight` of `RQVAE`.
-        collaborative (`np.ndarray`, float32, `[N, d']`, *optional*).
-    """
+    """Losses by name, each with its weight; only those that count. `settings` are those of `RQVAE`."""
     kind = settings["reconstruction"]
     reconstruction = {"mse": mse, "cosine": cosine, "infonce": partial(infonce, temperature=settings["temperature"])}
     losses: dict[str, tuple[float, Loss]] = {"reconstruction": (1.0, reconstruction[kind])}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llmrec.item_tokenizers.residual.autoencoder import nearest_code
 from llmrec.item_tokenizers.residual.quantizer import ResidualCodebooks
 
 
@@ -18,11 +19,9 @@ class RVQ(ResidualCodebooks):
     """Residual vector quantisation, trained by gradient.
 
     Args:
-        codebook_sizes (sequence of `int`): codes per level, coarse to fine.
-        normalize_residuals (`bool`): scale residuals to unit length before every level.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
-        steps (`int`), batch_size (`int`), learning_rate (`float`): of Adam, per level.
-        buffer (`int`): rows that k-means++ chooses the first codes from, at least as many as there are codes.
+        codebook_sizes, normalize_residuals, preprocess, preprocess_dim: see `ResidualCodebooks`.
+        steps, batch_size, learning_rate: of Adam, per level.
+        buffer: rows that k-means++ chooses the first codes from, at least as many as there are codes.
     """
 
     name = "rvq"
@@ -44,9 +43,7 @@ class RVQ(ResidualCodebooks):
         x = torch.from_numpy(rows)
         for _ in range(self.steps):
             batch = x[torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator)]
-            with torch.no_grad():
-                code = torch.addmm(codebook.square().sum(1), batch, codebook.T, alpha=-2).argmin(1)
-            loss = torch.nn.functional.mse_loss(codebook[code], batch)
+            loss = torch.nn.functional.mse_loss(codebook[nearest_code(batch, codebook)], batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmrec.arrays import kmeans, row_digests, unique_rows
-from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
-from llmrec.item_tokenizers.remembered import Remembered
+from llmrec.item_tokenizers.protocol import ItemTokenizer, Remembered, Traits
 from llmrec.item_tokenizers.residual.quantizer import nearest
-from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
-
-_ROUNDS = 10  # of balanced assignment and new centroids; most nodes settle before
+from llmrec.item_tokenizers.trees.base import leaf_codes, node_numbers
 
 
 @dataclass(eq=False)
@@ -30,8 +27,8 @@ class BalancedTree(ItemTokenizer):
     the code of the nearest item there: the collision policy tells the two apart.
 
     Args:
-        branching (`int`): children of a node, and the most items of a leaf; SEATER takes 8 or 16.
-        node_tokens (`bool`): every node is a token of its own, items too: as many tokens as items, and more.
+        branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16.
+        node_tokens: every node is a token of its own, items too: as many tokens as items, and more.
     """
 
     name = "balanced_tree"
@@ -46,14 +43,7 @@ class BalancedTree(ItemTokenizer):
 
     def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         rows = features[unique_rows(features)]
-        parents, centroids, leaf_of, leaves = self._grow(rows, seed)
-        codes = leaf_codes(leaves, len(rows))
-        codes = node_numbers(codes) if self.node_tokens else codes
-        self.remembered = Remembered(row_digests(rows), codes)
-        self._adopt({"rows": rows, "leaf_of": leaf_of, "parents": parents, "centroids": centroids})
-
-    def _grow(self, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Leaf]]:
-        """Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row."""
+        # Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row.
         parents, nodes, leaves = [-1], [((), np.arange(len(rows)))], []
         leaf_of = np.empty(len(rows), np.int64)
         for node, (path, members) in enumerate(nodes):
@@ -66,7 +56,10 @@ class BalancedTree(ItemTokenizer):
                 parents.append(node)
                 nodes.append(((*path, child), members[cluster == child]))
         centroids = np.stack([rows[members].mean(0, dtype=np.float64) for _, members in nodes]).astype(np.float32)
-        return np.array(parents), centroids, leaf_of, leaves
+        codes = leaf_codes(leaves, len(rows))
+        codes = node_numbers(codes) if self.node_tokens else codes
+        self.remembered = Remembered(row_digests(rows), codes)
+        self._adopt({"rows": rows, "leaf_of": leaf_of, "parents": np.array(parents), "centroids": centroids})
 
     def _adopt(self, arrays: dict[str, np.ndarray]) -> None:
         codes = self.remembered.codes
@@ -83,22 +76,16 @@ class BalancedTree(ItemTokenizer):
 
     def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes, known = self.remembered.recall(features)
-        if not known.all():
-            codes[~known] = self.remembered.codes[self._route(features[~known])]
-        return codes
-
-    def _route(self, features: np.ndarray) -> np.ndarray:
-        """int64 `[N]`: the fitted row in whose place every new one belongs."""
-        result = np.empty(len(features), np.int64)
-        waiting = [(0, np.arange(len(features)))]
+        waiting = [] if known.all() else [(0, np.flatnonzero(~known))]
         for node, here in waiting:
             if node in self._members:
                 members = self._members[node]
-                result[here] = members[nearest(features[here], self._arrays["rows"][members])]
+                fitted = members[nearest(features[here], self._arrays["rows"][members])]
+                codes[here] = self.remembered.codes[fitted]
                 continue
             chosen = nearest(features[here], self._arrays["centroids"][self._children[node]])
             waiting += [(self._children[node][child], here[chosen == child]) for child in np.unique(chosen)]
-        return result
+        return codes
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
@@ -109,11 +96,11 @@ class BalancedTree(ItemTokenizer):
         self._adopt({name: array for name, array in arrays.items() if not name.startswith("remembered.")})
 
 
-def balanced_clusters(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def balanced_clusters(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """int64 `[N]`: k-means clusters of float32 `[N, D]` whose sizes are N // count or N // count + 1."""
     centroids, wide = kmeans(rows, count, seed, niter=10).astype(np.float64), rows.astype(np.float64)
     clusters = np.full(len(rows), -1)
-    for _ in range(_ROUNDS):
+    for _ in range(10):  # most nodes settle before
         before = clusters
         clusters = assign_balanced((centroids**2).sum(1) - 2 * wide @ centroids.T)
         if (clusters == before).all():

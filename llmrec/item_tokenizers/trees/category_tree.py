@@ -6,8 +6,9 @@ A code stands for a category's name at its level, so `Brushes` under two parents
 a name (`A > B > A`) is as good as any: its two `A` are different tokens. Items without a category share a branch.
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,6 @@ from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import Traits
 
 Path = tuple[str, ...]
-_UNKNOWN = 0  # a category that the fitted items do not have
-_LEAST_SPARE = 32  # places of a category for items that come later
 
 
 @dataclass(eq=False)
@@ -41,14 +40,10 @@ class CategoryTree(KeyedByItem):
         items = items.sort_by("item_id")
         paths = category_paths(items)
         self._learn_paths(set(paths))
-        members: Counter[Path] = Counter()
-        places = []
-        for path in paths:
-            members[path] += 1
-            places.append(members[path])
+        members: defaultdict[Path, count] = defaultdict(lambda: count(1))
+        places = [next(members[path]) for path in paths]
         sizes = [1 + len(numbers) for numbers in self._numbers]
-        spare = max(_LEAST_SPARE, *places)
-        self.codebook_sizes = (*sizes, 1 + max(places) + spare)
+        self.codebook_sizes = (*sizes, 1 + max(places) + max(32, *places))
         self.remember(items, self._codes(paths, places))
 
     def _learn_paths(self, paths: set[Path]) -> None:
@@ -62,7 +57,7 @@ class CategoryTree(KeyedByItem):
             length = next(length for length in range(len(path), -1, -1) if path[:length] in self._known)
             codes[row, :length] = [numbers[name] for numbers, name in zip(self._numbers, path[:length])]
             if length < min(len(path), len(self._numbers)):
-                codes[row, length] = _UNKNOWN
+                codes[row, length] = 0  # a category that the fitted items do not have
         codes[:, -1] = places
         return codes
 

@@ -23,10 +23,6 @@ from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
 from llmrec.item_tokenizers.protocol import Traits
 from llmrec.item_tokenizers.trees.base import Leaf, leaf_codes, node_numbers
 
-_SPREAD = 0.01
-_POOR = 0.9  # a cut that leaves so large a share in one cluster would make the tree as deep as the catalogue is large
-_DENSE = 500  # below this LAPACK is faster than ARPACK, and cannot fail to converge
-
 
 @dataclass(eq=False)
 class CooccurrenceTree(KeyedByItem):
@@ -36,9 +32,9 @@ class CooccurrenceTree(KeyedByItem):
     its id: a code that depends on nothing else, and that few others have.
 
     Args:
-        clusters (`int`): children of a node; the paper takes 10 or 20.
-        max_leaf (`int`): the most items of a leaf; the paper takes 200 or 500.
-        node_tokens (`bool`): every inner node is a token of its own, as in the paper; otherwise a token is the number
+        clusters: children of a node; the paper takes 10 or 20.
+        max_leaf: the most items of a leaf; the paper takes 200 or 500.
+        node_tokens: every inner node is a token of its own, as in the paper; otherwise a token is the number
             of a child, the same for all parents. Places in a leaf are the same tokens for all leaves.
     """
 
@@ -103,8 +99,11 @@ def shared_users(item_ids: pa.ChunkedArray, train: pa.Table):
 def spectral_clusters(counts, clusters: int, seed: int = 0) -> np.ndarray:
     """int64 `[N]`: a cluster for every node of a graph, sparse symmetric `[N, N]` with N > clusters."""
     vectors = _leading_vectors(counts, clusters, seed)
-    labels = _pivoted_qr(vectors)
-    if np.bincount(labels).max() > _POOR * len(labels):
+    # The cluster of a row is the axis it is nearest to, after the axes were turned to the rows that differ most.
+    pivots = qr(vectors.T, mode="economic", pivoting=True)[2][: vectors.shape[1]]
+    labels = np.abs(vectors @ polar(vectors[pivots].T)[0]).argmax(1)
+    # Such a cut would make the tree as deep as the catalogue is large.
+    if np.bincount(labels).max() > 0.9 * len(labels):
         place = np.argsort(np.argsort(vectors[:, -2], kind="stable"))
         labels = place * clusters // len(place)
     return labels
@@ -114,9 +113,9 @@ def _leading_vectors(counts, number: int, seed: int) -> np.ndarray:
     """Eigenvectors `[N, number]` of the normalised affinity, ascending by eigenvalue."""
     size = counts.shape[0]
     degree = np.asarray(counts.sum(1)).reshape(-1)
-    spread = _SPREAD * degree.mean() + 1e-9
+    spread = 0.01 * degree.mean() + 1e-9
     scale = 1 / np.sqrt(degree + spread)
-    if size <= _DENSE:
+    if size <= 500:  # LAPACK is faster than ARPACK, and cannot fail to converge
         dense = (counts.toarray() + spread / size) * scale[:, None] * scale
         return eigh(dense, subset_by_index=[size - number, size - 1])[1]
 
@@ -127,11 +126,3 @@ def _leading_vectors(counts, number: int, seed: int) -> np.ndarray:
     start = np.random.default_rng(seed).random(size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     return eigsh(operator, number, which="LA", v0=start, tol=1e-6)[1]
-
-
-def _pivoted_qr(vectors: np.ndarray) -> np.ndarray:
-    """The cluster of every row of orthonormal `[N, k]`: the axis it is nearest to, after the axes were turned to the
-    k rows that differ most."""
-    pivots = qr(vectors.T, mode="economic", pivoting=True)[2][: vectors.shape[1]]
-    turn = polar(vectors[pivots].T)[0]
-    return np.abs(vectors @ turn).argmax(1)

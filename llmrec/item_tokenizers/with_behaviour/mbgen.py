@@ -24,17 +24,12 @@ from llmrec.arrays import kmeans, unique_rows
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
-from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp
+from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
 from llmrec.item_tokenizers.residual.quantizer import nearest
 
 
 class VQVAEModule(nn.Module):
-    """MLP encoder and decoder around one codebook, which is no parameter: no gradient moves it.
-
-    Args:
-        dim (`int`): D of the input. hidden (list of `int`), latent_dim (`int`): layers of the encoder; the decoder is
-            its mirror image. size (`int`): codes.
-    """
+    """MLP encoder and decoder, its mirror image, around one codebook, which is no parameter: no gradient moves it."""
 
     def __init__(self, dim: int, hidden: list[int], latent_dim: int, size: int):
         super().__init__()
@@ -42,24 +37,18 @@ class VQVAEModule(nn.Module):
         self.decoder = mlp([latent_dim, *reversed(hidden), dim])
         self.register_buffer("codebook", torch.zeros(size, latent_dim))
 
-    def codes(self, z: torch.Tensor) -> torch.Tensor:
-        """int64 `[B]`: the nearest code of every latent `[B, d]`."""
-        return torch.addmm((self.codebook**2).sum(1), z, self.codebook.T, alpha=-2).argmin(1)
-
 
 @dataclass(eq=False)
 class MBGen(KeyedByItem, Autoencoder):
     """VQ-VAE, k-means tree and random last level.
 
     Args:
-        codebook_sizes (three `int`): codes of the VQ-VAE, clusters inside each of them (fewer where it holds fewer
-            different items), and numbers for the items of a cluster.
-        hidden (sequence of `int`), latent_dim (`int`): layers of the encoder; the decoder mirrors them.
-        preprocess (`str`), preprocess_dim (`int`, *optional*): see `llmrec.item_tokenizers.preprocess`.
-        epochs, batch_size (`int`), learning_rate (`float`): of AdamW, cosine decay.
-        beta (`float`): weight of the commitment loss.
-        decay (`float`): of the codebook's moving averages.
-        device (`str`): `"auto"` takes a GPU where there is one.
+        codebook_sizes: codes of the VQ-VAE, clusters inside each of them (fewer where it holds fewer different items),
+            and numbers for the items of a cluster, at least as many as it has items.
+        preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
+        epochs, batch_size, learning_rate: of AdamW, cosine decay.
+        beta: weight of the commitment loss.
+        decay: of the codebook's moving averages.
 
     Attributes:
         history (list of `dict`): per epoch `reconstruction`, `commitment`, `usage`.
@@ -81,7 +70,6 @@ class MBGen(KeyedByItem, Autoencoder):
     device: str = "auto"
 
     def __post_init__(self):
-        super().__post_init__()
         self.codebook_sizes, self.hidden = check_sizes(self.codebook_sizes), list(self.hidden)
         if len(self.codebook_sizes) != 3:
             raise ValueError(f"item tokenizer 'mbgen' has three levels, not {len(self.codebook_sizes)}")
@@ -89,31 +77,30 @@ class MBGen(KeyedByItem, Autoencoder):
         self._clusters: list[np.ndarray] = []  # by first code, [k, d]; k is 0 where nobody has it
 
     def learn(self, features: np.ndarray, items: pa.Table, train, seed: int) -> None:
-        """See `ItemTokenizer.fit`; raises `ValueError` also where a cluster has more items than the last level has
-        numbers."""
         rows, _ = self._distinct(features, self.codebook_sizes[0], "codebook_sizes[0]")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.new_module(rows.shape[1])
         self.history = self.train(module, rows, seed)
         self.adopt(module)
-        z = self._latent(features)
-        first = nearest(z, self._book)
-        residual = z - self._book[first]
-        codes = range(self.codebook_sizes[0])
-        self._clusters = [self._centres(residual[first == code], seed + code) for code in codes]
+        z, book = self._latent(features), module.codebook.numpy()
+        first = nearest(z, book)
+        residual = z - book[first]
+        self._clusters = []
+        for code in range(self.codebook_sizes[0]):
+            different = residual[first == code]
+            different = different[unique_rows(different)]
+            size = min(self.codebook_sizes[1], len(different))
+            self._clusters.append(different[:1] if size < 2 else kmeans(different, size, seed + code))
         pairs = self._pairs(z)
         self.remember(items, np.column_stack([pairs, self._numbers(pairs, items, seed)]))
 
     def train(self, module: VQVAEModule, rows: np.ndarray, seed: int) -> list[dict]:
-        """Trains in place on float32 `[N, D]`.
+        """Trains in place on float32 `[N, D]`, and returns the `history`.
 
         The codebook starts from k-means on the first latents. N_k <- g N_k + (1 - g) n_k and
         m_k <- g m_k + (1 - g) sum z over every batch; a code is m_k / N_k, and moves to a random latent after an epoch
         in which nobody chose it.
-
-        Returns:
-            one dict per epoch, see `history`.
         """
         device = self.training_device()
         generator = torch.Generator().manual_seed(seed)
@@ -124,7 +111,7 @@ class MBGen(KeyedByItem, Autoencoder):
             z = module.encoder(x)
             book.copy_(torch.from_numpy(kmeans(z.float().cpu().numpy(), len(book), seed, niter=20)))
             batches = -(-len(x) // self.batch_size)
-            counts = torch.bincount(module.codes(z), minlength=len(book)) / batches + 1e-5
+            counts = torch.bincount(nearest_code(z, book), minlength=len(book)) / batches + 1e-5
             sums = book * counts[:, None]
         optimizer = torch.optim.AdamW(module.parameters(), self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
@@ -135,7 +122,7 @@ class MBGen(KeyedByItem, Autoencoder):
             for part in batches_of(len(x), self.batch_size, generator):
                 batch = x[part.to(device)]
                 z = module.encoder(batch)
-                codes = module.codes(z.detach())
+                codes = nearest_code(z, book)
                 vectors = book[codes]
                 reconstruction = F.mse_loss(module.decoder(z + (vectors - z).detach()), batch)
                 commitment = F.mse_loss(z, vectors)
@@ -160,16 +147,12 @@ class MBGen(KeyedByItem, Autoencoder):
         module.to("cpu")
         return history
 
-    def _centres(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        rows = rows[unique_rows(rows)]
-        size = min(self.codebook_sizes[1], len(rows))
-        return rows[:1] if size < 2 else kmeans(rows, size, seed)
-
     def _pairs(self, z: np.ndarray) -> np.ndarray:
         """int32 `[N, 2]`: the nearest first code that has clusters, and the nearest cluster there."""
         used = np.flatnonzero([len(clusters) for clusters in self._clusters])
-        first = used[nearest(z, self._book[used])]
-        residual = z - self._book[first]
+        book = self._module.codebook.numpy()
+        first = used[nearest(z, book[used])]
+        residual = z - book[first]
         second = np.empty(len(z), np.int32)
         for code in np.unique(first):
             second[first == code] = nearest(residual[first == code], self._clusters[code])
@@ -193,19 +176,15 @@ class MBGen(KeyedByItem, Autoencoder):
 
     def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
         codes = np.column_stack([self._pairs(self._latent(features)), np.zeros(len(features), np.int32)])
-        numbers = range(self.codebook_sizes[2])
+        numbers, taken = range(self.codebook_sizes[2]), self.remembered.semids
         for row, hashed in enumerate(id_numbers(items)):
-            first, second, _ = codes[row].tolist()
-            free = [number for number in numbers if (first, second, number) not in self.remembered.semids] or numbers
+            pair = codes[row, :2].tolist()
+            free = [number for number in numbers if (*pair, number) not in taken] or numbers
             codes[row, 2] = free[hashed % len(free)]
         return codes
 
     def new_module(self, dim: int) -> VQVAEModule:
         return VQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes[0])
-
-    def adopt(self, module: VQVAEModule) -> None:
-        super().adopt(module)
-        self._book = module.codebook.numpy().copy()
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()

@@ -15,8 +15,6 @@ from llmrec.arguments import one_of
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.words.text_ids import FALLBACK, TEXT_TRAITS
 
-ORDERS = ("random", "training")
-
 
 @dataclass(eq=False)
 class ItemNumbers(KeyedByItem):
@@ -26,7 +24,7 @@ class ItemNumbers(KeyedByItem):
     above 2N, so that new items seldom collide and never with fitted ones.
 
     Args:
-        order (`str`): `"random"` (P5's RID), or `"training"`: by first occurrence in the training sequences (SID).
+        order: `"random"` (P5's RID), or `"training"`: by first occurrence in the training sequences (SID).
     """
 
     name = "numbers"
@@ -35,7 +33,7 @@ class ItemNumbers(KeyedByItem):
     order: str = "random"
 
     def __post_init__(self):
-        one_of(self.order, ORDERS, "order")
+        one_of(self.order, ("random", "training"), "order")
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -47,12 +45,11 @@ class ItemNumbers(KeyedByItem):
         return [digits if level else [f" {FALLBACK}"] for level in range(len(self.codebook_sizes))]
 
     def learn(self, features, items: pa.Table, train: pa.Table | None, seed: int) -> None:
-        if self.order == "training":
-            self.require("train", train)
         items = items.sort_by("item_id")
         if self.order == "random":
             numbers = np.random.default_rng(seed).permutation(items.num_rows)
         else:
+            self.require("train", train)
             seen = pc.unique(pc.list_flatten(train["item_ids"])).to_pylist()
             place = {item: number for number, item in enumerate(seen)}
             first = [place.get(item, len(seen)) for item in items["item_id"].to_pylist()]
@@ -60,16 +57,11 @@ class ItemNumbers(KeyedByItem):
         self.remember(items, _digits(numbers, len(str(2 * items.num_rows))))
 
     def new_codes(self, features, items: pa.Table) -> np.ndarray:
-        width = self.remembered.codes.shape[1] - 1
-        room = 10**width - self.num_fitted
-        return _digits([self.num_fitted + number % room for number in id_numbers(items)], width)
+        fitted, width = len(self.remembered.codes), self.remembered.codes.shape[1] - 1
+        return _digits([fitted + number % (10**width - fitted) for number in id_numbers(items)], width)
 
 
 def _digits(numbers: Sequence[int], width: int) -> np.ndarray:
     """int32 `[N, 1 + width]`: 0 for the leading word, then the decimal digits, -1 after the last."""
-    codes = np.full((len(numbers), 1 + width), -1, np.int32)
-    codes[:, 0] = 0
-    for row, number in enumerate(numbers):
-        digits = str(int(number))
-        codes[row, 1 : 1 + len(digits)] = [int(digit) for digit in digits]
-    return codes
+    digits = [list(map(int, str(int(number)))) for number in numbers]
+    return np.array([[0, *each, *[-1] * (width - len(each))] for each in digits], np.int32).reshape(-1, 1 + width)

@@ -20,10 +20,10 @@ class Keywords(TextIDs):
     """Text IDs of keywords.
 
     Args:
-        columns (sequence of `str`): the catalogue's columns that words are taken from; absent ones are left out.
-        general_words (`int`): words that name groups of items, before those that tell the items of a group apart.
-        min_words, max_words (`int`): shortest and longest ID. Items that `max_words` cannot tell apart collide, as do
-            items without any word, whose ID is ` item`.
+        columns: the catalogue's columns that words are taken from; absent ones are left out.
+        general_words: words that name groups of items, before those that tell the items of a group apart.
+        min_words, max_words: shortest and longest ID. Items that `max_words` cannot tell apart collide, as do items
+            without any word, whose ID is ` item`.
     """
 
     name = "keywords"

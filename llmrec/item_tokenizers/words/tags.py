@@ -26,21 +26,16 @@ class Tags(TextIDs):
     IDs in any case.
 
     Args:
-        model_name_or_path (`str`, *optional*): a causal language model, of the Hub or a folder.
-        tags_column (`str`, *optional*): instead of a model: a column of the catalogue with tags (a string or a list).
-        prompt (`str`): a template in `prompts/` or any YAML file; `{item}` stands for the item's text.
-        columns (sequence of `str`): the catalogue's columns that the model reads; absent ones are left out.
-        min_words, max_words (`int`): shortest and longest ID.
-        max_new_tokens (`int`): length of an answer.
-        backend (`str`): `"transformers"` or `"vllm"`.
-        batch_size (`int`), device (`str`): of transformers; `"auto"` takes a GPU where there is one.
-        cache_dir (`str`, *optional*): where answers are kept by the content of model, prompt and item, in shards that
-            appear whole: a killed run goes on where it stopped, and a grown catalogue asks for its new items only.
-        write (callable, *optional*): texts of items to the model's answers, not recorded.
-            `llmrec.serving.writers.give_writer` makes it of the settings above.
-
-    Raises:
-        ValueError: neither or both of model and column, or an unknown backend.
+        model_name_or_path: a causal language model, of the Hub or a folder.
+        tags_column: instead of a model: a column of the catalogue with tags (a string or a list).
+        prompt: a template in `prompts/` or any YAML file; `{item}` stands for the item's text.
+        columns: the catalogue's columns that the model reads; absent ones are left out.
+        min_words, max_words: shortest and longest ID. max_new_tokens: length of an answer.
+        batch_size, device: of transformers; `"auto"` takes a GPU where there is one.
+        cache_dir: where answers are kept by the content of model, prompt and item, in shards that appear whole: a
+            killed run goes on where it stopped, and a grown catalogue asks for its new items only.
+        write: texts of items to the model's answers, not recorded. `llmrec.serving.writers.give_writer` makes it of
+            the settings above.
     """
 
     name = "tags"

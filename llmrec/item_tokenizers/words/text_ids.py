@@ -11,7 +11,7 @@ colliding items apart), so byte-level BPE (GPT-2, Qwen, Llama 3) cuts an ID into
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
-from itertools import groupby
+from itertools import dropwhile, filterfalse, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -28,25 +28,14 @@ def words_of(text: str) -> list[str]:
     """The distinct words of a text in their order: two or more lower-case letters, digits and marks (vowel signs of
     Hindi and Thai, accents that have no letter of their own), no bare numbers."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    words = ["".join(characters) for inside, characters in groupby(text, _of_a_word) if inside]
-    return [word for word in dict.fromkeys(map(_without_stray_marks, words)) if len(word) > 1 and not _is_number(word)]
+    runs = ("".join(run) for inside, run in groupby(text, lambda c: c.isalnum() or _is_mark(c)) if inside)
+    # Marks that follow no letter or digit belong to what stood before, such as an emoji.
+    words = dict.fromkeys("".join(dropwhile(_is_mark, run)) for run in runs)
+    return [word for word in words if len(word) > 1 and not "".join(filterfalse(_is_mark, word)).isnumeric()]
 
 
 def _is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M"
-
-
-def _of_a_word(character: str) -> bool:
-    return character.isalnum() or _is_mark(character)
-
-
-def _without_stray_marks(word: str) -> str:
-    """Marks that follow no letter or digit belong to what stood before, such as an emoji."""
-    return word[next((place for place, c in enumerate(word) if not _is_mark(c)), len(word)) :]
-
-
-def _is_number(word: str) -> bool:
-    return "".join(c for c in word if not _is_mark(c)).isnumeric()
 
 
 def text_of(items: pa.Table, columns: Sequence[str]) -> list[str]:
@@ -70,8 +59,9 @@ def unique_words(wish: Sequence[int], taken: Container[tuple], least: int, most:
 
 
 class TextIDs(KeyedByItem):
-    """What `Keywords` and `Tags` share. They say which words an item would like to be called by:
-    `learn_words(words)` and `propose(items, words)`; the words of its text that are left follow them.
+    """What `Keywords` and `Tags` share. They say which words an item would like to be called by, the general ones
+    before the particular ones: `learn_words(words)` and `propose(items, words)`; the words of its text that are left
+    follow them.
 
     An ID is the first `min_words` of these, more where that is taken. Items are served in the order of their ids, the
     fitted ones keep theirs, and a new item gets words of the fitted vocabulary and no ID of a fitted item if it can.
@@ -79,6 +69,7 @@ class TextIDs(KeyedByItem):
 
     traits = TEXT_TRAITS
     learned = ("vocabulary",)
+    vocabulary: Sequence[str] = ()
     columns: Sequence[str]
     min_words: int
     max_words: int
@@ -88,13 +79,11 @@ class TextIDs(KeyedByItem):
             wrong = f"min_words={self.min_words} and max_words={self.max_words}"
             raise ValueError(f"{wrong}: write 1 <= min_words <= max_words")
         self.columns = list(self.columns)
-        self.vocabulary: list[str] = []
 
     def learn_words(self, words: list[list[str]]) -> None:
         """Looks at the words of all fitted items before anything is proposed."""
 
     def propose(self, items: pa.Table, words: list[list[str]]) -> list[list[str]]:
-        """For every item the words that should come first, the general ones before the particular ones."""
         raise NotImplementedError
 
     @property
@@ -119,33 +108,31 @@ class TextIDs(KeyedByItem):
         # that very many do, which would not tell the item apart.
         count = np.array([counts[word] for word in vocabulary], np.float64)
         self._set(vocabulary, np.where(count > 1, count, items.num_rows**0.5))
-        taken: set[tuple] = set()
-        codes = np.full((items.num_rows, self.max_words), -1, np.int32)
-        for row, wish in enumerate(map(self._wish, proposed, words)):
-            chosen = unique_words(wish, taken, self.min_words, self.max_words)
-            taken.add(chosen)
-            codes[row, : len(chosen)] = chosen
-        self.remember(items, codes)
+        self.remember(items, self._codes(proposed, words, set(), learning=True))
 
     def _set(self, vocabulary: list[str], order: np.ndarray) -> None:
         self.vocabulary, self.order = vocabulary, order
         self._number = {word: number for number, word in enumerate(vocabulary)}
 
     def _wish(self, proposed: list[str], words: list[str]) -> list[int]:
-        def key(word: str) -> tuple:
-            return self.order[self._number[word]], word
-
         known = [word for word in proposed if word in self._number]
-        rest = sorted({word for word in words if word in self._number} - {*known}, key=key)
+        rest = {word for word in words if word in self._number} - {*known}
+        rest = sorted(rest, key=lambda word: (self.order[self._number[word]], word))
         return [self._number[word] for word in [*known, *rest]] or [0]
 
-    def new_codes(self, features, items: pa.Table) -> np.ndarray:
-        codes = np.full((items.num_rows, self.max_words), -1, np.int32)
-        words = list(map(words_of, text_of(items, self.columns)))
-        for row, wish in enumerate(map(self._wish, self.propose(items, words), words)):
-            chosen = unique_words(wish, self.remembered.semids, self.min_words, self.max_words)
+    def _codes(self, proposed, words, taken: set[tuple], learning: bool = False) -> np.ndarray:
+        """int32 `[N, max_words]`: an ID for every item; when learning, those before it are taken."""
+        codes = np.full((len(words), self.max_words), -1, np.int32)
+        for row, wish in enumerate(map(self._wish, proposed, words)):
+            chosen = unique_words(wish, taken, self.min_words, self.max_words)
+            if learning:
+                taken.add(chosen)
             codes[row, : len(chosen)] = chosen
         return codes
+
+    def new_codes(self, features, items: pa.Table) -> np.ndarray:
+        words = list(map(words_of, text_of(items, self.columns)))
+        return self._codes(self.propose(items, words), words, self.remembered.semids)
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
