@@ -12,50 +12,58 @@ from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
 from llmrec.item_tokenizers.contextual.pctx import Pctx
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
 from llmrec.item_tokenizers.merged import Merged
-from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
-from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
-from llmrec.item_tokenizers.residual.etegrec import ETEGRec
-from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans, RQKMeansPlus
-from llmrec.item_tokenizers.residual.rq_vae import LETTER, RQVAE, CoST
-from llmrec.item_tokenizers.residual.rvq import RVQ
-from llmrec.item_tokenizers.trees.balanced_tree import BalancedTree
-from llmrec.item_tokenizers.trees.category_tree import CategoryTree
-from llmrec.item_tokenizers.trees.cooccurrence_tree import CooccurrenceTree
-from llmrec.item_tokenizers.with_behaviour.mbgen import MBGen
-from llmrec.item_tokenizers.words.item_numbers import ItemNumbers
-from llmrec.item_tokenizers.words.keywords import Keywords
-from llmrec.item_tokenizers.words.tags import Tags
+from llmrec.item_tokenizers.registry import (
+    LETTER,
+    OPQ,
+    PQ,
+    RQVAE,
+    RVQ,
+    STAND_ALONE,
+    BalancedTree,
+    CategoryTree,
+    CooccurrenceTree,
+    CoST,
+    ETEGRec,
+    ItemNumbers,
+    Keywords,
+    MBGen,
+    RandomIDs,
+    RQKMeans,
+    RQKMeansPlus,
+    SequentialIDs,
+    Tags,
+)
 
-TOKENIZERS: dict[str, type[ItemTokenizer]] = {
-    "rq_kmeans": RQKMeans,
-    "pq": PQ,
-    "opq": OPQ,
-    "balanced_tree": BalancedTree,
-    "cooccurrence_tree": CooccurrenceTree,
-    "category_tree": CategoryTree,
-    "random": RandomIDs,
-    "sequential": SequentialIDs,
-    "rvq": RVQ,
-    "rq_vae": RQVAE,
-    "mbgen": MBGen,
-    "keywords": Keywords,
-    "numbers": ItemNumbers,
-    "tags": Tags,
-    "letter": LETTER,
-    "cost": CoST,
-    "rq_kmeans_plus": RQKMeansPlus,
-    "etegrec": ETEGRec,
-}
-Merged.kinds = dict(TOKENIZERS)
-TOKENIZERS["merged"] = Merged
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {**STAND_ALONE, "merged": Merged}
 SEQUENCE_TOKENIZERS: dict[str, type[SequenceTokenizer]] = {"actionpiece": ActionPiece, "pctx": Pctx}
 
 __all__ = [
-    "SEQUENCE_TOKENIZERS",
-    "TOKENIZERS",
+    "ActionPiece",
+    "BalancedTree",
+    "CategoryTree",
+    "CoST",
+    "CooccurrenceTree",
+    "ETEGRec",
+    "ItemNumbers",
     "ItemTokenizer",
+    "Keywords",
+    "LETTER",
+    "MBGen",
+    "Merged",
+    "OPQ",
+    "PQ",
+    "Pctx",
+    "RQKMeans",
+    "RQKMeansPlus",
+    "RQVAE",
+    "RVQ",
+    "RandomIDs",
+    "SEQUENCE_TOKENIZERS",
     "SequenceTokenizer",
+    "SequentialIDs",
+    "TOKENIZERS",
+    "Tags",
     "add_items",
     "build_semids",
     "diff",
@@ -65,7 +73,6 @@ __all__ = [
     "ready_made_semids",
     "remove_items",
 ]
-__all__ += [kind.__name__ for kind in (TOKENIZERS | SEQUENCE_TOKENIZERS).values()]
 
 
 def make_item_tokenizer(

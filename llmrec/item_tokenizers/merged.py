@@ -12,7 +12,6 @@ substring is a column of numbers, and all strings are worked on at once.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer, models, trainers
 from llmrec.arguments import construct, one_of
 from llmrec.files import part_of
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Traits
+from llmrec.item_tokenizers.registry import STAND_ALONE
 
 # Every code of every level is one character of the two private planes of Unicode.
 _PLANES = ((0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
@@ -45,7 +45,6 @@ class Merged(ItemTokenizer):
     """
 
     name = "merged"
-    kinds: ClassVar[dict[str, type[ItemTokenizer]]]  # of inner tokenizers, by name: all others of the package
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
     inner: str = "rq_kmeans"
@@ -55,7 +54,7 @@ class Merged(ItemTokenizer):
 
     def __post_init__(self):
         one_of(self.algorithm, ALGORITHMS, "algorithm")
-        kind = self.kinds[one_of(self.inner, self.kinds, "inner item tokenizer")]
+        kind = STAND_ALONE[one_of(self.inner, STAND_ALONE, "inner item tokenizer")]
         self.inner_tokenizer = construct(kind, self.inner_args or {}, f"inner_args of {self.inner!r}")
         self.inner_args = self.inner_tokenizer.config
         inner = self.inner_tokenizer.traits
