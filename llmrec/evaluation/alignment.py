@@ -12,12 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
-from llmrec.evaluation.perplexity import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.wishes import phrases
@@ -80,13 +81,37 @@ class AlignmentArguments:
     )
 
 
-class Aligner:
-    """Writes the report of one model after the other; prompts and text are read once.
+@torch.no_grad()
+def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512) -> dict[str, float]:
+    """exp of the mean negative log-likelihood (nats) of a token, given those before it in its block.
 
     Args:
-        prompts: section → YAML file, where it is not the shipped prompt.
-        general_text (*optional*): a text file, for the perplexity.
-        general_text_base (*optional*): the model that training started from, to see what was forgotten.
+        text: cut into blocks of `length` tokens, or of what the model has positions for; the first `blocks` are read.
+
+    Returns:
+        `{"perplexity": ..., "tokens": how many were predicted}`.
+
+    Raises:
+        ValueError: a text of fewer than two tokens.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)][:blocks]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    if not pieces:
+        raise ValueError(f"a text of {len(ids)} tokens has no perplexity: give one of at least two")
+    device = next(model.parameters()).device
+    total = 0.0
+    for piece in pieces:  # one at a time: a block's logits over a large vocabulary fill memory
+        input_ids = torch.tensor([piece], device=device)
+        logits = model(input_ids=input_ids).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, input_ids[0, 1:], reduction="sum").item()
+    count = sum(map(len, pieces)) - len(pieces)
+    return {"perplexity": float(np.exp(total / count)), "tokens": count}
+
+
+class Aligner:
+    """Writes the report of one model after the other; prompts and text are read once (see `AlignmentArguments`).
 
     Raises:
         ValueError: see `alignment_prompts`; or a text file that cannot be read.

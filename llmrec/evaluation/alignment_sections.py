@@ -30,10 +30,9 @@ class Sample:
 
     Args:
         data: gives the catalogue.
-        targets (`pa.Table`): rows of valid or test, for what needs histories that nothing was trained on.
-        rows (`int`): at most so many in a section, of each kind of wish, and blocks of general text.
-        seed (`int`): of the draw and the bootstrap.
-        bootstrap (`int`): resamples of the intervals; 0 = none.
+        targets: rows of valid or test, for what needs histories that nothing was trained on.
+        rows: at most so many in a section, of each kind of wish, and blocks of general text.
+        bootstrap: resamples of the intervals; 0 = none.
     """
 
     data: PreparedData
@@ -80,11 +79,8 @@ class LeftOut(Exception):
 def retrieval(
     recommender: LLMRecommender, answers: Sequence[Sequence[int]], targets: Sequence[str], ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """recall@k of every row at item level (see `llmrec.evaluation.metrics`): `{"recall@1": float64 [n], ...}`.
-
-    Args:
-        answers: numbers in `recommender.index.items`, best first; targets: item ids.
-    """
+    """recall@k of every row at item level (see `llmrec.evaluation.metrics`): `{"recall@1": float64 [n], ...}`. Answers
+    are numbers in `recommender.index.items`, best first; targets are item ids."""
     items = pa.array(recommender.index.items)
     groups = semid_groups(recommender.index, items)
     lists = np.full((len(answers), max(ks)), -1, np.int64)
@@ -110,12 +106,8 @@ def prefixes(
 
 
 def common_prefixes(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """bool [levels]: whether a Semantic ID agrees with a wanted one up to each level.
-
-    Args:
-        codes: int [levels], -1 where a level holds no code.
-        wanted: int [n, levels], the Semantic IDs of one item; the longest common prefix counts.
-    """
+    """bool [levels]: whether a Semantic ID (int [levels], -1 where a level holds no code) agrees up to each level with
+    the one of an item (int [n, levels]) that has the longest common prefix."""
     agree = np.cumprod(codes == wanted, axis=1)
     return agree[agree.sum(1).argmax()].astype(bool)
 
@@ -245,7 +237,6 @@ def robustness(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> d
 
 
 def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
-    """The same model with another prompt for the next item."""
     prompt = dataclasses.replace(prompt, semids=prompt.semids or recommender.prompt.semids)
     catalogue = recommender.renderer.catalogue
     return LLMRecommender(

@@ -56,7 +56,7 @@ def evaluate_cold(
 
     Args:
         data: of `hold_out_items`.
-        max_warm (`int`, *optional*): a random sample of this many warm rows.
+        max_warm (*optional*): a random sample of this many warm rows.
         ks: of `evaluate`; the table needs 10, which is added.
         options: `batch_size`, `bootstrap` and `seed` of `evaluate`.
 
@@ -79,39 +79,26 @@ def evaluate_cold(
 
 def cold_lines(cuts: Mapping[str, Sequence[EvaluationResult]], cold_items: Sequence[str], num_items: int) -> list[str]:
     """One Markdown table: a line per recommender, its recall and ndcg in the three cuts, and how often it dares to
-    recommend a cold item at all."""
+    recommend a cold item at all (their share of the catalogue would be chance)."""
     columns = [(cut, column) for cut in cuts for column in _COLUMNS]
     header = ["recommender", *(f"{cut}: {column}" for cut, column in columns), "cold items in warm users' top 10"]
-    rows = []
+    rows, cold_set = [], set(cold_items)
     for number, result in enumerate(cuts[COLD]):
         of_cuts = {cut: results[number] for cut, results in cuts.items()}
         cells = [cell(of_cuts[cut].metrics, of_cuts[cut].ci, column) for cut, column in columns]
-        rows.append([result.name, *cells, f"{cold_share(of_cuts[WARM], cold_items):.2%}"])
+        shown = [item for items in of_cuts[WARM].predictions["item_ids"].to_pylist() for item in items[:_K]]
+        rows.append([result.name, *cells, f"{sum(item in cold_set for item in shown) / max(1, len(shown)):.2%}"])
     cold, warm = (cuts[cut][0].predictions.num_rows for cut in (COLD, WARM))
     share = f"{len(cold_items)} of {num_items} items are cold ({len(cold_items) / num_items:.1%})"
     table = markdown_table(header, rows)
     return [f"{share}; {cold} test rows have a cold target, {warm} a warm one.", "", *table]
 
 
-def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = _K) -> float:
-    """Share of the places 1 to k that cold items hold; their share of the catalogue would be chance."""
-    cold = set(cold_items)
-    shown = [item for items in result.predictions["item_ids"].to_pylist() for item in items[:k]]
-    return sum(item in cold for item in shown) / max(1, len(shown))
-
-
 def write_cold_report(
     cuts: Mapping[str, Sequence[EvaluationResult]], data: PreparedData, folder: str | Path, facts: Mapping, **options
 ) -> list[str]:
-    """Writes report.md and cold_start.json, and a whole report of every cut into a folder of its own.
-
-    Args:
-        facts: what the reader should know; enters all reports.
-        options: `reference`, `bootstrap` and `seed` of `llmrec.evaluation.report.write_report`.
-
-    Returns:
-        The lines of the table.
-    """
+    """Writes report.md and cold_start.json, and a whole report of every cut (`write_report` with `facts` and
+    `options`) into a folder of its own. Returns the lines of the table."""
     folder = Path(folder)
     lines = cold_lines(cuts, data.info["cold_items"], data.items.num_rows)
     summary: dict = {"facts": dict(facts), "cold_items": len(data.info["cold_items"]), "views": {}}

@@ -73,10 +73,9 @@ def evaluate(
         recommender: a recommender with an attribute `index` decodes SemIDs: its item-level metrics are expectations
             over a random order of items that share a SemID (see `llmrec.evaluation.metrics`).
         rows (`pa.Table`): user_id, history, target (`llmrec.data.prepared.TARGETS`); repeated items may be targets.
-        data: gives the catalogue and the counts in train (for coverage and slices).
         index (*optional*): SemIDs for the SemID level; by default the recommender's own, and none without one. A
             list of k items holds at most k SemIDs, so the SemID level at the largest k is a lower bound.
-        bootstrap: number of resamples; 0 leaves the intervals out.
+        bootstrap: resamples; 0 leaves the intervals out.
 
     Raises:
         ValueError: no rows, an item outside the catalogue, or a SemID index over other items.
@@ -151,9 +150,8 @@ def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1
 
 
 def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
-    """int64 [items]: items that no SemID tells apart share a number; an item without a SemID stands alone.
-
-    Items with several SemIDs share a number only where all of their SemIDs are equal.
+    """int64 [items]: items that no SemID tells apart (all of their SemIDs are equal) share a number; an item without a
+    SemID stands alone.
 
     Raises:
         ValueError: the index holds an item that is not in `item_ids`.

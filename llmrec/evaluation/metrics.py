@@ -22,7 +22,6 @@ def row_metrics(ranks: np.ndarray, groups: np.ndarray | None = None, ks: Sequenc
     Args:
         ranks: int [n], the rank of the target (from 1) or where its group starts; 0 = not in the list.
         groups (*optional*): int [n], how many items share the target's SemID; 1 by default.
-        ks: list lengths.
 
     Returns:
         `{"recall@1": float64 [n], ...}`.
@@ -74,7 +73,6 @@ def list_metrics(lists: np.ndarray, num_items: int, ks: Sequence[int] = KS) -> d
 
     Args:
         lists: int [n, K], catalogue rows; negative = no item, or one outside the catalogue.
-        num_items: size of the catalogue.
 
     Returns:
         valid@k: share of the `min(k, num_items)` places that hold an item of the catalogue not named before in the

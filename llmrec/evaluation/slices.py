@@ -12,9 +12,6 @@ def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
     Head is the tenth of the seen items with the highest counts, mid reaches down to the median, tail is the rest and
     cold was never seen in train; equal counts share a class, so the shares are approximate.
 
-    Args:
-        counts: int [items].
-
     Returns:
         `(classes, meaning)`: names [items], and what each name means here, e.g. `{"head": ">= 31 in train"}`.
     """
@@ -33,15 +30,11 @@ def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
 def row_slices(
     histories: np.ndarray, offsets: np.ndarray, targets: np.ndarray, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Named masks over test rows; empty slices are left out.
+    """Masks over test rows, `{"target popularity / head (>= 31 in train)": bool [n], ...}`; empty slices are left out.
 
     Args:
-        histories, offsets: catalogue rows of all histories (`lists_to_rows`).
-        targets: int [n], catalogue rows.
-        counts: int [items], counts in train.
-
-    Returns:
-        `{"target popularity / head (>= 31 in train)": bool [n], ...}`.
+        histories, offsets, targets: catalogue rows (`lists_to_rows`).
+        counts: int [items], in train.
     """
     classes, meaning = popularity_classes(counts)
     slices = {f"target popularity / {name} ({text})": classes[targets] == name for name, text in meaning.items()}

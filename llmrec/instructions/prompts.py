@@ -15,10 +15,7 @@ FORMATS = ("chat", "stream")
 class Template:
     """One wording of a task; `{slots}` are filled from a row.
 
-    Args:
-        prompt (`str` or `tuple` of `str`): the user's message, or the turns of a conversation: user, assistant, user,
-            ..., the last one the user's.
-        completion (`str`): the answer.
+    `prompt` is the user's message, or the turns of a conversation: user, assistant, ..., the last one the user's.
     """
 
     prompt: str | tuple[str, ...]
@@ -42,17 +39,16 @@ class Prompt:
     """A task's wordings.
 
     Args:
-        task (`str`): the task function that fills the slots (`llmrec.instructions.tasks.TASKS`).
-        templates (`tuple` of `Template`): the first one is used for evaluation and serving.
-        unseen (`tuple` of `Template`): wordings that no training row uses, to measure robustness.
-        system (`str`): the system message; empty for none.
-        format (`str`): `"chat"`: the history stands in the user's message, one answer per row. `"stream"`: the
-            history is the beginning of the assistant's own turn, so that every item of it can be a target.
-        thinking (`bool`): the answer begins with a `<think>` block; chat templates that know the switch leave it on.
-        separator (`str`): between the Semantic IDs of a history.
-        semids (`str`): the view whose Semantic IDs are written, where there are several
-            (`llmrec.catalogue.views`); empty for the primary ones.
-        weight (`float`): how many of the task's rows an epoch holds, where a mixture does not say.
+        task: the task function that fills the slots (`llmrec.instructions.tasks.TASKS`).
+        templates: the first one is used for evaluation and serving.
+        unseen: wordings that no training row uses, to measure robustness.
+        format: `"chat"`: the history stands in the user's message, one answer per row. `"stream"`: the history is the
+            beginning of the assistant's own turn, so that every item of it can be a target.
+        thinking: the answer begins with a `<think>` block; chat templates that know the switch leave it on.
+        separator: between the Semantic IDs of a history.
+        semids: the view whose Semantic IDs are written, where there are several (`llmrec.catalogue.views`); empty for
+            the primary ones.
+        weight: how many of the task's rows an epoch holds, where a mixture does not say.
     """
 
     task: str

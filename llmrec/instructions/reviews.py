@@ -91,11 +91,7 @@ def terms_of(text: str) -> list[str]:
 
 
 def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
-    """Texts from reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
-
-    Args:
-        kind (`str`): `"query"` or `"preference"`.
-        reviews (`pa.Table`): of `readable`.
+    """Texts from `readable` reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
 
     Raises:
         ValueError: another kind.

@@ -35,11 +35,7 @@ ASKS_FOR_ITEM = ("query", "intention")
 
 
 class Texts:
-    """Texts by kind, user and item.
-
-    Args:
-        table (`pa.Table`): columns `kind`, `user_id`, `item_id`, `text`, all strings; several texts for one key are
-            several ways to say it.
+    """Texts by kind, user and item, from a table of strings; several for one key are several ways to say it.
 
     Raises:
         ValueError: a missing column, an unknown kind or an empty text.

@@ -70,9 +70,8 @@ def _rows_by_value(values: np.ndarray) -> dict[str, np.ndarray]:
 class Wishes:
     """The attributes of a catalogue as arrays, and what satisfies a wish.
 
-    Args:
-        items (`pa.Table`): with `item_id`, `title`, and any of `brand`, `categories`, `price`, `domain`; a wish about
-            a column that is missing or empty is satisfied by nothing.
+    Items have `item_id`, `title`, and any of `brand`, `categories`, `price`, `domain`; a wish about a column that is
+    missing or empty is satisfied by nothing.
     """
 
     def __init__(self, items: pa.Table):

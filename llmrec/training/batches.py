@@ -34,9 +34,7 @@ def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Args:
         inputs: `input_ids`, `labels`, `attention_mask` and, if there are any, `weights`: [B, T], padded on the right.
-
-    Returns:
-        These, and `position_ids` that count a row's own tokens.
+            `position_ids`, which count a row's own tokens, come with them.
     """
     mask = inputs["attention_mask"]
     width = mask.size(1)
@@ -50,11 +48,8 @@ def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def packed(rows: Dataset, max_length: int) -> Dataset:
     """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
 
-    Packing needs all lengths, so every row is read once: templates and whatever else varies by epoch stay those of
-    the first.
-
-    Args:
-        rows: of `build_dataset`.
+    Packing needs all lengths, so every row of `build_dataset` is read once: templates and whatever else varies by
+    epoch stay those of the first.
 
     Returns:
         `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
@@ -65,12 +60,6 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     read = lambda batch: {name: batch[name] for name in names}  # noqa: E731
     whole = rows.map(read, batched=True, remove_columns=rows.column_names).with_format(None)
     dense = pack_dataset(whole, max_length, "bfd")
-    logger.info(
-        "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
-        "of their history to max_length %d",
-        len(whole),
-        len(dense),
-        reader_of(rows).truncated,
-        max_length,
-    )
+    logger.info("packing: %d rows became %d; the templates of the first epoch are those of all", len(whole), len(dense))
+    logger.info("%d had lost the oldest items of their history to max_length %d", reader_of(rows).truncated, max_length)
     return dense

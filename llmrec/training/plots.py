@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from llmrec.catalogue.report_parts import panels as panels_of
 from llmrec.files import atomic_path
 
 PANELS = {"loss": ("loss", "eval_loss"), "ranking on the validation sample": ("eval_recall@10", "eval_ndcg@10")}
@@ -13,14 +12,8 @@ PANELS = {"loss": ("loss", "eval_loss"), "ranking on the validation sample": ("e
 def plot_training(
     history: Sequence[dict], path: str | Path, panels: Mapping[str, Sequence[str]] = PANELS, columns: int = 3
 ) -> None:
-    """Draws losses and ranking metrics over steps.
-
-    Args:
-        history: `trainer.state.log_history`: dicts with `step` and figures by name.
-        path: a `.png`; written whole or not at all. Without any figure to draw there is none.
-        panels: title → names of the figures in it.
-        columns (`int`): panels beside each other.
-    """
+    """Draws the figures of `panels` (title → names) over the steps of `trainer.state.log_history` into a `.png`,
+    written whole or not at all; without any figure to draw there is none."""
     drawn = {}
     for title, names in panels.items():
         lines = {name: [(log["step"], log[name]) for log in history if name in log] for name in names}
@@ -29,12 +22,7 @@ def plot_training(
             drawn[title] = lines
     if not drawn:
         return
-    columns = min(columns, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(drawn) :]:
-        axes.remove()
+    figure, grid = panels_of(len(drawn), columns, 5, 3.5)
     for axes, (title, lines) in zip(grid, drawn.items()):
         for name, points in lines.items():
             axes.plot(*zip(*points), label=name, marker="." if len(points) < 50 else None)

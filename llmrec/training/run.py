@@ -39,10 +39,8 @@ class TrainingRun:
 
     Args:
         script_args: the recipe's dataclass, with `data_dir` and `overwrite`.
-        training_args, model_args: TRL's.
 
     Attributes:
-        data (`PreparedData`), index (`SemIDIndex`), items (`pa.Table`), sequence_tokenizer: of the folders.
         config (`RecommenderConfig`): the base's; set the one that the run is to write.
         checkpoint (`str` or `None`): where the run goes on, once it has begun.
 
@@ -58,11 +56,8 @@ class TrainingRun:
         self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
 
     def begin(self, prompts: list[Prompt], texts: Texts | None = None, more_args: tuple = ()) -> bool:
-        """Records the settings in the output folder; false where it holds the finished result of these already.
-
-        Args:
-            prompts, texts: what decides the result besides settings, data, Semantic IDs and base.
-            more_args: further dataclasses of settings.
+        """Records the settings, and what else decides the result, in the output folder; false where it holds the
+        finished result of these already. `more_args` are further dataclasses of settings.
 
         Raises:
             ValueError: other settings made what lies there, or the launched processes are no group.
@@ -107,7 +102,6 @@ class TrainingRun:
         write_sidecars(folder, self.config, self.index, self.items, Path(self.base) / ITEM_TOKENIZER)
 
     def train(self, trainer: Trainer) -> TrainOutput:
-        """Trains from the checkpoint on, if there is one."""
         PartialState().print(
             f"{len(trainer.train_dataset):,} rows; checkpoints and the model go to {self.training_args.output_dir}"
         )
@@ -116,13 +110,8 @@ class TrainingRun:
     def finish(
         self, trainer: Trainer, plot: Callable[[list[dict], Path], None] = plot_training, **results: float
     ) -> None:
-        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished.
-
-        Args:
-            trainer: one of this package's or of `llmrec.rl`, after `train()`.
-            plot: (log history, file) draws `training.png`.
-            results: recorded beside the validation metrics of the model that was written.
-        """
+        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished,
+        with `results` beside the validation metrics of the model that was written."""
         output_dir = self.training_args.output_dir
         metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
