@@ -5,7 +5,7 @@ from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import Guard, plot_grpo
 from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.rewards import REWARDS, Facts, load_rewards
-from llmrec.rl.rollout import RolloutArguments, Rollouts, roll_out
+from llmrec.rl.rollout import Rollouts, roll_out
 from llmrec.rl.rows import prompt_rows
 from llmrec.rl.sampling import Sample, sample_without_replacement
 from llmrec.rl.trainer import SemIDGRPOTrainer
@@ -16,7 +16,6 @@ __all__ = [
     "Groups",
     "Guard",
     "PolicyArguments",
-    "RolloutArguments",
     "Rollouts",
     "Sample",
     "RollOut",

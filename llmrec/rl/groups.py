@@ -43,12 +43,8 @@ def searched_index(recommender: LLMRecommender) -> SemIDIndex:
 
 
 class RollOut:
-    """Makes groups; `recommender` says how the model is asked.
-
-    Args:
-        size (`int`): completions of a group.
-        temperature (`float`): of sampled items and thoughts.
-    """
+    """Makes groups of `size` completions; `recommender` says how the model is asked, `temperature` is that of sampled
+    items and thoughts."""
 
     def __init__(self, recommender: LLMRecommender, policy: PolicyArguments, size: int, temperature: float):
         self.recommender, self.policy, self.size, self.temperature = recommender, policy, size, temperature

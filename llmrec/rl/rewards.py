@@ -9,6 +9,7 @@ has them), `item` (the item that a completion is) and `rank` (its place in the g
 In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are its items.
 """
 
+import contextlib
 import importlib
 import inspect
 import math
@@ -36,10 +37,9 @@ class Facts:
     """What rewards know beside the rows.
 
     Args:
-        index (`SemIDIndex`), items (`pa.Table`): the catalogue.
-        train (`pa.Table`): the training split, for popularity.
-        features (`str`): `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `items`.
-        sasrec (`str`): a folder that recipes/train_baselines.py wrote.
+        train: the training split, for popularity.
+        features: `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `items`.
+        sasrec: a folder that recipes/train_baselines.py wrote.
     """
 
     index: SemIDIndex
@@ -50,7 +50,6 @@ class Facts:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """What tasks judge answers by (`Task.score`)."""
         return Catalogue(self.index, self.items)
 
     @cached_property
@@ -80,7 +79,6 @@ class Facts:
 
     @cached_property
     def baseline(self) -> SASRec:
-        """The SASRec that `collaborative` asks."""
         if not self.sasrec:
             raise ValueError("reward collaborative needs `sasrec`: a folder of recipes/train_baselines.py")
         return SASRec.from_pretrained(self.sasrec)
@@ -156,7 +154,6 @@ def popularity_corrected_hit(facts: Facts) -> Reward:
 
     With 8 interactions of `t`: `[0, 1/3, 0, 0]`.
     """
-
     return _of_target(lambda item, target: _hit(facts, item, target) / (facts.popularity[target] + 1) ** 0.5)
 
 
@@ -303,13 +300,10 @@ def _is_finite(value) -> bool:
 
 
 def _weight(text: str, entry: str) -> float:
-    try:
-        weight = float(text or 1)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
-    return weight
+    with contextlib.suppress(ValueError):
+        if math.isfinite(weight := float(text or 1)):
+            return weight
+    raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
 
 
 def _imported(path: str, facts: Facts) -> Reward:
@@ -334,11 +328,7 @@ def _hit(facts: Facts, item: str, target: str) -> float:
 
 def _of_target(score: Callable[[str, str], float]) -> Reward:
     """`score(item, target)` of every completion whose row has a target."""
-
-    def reward(item, target, **kwargs):
-        return [None if t is None else score(i, t) for i, t in zip(item, target)]
-
-    return reward
+    return lambda item, target, **kwargs: [None if t is None else score(i, t) for i, t in zip(item, target)]
 
 
 def _groups(rank: Sequence[int]) -> tuple[int, int]:

@@ -51,9 +51,8 @@ def sample_without_replacement(
 
     Args:
         input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side, on the trie's device.
-        k (`int`): at most `trie.num_leaves`.
-        seeds (N of `int`): the draw of a prompt follows from its own seed alone.
-        temperature (`float`): of every token's distribution.
+        seeds: the draw of a prompt follows from its own seed alone.
+        temperature: of every token's distribution.
 
     Raises:
         ValueError: more samples than Semantic IDs, a temperature that is not above 0, or a model whose attention

@@ -33,9 +33,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     Args:
         model, reward_funcs, args, train_dataset, kwargs: of `GRPOTrainer` and `RecommenderTrainer`; of `args`,
             `max_completion_length` is set to what a completion can have.
-        recommender (`LLMRecommender`): the catalogue, and how it is asked.
-        policy (`PolicyArguments`): rollouts, log-probabilities, dead groups, credit.
-        sample (`ValidationSample`, *optional*): what an evaluation measures; rewards are not evaluated.
+        recommender: the catalogue, and how it is asked.
+        sample (*optional*): what an evaluation measures; rewards are not evaluated.
 
     Raises:
         ValueError: settings that cannot work here, a target that is not in the catalogue.
@@ -139,10 +138,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         for row, entry in zip(inputs, groups, strict=True):
             row |= entry
 
-    def _resample(self, inputs: list[dict], tries: int = 2) -> None:
+    def _resample(self, inputs: list[dict]) -> None:
         """Groups whose rewards are all equal give way to groups of other rows, where such are found."""
         size, rows = self.num_generations, self.train_dataset
-        for attempt in range(1, tries + 1):
+        for attempt in (1, 2):
             dead = [n for n, alive in enumerate(self._alive(inputs)) if not alive]
             taken = {row["row"] for row in inputs}
             others: list[dict] = []
@@ -160,7 +159,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
                 inputs[n * size : (n + 1) * size] = others[place * size : (place + 1) * size]
 
     def _alive(self, inputs: list[dict]) -> list[bool]:
-        """For each group of this process, whether its rewards differ."""
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
         ids = [row["member"].completion for row in inputs]
         known = {
@@ -216,14 +214,12 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return logps, entropies if compute_entropy else None, None
 
     def _mean(self, values) -> float:
-        """Over all processes."""
         mean = torch.as_tensor(values, dtype=torch.float32, device=self.accelerator.device).mean()
         return self.accelerator.reduce(mean, "mean").item()
 
     # What a run says and writes
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """The metrics of the validation sample, and the seconds that they took."""
         metrics = self.rank(metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

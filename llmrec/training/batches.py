@@ -60,6 +60,9 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     read = lambda batch: {name: batch[name] for name in names}  # noqa: E731
     whole = rows.map(read, batched=True, remove_columns=rows.column_names).with_format(None)
     dense = pack_dataset(whole, max_length, "bfd")
-    logger.info("packing: %d rows became %d; the templates of the first epoch are those of all", len(whole), len(dense))
-    logger.info("%d had lost the oldest items of their history to max_length %d", reader_of(rows).truncated, max_length)
+    logger.info(
+        "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
+        "of their history to max_length %d",
+        *(len(whole), len(dense), reader_of(rows).truncated, max_length),
+    )
     return dense
