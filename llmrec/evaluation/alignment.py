@@ -48,11 +48,9 @@ GENERAL_TEXT = "general_text"
 
 
 def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
-    """The prompt of every section that asks a task: the shipped one, or another file of that task.
-
-    Raises:
-        ValueError: an unknown section, or a prompt of another task (for `robustness`: that needs more than a history).
-    """
+    """The prompt of every section that asks a task: the shipped one, or another file of that task. Raises
+    `ValueError`: an unknown section, or a prompt of another task (for `robustness`: that needs more than a
+    history)."""
     for name in sorted(paths):
         one_of(name, SECTIONS, "alignment_prompts: section")
     prompts = {}
@@ -112,10 +110,7 @@ def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512
 
 class Aligner:
     """Writes the report of one model after the other; prompts and text are read once (see `AlignmentArguments`).
-
-    Raises:
-        ValueError: see `alignment_prompts`; or a text file that cannot be read.
-    """
+    Raises `ValueError`: see `alignment_prompts`; or a text file that cannot be read."""
 
     def __init__(
         self,
@@ -138,10 +133,7 @@ class Aligner:
 
     def __call__(self, recommender: LLMRecommender, sample: Sample) -> dict:
         """All sections of one model: `{"sections": {name: {"rows", "figures", "ci", ...}}, "left_out": {name: why}}`.
-
-        Raises:
-            ValueError: no language model.
-        """
+        Raises `ValueError`: no language model."""
         if not isinstance(recommender, LLMRecommender):
             raise ValueError(f"alignment names a {type(recommender).__name__}: only a language model can be asked")
         sections, left_out = {}, {}

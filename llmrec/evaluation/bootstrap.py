@@ -10,11 +10,7 @@ _CELLS = 2**23  # resampled rows held at once
 
 def bootstrap_means(values: np.ndarray, samples: int = 1000, seed: int = 0) -> np.ndarray:
     """float64 [samples, m]: means over resampled rows of `values` (float [n, m]). All columns use the same resamples,
-    so they may be compared with each other.
-
-    Raises:
-        ValueError: no rows, or fewer than one sample.
-    """
+    so they may be compared with each other. Raises `ValueError`: no rows, or fewer than one sample."""
     values = np.asarray(values, np.float64)
     rows = len(values)
     if rows == 0 or samples < 1:

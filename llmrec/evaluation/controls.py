@@ -9,10 +9,8 @@ from llmrec.data.rows import flatten_lists, list_array, with_columns
 def shuffle_histories(rows: pa.Table, seed: int = 0) -> pa.Table:
     """Gives every row the history of another row (a random cycle, so none keeps its own).
 
-    What can be left is popularity: a personal recommender must fall to that level or below.
-
-    Raises:
-        ValueError: fewer than two rows.
+    What can be left is popularity: a personal recommender must fall to that level or below. Raises `ValueError`: fewer
+    than two rows.
     """
     if rows.num_rows < 2:
         raise ValueError("histories can be exchanged only between at least two rows")

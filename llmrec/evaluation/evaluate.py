@@ -136,10 +136,7 @@ def evaluate(
 
 def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Paired differences (ours - theirs) at item level: `{"recall@10": {"difference", "low", "high", "p"}, ...}`.
-
-    Raises:
-        ValueError: the two were not evaluated on the same rows.
-    """
+    Raises `ValueError`: the two were not evaluated on the same rows."""
     tables = [result.predictions for result in (ours, theirs)]
     if not tables[0].select(["user_id", "target"]).equals(tables[1].select(["user_id", "target"])):
         raise ValueError(f"{ours.name} and {theirs.name} were evaluated on different rows")
@@ -151,11 +148,7 @@ def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1
 
 def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
     """int64 [items]: items that no SemID tells apart (all of their SemIDs are equal) share a number; an item without a
-    SemID stands alone.
-
-    Raises:
-        ValueError: the index holds an item that is not in `item_ids`.
-    """
+    SemID stands alone. Raises `ValueError`: the index holds an item that is not in `item_ids`."""
     foreign = sorted(set(index.items) - set(item_ids.to_pylist()))
     if foreign:
         raise ValueError(

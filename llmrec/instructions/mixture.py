@@ -172,12 +172,9 @@ class TaskMix:
 def parse_mixture(
     entries: list[str | dict], prompt: Prompt, index: SemIDIndex, views: Sequence[str] = ()
 ) -> list[TaskMix]:
-    """A mixture (`TaskMix.parse`) that teaches what `prompt` will ask, in the Semantic IDs of each of `views`.
-
-    Raises:
-        ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index
-            does not have or that is asked for twice, or no entry that teaches the prompt.
-    """
+    """A mixture (`TaskMix.parse`) that teaches what `prompt` will ask, in the Semantic IDs of each of `views`. Raises
+    `ValueError`: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index does
+    not have or that is asked for twice, or no entry that teaches the prompt."""
     if prompt.task in TASKS and not TASKS[prompt.task].recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
     if len(set(views)) < len(views):

@@ -98,11 +98,8 @@ def prompts_folder() -> Path:
 
 
 def load_prompt(name: str | Path) -> Prompt:
-    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path.
-
-    Raises:
-        ValueError: no such file, no valid YAML, unknown or missing fields.
-    """
+    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path. Raises `ValueError`: no such
+    file, no valid YAML, unknown or missing fields."""
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
     if not path.exists():
         shipped = sorted(p.stem for p in prompts_folder().glob("*.yaml"))

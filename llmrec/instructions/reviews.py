@@ -39,10 +39,7 @@ STOP = ENGLISH_STOP_WORDS | {""}
 
 def load_reviews(path: str | Path) -> pa.Table:
     """A parquet file of reviews: user_id, item_id, text and, if it has them, timestamp; other columns are not read.
-
-    Raises:
-        ValueError: a missing column or id, or a value of the wrong type, with its row.
-    """
+    Raises `ValueError`: a missing column or id, or a value of the wrong type, with its row."""
     raw, name = read_parquet(path), Path(path).name
     if "text" not in raw.column_names:
         raise ValueError(f"{name}: no column 'text'; it has {', '.join(raw.column_names)}")
@@ -52,11 +49,7 @@ def load_reviews(path: str | Path) -> pa.Table:
 
 
 def readable(reviews: pa.Table, data: PreparedData) -> pa.Table:
-    """The reviews that may be read, by user and item: see the module docstring.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The reviews that may be read, by user and item: see the module docstring. Raises `ValueError`: there is none."""
     trained = _once(interactions_of(data.train))
     evaluated = [table.select(["user_id", "target"]).rename_columns(PAIR) for table in (data.valid, data.test)]
     kept = reviews.join(_once(reviews), PAIR, join_type="inner").join(trained, PAIR, join_type="inner")
@@ -92,10 +85,7 @@ def terms_of(text: str) -> list[str]:
 
 def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
     """Texts from `readable` reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
-
-    Raises:
-        ValueError: another kind.
-    """
+    Raises `ValueError`: another kind."""
     if kind not in KINDS:
         raise ValueError(f"reviews say no kind {kind!r}: they give {' and '.join(KINDS)}")
     vectorizer = CountVectorizer(analyzer=terms_of, binary=True)

@@ -49,10 +49,8 @@ def rows_to_write(
     """The training rows that get a text: items for queries, users for intentions and preferences, else targets.
 
     A text is found again by user and item (`key_of`), so rows whose item the user took more than once get none. Rows
-    of users have the `time` of their target. `max_rows` gives a random sample of so many.
-
-    Raises:
-        ValueError: an unknown kind, or items without titles for queries.
+    of users have the `time` of their target. `max_rows` gives a random sample of so many. Raises `ValueError`: an
+    unknown kind, or items without titles for queries.
     """
     one_of(kind, ROWS, "kind")
     rng = np.random.default_rng(seed)

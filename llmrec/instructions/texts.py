@@ -35,11 +35,8 @@ ASKS_FOR_ITEM = ("query", "intention")
 
 
 class Texts:
-    """Texts by kind, user and item, from a table of strings; several for one key are several ways to say it.
-
-    Raises:
-        ValueError: a missing column, an unknown kind or an empty text.
-    """
+    """Texts by kind, user and item, from a table of strings; several for one key are several ways to say it. Raises
+    `ValueError`: a missing column, an unknown kind or an empty text."""
 
     def __init__(self, table: pa.Table):
         missing = [name for name in SCHEMA.names if name not in table.column_names]

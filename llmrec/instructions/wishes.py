@@ -91,11 +91,8 @@ class Wishes:
         self._of_category, self._of_brand = map(_rows_by_value, (self.category, self.brand))
 
     def satisfying(self, wish: str, about: str | None = None) -> np.ndarray:
-        """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one.
-
-        Raises:
-            ValueError: an unknown condition, or one that compares without an item.
-        """
+        """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one. Raises
+        `ValueError`: an unknown condition, or one that compares without an item."""
         of_conditions = (self._condition(condition, about) for condition in conditions_of(wish))
         rows = reduce(partial(np.intersect1d, assume_unique=True), of_conditions)
         return rows if about is None else rows[rows != self.place[about]]

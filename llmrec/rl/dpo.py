@@ -109,11 +109,8 @@ class WrongItems:
         return self.ids[self.first[target]]
 
     def drawn(self, target: str, count: int, seed: Sequence[int]) -> list[list[int]]:
-        """`count` distinct ones, each drawn by weight among those that are left; they follow from `seed` alone.
-
-        Raises:
-            ValueError: fewer can be drawn.
-        """
+        """`count` distinct ones, each drawn by weight among those that are left; they follow from `seed` alone. Raises
+        `ValueError`: fewer can be drawn."""
         right, rng, wrong = self.of_item[target], np.random.default_rng(seed), {}
         others = self.num_drawable - sum(self.weights[number] > 0 for number in right)
         if others < count:

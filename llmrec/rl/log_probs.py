@@ -37,10 +37,7 @@ class Groups(NamedTuple):
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, completion_length: int, size: int) -> "Groups":
         """From rows of prompt and completion (int64 [N x G, P + C] each), the completions of a prompt side by side.
-
-        Raises:
-            ValueError: rows that are no whole groups.
-        """
+        Raises `ValueError`: rows that are no whole groups."""
         if len(ids) % size:
             raise ValueError(f"{len(ids)} completions are no whole groups of {size}")
         width, mask = ids.shape[1] - completion_length, mask.bool()
@@ -63,10 +60,8 @@ def log_probs(
     """Log-probabilities and entropies (float32 [N, G, C], differentiable) of the tokens of completions.
 
     Padding gets 0. One call of the model, however it is wrapped. Tokens are normalised over what the trie allows, over
-    the vocabulary without one; logits are divided by the temperature, as in the rollout.
-
-    Raises:
-        ValueError: a Semantic ID that is not in the trie, or a model whose attention takes no mask (`check_model`).
+    the vocabulary without one; logits are divided by the temperature, as in the rollout. Raises `ValueError`: a
+    Semantic ID that is not in the trie, or a model whose attention takes no mask (`check_model`).
     """
     batch, size, length = groups.completions.shape
     states = 1 + size * (length - 1)

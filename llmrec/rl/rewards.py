@@ -249,10 +249,8 @@ def load_rewards(entries: Sequence[str], facts: Facts) -> tuple[list[Reward], li
     """Rewards and their weights from a YAML list: `exact_hit`, `prefix_match:0.5`, `my_package.my_reward:2`.
 
     A dotted path names a function with TRL's signature, or one that takes `facts` alone and returns it. What a reward
-    needs (`features`, `sasrec`) is read here.
-
-    Raises:
-        ValueError: an entry that names nothing, a weight that is no number, no entries, or one twice.
+    needs (`features`, `sasrec`) is read here. Raises `ValueError`: an entry that names nothing, a weight that is no
+    number, no entries, or one twice.
     """
     if not entries:
         raise ValueError(f"rewards is empty: name some of {', '.join(REWARDS)} or your own by dotted path")

@@ -34,10 +34,8 @@ def load_model(
 def add_dropout(model: nn.Module, probability: float) -> None:
     """Drops out embeddings and both residual branches of every layer while training, as GPT-2 and SASRec do: small
     models from scratch need it, and modern configs no longer have it. Hooks do it, so a reloaded folder has none.
-
-    Raises:
-        ValueError: the model has no projections named `o_proj` and `down_proj` (Llama, Qwen and their relatives do).
-    """
+    Raises `ValueError`: the model has no projections named `o_proj` and `down_proj` (Llama, Qwen and their relatives
+    do)."""
 
     def drop(module, inputs, output):
         return nn.functional.dropout(output, probability, module.training)

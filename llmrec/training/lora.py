@@ -30,10 +30,8 @@ def lora_config(
 
     `train="new_tokens"` gives an adapter of these rows alone, the vocabulary warm-up. PEFT holds them as a parameter
     of their own, so neither the optimizer nor weight decay reaches any other row, and no gradient hook is needed,
-    which sharding (FSDP2, ZeRO) would lose. `None` without an adapter.
-
-    Raises:
-        ValueError: `"new_tokens"` for Semantic IDs in words that the model knows.
+    which sharding (FSDP2, ZeRO) would lose. `None` without an adapter. Raises `ValueError`: `"new_tokens"` for
+    Semantic IDs in words that the model knows.
     """
     levels = [*semid_token_ids(tokenizer, index), behaviour_token_ids(tokenizer, index)]
     ids = sorted({int(token) for level in levels for token in level})

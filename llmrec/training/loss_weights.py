@@ -84,13 +84,10 @@ class LossWeights:
 def loss_weights(
     sft: SFTArguments, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex, items: pa.Table
 ) -> LossWeights | None:
-    """The weights that a stage's settings ask for; `None` where they ask for none.
-
-    Raises:
-        ValueError: weights that are negative, no numbers or all zero; a column that the items do not have; kinds of
-            interaction that the data does not have; weights of levels or of text for Semantic IDs that are no fixed
-            new tokens, where the two cannot be told apart.
-    """
+    """The weights that a stage's settings ask for; `None` where they ask for none. Raises `ValueError`: weights that
+    are negative, no numbers or all zero; a column that the items do not have; kinds of interaction that the data does
+    not have; weights of levels or of text for Semantic IDs that are no fixed new tokens, where the two cannot be told
+    apart."""
     behaviours = sft.behaviour_values
     if not (sft.level_weights or sft.value_column or behaviours) and sft.text_weight == 1:
         return None
@@ -119,11 +116,8 @@ def loss_weights(
 
 
 def log_values(items: pa.Table, column: str) -> dict[str, float]:
-    """log(1 + value) of a column of the items, divided by its mean; items without a value are left out.
-
-    Raises:
-        ValueError: no such column, or it holds something other than numbers from 0 on.
-    """
+    """log(1 + value) of a column of the items, divided by its mean; items without a value are left out. Raises
+    `ValueError`: no such column, or it holds something other than numbers from 0 on."""
     if column not in items.column_names:
         raise ValueError(f"value_column: the items have no column {column!r}; they have {items.column_names}")
     values = {}

@@ -57,11 +57,8 @@ class TrainingRun:
 
     def begin(self, prompts: list[Prompt], texts: Texts | None = None, more_args: tuple = ()) -> bool:
         """Records the settings, and what else decides the result, in the output folder; false where it holds the
-        finished result of these already. `more_args` are further dataclasses of settings.
-
-        Raises:
-            ValueError: other settings made what lies there, or the launched processes are no group.
-        """
+        finished result of these already. `more_args` are further dataclasses of settings. Raises `ValueError`: other
+        settings made what lies there, or the launched processes are no group."""
         arguments = (self.script_args, *more_args, self.training_args, self.model_args)
         made = Path(self.base) / RECORD
         inputs = {
