@@ -81,17 +81,9 @@ class AlignmentArguments:
 
 @torch.no_grad()
 def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512) -> dict[str, float]:
-    """exp of the mean negative log-likelihood (nats) of a token, given those before it in its block.
-
-    Args:
-        text: cut into blocks of `length` tokens, or of what the model has positions for; the first `blocks` are read.
-
-    Returns:
-        `{"perplexity": ..., "tokens": how many were predicted}`.
-
-    Raises:
-        ValueError: a text of fewer than two tokens.
-    """
+    """`{"perplexity": ..., "tokens": how many were predicted}`: exp of the mean negative log-likelihood (nats) of a
+    token, given those before it in its block of `length` tokens, or of what the model has positions for. The first
+    `blocks` are read; fewer than two tokens raise `ValueError`."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)][:blocks]

@@ -19,7 +19,6 @@ from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.protocol import requests_of
 
 K = 10
-ROOM = 16  # tokens that a written answer may have beyond the longest right one
 WISHES = (*RELATIVE, "with")
 _LOOKED_AT = 50  # items per wanted row that are looked at for a wish
 
@@ -263,7 +262,7 @@ def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:
 
 
 def _words(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> list[str]:
-    """Greedy answers to rows, as long as the longest right one and some."""
+    """Greedy answers to rows, at most 16 tokens longer than the longest right one."""
     right = [recommender.renderer.completion(prompt, row) for row in rows]
     longest = max(map(len, recommender.tokenizer(right, add_special_tokens=False)["input_ids"]))
-    return recommender.generate_text(prompt, rows, longest + ROOM)
+    return recommender.generate_text(prompt, rows, longest + 16)

@@ -34,23 +34,17 @@ def tokenizer_figures(folder: str | Path) -> dict:
     results = read_json(Path(folder) / "stage.json")["results"]
     before = report["collisions"]["before"]
     full = [level for level in report["levels"] if level["held"] == 1] or report["levels"][:1]
-    first = report["prefixes"][0]
     return {
-        "tokens": report["tokens"],
-        "bits": report["bits"],
-        "collision_rate": before["collision_rate"],
-        "colliding_items": before["colliding_items"],
-        "largest_group": before["largest_group"],
+        **{name: report[name] for name in ("tokens", "bits")},
+        **{name: before[name] for name in ("collision_rate", "colliding_items", "largest_group")},
         "usage": min(level["usage"] for level in full),
         "entropy": [level["entropy"] for level in report["levels"] if level["used"]],
-        "purity": first.get("purity"),
-        "purity_control": first.get("purity_control"),
+        **{name: report["prefixes"][0].get(name) for name in ("purity", "purity_control")},
         "error": report["reconstruction"]["error"],
         "error_control": report["reconstruction"]["control"],
         "neighbours": report["neighbours"]["kept"],
         "neighbours_control": report["neighbours"]["control"],
-        "fit_seconds": results["fit_seconds"],
-        "memory_gib": results["memory_gib"],
+        **{name: results[name] for name in ("fit_seconds", "memory_gib")},
     }
 
 
@@ -83,11 +77,10 @@ def _pair(value: float | None, control: float | None) -> str:
 
 
 def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
-    """Item-level quality by tokenizer, best ndcg@10 first.
+    """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`.
 
     Args:
         runs: per tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
-        reference (`str`): the tokenizer that all others are compared with.
 
     Returns:
         per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,

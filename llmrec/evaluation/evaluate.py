@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
-from llmrec.data.rows import offsets_of
+from llmrec.data.rows import list_array, offsets_of
 from llmrec.evaluation.bootstrap import intervals_of, paired_difference
 from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
@@ -46,14 +46,8 @@ class EvaluationResult:
 
     def to_dict(self) -> dict:
         """Everything but the predictions, ready for JSON."""
-        return {
-            "rows": self.predictions.num_rows,
-            "seconds": round(self.seconds, 3),
-            "metrics": self.metrics,
-            "ci": self.ci,
-            "slices": self.slices,
-            "exposure": self.exposure,
-        }
+        figures = {name: getattr(self, name) for name in ("metrics", "ci", "slices", "exposure")}
+        return {"rows": self.predictions.num_rows, "seconds": round(self.seconds, 3)} | figures
 
 
 def evaluate(
@@ -124,8 +118,8 @@ def evaluate(
             {
                 "user_id": rows["user_id"],
                 "target": rows["target"],
-                "item_ids": pa.ListArray.from_arrays(list_offsets.astype(np.int32), item_ids),
-                "scores": pa.ListArray.from_arrays(list_offsets.astype(np.int32), scores),
+                "item_ids": list_array(item_ids, list_offsets),
+                "scores": list_array(scores, list_offsets),
                 "rank": pa.array(ranks, pa.int32()),
                 "group_size": pa.array(sizes, pa.int32()),
                 "semid_rank": pa.array(semid_ranks, pa.int32()),

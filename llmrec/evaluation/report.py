@@ -168,15 +168,11 @@ def _steering_table(name: str, steering: dict) -> dict:
 
 def _tables(results, differences, reference) -> list[dict]:
     """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
-
-    def table(title: str, note: str, header: Sequence[str], rows: list[list[str]]) -> dict:
-        return {"title": title, "note": note, "header": list(header), "rows": rows}
-
-    tables = []
+    tables = []  # of these four
     for title, columns, note in _METRICS:
         known = [column for column in columns if any(column in result.metrics for result in results)]
         rows = [[one.name, *(cell(one.metrics, one.ci, column) for column in known)] for one in results]
-        tables.append(table(title, note, ["recommender", *known], rows if known else []))
+        tables.append((title, note, ["recommender", *known], rows if known else []))
     rows = [
         [name, metric, f"{one['difference']:+.4f}", f"[{one['low']:+.4f}, {one['high']:+.4f}]", f"{one['p']:.3f}"]
         for name, metrics in differences.items()
@@ -184,12 +180,12 @@ def _tables(results, differences, reference) -> list[dict]:
     ]
     header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
     note = "Paired bootstrap over the same rows, item level."
-    tables.append(table(f"Difference to {reference}", note, header, rows))
+    tables.append((f"Difference to {reference}", note, header, rows))
     sliced = [{one["slice"]: one for one in result.slices} for result in results]
     rows = [
         [one["slice"], str(one["rows"]), *(cell(slices.get(one["slice"], {}), {}, "recall@10") for slices in sliced)]
         for one in results[0].slices
     ]
     header = ["slice", "rows", *(result.name for result in results)]
-    tables.append(table("recall@10 by slice", "", header, rows))
-    return [one for one in tables if one["rows"]]
+    tables.append(("recall@10 by slice", "", header, rows))
+    return [dict(zip(("title", "note", "header", "rows"), one)) for one in tables if one[-1]]

@@ -27,15 +27,11 @@ _ROLES = ("system", "user", "assistant")
 
 
 class ChatData:
-    """General conversations beside the tasks, against forgetting; they end with the assistant's turn, which alone is
-    learned.
+    """General conversations beside the tasks, against forgetting: a data set of the Hub, or a local parquet, json or
+    jsonl file, with a column `messages` (list of `{"role", "content"}`).
 
-    Args:
-        path: a data set of the Hub, or a local parquet, json or jsonl file, with a column `messages` (list of
-            `{"role", "content"}`).
-
-    Raises:
-        ValueError: no such data set or column, or a conversation that does not end with the assistant's turn.
+    They end with the assistant's turn, which alone is learned; another end, or no such data set or column, raises
+    `ValueError`.
     """
 
     def __init__(self, path: str, split: str = "train"):

@@ -8,8 +8,6 @@ import yaml
 
 from llmrec.arguments import did_you_mean, one_of
 
-FORMATS = ("chat", "stream")
-
 
 @dataclass(frozen=True)
 class Template:
@@ -62,7 +60,7 @@ class Prompt:
     weight: float = 1.0
 
     def __post_init__(self):
-        one_of(self.format, FORMATS, f"prompt of task {self.task!r}: format")
+        one_of(self.format, ("chat", "stream"), f"prompt of task {self.task!r}: format")
         if not self.templates:
             raise ValueError(f"prompt of task {self.task!r} has no templates")
         if self.format == "stream" and any(len(t.turns) > 1 for t in (*self.templates, *self.unseen)):

@@ -77,7 +77,6 @@ class RollOut:
 
         Args:
             model: what rolls out, in no wrapper.
-            rows: with `prompt`, `target`, `following` and `row`.
             seed: what is drawn for a row follows from it and from the row's number alone.
 
         Returns:
@@ -99,14 +98,11 @@ class RollOut:
         ids = completions(rollouts.tokens.flatten(0, 1), self.trie)
         items = [self.index.item_ids[place] for place in self.trie.order[rollouts.leaves.flatten()].tolist()]
         weights, mass = rollouts.weights.flatten().tolist(), rollouts.mass.tolist()
-        return [
-            {
-                "member": Member(prompts[n // self.size], ids[n], weights[n], mass[n // self.size]),
-                "item": items[n],
-                "rank": n % self.size,
-            }
-            for n in range(len(ids))
-        ]
+        entries = []
+        for n, (item, completion, weight) in enumerate(zip(items, ids, weights)):
+            member = Member(prompts[n // self.size], completion, weight, mass[n // self.size])
+            entries.append({"member": member, "item": item, "rank": n % self.size})
+        return entries
 
     def _thoughts(self, model, prompts: list[list[int]], seeds: list[int]) -> list[dict]:
         recommender, block = self.recommender, self.recommender.block

@@ -11,7 +11,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llmrec.training import plot_training
 
 logger = logging.getLogger(__name__)
-WATCHED = ("recall@50", "coverage@10")
 
 
 class Guard(TrainerCallback):
@@ -26,7 +25,9 @@ class Guard(TrainerCallback):
         self.first: dict[str, float] = {}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        values = {name: metrics[f"eval_{name}"] for name in WATCHED if f"eval_{name}" in (metrics or {})}
+        values = {
+            name: metrics[f"eval_{name}"] for name in ("recall@50", "coverage@10") if f"eval_{name}" in (metrics or {})
+        }
         if not self.first:
             logs = [log for log in state.log_history if all(f"eval_{name}" in log for name in values)]
             self.first = {name: logs[0][f"eval_{name}"] for name in values} if logs else values

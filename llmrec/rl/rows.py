@@ -42,7 +42,6 @@ def prompt_rows(
         tasks: entries of a mixture (`TaskMix.parse`); by default the model's own prompt alone, exactly as it will be
             asked. `stream` has one row for every target here.
         following: items after the target that a row names, where they are known.
-        seed: which rows a fraction of a task holds.
 
     Returns:
         `prompt` (str), `history` (list of str), `target` (str; null where a wish has many right answers),

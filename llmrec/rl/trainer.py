@@ -85,8 +85,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         self.roll_out.trie.to(self.accelerator.device)
         self._rollouts: dict[str, list] = {}
 
-    # Rollouts
-
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, torch.Tensor]:
         size, policy = self.num_generations, self.policy
         self._add_members(inputs)
@@ -175,8 +173,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         total = total.view(-1, self.num_generations)
         return ((total - total[:, :1]).abs() > 1e-8).any(1).tolist()
 
-    # Training
-
     def _get_train_sampler(self, *args, **kwargs):
         """TRL's draws every epoch from one generator, so a resumed run would begin with the first epoch's order."""
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -216,8 +212,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     def _mean(self, values) -> float:
         mean = torch.as_tensor(values, dtype=torch.float32, device=self.accelerator.device).mean()
         return self.accelerator.reduce(mean, "mean").item()
-
-    # What a run says and writes
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         metrics = self.rank(metric_key_prefix)

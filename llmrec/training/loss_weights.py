@@ -91,9 +91,11 @@ def loss_weights(
     behaviours = sft.behaviour_values
     if not (sft.level_weights or sft.value_column or behaviours) and sft.text_weight == 1:
         return None
-    _check("level_weights", sft.level_weights)
-    _check("text_weight", [sft.text_weight])
-    _check("behaviour_values", list((behaviours or {}).values()))
+    for name, weights in (("level_weights", sft.level_weights), ("behaviour_values", [*(behaviours or {}).values()])):
+        if any(not 0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+            raise ValueError(f"{name}: {list(weights)} should be numbers from 0 on, and not all 0")
+    if not 0 <= sft.text_weight < math.inf:
+        raise ValueError(f"text_weight: {sft.text_weight} should be a number from 0 on")
     if behaviours and not index.behaviours:
         raise ValueError("behaviour_values needs interactions with kinds that have tokens (behaviour_tokens: true)")
     if behaviours and set(behaviours) != set(index.behaviours):
@@ -131,13 +133,6 @@ def log_values(items: pa.Table, column: str) -> dict[str, float]:
     if not mean:
         raise ValueError(f"value_column {column!r} holds no value above 0")
     return {item: value / mean for item, value in values.items()}
-
-
-def _check(name: str, weights: Sequence[float]) -> None:
-    if any(not 0 <= weight < math.inf for weight in weights) or (
-        weights and name != "text_weight" and not any(weights)
-    ):
-        raise ValueError(f"{name}: {list(weights)} should be numbers from 0 on, and not all 0")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -47,7 +47,6 @@ class RecommenderTrainer:
     """Stands before a trainer of TRL among the bases of a class.
 
     Args:
-        model, args, kwargs: of TRL's trainer; of `args`, `remove_unused_columns` is set here.
         sample (*optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so that
             `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of the
             weights only (FSDP, ZeRO-3).

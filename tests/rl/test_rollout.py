@@ -10,9 +10,9 @@ from decoding.reference_search import EOS, matrix, prompts, random_semids, tiny_
 from rl_small import LENGTHS, distribution, written
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
-from llmrec.rl import PolicyArguments, Rollouts, roll_out, sample_without_replacement
+from llmrec.rl import PolicyArguments, sample_without_replacement
 from llmrec.rl.groups import RollOut
-from llmrec.rl.rollout import completions, semids_of, with_positives
+from llmrec.rl.rollout import Rollouts, completions, roll_out, semids_of, with_positives
 
 SEEDS = [11, 12, 13]
 IDS, MASK = prompts(LENGTHS)

@@ -9,8 +9,8 @@ from small_runs import DATA, INDEX, base_folder, make_trainer, rows, settings
 from transformers import AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.training import LossWeights, SFTArguments, loss_weights
-from llmrec.training.loss_weights import log_values
+from llmrec.training import SFTArguments, loss_weights
+from llmrec.training.loss_weights import LossWeights, log_values
 
 STAGE = SFTArguments(level_weights=[1.0, 0.5], value_column="price")
 

@@ -22,7 +22,6 @@ from llmrec.instructions.wishes import Wishes, say
 
 ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some
-PAIR = ("user_id", "target")  # columns of an evaluation row
 
 
 def _wanted(wish: str, row: dict) -> str:
@@ -88,7 +87,8 @@ def conversation_rows(data: PreparedData, max_history: int, rng: np.random.Gener
         item: [(wish, rows) for wish, rows in wishes.relative_to(item) if not wishes.held_out(wish, item)]
         for item in spans["about"].unique().to_pylist()
     }
-    evaluated = {pair for split in (data.valid, data.test) for pair in zip(*(split[c].to_pylist() for c in PAIR))}
+    splits = [split.select(["user_id", "target"]).to_pydict().values() for split in (data.valid, data.test)]
+    evaluated = {pair for columns in splits for pair in zip(*columns)}
     users = data.train["user_id"].take(spans["sequence"]).to_pylist()
     said, targets = [], []
     for user, item in zip(users, spans["about"].to_pylist()):

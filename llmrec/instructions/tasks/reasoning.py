@@ -13,8 +13,6 @@ from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.sequential import next_item_slots
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item
 
-PERSONA_ITEMS = 2  # examples behind every category of a persona
-
 
 def with_about(data: PreparedData, spans: pa.Table) -> pa.Table:
     """Spans whose prompt speaks of the target: what they ask for is `about` it."""
@@ -61,7 +59,7 @@ def persona(catalogue: Catalogue, items: list[str]) -> str:
     facts = [catalogue.facts(item) for item in items]
     parts = []
     for category in most_common((known.category for known in facts), 3):
-        shown = [item for item, known in zip(items, facts) if known.category == category][-PERSONA_ITEMS:]
+        shown = [item for item, known in zip(items, facts) if known.category == category][-2:]
         parts.append(f"{category} ({', '.join(map(catalogue.semid, shown))})")
     text = f"Interested in {listing(parts)}" if parts else f"Chose {', '.join(map(catalogue.semid, items[-3:]))}"
     brands = most_common((known.brand for known in facts), 2)
