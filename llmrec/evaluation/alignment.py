@@ -120,7 +120,6 @@ class Aligner:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what was read."""
         return fingerprint(str(self.prompts), str(phrases()), self.text, files_of(self.base) if self.base else "")
 
     def __call__(self, recommender: LLMRecommender, sample: Sample) -> dict:

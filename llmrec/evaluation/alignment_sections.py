@@ -20,7 +20,6 @@ from llmrec.recommenders.protocol import requests_of
 
 K = 10
 WISHES = (*RELATIVE, "with")
-_LOOKED_AT = 50  # items per wanted row that are looked at for a wish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +178,7 @@ def wish_rows(wishes: Wishes, known: set[str], sample: Sample) -> list[dict]:
     """Held-out rows of task like_but, `sample.rows` of each kind if there are, with the items that satisfy them."""
     rng = np.random.default_rng(sample.seed)
     by_kind: dict[str, list[dict]] = {kind: [] for kind in WISHES}
-    for number in rng.permutation(len(wishes.ids))[: _LOOKED_AT * sample.rows]:
+    for number in rng.permutation(len(wishes.ids))[: 50 * sample.rows]:
         item = wishes.ids[number]
         if all(len(rows) >= sample.rows for rows in by_kind.values()):
             break

@@ -31,17 +31,13 @@ _COLUMNS = (f"recall@{_K}", f"ndcg@{_K}")
 
 
 class Restricted:
-    """A recommender that may only recommend some items."""
-
     def __init__(self, recommender: Recommender, item_ids: Sequence[str]):
         self.recommender = recommender
         self.allow = Filter(allow=list(item_ids))
         self.index = getattr(recommender, "index", None)
         self.behaviours = getattr(recommender, "behaviours", ())
 
-    def recommend(self, histories, k=10, filters=None, **wishes) -> list[list[Recommendation]]:
-        if filters is not None:
-            raise ValueError("a restricted recommender has its filter already")
+    def recommend(self, histories, k=10, **wishes) -> list[list[Recommendation]]:
         return self.recommender.recommend(histories, k, self.allow, **wishes)
 
 

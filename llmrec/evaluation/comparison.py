@@ -49,7 +49,6 @@ def tokenizer_figures(folder: str | Path) -> dict:
 
 
 def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
-    """`tokenizer_figures` by name as a Markdown table."""
     header = ["tokenizer", "tokens", "bits", "collisions (1 - U/N)", "largest group", "usage", "entropy by level"]
     header += ["purity 1 (random)", "error (random)", "neighbours@10 (random)", "fit s", "peak GiB"]
     cells = []
@@ -108,7 +107,6 @@ def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[
 
 
 def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:
-    """`downstream_rows` as a Markdown table."""
     header = ["tokenizer", "seeds", "recall@10", "ndcg@10", "over seeds", f"ndcg@10 against {reference}"]
     cells = []
     for row in rows:

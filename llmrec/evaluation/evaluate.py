@@ -45,7 +45,6 @@ class EvaluationResult:
     predictions: pa.Table = field(repr=False)
 
     def to_dict(self) -> dict:
-        """Everything but the predictions, ready for JSON."""
         figures = {name: getattr(self, name) for name in ("metrics", "ci", "slices", "exposure")}
         return {"rows": self.predictions.num_rows, "seconds": round(self.seconds, 3)} | figures
 
@@ -202,9 +201,8 @@ def _slice(label, mask, ranks, sizes, bootstrap, seed) -> dict:
 def _exposure(lists: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
     classes, meaning = popularity_classes(counts)
     top = lists[:, :_SLICE_K]
-    shown = classes[top[top >= 0]]
+    parts = {"recommended": classes[top[top >= 0]], "targets": classes[targets], "catalogue": classes}
     return {
-        "recommended": {name: float((shown == name).mean()) if len(shown) else 0.0 for name in meaning},
-        "targets": {name: float((classes[targets] == name).mean()) for name in meaning},
-        "catalogue": {name: float((classes == name).mean()) for name in meaning},
+        part: {name: float((of_part == name).mean()) if len(of_part) else 0.0 for name in meaning}
+        for part, of_part in parts.items()
     }

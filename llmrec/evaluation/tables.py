@@ -25,7 +25,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: C
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, for a terminal."""
     rows = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)

@@ -104,7 +104,6 @@ class Catalogue:
         return choose(made, row, kind) if made else None
 
     def leaks(self, kind: str, text: str, item_id: str) -> bool:
-        """See `llmrec.instructions.texts.leaks`."""
         return leaks(kind, text, self.semid(item_id), self.title(item_id))
 
     def view(self, name: str) -> "Catalogue":

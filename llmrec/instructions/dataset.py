@@ -25,15 +25,12 @@ from llmrec.instructions.spans import Sequences
 logger = logging.getLogger(__name__)
 IGNORED = -100
 PROBED = 200  # rows of a task that are rendered first, to estimate lengths and to find bad ones early
-LONGEST = 20  # rows about the items with the longest texts, which are rendered first as well
 COLUMNS = ("place", "length")  # what lies in the data set; everything else is rendered
 
 Weigh = Callable[[dict, list[int]], list[float]]
 
 
 class MixturePart:
-    """One entry of the mixture with its rows."""
-
     def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
         self.mix, self.seed, self.items = mix, seed, None
         self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
@@ -142,7 +139,7 @@ class RowReader:
         if "about" in part.table.column_names:
             texts = self.renderer.catalogue.text_lengths
             size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[drawn]
-            self.rows(start + np.argsort(-size, kind="stable")[:LONGEST])
+            self.rows(start + np.argsort(-size, kind="stable")[:20])  # those with the longest texts may be too long
         if "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
         items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[drawn].astype(float)

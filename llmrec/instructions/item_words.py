@@ -85,7 +85,6 @@ class Attributes:
         self._longest = max(map(len, self.names), default=0)
 
     def named(self, text: str) -> set[str]:
-        """What a text names."""
         text = " ".join(text.split())
         named = set(_PRICE.findall(text))
         ends = [match.end() for match in re.finditer(r"\w(?!\w)", text)]

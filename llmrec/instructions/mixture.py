@@ -189,7 +189,6 @@ def parse_mixture(
 
 
 def _number_in_group(groups: np.ndarray) -> np.ndarray:
-    """int64 [n]: how many equal values stand before each."""
     counts = np.unique(groups, return_counts=True)[1]
     number = np.empty(len(groups), np.int64)
     number[np.argsort(groups, kind="stable")] = np.arange(len(groups)) - np.repeat(counts.cumsum() - counts, counts)

@@ -94,7 +94,6 @@ class Renderer:
         return texts
 
     def _frame(self, system: str, turns: int, thinking: bool) -> str:
-        """The conversation with a mark for every turn."""
         key = system, turns, thinking
         if key not in self._frames:
             messages = [{"role": "system", "content": system}] if system else []

@@ -32,7 +32,6 @@ from llmrec.instructions.texts import interactions_of
 from llmrec.item_tokenizers.words.text_ids import words_of
 
 KINDS = {"query": "item_id", "preference": "user_id"}  # whose reviews are set against those of the others
-QUERY_WORDS, PREFERENCE_TERMS = 4, 5  # a query has so many words or one more
 PAIR = ["user_id", "item_id"]
 STOP = ENGLISH_STOP_WORDS | {""}
 
@@ -116,7 +115,7 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
             longer = f"{text} {term}".strip()
             if _adds(text, term) and not catalogue.leaks(kind, longer, item):
                 text = longer
-            if len(text.split()) >= QUERY_WORDS:
+            if len(text.split()) >= 4:  # or 5: the last term may be a pair
                 break
         return text
 
@@ -129,7 +128,7 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
         for term in best([number for number in numbers.get(row["user_id"], []) if known(number)]):
             if _adds(" ".join(kept), term):
                 kept.append(term)
-            if len(kept) == PREFERENCE_TERMS:
+            if len(kept) == 5:
                 break
         return f"Speaks of {listing(kept)} in reviews" if kept else ""
 

@@ -24,7 +24,6 @@ from llmrec.instructions.prompts import prompts_folder
 
 RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
 MOST_WORDS = 3  # of a title that `with=` wishes are made of
-HELD_OUT = 5  # one combination in so many
 _AND = re.compile(r" & (?=(?:cheaper|pricier|other_brand|same_brand)(?: & |$)|(?:with|category|brand|below|domain)=)")
 
 
@@ -168,4 +167,4 @@ class Wishes:
     def held_out(self, wish: str, about: str | None = None) -> bool:
         """Whether training leaves out a combination: category and kinds, or the values of a wish that stands alone."""
         what = wish if about is None else f"{self.category[self.place[about]]}|{kinds_of(wish)}"
-        return (about is not None or len(conditions_of(wish)) > 1) and zlib.crc32(what.encode()) % HELD_OUT == 0
+        return (about is not None or len(conditions_of(wish)) > 1) and zlib.crc32(what.encode()) % 5 == 0

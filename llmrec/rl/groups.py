@@ -56,7 +56,6 @@ class RollOut:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a completion can have."""
         if not self.thinks:
             return self.trie.depth
         return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])

@@ -336,5 +336,4 @@ def _groups(rank: Sequence[int]) -> tuple[int, int]:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

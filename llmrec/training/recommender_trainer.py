@@ -103,7 +103,6 @@ class RecommenderTrainer:
         """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights and what makes the folder a recommender."""
         super().save_model(output_dir, _internal_call)
         if self.write_sidecars is not None and self.args.should_save:
             self.write_sidecars(output_dir or self.args.output_dir)

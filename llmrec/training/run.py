@@ -109,14 +109,12 @@ class TrainingRun:
         return True
 
     def load_recommender(self, texts: Texts | None = None, hidden_dropout: float = 0.0) -> LLMRecommender:
-        """The model that is trained, as `model_args` say, its tokenizer, and the catalogue."""
         tokenizer = AutoTokenizer.from_pretrained(self.base)
         model = load_model(self.base, self.model_args, self.training_args, hidden_dropout)
         more = {"sequence_tokenizer": self.sequence_tokenizer, "texts": texts}
         return LLMRecommender(model, tokenizer, self.index, self.items, self.config, **more)
 
     def write_sidecars(self, folder: str) -> None:
-        """Makes a folder with weights a recommender."""
         write_sidecars(folder, self.config, self.index, self.items, Path(self.base) / ITEM_TOKENIZER)
 
     def train(self, trainer: Trainer) -> TrainOutput:

@@ -33,8 +33,7 @@ class SFTArguments:
 
 
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that names the field and
-    what to set instead."""
+    """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which."""
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
     one_of(sft.train, ("all", "new_tokens"), "train:")
     if sft.train == "new_tokens" and model_args.use_peft:
