@@ -20,8 +20,7 @@ from llmrec.data import PreparedData, ids_to_rows
 from llmrec.data.cold_items import check_cold
 from llmrec.evaluation.evaluate import EvaluationResult, evaluate
 from llmrec.evaluation.metrics import KS
-from llmrec.evaluation.report import write_report
-from llmrec.evaluation.tables import cell, markdown_table
+from llmrec.evaluation.report import cell, markdown_table, write_report
 from llmrec.files import atomic_path, write_json
 from llmrec.recommenders.protocol import Recommendation, Recommender
 
@@ -51,7 +50,6 @@ def evaluate_cold(
     """Every recommender on the three cuts, `{COLD: [...], COLD_ONLY: [...], WARM: [...]}` (see the module docstring).
 
     Args:
-        data: of `hold_out_items`.
         max_warm (*optional*): a random sample of this many warm rows.
         ks: of `evaluate`; the table needs 10, which is added.
         options: `batch_size`, `bootstrap` and `seed` of `evaluate`.

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmrec.evaluation.bootstrap import confidence_intervals
-from llmrec.evaluation.tables import markdown_table, with_interval
+from llmrec.evaluation.report import markdown_table, with_interval
 from llmrec.files import read_json
 
 NOTE = (

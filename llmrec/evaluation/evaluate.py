@@ -164,18 +164,17 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
 def _recommend(recommender, rows, length, batch_size, name):
     """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists."""
     item_ids, scores, lengths, seconds = [], [], [], 0.0
-    progress = tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row")
-    for start in range(0, rows.num_rows, batch_size):
-        batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
-        began = time.perf_counter()
-        lists = recommender.recommend(batch, length, **wishes)
-        seconds += time.perf_counter() - began
-        for recommended in lists:
-            lengths.append(len(recommended))
-            item_ids.extend(one.item_id for one in recommended)
-            scores.extend(one.score for one in recommended)
-        progress.update(len(batch))
-    progress.close()
+    with tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row") as progress:
+        for start in range(0, rows.num_rows, batch_size):
+            batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
+            began = time.perf_counter()
+            lists = recommender.recommend(batch, length, **wishes)
+            seconds += time.perf_counter() - began
+            for recommended in lists:
+                lengths.append(len(recommended))
+                item_ids.extend(one.item_id for one in recommended)
+                scores.extend(one.score for one in recommended)
+            progress.update(len(batch))
     return pa.array(item_ids, pa.string()), pa.array(scores, pa.float32()), offsets_of(np.asarray(lengths)), seconds
 
 

@@ -17,9 +17,9 @@ from llmrec.data.rows import flatten_lists, offsets_of, ragged_arange
 SPAN = ("sequence", "start", "middle", "stop")
 
 
-def span_table(sequence: np.ndarray, start: np.ndarray, middle: np.ndarray, stop: np.ndarray) -> pa.Table:
+def span_table(*columns: np.ndarray) -> pa.Table:
     """int64 columns `SPAN`, one row per task row."""
-    return pa.table(dict(zip(SPAN, (np.asarray(c, np.int64) for c in (sequence, start, middle, stop)))))
+    return pa.table({name: np.asarray(column, np.int64) for name, column in zip(SPAN, columns, strict=True)})
 
 
 def target_spans(data: PreparedData, max_history: int, rng: np.random.Generator | None = None) -> pa.Table:

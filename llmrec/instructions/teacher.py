@@ -100,12 +100,8 @@ def columns_writer(kind: str, catalogue: Catalogue) -> Write:
 
 
 def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Callable, seed: int = 0) -> Write:
-    """Texts of a teacher model; one follows from `seed` and the number of its row, whatever stands beside it.
-
-    Args:
-        prompt: `prompts/teacher/<kind>.yaml` or one like it.
-        answer: of `llmrec.serving.writers.load_writer`.
-    """
+    """Texts of a teacher model, which `answer` asks (`llmrec.serving.writers.load_writer`); one follows from `seed`
+    and the number of its row, whatever stands beside it."""
 
     def write(rows: list[dict], numbers: list[int]) -> list[str]:
         questions = [question(prompt, kind, catalogue, row) for row in rows]
@@ -126,13 +122,8 @@ def write_texts(
     """Writes `folder/texts.parquet` for the rows, going on where an earlier call with the same rows stopped.
 
     `write` gives (rows, their numbers) → a text for each. Texts that are empty, or that give away the item that their
-    prompt asks for (`llmrec.instructions.texts.leaks`), are left out of it.
-
-    Returns:
-        how many texts were `kept`, dropped as a `leak`, and dropped as `empty`.
-
-    Raises:
-        ValueError: not one usable text.
+    prompt asks for (`llmrec.instructions.texts.leaks`), are left out of it. Returns how many were `kept`, dropped as a
+    `leak` and dropped as `empty`; not one usable text raises `ValueError`.
     """
     shards, sequences = Path(folder) / "shards", Sequences(data.train)
     with tqdm(total=rows.num_rows, desc=f"{kind} texts") as progress:

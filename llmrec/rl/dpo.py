@@ -175,10 +175,8 @@ def preference_rows(
 
     Args:
         rows: `prompt` (str), `target` (item id) and `row` (int), as from `llmrec.rl.prompt_rows`.
-        recommender: tokenizer and Semantic IDs; for `negatives="beam"` its model, as it is before training.
-        train: training sequences, for `negatives="popularity"`.
         negatives: `"random"` (every item alike), `"popularity"` (by its count in train) or `"beam"` (hard negatives:
-            the model's own best wrong items). What is drawn for a row follows from `(seed, row)`.
+            the best wrong items of the model as it is before training). A draw follows from `(seed, row)`.
 
     Returns:
         `prompt_ids`, `chosen_ids` (lists of int) and `rejected_ids` (`num_negatives` lists of int): token ids.

@@ -187,15 +187,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        compute_aux_loss=False,
-        **kwargs,
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
         size = self.num_generations if self.policy.shared_prompts else 1
         trie = self.roll_out.trie if self.policy.log_probs == "catalogue" and not self.roll_out.thinks else None

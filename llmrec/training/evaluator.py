@@ -20,10 +20,7 @@ class ValidationSample:
 
     A thinking model is asked with an empty thought: writing thoughts would cost more than the training between.
 
-    Args:
-        recommender: tokenizer, catalogue and settings; its model is replaced at each evaluation.
-        size: how many rows are drawn.
-        train (*optional*): the training split, which says what is popular.
+    The recommender's model is replaced at each evaluation; `train` says what is popular.
     """
 
     def __init__(

@@ -53,8 +53,7 @@ class RecommenderTrainer:
         write_sidecars (*optional*): called with every folder that receives weights, so that each checkpoint is a
             recommender.
 
-    Attributes:
-        order (`torch.Generator`): what a sampler may draw from; it follows from seed and epoch alone.
+    A sampler may draw from `order` (`torch.Generator`), which follows from seed and epoch alone.
     """
 
     def __init__(
