@@ -27,7 +27,6 @@ class Sample:
     """What the sections draw their rows from.
 
     Args:
-        data: gives the catalogue.
         targets: rows of valid or test, for what needs histories that nothing was trained on.
         rows: at most so many in a section, of each kind of wish, and blocks of general text.
         bootstrap: resamples of the intervals; 0 = none.

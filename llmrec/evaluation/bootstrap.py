@@ -45,10 +45,8 @@ def paired_difference(
 ) -> dict[str, np.ndarray]:
     """Mean difference of two recommenders on the same rows in the same order (float [n, m] each).
 
-    Pairing removes what both find hard, so the interval is narrower than those of the two means suggest.
-
-    Returns:
-        float64 [m] each: `difference`, `low`, `high` and `p` (two-sided, from the share of resamples at or beyond 0).
+    Pairing removes what both find hard, so the interval is narrower than those of the two means suggest. Returned are
+    `difference`, `low`, `high` and `p` (two-sided, from the share of resamples at or beyond 0), float64 [m] each.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"paired rows differ: {ours.shape} against {theirs.shape}")

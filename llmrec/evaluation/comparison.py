@@ -76,10 +76,8 @@ def _pair(value: float | None, control: float | None) -> str:
 
 
 def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
-    """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`.
-
-    Args:
-        runs: per tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
+    """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`. `runs` has per
+    tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
 
     Returns:
         per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,

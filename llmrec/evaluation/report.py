@@ -80,7 +80,6 @@ def write_report(
     """Writes metrics.json, predictions/<name>.parquet, plots/*.png, report.md and report.html into `folder`.
 
     Args:
-        results: evaluated on the same rows.
         reference (*optional*): name of the recommender that all others are compared with, row by row.
         facts (*optional*): what the reader should know (data set, split, seed); stands at the top and in metrics.json.
         alignment (*optional*): name → what `llmrec.evaluation.alignment.Aligner` returned; written to alignment.json.

@@ -7,13 +7,11 @@ HISTORY_BUCKETS = ((0, 0), (1, 1), (2, 3), (4, 6), (7, 10), (11, 20), (21, None)
 
 
 def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-    """Sorts items into head, mid, tail and cold by their count in train.
+    """Sorts items into head, mid, tail and cold by their count in train: `(classes, meaning)`, names [items] and what
+    each name means here, e.g. `{"head": ">= 31 in train"}`.
 
     Head is the tenth of the seen items with the highest counts, mid reaches down to the median, tail is the rest and
     cold was never seen in train; equal counts share a class, so the shares are approximate.
-
-    Returns:
-        `(classes, meaning)`: names [items], and what each name means here, e.g. `{"head": ">= 31 in train"}`.
     """
     seen = counts[counts > 0]
     head, mid = np.quantile(seen, [0.9, 0.5], method="higher") if len(seen) else (1, 1)

@@ -36,10 +36,8 @@ class ItemFacts(NamedTuple):
 class Catalogue:
     """Ids → Semantic IDs, titles and other columns.
 
-    Args:
-        sequence_tokenizer (*optional*): where an item's tokens depend on what stands before it.
-        texts (*optional*): queries, preferences and rationales that were made before; without them tasks compose some
-            from the columns.
+    Where an item's tokens depend on what stands before it, a `sequence_tokenizer` writes them. Without `texts` that
+    were made before tasks compose some from the columns.
 
     Raises:
         ValueError: a query or an intention among the texts that gives its item away, or behaviours that an item

@@ -42,10 +42,8 @@ class Renderer:
     def prompt(self, prompt: Prompt, row: dict, template: int | Template = 0) -> str:
         """The text before the answer. Only the history and the columns that the task declares can change it.
 
-        Args:
-            row: `history` (item ids) and `targets` (item ids; may be empty at inference), what else the task speaks
-                of, and, where interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
-            template: which wording; evaluation and serving use the first.
+        A row has `history` and `targets` (item ids; targets may be empty at inference), what else the task speaks of,
+        and, where interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
         """
         return self.render(prompt, row, template)[0]
 

@@ -50,9 +50,6 @@ class Texts:
                 raise ValueError(f"texts, row {number + 1}: an empty text for item {item!r}")
             self._texts[kind, user or "", item].append(" ".join(text.split()))
 
-    def __len__(self) -> int:
-        return self.table.num_rows
-
     def get(self, kind: str, user_id: str, item_id: str) -> list[str]:
         """What was written for this user, else what was written for the item alone."""
         return self._texts.get((kind, user_id, item_id)) or self._texts.get((kind, "", item_id), [])

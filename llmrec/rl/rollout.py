@@ -51,12 +51,11 @@ def roll_out(
     temperature: float = 1.0,
     normalize: Normalize = "catalogue",
 ) -> Rollouts:
-    """G distinct Semantic IDs after each of N prompts (token ids).
+    """G distinct Semantic IDs after each of N prompts (token ids); what is sampled for one follows from its seed
+    alone.
 
-    Args:
-        seeds: what is sampled for a prompt follows from its seed alone.
-        temperature: of the samples; a beam search has none.
-        normalize: of the beams; samples are drawn over the catalogue.
+    `temperature` is that of samples, a beam search has none; `normalize` that of beams, samples are drawn over the
+    catalogue.
     """
     device = next(model.parameters()).device
     trie.to(device)

@@ -30,14 +30,9 @@ from llmrec.training import RecommenderTrainer, ValidationSample, without_dropou
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     """`GRPOTrainer` over a catalogue. Rows have `prompt` (text), `history`, `target` (item ids) and `row` (int).
 
-    Args:
-        model, reward_funcs, args, train_dataset, kwargs: of `GRPOTrainer` and `RecommenderTrainer`; of `args`,
-            `max_completion_length` is set to what a completion can have.
-        recommender: the catalogue, and how it is asked.
-        sample (*optional*): what an evaluation measures; rewards are not evaluated.
-
-    Raises:
-        ValueError: settings that cannot work here, a target that is not in the catalogue.
+    Other arguments are those of `GRPOTrainer` and `RecommenderTrainer`; `args.max_completion_length` is set to what a
+    completion can have. An evaluation measures `sample`, never rewards. Settings that cannot work here, or a target
+    that is not in the catalogue, raise `ValueError`.
     """
 
     def __init__(

@@ -32,9 +32,8 @@ class SemIDCollator(DataCollatorForLanguageModeling):
 def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same batch with its padding on the left: answers end in one column, so few columns hold any label.
 
-    Args:
-        inputs: `input_ids`, `labels`, `attention_mask` and, if there are any, `weights`: [B, T], padded on the right.
-            `position_ids`, which count a row's own tokens, come with them.
+    Given are `input_ids`, `labels`, `attention_mask` and any `weights`: [B, T], padded on the right. `position_ids`,
+    which count a row's own tokens, come with them.
     """
     mask = inputs["attention_mask"]
     width = mask.size(1)
@@ -50,9 +49,7 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
 
     Packing needs all lengths, so every row of `build_dataset` is read once: templates and whatever else varies by
     epoch stay those of the first.
-
-    Returns:
-        `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
+    Columns are `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
     """
     if max_length is None:
         raise ValueError("packing needs max_length, the length to pack to")

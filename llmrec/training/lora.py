@@ -67,10 +67,8 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
 
     Where the model cannot be merged in place (quantised, sharded, or wrapped by DeepSpeed, which writes the names of
     what it wrapped), its adapter is saved, and merged onto the base as it is on disk. What is measured then is the
-    merged model. Nothing is uploaded: see `push_final_model`. `reload` loads the base model in full precision.
-
-    Returns:
-        The metrics of `trainer.evaluate()`, or those of the ranking alone.
+    merged model. Nothing is uploaded: see `push_final_model`. `reload` loads the base model in full precision. Returns
+    the metrics of `trainer.evaluate()`, or those of the ranking alone.
     """
     model = trainer.model
     if isinstance(model, PeftModel) and (is_quantised(model) or sharded() or trainer.is_deepspeed_enabled):
