@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from llmrec.arguments import did_you_mean
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.data.rows import flatten_lists
+from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
 from llmrec.instructions import TASKS, Catalogue
 from llmrec.recommenders.sasrec import SASRec
 
@@ -136,15 +136,15 @@ def collaborative(facts: Facts) -> Reward:
     In a catalogue of 101, where SASRec's places of the four are 1, 3, 11 and 101: `[1, .98, .9, 0]`. Its first place
     is the maximiser.
     """
-    baseline = facts.baseline
-    catalogue = baseline.catalogue
+    baseline, item_ids = facts.baseline, facts.baseline.items["item_id"]
 
     def reward(item, history, rank, **kwargs):
         groups = _groups(rank)
-        scores = baseline.score(*catalogue.rows(history[:: groups[1]]))
-        place, _ = catalogue.rows([item])
+        histories = pa.array(history[:: groups[1]], pa.list_(pa.string()))
+        scores = baseline.score(*lists_to_rows(histories, item_ids))
+        place = ids_to_rows(pa.array(item, pa.string()), item_ids)
         of_item = np.take_along_axis(scores, place.reshape(groups), 1)
-        return ((scores[:, None] < of_item[..., None]).sum(-1) / (len(catalogue) - 1)).ravel().tolist()
+        return ((scores[:, None] < of_item[..., None]).sum(-1) / (len(item_ids) - 1)).ravel().tolist()
 
     return reward
 

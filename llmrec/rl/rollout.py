@@ -8,6 +8,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -104,7 +105,7 @@ def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequ
 def semids_of(trie: SemIDTrie, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The Semantic IDs of M rows of the index: `(leaves int64 [M], tokens int64 [M, depth])`, the first sorted row
     with each, and its token ids, padded with -1."""
-    position = trie.position[torch.tensor(rows, dtype=torch.long, device=trie.device)][:, None]
+    position = torch.from_numpy(trie.position[np.asarray(rows, np.int64)]).to(trie.device)[:, None]
     nodes, tokens = torch.zeros(len(rows), dtype=torch.long, device=trie.device), []
     for level in range(trie.depth):
         children = trie.children(nodes, level)
