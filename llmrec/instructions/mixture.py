@@ -84,7 +84,6 @@ class TaskMix:
             (`llmrec.instructions.wishes`): the kinds that are hard to learn get weights of their own.
         since: a date (`2016-01-31`); only training sequences that reach it take part, undated ones do not. A second
             entry with `since` makes what is recent count more.
-        chat: conversations of a general data set, instead of a task.
     """
 
     prompt: Prompt

@@ -72,8 +72,7 @@ class RollOut:
         return zlib.crc32(np.array(parts, np.int64).tobytes())
 
     def __call__(self, model, rows: Sequence[dict], seed: tuple[int, ...]) -> list[dict]:
-        """A group for each row, `size` entries side by side; what is drawn follows from `seed` and the row's number
-        alone.
+        """A group for each row, `size` entries side by side; draws follow from `seed` and the row's number alone.
 
         Returns:
             dicts with `member`, `item` (an id; of a thought the best one found after it), `rank` (its place in the

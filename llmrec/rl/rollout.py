@@ -52,11 +52,10 @@ def roll_out(
     temperature: float = 1.0,
     normalize: Normalize = "catalogue",
 ) -> Rollouts:
-    """G distinct Semantic IDs after each of N prompts (token ids); what is sampled for one follows from its seed
-    alone.
+    """G distinct Semantic IDs after each of N prompts (token ids).
 
-    `temperature` is that of samples, a beam search has none; `normalize` that of beams, samples are drawn over the
-    catalogue.
+    What is sampled for one follows from its seed alone. `temperature` is that of samples, a beam search has none;
+    `normalize` that of beams, samples are drawn over the catalogue.
     """
     device = next(model.parameters()).device
     trie.to(device)

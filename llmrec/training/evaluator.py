@@ -18,9 +18,8 @@ SHOWN = 10  # places of a list that valid, coverage and head look at
 class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
-    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between.
-
-    The recommender's model is replaced at each evaluation; `train` says what is popular.
+    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
+    recommender's model is replaced at each evaluation; `train` says what is popular.
     """
 
     def __init__(
