@@ -131,6 +131,11 @@ def test_only_heavy_packages_are_imported_late():
     assert {*packages, *LATE.values()} == HEAVY  # what is heavy no more leaves the list
 
 
+def test_only_serving_imports_vllm():
+    users = {name for name in FILES for each in imports_of(name) if each.target.split(".")[0] == "vllm"}
+    assert users and all(name.startswith("llmrec.serving.") for name in users)
+
+
 def test_importing_the_package_is_instant():
     heavy = "import sys, llmrec; print(sorted({'torch', 'numpy', 'pyarrow', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"

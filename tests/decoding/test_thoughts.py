@@ -14,6 +14,7 @@ from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
 from llmrec.instructions import Catalogue, TaskMix, Template, build_dataset, compose, load_prompt, task_rows
+from llmrec.instructions.dataset import reader_of
 from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
@@ -59,7 +60,7 @@ def folder(tmp_path_factory):
         write_sidecars=lambda to: write_sidecars(to, config, index, data.items),
     )
     trainer.train()
-    assert trainer.train_dataset.truncated == 0
+    assert reader_of(trainer.train_dataset).truncated == 0
     trainer.save_model(str(path / "model"))
     return path / "model"
 
