@@ -118,8 +118,9 @@ def prefix_match(facts: Facts) -> Reward:
     """
 
     def share(item: str, target: str) -> float:
-        wanted = facts.semids[target]
-        return _common(facts.semids[item], wanted) / len(wanted)
+        offered, wanted = facts.semids[item], facts.semids[target]
+        differs = (place for place, (one, other) in enumerate(zip(offered, wanted)) if one != other)
+        return next(differs, min(len(offered), len(wanted))) / len(wanted)
 
     return _of_target(share)
 
@@ -333,7 +334,3 @@ def _groups(rank: Sequence[int]) -> tuple[int, int]:
     """The shape (groups, completions of each)."""
     size = max(rank) + 1
     return len(rank) // size, size
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
