@@ -12,12 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
-from llmrec.evaluation.perplexity import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.wishes import phrases
@@ -47,11 +48,9 @@ GENERAL_TEXT = "general_text"
 
 
 def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
-    """The prompt of every section that asks a task: the shipped one, or another file of that task.
-
-    Raises:
-        ValueError: an unknown section, or a prompt of another task (for `robustness`: that needs more than a history).
-    """
+    """The prompt of every section that asks a task: the shipped one, or another file of that task. Raises
+    `ValueError`: an unknown section, or a prompt of another task (for `robustness`: that needs more than a
+    history)."""
     for name in sorted(paths):
         one_of(name, SECTIONS, "alignment_prompts: section")
     prompts = {}
@@ -80,17 +79,30 @@ class AlignmentArguments:
     )
 
 
+@torch.no_grad()
+def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512) -> dict[str, float]:
+    """`{"perplexity": ..., "tokens": how many were predicted}`: exp of the mean negative log-likelihood (nats) of a
+    token, given those before it in its block of `length` tokens, or of what the model has positions for. The first
+    `blocks` are read; fewer than two tokens raise `ValueError`."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)][:blocks]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    if not pieces:
+        raise ValueError(f"a text of {len(ids)} tokens has no perplexity: give one of at least two")
+    device = next(model.parameters()).device
+    total = 0.0
+    for piece in pieces:  # one at a time: a block's logits over a large vocabulary fill memory
+        input_ids = torch.tensor([piece], device=device)
+        logits = model(input_ids=input_ids).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, input_ids[0, 1:], reduction="sum").item()
+    count = sum(map(len, pieces)) - len(pieces)
+    return {"perplexity": float(np.exp(total / count)), "tokens": count}
+
+
 class Aligner:
-    """Writes the report of one model after the other; prompts and text are read once.
-
-    Args:
-        prompts: section → YAML file, where it is not the shipped prompt.
-        general_text (*optional*): a text file, for the perplexity.
-        general_text_base (*optional*): the model that training started from, to see what was forgotten.
-
-    Raises:
-        ValueError: see `alignment_prompts`; or a text file that cannot be read.
-    """
+    """Writes the report of one model after the other; prompts and text are read once (see `AlignmentArguments`).
+    Raises `ValueError`: see `alignment_prompts`; or a text file that cannot be read."""
 
     def __init__(
         self,
@@ -108,15 +120,11 @@ class Aligner:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what was read."""
         return fingerprint(str(self.prompts), str(phrases()), self.text, files_of(self.base) if self.base else "")
 
     def __call__(self, recommender: LLMRecommender, sample: Sample) -> dict:
         """All sections of one model: `{"sections": {name: {"rows", "figures", "ci", ...}}, "left_out": {name: why}}`.
-
-        Raises:
-            ValueError: no language model.
-        """
+        Raises `ValueError`: no language model."""
         if not isinstance(recommender, LLMRecommender):
             raise ValueError(f"alignment names a {type(recommender).__name__}: only a language model can be asked")
         sections, left_out = {}, {}

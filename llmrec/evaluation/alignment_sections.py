@@ -19,9 +19,7 @@ from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.protocol import requests_of
 
 K = 10
-ROOM = 16  # tokens that a written answer may have beyond the longest right one
 WISHES = (*RELATIVE, "with")
-_LOOKED_AT = 50  # items per wanted row that are looked at for a wish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +27,9 @@ class Sample:
     """What the sections draw their rows from.
 
     Args:
-        data: gives the catalogue.
-        targets (`pa.Table`): rows of valid or test, for what needs histories that nothing was trained on.
-        rows (`int`): at most so many in a section, of each kind of wish, and blocks of general text.
-        seed (`int`): of the draw and the bootstrap.
-        bootstrap (`int`): resamples of the intervals; 0 = none.
+        targets: rows of valid or test, for what needs histories that nothing was trained on.
+        rows: at most so many in a section, of each kind of wish, and blocks of general text.
+        bootstrap: resamples of the intervals; 0 = none.
     """
 
     data: PreparedData
@@ -80,11 +76,8 @@ class LeftOut(Exception):
 def retrieval(
     recommender: LLMRecommender, answers: Sequence[Sequence[int]], targets: Sequence[str], ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """recall@k of every row at item level (see `llmrec.evaluation.metrics`): `{"recall@1": float64 [n], ...}`.
-
-    Args:
-        answers: numbers in `recommender.index.items`, best first; targets: item ids.
-    """
+    """recall@k of every row at item level (see `llmrec.evaluation.metrics`): `{"recall@1": float64 [n], ...}`. Answers
+    are numbers in `recommender.index.items`, best first; targets are item ids."""
     items = pa.array(recommender.index.items)
     groups = semid_groups(recommender.index, items)
     lists = np.full((len(answers), max(ks)), -1, np.int64)
@@ -110,12 +103,8 @@ def prefixes(
 
 
 def common_prefixes(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """bool [levels]: whether a Semantic ID agrees with a wanted one up to each level.
-
-    Args:
-        codes: int [levels], -1 where a level holds no code.
-        wanted: int [n, levels], the Semantic IDs of one item; the longest common prefix counts.
-    """
+    """bool [levels]: whether a Semantic ID (int [levels], -1 where a level holds no code) agrees up to each level with
+    the one of an item (int [n, levels]) that has the longest common prefix."""
     agree = np.cumprod(codes == wanted, axis=1)
     return agree[agree.sum(1).argmax()].astype(bool)
 
@@ -188,7 +177,7 @@ def wish_rows(wishes: Wishes, known: set[str], sample: Sample) -> list[dict]:
     """Held-out rows of task like_but, `sample.rows` of each kind if there are, with the items that satisfy them."""
     rng = np.random.default_rng(sample.seed)
     by_kind: dict[str, list[dict]] = {kind: [] for kind in WISHES}
-    for number in rng.permutation(len(wishes.ids))[: _LOOKED_AT * sample.rows]:
+    for number in rng.permutation(len(wishes.ids))[: 50 * sample.rows]:
         item = wishes.ids[number]
         if all(len(rows) >= sample.rows for rows in by_kind.values()):
             break
@@ -245,7 +234,6 @@ def robustness(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> d
 
 
 def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
-    """The same model with another prompt for the next item."""
     prompt = dataclasses.replace(prompt, semids=prompt.semids or recommender.prompt.semids)
     catalogue = recommender.renderer.catalogue
     return LLMRecommender(
@@ -272,7 +260,7 @@ def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:
 
 
 def _words(recommender: LLMRecommender, prompt: Prompt, rows: list[dict]) -> list[str]:
-    """Greedy answers to rows, as long as the longest right one and some."""
+    """Greedy answers to rows, at most 16 tokens longer than the longest right one."""
     right = [recommender.renderer.completion(prompt, row) for row in rows]
     longest = max(map(len, recommender.tokenizer(right, add_special_tokens=False)["input_ids"]))
-    return recommender.generate_text(prompt, rows, longest + ROOM)
+    return recommender.generate_text(prompt, rows, longest + 16)

@@ -9,17 +9,8 @@ _CELLS = 2**23  # resampled rows held at once
 
 
 def bootstrap_means(values: np.ndarray, samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Means over resampled rows; all columns use the same resamples, so they may be compared with each other.
-
-    Args:
-        values: float [n, m], one row per test row.
-
-    Returns:
-        float64 [samples, m].
-
-    Raises:
-        ValueError: no rows, or fewer than one sample.
-    """
+    """float64 [samples, m]: means over resampled rows of `values` (float [n, m]). All columns use the same resamples,
+    so they may be compared with each other. Raises `ValueError`: no rows, or fewer than one sample."""
     values = np.asarray(values, np.float64)
     rows = len(values)
     if rows == 0 or samples < 1:
@@ -52,15 +43,10 @@ def intervals_of(values: Mapping[str, np.ndarray], samples: int, seed: int) -> d
 def paired_difference(
     ours: np.ndarray, theirs: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Mean difference of two recommenders on the same rows.
+    """Mean difference of two recommenders on the same rows in the same order (float [n, m] each).
 
-    Pairing removes what both find hard, so the interval is narrower than those of the two means suggest.
-
-    Args:
-        ours, theirs: float [n, m], the same rows in the same order.
-
-    Returns:
-        float64 [m] each: `difference`, `low`, `high` and `p` (two-sided, from the share of resamples at or beyond 0).
+    Pairing removes what both find hard, so the interval is narrower than those of the two means suggest. Returned are
+    `difference`, `low`, `high` and `p` (two-sided, from the share of resamples at or beyond 0), float64 [m] each.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"paired rows differ: {ours.shape} against {theirs.shape}")

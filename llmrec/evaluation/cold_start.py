@@ -20,8 +20,7 @@ from llmrec.data import PreparedData, ids_to_rows
 from llmrec.data.cold_items import check_cold
 from llmrec.evaluation.evaluate import EvaluationResult, evaluate
 from llmrec.evaluation.metrics import KS
-from llmrec.evaluation.report import write_report
-from llmrec.evaluation.tables import cell, markdown_table
+from llmrec.evaluation.report import cell, markdown_table, write_report
 from llmrec.files import atomic_path, write_json
 from llmrec.recommenders.protocol import Recommendation, Recommender
 
@@ -31,17 +30,13 @@ _COLUMNS = (f"recall@{_K}", f"ndcg@{_K}")
 
 
 class Restricted:
-    """A recommender that may only recommend some items."""
-
     def __init__(self, recommender: Recommender, item_ids: Sequence[str]):
         self.recommender = recommender
         self.allow = Filter(allow=list(item_ids))
         self.index = getattr(recommender, "index", None)
         self.behaviours = getattr(recommender, "behaviours", ())
 
-    def recommend(self, histories, k=10, filters=None, **wishes) -> list[list[Recommendation]]:
-        if filters is not None:
-            raise ValueError("a restricted recommender has its filter already")
+    def recommend(self, histories, k=10, **wishes) -> list[list[Recommendation]]:
         return self.recommender.recommend(histories, k, self.allow, **wishes)
 
 
@@ -55,8 +50,7 @@ def evaluate_cold(
     """Every recommender on the three cuts, `{COLD: [...], COLD_ONLY: [...], WARM: [...]}` (see the module docstring).
 
     Args:
-        data: of `hold_out_items`.
-        max_warm (`int`, *optional*): a random sample of this many warm rows.
+        max_warm (*optional*): a random sample of this many warm rows.
         ks: of `evaluate`; the table needs 10, which is added.
         options: `batch_size`, `bootstrap` and `seed` of `evaluate`.
 
@@ -79,39 +73,26 @@ def evaluate_cold(
 
 def cold_lines(cuts: Mapping[str, Sequence[EvaluationResult]], cold_items: Sequence[str], num_items: int) -> list[str]:
     """One Markdown table: a line per recommender, its recall and ndcg in the three cuts, and how often it dares to
-    recommend a cold item at all."""
+    recommend a cold item at all (their share of the catalogue would be chance)."""
     columns = [(cut, column) for cut in cuts for column in _COLUMNS]
     header = ["recommender", *(f"{cut}: {column}" for cut, column in columns), "cold items in warm users' top 10"]
-    rows = []
+    rows, cold_set = [], set(cold_items)
     for number, result in enumerate(cuts[COLD]):
         of_cuts = {cut: results[number] for cut, results in cuts.items()}
         cells = [cell(of_cuts[cut].metrics, of_cuts[cut].ci, column) for cut, column in columns]
-        rows.append([result.name, *cells, f"{cold_share(of_cuts[WARM], cold_items):.2%}"])
+        shown = [item for items in of_cuts[WARM].predictions["item_ids"].to_pylist() for item in items[:_K]]
+        rows.append([result.name, *cells, f"{sum(item in cold_set for item in shown) / max(1, len(shown)):.2%}"])
     cold, warm = (cuts[cut][0].predictions.num_rows for cut in (COLD, WARM))
     share = f"{len(cold_items)} of {num_items} items are cold ({len(cold_items) / num_items:.1%})"
     table = markdown_table(header, rows)
     return [f"{share}; {cold} test rows have a cold target, {warm} a warm one.", "", *table]
 
 
-def cold_share(result: EvaluationResult, cold_items: Sequence[str], k: int = _K) -> float:
-    """Share of the places 1 to k that cold items hold; their share of the catalogue would be chance."""
-    cold = set(cold_items)
-    shown = [item for items in result.predictions["item_ids"].to_pylist() for item in items[:k]]
-    return sum(item in cold for item in shown) / max(1, len(shown))
-
-
 def write_cold_report(
     cuts: Mapping[str, Sequence[EvaluationResult]], data: PreparedData, folder: str | Path, facts: Mapping, **options
 ) -> list[str]:
-    """Writes report.md and cold_start.json, and a whole report of every cut into a folder of its own.
-
-    Args:
-        facts: what the reader should know; enters all reports.
-        options: `reference`, `bootstrap` and `seed` of `llmrec.evaluation.report.write_report`.
-
-    Returns:
-        The lines of the table.
-    """
+    """Writes report.md and cold_start.json, and a whole report of every cut (`write_report` with `facts` and
+    `options`) into a folder of its own. Returns the lines of the table."""
     folder = Path(folder)
     lines = cold_lines(cuts, data.info["cold_items"], data.items.num_rows)
     summary: dict = {"facts": dict(facts), "cold_items": len(data.info["cold_items"]), "views": {}}

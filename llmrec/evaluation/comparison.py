@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmrec.evaluation.bootstrap import confidence_intervals
-from llmrec.evaluation.tables import markdown_table, with_interval
+from llmrec.evaluation.report import markdown_table, with_interval
 from llmrec.files import read_json
 
 NOTE = (
@@ -34,28 +34,21 @@ def tokenizer_figures(folder: str | Path) -> dict:
     results = read_json(Path(folder) / "stage.json")["results"]
     before = report["collisions"]["before"]
     full = [level for level in report["levels"] if level["held"] == 1] or report["levels"][:1]
-    first = report["prefixes"][0]
     return {
-        "tokens": report["tokens"],
-        "bits": report["bits"],
-        "collision_rate": before["collision_rate"],
-        "colliding_items": before["colliding_items"],
-        "largest_group": before["largest_group"],
+        **{name: report[name] for name in ("tokens", "bits")},
+        **{name: before[name] for name in ("collision_rate", "colliding_items", "largest_group")},
         "usage": min(level["usage"] for level in full),
         "entropy": [level["entropy"] for level in report["levels"] if level["used"]],
-        "purity": first.get("purity"),
-        "purity_control": first.get("purity_control"),
+        **{name: report["prefixes"][0].get(name) for name in ("purity", "purity_control")},
         "error": report["reconstruction"]["error"],
         "error_control": report["reconstruction"]["control"],
         "neighbours": report["neighbours"]["kept"],
         "neighbours_control": report["neighbours"]["control"],
-        "fit_seconds": results["fit_seconds"],
-        "memory_gib": results["memory_gib"],
+        **{name: results[name] for name in ("fit_seconds", "memory_gib")},
     }
 
 
 def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
-    """`tokenizer_figures` by name as a Markdown table."""
     header = ["tokenizer", "tokens", "bits", "collisions (1 - U/N)", "largest group", "usage", "entropy by level"]
     header += ["purity 1 (random)", "error (random)", "neighbours@10 (random)", "fit s", "peak GiB"]
     cells = []
@@ -83,11 +76,8 @@ def _pair(value: float | None, control: float | None) -> str:
 
 
 def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
-    """Item-level quality by tokenizer, best ndcg@10 first.
-
-    Args:
-        runs: per tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
-        reference (`str`): the tokenizer that all others are compared with.
+    """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`. `runs` has per
+    tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
 
     Returns:
         per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,
@@ -115,7 +105,6 @@ def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[
 
 
 def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:
-    """`downstream_rows` as a Markdown table."""
     header = ["tokenizer", "seeds", "recall@10", "ndcg@10", "over seeds", f"ndcg@10 against {reference}"]
     cells = []
     for row in rows:

@@ -3,23 +3,21 @@
 import numpy as np
 import pyarrow as pa
 
-from llmrec.data.rows import flatten_lists, list_array
+from llmrec.data.rows import flatten_lists, list_array, with_columns
 
 
 def shuffle_histories(rows: pa.Table, seed: int = 0) -> pa.Table:
     """Gives every row the history of another row (a random cycle, so none keeps its own).
 
-    What can be left is popularity: a personal recommender must fall to that level or below.
-
-    Raises:
-        ValueError: fewer than two rows.
+    What can be left is popularity: a personal recommender must fall to that level or below. Raises `ValueError`: fewer
+    than two rows.
     """
     if rows.num_rows < 2:
         raise ValueError("histories can be exchanged only between at least two rows")
     order = np.random.default_rng(seed).permutation(rows.num_rows)
     source = np.empty_like(order)
     source[order] = np.roll(order, 1)
-    return _replaced(rows, {name: rows[name].take(pa.array(source)) for name in _histories(rows)})
+    return with_columns(rows, {name: rows[name].take(pa.array(source)) for name in _histories(rows)})
 
 
 def shuffle_order(rows: pa.Table, seed: int = 0) -> pa.Table:
@@ -28,18 +26,11 @@ def shuffle_order(rows: pa.Table, seed: int = 0) -> pa.Table:
     row = np.repeat(np.arange(rows.num_rows), np.diff(offsets))
     order = np.lexsort((np.random.default_rng(seed).random(len(items)), row))
     lists = {name: flatten_lists(rows[name])[0].take(pa.array(order)) for name in _histories(rows)}
-    return _replaced(rows, {name: list_array(values, offsets) for name, values in lists.items()})
+    return with_columns(rows, {name: list_array(values, offsets) for name, values in lists.items()})
 
 
 def _histories(rows: pa.Table) -> list[str]:
-    """The columns that hold a history: its items and, where there are some, their behaviours."""
     return [name for name in ("history", "behaviours") if name in rows.column_names]
-
-
-def _replaced(rows: pa.Table, columns: dict) -> pa.Table:
-    for name, column in columns.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
-    return rows
 
 
 CONTROLS = {"shuffled histories": shuffle_histories, "shuffled order": shuffle_order}

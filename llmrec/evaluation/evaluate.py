@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
-from llmrec.data.rows import offsets_of
+from llmrec.data.rows import list_array, offsets_of
 from llmrec.evaluation.bootstrap import intervals_of, paired_difference
 from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
@@ -45,15 +45,8 @@ class EvaluationResult:
     predictions: pa.Table = field(repr=False)
 
     def to_dict(self) -> dict:
-        """Everything but the predictions, ready for JSON."""
-        return {
-            "rows": self.predictions.num_rows,
-            "seconds": round(self.seconds, 3),
-            "metrics": self.metrics,
-            "ci": self.ci,
-            "slices": self.slices,
-            "exposure": self.exposure,
-        }
+        figures = {name: getattr(self, name) for name in ("metrics", "ci", "slices", "exposure")}
+        return {"rows": self.predictions.num_rows, "seconds": round(self.seconds, 3)} | figures
 
 
 def evaluate(
@@ -73,10 +66,9 @@ def evaluate(
         recommender: a recommender with an attribute `index` decodes SemIDs: its item-level metrics are expectations
             over a random order of items that share a SemID (see `llmrec.evaluation.metrics`).
         rows (`pa.Table`): user_id, history, target (`llmrec.data.prepared.TARGETS`); repeated items may be targets.
-        data: gives the catalogue and the counts in train (for coverage and slices).
         index (*optional*): SemIDs for the SemID level; by default the recommender's own, and none without one. A
             list of k items holds at most k SemIDs, so the SemID level at the largest k is a lower bound.
-        bootstrap: number of resamples; 0 leaves the intervals out.
+        bootstrap: resamples; 0 leaves the intervals out.
 
     Raises:
         ValueError: no rows, an item outside the catalogue, or a SemID index over other items.
@@ -125,8 +117,8 @@ def evaluate(
             {
                 "user_id": rows["user_id"],
                 "target": rows["target"],
-                "item_ids": pa.ListArray.from_arrays(list_offsets.astype(np.int32), item_ids),
-                "scores": pa.ListArray.from_arrays(list_offsets.astype(np.int32), scores),
+                "item_ids": list_array(item_ids, list_offsets),
+                "scores": list_array(scores, list_offsets),
                 "rank": pa.array(ranks, pa.int32()),
                 "group_size": pa.array(sizes, pa.int32()),
                 "semid_rank": pa.array(semid_ranks, pa.int32()),
@@ -137,10 +129,7 @@ def evaluate(
 
 def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Paired differences (ours - theirs) at item level: `{"recall@10": {"difference", "low", "high", "p"}, ...}`.
-
-    Raises:
-        ValueError: the two were not evaluated on the same rows.
-    """
+    Raises `ValueError`: the two were not evaluated on the same rows."""
     tables = [result.predictions for result in (ours, theirs)]
     if not tables[0].select(["user_id", "target"]).equals(tables[1].select(["user_id", "target"])):
         raise ValueError(f"{ours.name} and {theirs.name} were evaluated on different rows")
@@ -151,13 +140,8 @@ def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1
 
 
 def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
-    """int64 [items]: items that no SemID tells apart share a number; an item without a SemID stands alone.
-
-    Items with several SemIDs share a number only where all of their SemIDs are equal.
-
-    Raises:
-        ValueError: the index holds an item that is not in `item_ids`.
-    """
+    """int64 [items]: items that no SemID tells apart (all of their SemIDs are equal) share a number; an item without a
+    SemID stands alone. Raises `ValueError`: the index holds an item that is not in `item_ids`."""
     foreign = sorted(set(index.items) - set(item_ids.to_pylist()))
     if foreign:
         raise ValueError(
@@ -180,18 +164,17 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
 def _recommend(recommender, rows, length, batch_size, name):
     """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists."""
     item_ids, scores, lengths, seconds = [], [], [], 0.0
-    progress = tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row")
-    for start in range(0, rows.num_rows, batch_size):
-        batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
-        began = time.perf_counter()
-        lists = recommender.recommend(batch, length, **wishes)
-        seconds += time.perf_counter() - began
-        for recommended in lists:
-            lengths.append(len(recommended))
-            item_ids.extend(one.item_id for one in recommended)
-            scores.extend(one.score for one in recommended)
-        progress.update(len(batch))
-    progress.close()
+    with tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row") as progress:
+        for start in range(0, rows.num_rows, batch_size):
+            batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
+            began = time.perf_counter()
+            lists = recommender.recommend(batch, length, **wishes)
+            seconds += time.perf_counter() - began
+            for recommended in lists:
+                lengths.append(len(recommended))
+                item_ids.extend(one.item_id for one in recommended)
+                scores.extend(one.score for one in recommended)
+            progress.update(len(batch))
     return pa.array(item_ids, pa.string()), pa.array(scores, pa.float32()), offsets_of(np.asarray(lengths)), seconds
 
 
@@ -217,9 +200,8 @@ def _slice(label, mask, ranks, sizes, bootstrap, seed) -> dict:
 def _exposure(lists: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
     classes, meaning = popularity_classes(counts)
     top = lists[:, :_SLICE_K]
-    shown = classes[top[top >= 0]]
+    parts = {"recommended": classes[top[top >= 0]], "targets": classes[targets], "catalogue": classes}
     return {
-        "recommended": {name: float((shown == name).mean()) if len(shown) else 0.0 for name in meaning},
-        "targets": {name: float((classes[targets] == name).mean()) for name in meaning},
-        "catalogue": {name: float((classes == name).mean()) for name in meaning},
+        part: {name: float((of_part == name).mean()) if len(of_part) else 0.0 for name in meaning}
+        for part, of_part in parts.items()
     }

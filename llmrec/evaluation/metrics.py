@@ -17,15 +17,11 @@ KS = (1, 3, 5, 10, 20, 50)
 
 
 def row_metrics(ranks: np.ndarray, groups: np.ndarray | None = None, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
-    """recall@k, ndcg@k and mrr@k of every row.
+    """recall@k, ndcg@k and mrr@k of every row: `{"recall@1": float64 [n], ...}`.
 
     Args:
         ranks: int [n], the rank of the target (from 1) or where its group starts; 0 = not in the list.
         groups (*optional*): int [n], how many items share the target's SemID; 1 by default.
-        ks: list lengths.
-
-    Returns:
-        `{"recall@1": float64 [n], ...}`.
 
     Raises:
         ValueError: a negative rank, a group smaller than 1, or a k smaller than 1.
@@ -70,15 +66,10 @@ def first_occurrences(lists: np.ndarray) -> np.ndarray:
 
 
 def list_metrics(lists: np.ndarray, num_items: int, ks: Sequence[int] = KS) -> dict[str, float]:
-    """valid@k and coverage@k of all lists together.
+    """valid@k and coverage@k of all lists (int [n, K]: catalogue rows, negative where there is none) together.
 
-    Args:
-        lists: int [n, K], catalogue rows; negative = no item, or one outside the catalogue.
-        num_items: size of the catalogue.
-
-    Returns:
-        valid@k: share of the `min(k, num_items)` places that hold an item of the catalogue not named before in the
-        same list. coverage@k: share of the catalogue that stands in the first k places of any list.
+    valid@k is the share of the `min(k, num_items)` places that hold an item of the catalogue not named before in the
+    same list, coverage@k the share of the catalogue that stands in the first k places of any list.
     """
     fresh = first_occurrences(lists)
     values = {}

@@ -2,15 +2,13 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 
-from llmrec.evaluation.alignment_tables import alignment_tables
 from llmrec.evaluation.evaluate import EvaluationResult, compare
 from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
-from llmrec.evaluation.tables import cell, plain_table
 from llmrec.files import atomic_path, read_json, write_json, write_parquet
 
 _METRICS = (  # title, columns, note
@@ -31,6 +29,42 @@ _METRICS = (  # title, columns, note
     ),
 )
 _FAMILIES = ("target popularity", "history length", "target in history")
+_ALIGNMENT_NOTE = (
+    "Items: constrained beam over the whole catalogue; words: greedy. [95 % bootstrap interval]. "
+    "docs/alignment.md says what each figure means."
+)
+_STEERING_NOTE = (
+    "Share of the first 10 items that satisfy a wish, unfiltered: held-out combinations, phrases and templates that "
+    "training did not show. sequential: the same model, asked for the next item without a wish. chance: share of the "
+    "catalogue that satisfies. Rows that fewer than 10 items satisfy count under 'all' only, beside what was possible."
+)
+
+
+def with_interval(mean: float, interval: Sequence[float] | None = None) -> str:
+    """`0.1680 [0.1533, 0.1822]`."""
+    return f"{mean:.4f}" if interval is None else "{:.4f} [{:.4f}, {:.4f}]".format(mean, *interval)
+
+
+def cell(figures: Mapping[str, float], intervals: Mapping[str, Sequence[float]], name: str) -> str:
+    """A figure with its interval if there is one; a dash where there is no such figure."""
+    if name not in figures:
+        return "–"
+    if name.endswith("_per_second"):
+        return f"{figures[name]:,.0f}"
+    return with_interval(figures[name], intervals.get(name))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """The lines of a table; columns but those of `left` are flush right."""
+    rule = "".join("---|" if place in left else "---:|" for place in range(len(header)))
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return [lines[0], f"|{rule}", *lines[1:]]
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def write_report(
@@ -46,7 +80,6 @@ def write_report(
     """Writes metrics.json, predictions/<name>.parquet, plots/*.png, report.md and report.html into `folder`.
 
     Args:
-        results: evaluated on the same rows.
         reference (*optional*): name of the recommender that all others are compared with, row by row.
         facts (*optional*): what the reader should know (data set, split, seed); stands at the top and in metrics.json.
         alignment (*optional*): name → what `llmrec.evaluation.alignment.Aligner` returned; written to alignment.json.
@@ -126,17 +159,45 @@ def alignment_text(folder: str | Path) -> str:
     return "".join(f"\n{one['title']}\n\n{plain_table(one['header'], one['rows'])}\n" for one in tables)
 
 
+def alignment_tables(alignments: Mapping[str, dict]) -> list[dict]:
+    """One table of all figures, a column per model, and one of the wishes for each model."""
+    rows = []
+    for section in dict.fromkeys(name for one in alignments.values() for name in one["sections"]):
+        parts = [one["sections"].get(section, {"rows": 0, "figures": {}, "ci": {}}) for one in alignments.values()]
+        for name in dict.fromkeys(name for part in parts for name in part["figures"]):
+            cells = [cell(part["figures"], part["ci"], name) for part in parts]
+            rows.append([f"{section}: {name}", str(max(part["rows"] for part in parts)), *cells])
+    left_out = {f"{section} ({why})": None for one in alignments.values() for section, why in one["left_out"].items()}
+    note = f"{_ALIGNMENT_NOTE} Left out: {'; '.join(left_out)}." if left_out else _ALIGNMENT_NOTE
+    tables = [{"title": "Alignment", "note": note, "header": ["figure", "rows", *alignments], "rows": rows}]
+    for name, one in alignments.items():
+        if "steering" in one["sections"]:
+            tables.append(_steering_table(name, one["sections"]["steering"]))
+    return tables
+
+
+def _steering_table(name: str, steering: dict) -> dict:
+    figures = ("precision@10", "sequential@10", "chance")
+    header = ["wish", "rows", *figures, "all rows", *(f"{figure}, all" for figure in figures), "possible, all"]
+
+    def cells(part: dict) -> list[str]:
+        return [str(part["rows"]), *(cell(part["figures"], part["ci"], figure) for figure in figures)]
+
+    rows = [
+        [kind, *cells(part), *cells(part["all"]), f"{part['all']['figures']['possible']:.4f}"]
+        for kind, part in (*steering["kinds"].items(), ("any", steering))
+    ]
+    note = f"{_STEERING_NOTE} Templates: {steering['wordings']}."
+    return {"title": f"Steering: {name}", "note": note, "header": header, "rows": rows}
+
+
 def _tables(results, differences, reference) -> list[dict]:
     """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
-
-    def table(title: str, note: str, header: Sequence[str], rows: list[list[str]]) -> dict:
-        return {"title": title, "note": note, "header": list(header), "rows": rows}
-
-    tables = []
+    tables = []  # of these four
     for title, columns, note in _METRICS:
         known = [column for column in columns if any(column in result.metrics for result in results)]
         rows = [[one.name, *(cell(one.metrics, one.ci, column) for column in known)] for one in results]
-        tables.append(table(title, note, ["recommender", *known], rows if known else []))
+        tables.append((title, note, ["recommender", *known], rows if known else []))
     rows = [
         [name, metric, f"{one['difference']:+.4f}", f"[{one['low']:+.4f}, {one['high']:+.4f}]", f"{one['p']:.3f}"]
         for name, metrics in differences.items()
@@ -144,12 +205,12 @@ def _tables(results, differences, reference) -> list[dict]:
     ]
     header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
     note = "Paired bootstrap over the same rows, item level."
-    tables.append(table(f"Difference to {reference}", note, header, rows))
+    tables.append((f"Difference to {reference}", note, header, rows))
     sliced = [{one["slice"]: one for one in result.slices} for result in results]
     rows = [
         [one["slice"], str(one["rows"]), *(cell(slices.get(one["slice"], {}), {}, "recall@10") for slices in sliced)]
         for one in results[0].slices
     ]
     header = ["slice", "rows", *(result.name for result in results)]
-    tables.append(table("recall@10 by slice", "", header, rows))
-    return [one for one in tables if one["rows"]]
+    tables.append(("recall@10 by slice", "", header, rows))
+    return [dict(zip(("title", "note", "header", "rows"), one)) for one in tables if one[-1]]

@@ -7,16 +7,11 @@ HISTORY_BUCKETS = ((0, 0), (1, 1), (2, 3), (4, 6), (7, 10), (11, 20), (21, None)
 
 
 def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-    """Sorts items into head, mid, tail and cold by their count in train.
+    """Sorts items into head, mid, tail and cold by their count in train: `(classes, meaning)`, names [items] and what
+    each name means here, e.g. `{"head": ">= 31 in train"}`.
 
     Head is the tenth of the seen items with the highest counts, mid reaches down to the median, tail is the rest and
     cold was never seen in train; equal counts share a class, so the shares are approximate.
-
-    Args:
-        counts: int [items].
-
-    Returns:
-        `(classes, meaning)`: names [items], and what each name means here, e.g. `{"head": ">= 31 in train"}`.
     """
     seen = counts[counts > 0]
     head, mid = np.quantile(seen, [0.9, 0.5], method="higher") if len(seen) else (1, 1)
@@ -33,15 +28,11 @@ def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
 def row_slices(
     histories: np.ndarray, offsets: np.ndarray, targets: np.ndarray, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Named masks over test rows; empty slices are left out.
+    """Masks over test rows, `{"target popularity / head (>= 31 in train)": bool [n], ...}`; empty slices are left out.
 
     Args:
-        histories, offsets: catalogue rows of all histories (`lists_to_rows`).
-        targets: int [n], catalogue rows.
-        counts: int [items], counts in train.
-
-    Returns:
-        `{"target popularity / head (>= 31 in train)": bool [n], ...}`.
+        histories, offsets, targets: catalogue rows (`lists_to_rows`).
+        counts: int [items], in train.
     """
     classes, meaning = popularity_classes(counts)
     slices = {f"target popularity / {name} ({text})": classes[targets] == name for name, text in meaning.items()}

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows as rows_of_view
-from llmrec.instructions.attributes import Attributes
-from llmrec.instructions.item_words import leaf_category, price_text, short_text
+from llmrec.instructions.item_words import Attributes, leaf_category, price_text, short_text
 from llmrec.instructions.texts import Texts, leaks
 from llmrec.instructions.wishes import Wishes
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
@@ -37,11 +36,8 @@ class ItemFacts(NamedTuple):
 class Catalogue:
     """Ids → Semantic IDs, titles and other columns.
 
-    Args:
-        index (`SemIDIndex`), items (`pa.Table`).
-        sequence_tokenizer (`SequenceTokenizer`, *optional*): where an item's tokens depend on what stands before it.
-        texts (`Texts`, *optional*): queries, preferences and rationales that were made before; without them tasks
-            compose some from the columns.
+    Where an item's tokens depend on what stands before it, a `sequence_tokenizer` writes them. Without `texts` that
+    were made before tasks compose some from the columns.
 
     Raises:
         ValueError: a query or an intention among the texts that gives its item away, or behaviours that an item
@@ -94,12 +90,10 @@ class Catalogue:
 
     @cached_property
     def wishes(self) -> Wishes:
-        """What users may ask for, and which items satisfy it."""
         return Wishes(self.items)
 
     @cached_property
     def attributes(self) -> Attributes:
-        """What texts may truly name of the items."""
         return Attributes(self.items)
 
     def text(self, kind: str, item_id: str, row: dict) -> str | None:
@@ -108,7 +102,6 @@ class Catalogue:
         return choose(made, row, kind) if made else None
 
     def leaks(self, kind: str, text: str, item_id: str) -> bool:
-        """See `llmrec.instructions.texts.leaks`."""
         return leaks(kind, text, self.semid(item_id), self.title(item_id))
 
     def view(self, name: str) -> "Catalogue":
@@ -144,7 +137,6 @@ class Catalogue:
         return separator.join(self.index.behaviour_token(kind) + self.semid(item) for kind, item in pairs)
 
     def history(self, row: dict, separator: str) -> str:
-        """A row's history in Semantic IDs."""
         return self.semids(row["history"], separator, row.get("behaviours"), row.get("variation"))
 
     def following(self, row: dict, separator: str) -> str:

@@ -5,6 +5,7 @@ Semantic ID; a preference knows only the history.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from llmrec.instructions.catalogue import Catalogue, choose
 from llmrec.instructions.item_words import listing, most_common, price_text
@@ -22,16 +23,6 @@ def _asked(kind: str, options_of: Callable[[Catalogue, str], list[str]], catalog
         options = [text for text in options_of(catalogue, item) if text and not catalogue.leaks(kind, text, item)]
         options = catalogue.composed[kind, item] = options or ["something new"]
     return choose(options, row, kind)
-
-
-def query(catalogue: Catalogue, row: dict) -> str:
-    """What somebody would type to find the item that a row is `about`."""
-    return _asked("query", _queries, catalogue, row)
-
-
-def intention(catalogue: Catalogue, row: dict) -> str:
-    """What a user was looking for when they chose the item that a row is `about`, in the first person."""
-    return _asked("intention", _intentions, catalogue, row)
 
 
 def _queries(catalogue: Catalogue, item: str) -> list[str]:
@@ -55,6 +46,10 @@ def _intentions(catalogue: Catalogue, item: str) -> list[str]:
     if len(words) > 3:
         texts.append(f"I need {thing} that can be called {words[len(words) // 2]}")
     return texts
+
+
+# What somebody would type to find the item that a row is `about`, and what a user who chose it was looking for.
+query, intention = partial(_asked, "query", _queries), partial(_asked, "intention", _intentions)
 
 
 def preference(catalogue: Catalogue, row: dict) -> str:

@@ -7,7 +7,7 @@ follows from the seed, the epoch and the place of a row, so a resumed run reads 
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,12 @@ from llmrec.instructions.spans import Sequences
 logger = logging.getLogger(__name__)
 IGNORED = -100
 PROBED = 200  # rows of a task that are rendered first, to estimate lengths and to find bad ones early
-LONGEST = 20  # rows about the items with the longest texts, which are rendered first as well
 COLUMNS = ("place", "length")  # what lies in the data set; everything else is rendered
 
 Weigh = Callable[[dict, list[int]], list[float]]
 
 
 class MixturePart:
-    """One entry of the mixture with its rows."""
-
     def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
         self.mix, self.seed, self.items = mix, seed, None
         self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
@@ -48,7 +45,7 @@ class MixturePart:
     def _answers(self, items: pa.Table) -> np.ndarray:
         """int [rows]: the catalogue row of the first item of each answer, or of the item that the row is about."""
         if "targets" not in self.table.column_names:
-            first = self.sequences.at(self.table["middle"].to_numpy())
+            first = self.sequences.targets(self.table)
             return ids_to_rows(first.dictionary, items["item_id"])[first.indices.to_numpy()]
         pairs = zip(self.table["targets"].to_pylist(), self.table["about"].to_pylist())
         first = [targets[0] if targets else about for targets, about in pairs]
@@ -63,10 +60,6 @@ class MixturePart:
 
 class RowReader:
     """The transform of a training set: places → rows, rendered and tokenised (`Dataset.with_transform`).
-
-    Args:
-        parts: the entries of the mixture.
-        renderer (`Renderer`), max_length (`int`), seed (`int`), weigh (callable, *optional*): see `build_dataset`.
 
     Attributes:
         lengths (int32 [rows]): the estimated number of tokens of every row.
@@ -111,7 +104,6 @@ class RowReader:
         return columns | {name: values for name, values in batch.items() if name not in COLUMNS}  # of `map`
 
     def rows(self, places: np.ndarray) -> list[dict]:
-        """Rows by their places in this epoch."""
         numbers = np.searchsorted(self.starts, places, side="right") - 1
         rows: list[dict] = [{}] * len(places)
         for number in np.unique(numbers):
@@ -125,7 +117,6 @@ class RowReader:
         return read
 
     def _identities(self, number: int, places: np.ndarray) -> list[dict]:
-        """Rows of one part without their text, by their places in this epoch."""
         epoch, part = int(self._epoch[0]), self.parts[number]
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, [one.draw(epoch) for one in self.parts]
@@ -148,7 +139,7 @@ class RowReader:
         if "about" in part.table.column_names:
             texts = self.renderer.catalogue.text_lengths
             size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[drawn]
-            self.rows(start + np.argsort(-size, kind="stable")[:LONGEST])
+            self.rows(start + np.argsort(-size, kind="stable")[:20])  # those with the longest texts may be too long
         if "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
         items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[drawn].astype(float)
@@ -179,11 +170,11 @@ def build_dataset(
     (`with_format(None)["length"]`), so `select`, `shuffle`, `filter` and `map` cost what they render.
 
     Args:
-        max_history (`int`): items of a history that a prompt shows, the newest ones.
-        max_length (`int`): tokens of a row; a longer one loses the oldest items of its history, never a part of its
+        max_history: items of a history that a prompt shows, the newest ones.
+        max_length: tokens of a row; a longer one loses the oldest items of its history, never a part of its
             instruction or answer; general conversations lose the end of the answer and, where that is not enough,
             the beginning. `reader_of(rows).truncated` counts them.
-        weigh (callable, *optional*): (row, ids of the answer) → a weight for each of its tokens.
+        weigh (*optional*): (row, ids of the answer) → a weight for each of its tokens.
 
     Raises:
         ValueError: a row that is too long without its history, or a mixture without rows.
@@ -195,9 +186,8 @@ def build_dataset(
         logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.table.num_rows)
     if not len(reader.lengths):
         raise ValueError("the task mixture has no rows: check the weights and the training split")
-    return Dataset.from_dict({"place": np.arange(len(reader.lengths)), "length": reader.lengths}).with_transform(
-        reader
-    )
+    rows = Dataset.from_dict({"place": np.arange(len(reader.lengths)), "length": reader.lengths})
+    return rows.with_transform(reader)
 
 
 def encode_rows(rows: list[dict], prompt: Prompt, renderer: Renderer, max_length: int) -> Dataset:
@@ -230,17 +220,16 @@ def _encode(
 
     def texts(row: dict, mix: TaskMix) -> tuple[str, str]:
         if mix.chat is not None:
-            return renderer.chat(mix.chat.messages(row["conversation"]))
+            return renderer.chat(mix.chat.rows[row["conversation"]]["messages"])
         wording = row["variation"] % len(mix.prompt.templates) if template is None else template
         return renderer.render(mix.prompt, row, wording)
 
-    def texts_of(numbers: list[int]) -> tuple[list[list[int]], list[list[int]]]:
-        pairs = [texts(rows[n], mixes[n]) for n in numbers]
-        prompts, answers = zip(*pairs)
+    def tokens_of(numbers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        prompts, answers = zip(*(texts(rows[n], mixes[n]) for n in numbers))
         ids = renderer.tokenizer([*prompts, *answers], add_special_tokens=False)["input_ids"]
-        return ids[: len(pairs)], ids[len(pairs) :]
+        return ids[: len(prompts)], ids[len(prompts) :]
 
-    prompts, answers = texts_of(list(range(len(rows)))) if rows else ([], [])
+    prompts, answers = tokens_of(range(len(rows))) if rows else ([], [])
     cut = [False] * len(rows)
     chats = [n for n in range(len(rows)) if mixes[n].chat is not None]
     for n in (n for n in chats if len(prompts[n]) + len(answers[n]) > max_length):
@@ -263,9 +252,8 @@ def _encode(
             for name in {"history", "behaviours"} & set(row):
                 row[name] = row[name][len(row[name]) - kept :]
             cut[n] = True
-        for n, ids, answer in zip(over, *texts_of(over)):
+        for n, ids, answer in zip(over, *tokens_of(over)):
             prompts[n], answers[n] = ids, answer
-    read = []
     for row, mix, ids, answer, was_cut in zip(rows, mixes, prompts, answers, cut):
         row |= {
             "input_ids": ids + answer,
@@ -276,5 +264,4 @@ def _encode(
         }
         if weigh is not None:
             row["weights"] = [0.0] * len(ids) + list(weigh(row, answer))
-        read.append(row)
-    return read
+    return rows

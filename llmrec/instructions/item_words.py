@@ -1,18 +1,19 @@
-"""Words about items from their columns: categories, prices, short descriptions, and what a history has in common."""
+"""Words about items from their columns: categories, prices, short descriptions; and which of them a text names."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-TEXT_WORDS = 48  # of a description; the first sentences say what an item is, the rest fills the context
-WORD_LENGTH = 8  # characters that a word may have on average: some languages write no spaces
+import pyarrow as pa
+
+_PRICE = re.compile(r"\$\d[\d,]*(?:\.\d+)?")
 
 
 @lru_cache(maxsize=100_000)
-def short_text(text: str | None, words: int = TEXT_WORDS) -> str:
-    """The first words of a text on one line."""
-    return " ".join((text or "").split()[:words])[: WORD_LENGTH * words].rstrip()
+def short_text(text: str | None, words: int = 48) -> str:
+    """The first words of a text on one line, at most 8 characters each on average: some languages write no spaces."""
+    return " ".join((text or "").split()[:words])[: 8 * words].rstrip()
 
 
 @lru_cache(maxsize=100_000)
@@ -60,3 +61,44 @@ def says(text: str, name: str) -> bool:
     plain, whole = " ".join(name.lower().split()), " ".join(text.lower().split())
     # Most texts do not hold the name at all, and a pattern for every name costs more than that look.
     return bool(plain) and plain in whole and re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", whole) is not None
+
+
+class Attributes:
+    """The brands, categories (`"A > B | C"`) and prices of a catalogue, where the items have these columns.
+
+    Brands and categories (of every width) are found as whole words in their own case, the longest first: in "Acme
+    Kids Bikes" the category "Kids Bikes" is named and the category "Bikes" is not. Every price ($12.50) in a text
+    counts, known or not.
+    """
+
+    def __init__(self, items: pa.Table):
+        brands, categories, prices = (
+            items[name].to_pylist() if name in items.column_names else [None] * items.num_rows
+            for name in ("brand", "categories", "price")
+        )
+        self.of_item: dict[str, set[str]] = {}
+        self.names: set[str] = set()
+        for item, brand, paths, price in zip(items["item_id"].to_pylist(), brands, categories, prices):
+            names = {_plain(name) for name in (str(brand or ""), *re.split(r" > | \| ", paths or ""))} - {""}
+            self.names |= names
+            self.of_item[item] = names | ({price_text(price)} - {""})
+        self._longest = max(map(len, self.names), default=0)
+
+    def named(self, text: str) -> set[str]:
+        text = " ".join(text.split())
+        named = set(_PRICE.findall(text))
+        ends = [match.end() for match in re.finditer(r"\w(?!\w)", text)]
+        passed = 0
+        for start in (match.start() for match in re.finditer(r"(?<!\w)\w", text)):
+            if start < passed:
+                continue
+            for end in reversed([end for end in ends if start < end <= start + self._longest]):
+                if text[start:end] in self.names:
+                    named.add(text[start:end])
+                    passed = end
+                    break
+        return named
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", " ".join(name.split()))

@@ -4,22 +4,67 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset, load_dataset
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
-from llmrec.instructions.chat_data import ChatData
-from llmrec.instructions.prompts import Prompt, load_prompt
+from llmrec.files import fingerprint
+from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.tasks import TASKS
 from llmrec.instructions.wishes import kinds_of
 
 _CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
 _CHAT = ("chat", "split", "weight", "cap")
+_ROLES = ("system", "user", "assistant")
+
+
+class ChatData:
+    """General conversations beside the tasks, against forgetting: a data set of the Hub, or a local parquet, json or
+    jsonl file, with a column `messages` (list of `{"role", "content"}`).
+
+    They end with the assistant's turn, which alone is learned; another end, or no such data set or column, raises
+    `ValueError`.
+    """
+
+    def __init__(self, path: str, split: str = "train"):
+        self.path, self.split = path, split
+        # Stands where a task's prompt stands; its texts come from the data, so a local file's content is part of it.
+        content = fingerprint(Path(path).read_bytes()) if Path(path).is_file() else ""
+        self.prompt = Prompt("chat", (Template(f"{path} {content}", split),))
+
+    @cached_property
+    def rows(self) -> Dataset:
+        kind = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(Path(self.path).suffix)
+        try:
+            rows = load_dataset(kind or self.path, data_files=self.path if kind else None, split=self.split)
+        except Exception as error:
+            raise ValueError(f"chat data {self.path!r}, split {self.split!r}: {error}") from error
+        if "messages" not in rows.column_names:
+            raise ValueError(f"chat data {self.path!r} has no column 'messages', only {', '.join(rows.column_names)}")
+        rows = rows.select_columns(["messages"])
+        for number, row in enumerate(rows):
+            if (wrong := _wrong(row["messages"])) is not None:
+                raise ValueError(f"chat data {self.path!r}, row {number + 1}: {wrong}")
+        return rows
+
+
+def _wrong(messages: list[dict] | None) -> str | None:
+    if not messages or messages[-1]["role"] != "assistant":
+        return "it should end with the assistant's turn"
+    for message in messages:
+        if message["role"] not in _ROLES:
+            return f"role {message['role']!r} is not one of {', '.join(_ROLES)}"
+        if not isinstance(message["content"], str):
+            return f"a turn of the {message['role']} has no text: leave such conversations (tool calls, ...) out"
+    return None
 
 
 @dataclass
@@ -27,20 +72,18 @@ class TaskMix:
     """One entry of the mixture.
 
     Args:
-        prompt (`Prompt`): the task and its wordings.
-        weight (`float`): how many of the task's rows an epoch holds; 1.0 is each once. Which rows a fraction holds is
-            drawn anew for every epoch.
-        cap (`int`, *optional*): at most so many rows in an epoch.
-        max_per_item (`int`, *optional*): at most so many rows in an epoch whose answer begins with one item, so that
-            popular items do not drown the others.
-        where (sequence of `(column, operator, value)`, *optional*): only rows whose answer begins with an item for
-            which all hold (`llmrec.Filter`), or, where the answer is in words, that are about one: the
-            domains of joined data get weights of their own this way.
-        wishes (sequence of `str`, *optional*): of a task with wishes, only rows with one of these kinds, such as
-            `other_brand` (`llmrec.instructions.wishes`): the kinds that are hard to learn get weights of their own.
-        since (`str`, *optional*): a date (`2016-01-31`); only training sequences that reach it take part, undated
-            ones do not. A second entry with `since` makes what is recent count more.
-        chat (`ChatData`, *optional*): conversations of a general data set, instead of a task.
+        weight: how many of the task's rows an epoch holds; 1.0 is each once. Which rows a fraction holds is drawn anew
+            for every epoch.
+        cap: at most so many rows in an epoch.
+        max_per_item: at most so many rows in an epoch whose answer begins with one item, so that popular items do not
+            drown the others.
+        where (`(column, operator, value)` each): only rows whose answer begins with an item for which all hold
+            (`llmrec.Filter`), or, where the answer is in words, that are about one: the domains of joined data get
+            weights of their own this way.
+        wishes: of a task with wishes, only rows with one of these kinds, such as `other_brand`
+            (`llmrec.instructions.wishes`): the kinds that are hard to learn get weights of their own.
+        since: a date (`2016-01-31`); only training sequences that reach it take part, undated ones do not. A second
+            entry with `since` makes what is recent count more.
     """
 
     prompt: Prompt
@@ -108,13 +151,8 @@ class TaskMix:
         return rows, train
 
     def draw(self, count: int, items: np.ndarray | None, seed: Sequence[int]) -> np.ndarray:
-        """int64: the rows of an epoch, in order; every one floor(weight) times and a random share for the rest.
-
-        Args:
-            count: rows that there are.
-            items (`np.ndarray`, integer, [count], *optional*): the item of each, for `max_per_item`.
-            seed: of this task and epoch.
-        """
+        """int64: of `count` rows those of an epoch, in order; every one floor(weight) times and a random share for the
+        rest. `items` (int [count]) has the item of each, for `max_per_item`."""
         rng = np.random.default_rng(seed)
         size = int(self.weight) * count + round((self.weight - int(self.weight)) * count)
         size = size if self.cap is None else min(size, self.cap)
@@ -129,16 +167,9 @@ class TaskMix:
 def parse_mixture(
     entries: list[str | dict], prompt: Prompt, index: SemIDIndex, views: Sequence[str] = ()
 ) -> list[TaskMix]:
-    """A mixture that teaches what will be asked.
-
-    Args:
-        entries: see `TaskMix.parse`.
-        prompt (`Prompt`): asks for the next item later, in the Semantic IDs of each of `views` (if any).
-
-    Raises:
-        ValueError: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index
-            does not have or that is asked for twice, or no entry that teaches the prompt.
-    """
+    """A mixture (`TaskMix.parse`) that teaches what `prompt` will ask, in the Semantic IDs of each of `views`. Raises
+    `ValueError`: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index does
+    not have or that is asked for twice, or no entry that teaches the prompt."""
     if prompt.task in TASKS and not TASKS[prompt.task].recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
     if len(set(views)) < len(views):
@@ -157,7 +188,6 @@ def parse_mixture(
 
 
 def _number_in_group(groups: np.ndarray) -> np.ndarray:
-    """int64 [n]: how many equal values stand before each."""
     counts = np.unique(groups, return_counts=True)[1]
     number = np.empty(len(groups), np.int64)
     number[np.argsort(groups, kind="stable")] = np.arange(len(groups)) - np.repeat(counts.cumsum() - counts, counts)

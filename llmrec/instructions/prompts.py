@@ -8,17 +8,12 @@ import yaml
 
 from llmrec.arguments import did_you_mean, one_of
 
-FORMATS = ("chat", "stream")
-
 
 @dataclass(frozen=True)
 class Template:
     """One wording of a task; `{slots}` are filled from a row.
 
-    Args:
-        prompt (`str` or `tuple` of `str`): the user's message, or the turns of a conversation: user, assistant, user,
-            ..., the last one the user's.
-        completion (`str`): the answer.
+    `prompt` is the user's message, or the turns of a conversation: user, assistant, ..., the last one the user's.
     """
 
     prompt: str | tuple[str, ...]
@@ -42,17 +37,16 @@ class Prompt:
     """A task's wordings.
 
     Args:
-        task (`str`): the task function that fills the slots (`llmrec.instructions.tasks.TASKS`).
-        templates (`tuple` of `Template`): the first one is used for evaluation and serving.
-        unseen (`tuple` of `Template`): wordings that no training row uses, to measure robustness.
-        system (`str`): the system message; empty for none.
-        format (`str`): `"chat"`: the history stands in the user's message, one answer per row. `"stream"`: the
-            history is the beginning of the assistant's own turn, so that every item of it can be a target.
-        thinking (`bool`): the answer begins with a `<think>` block; chat templates that know the switch leave it on.
-        separator (`str`): between the Semantic IDs of a history.
-        semids (`str`): the view whose Semantic IDs are written, where there are several
-            (`llmrec.catalogue.views`); empty for the primary ones.
-        weight (`float`): how many of the task's rows an epoch holds, where a mixture does not say.
+        task: the task function that fills the slots (`llmrec.instructions.tasks.TASKS`).
+        templates: the first one is used for evaluation and serving.
+        unseen: wordings that no training row uses, to measure robustness.
+        format: `"chat"`: the history stands in the user's message, one answer per row. `"stream"`: the history is the
+            beginning of the assistant's own turn, so that every item of it can be a target.
+        thinking: the answer begins with a `<think>` block; chat templates that know the switch leave it on.
+        separator: between the Semantic IDs of a history.
+        semids: the view whose Semantic IDs are written, where there are several (`llmrec.catalogue.views`); empty for
+            the primary ones.
+        weight: how many of the task's rows an epoch holds, where a mixture does not say.
     """
 
     task: str
@@ -66,7 +60,7 @@ class Prompt:
     weight: float = 1.0
 
     def __post_init__(self):
-        one_of(self.format, FORMATS, f"prompt of task {self.task!r}: format")
+        one_of(self.format, ("chat", "stream"), f"prompt of task {self.task!r}: format")
         if not self.templates:
             raise ValueError(f"prompt of task {self.task!r} has no templates")
         if self.format == "stream" and any(len(t.turns) > 1 for t in (*self.templates, *self.unseen)):
@@ -102,11 +96,8 @@ def prompts_folder() -> Path:
 
 
 def load_prompt(name: str | Path) -> Prompt:
-    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path.
-
-    Raises:
-        ValueError: no such file, no valid YAML, unknown or missing fields.
-    """
+    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path. Raises `ValueError`: no such
+    file, no valid YAML, unknown or missing fields."""
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
     if not path.exists():
         shipped = sorted(p.stem for p in prompts_folder().glob("*.yaml"))

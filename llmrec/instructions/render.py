@@ -1,6 +1,7 @@
 """The one renderer: the same function writes the prompt for SFT, GRPO, evaluation and serving."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,10 +32,6 @@ class Renderer:
     With a chat template the prompt is a conversation up to the assistant's turn (thinking switched off, where the
     template knows the switch, unless the prompt is for it); without one it is the system text and the messages, on
     lines of their own.
-
-    Args:
-        tokenizer: has the SemID tokens.
-        catalogue (`Catalogue`): ids → Semantic IDs and titles.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue):
@@ -45,10 +42,8 @@ class Renderer:
     def prompt(self, prompt: Prompt, row: dict, template: int | Template = 0) -> str:
         """The text before the answer. Only the history and the columns that the task declares can change it.
 
-        Args:
-            row (`dict`): `history` (item ids) and `targets` (item ids; may be empty at inference), what else the task
-                speaks of, and, where interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
-            template (`int` or `Template`): which wording; evaluation and serving use the first.
+        A row has `history` and `targets` (item ids; targets may be empty at inference), what else the task speaks of,
+        and, where interactions have kinds, `behaviours` and `target_behaviours` parallel to them.
         """
         return self.render(prompt, row, template)[0]
 
@@ -57,7 +52,6 @@ class Renderer:
         return self.render(prompt, row, template)[1]
 
     def render(self, prompt: Prompt, row: dict, template: int | Template = 0) -> tuple[str, str]:
-        """`(prompt, answer)`."""
         wording = prompt.templates[template] if isinstance(template, int) else template
         task = TASKS[prompt.task]
         slots = task.slots(self.catalogue.view(prompt.semids), row, prompt.separator)
@@ -82,11 +76,8 @@ class Renderer:
     ) -> list[str]:
         """Prompts that ask for the next item after each history (its last `max_history` items).
 
-        Where the index has behaviours, a prompt ends with the token of the wanted one.
-
-        Args:
-            histories: item ids or (item id, behaviour) pairs; an id alone counts as the wanted behaviour.
-            behaviours (*optional*): the wanted one for every history; by default the last one of the index.
+        Where the index has behaviours, a prompt ends with the token of the wanted one, by default the last of the
+        index; histories are item ids or (item id, behaviour) pairs, and an id alone counts as the wanted behaviour.
         """
         index = self.catalogue.index
         if not index.behaviours:
@@ -101,13 +92,11 @@ class Renderer:
         return texts
 
     def _frame(self, system: str, turns: int, thinking: bool) -> str:
-        """The conversation with a mark for every turn."""
         key = system, turns, thinking
         if key not in self._frames:
             messages = [{"role": "system", "content": system}] if system else []
-            for number in range(turns):
-                role = "assistant" if number % 2 else "user"
-                messages.append({"role": role, "content": _MARK.format(number)})
+            roles = zip(range(turns), cycle(("user", "assistant")))
+            messages += [{"role": role, "content": _MARK.format(number)} for number, role in roles]
             frame = self._apply(messages, thinking)
             if any(frame.count(_MARK.format(number)) != 1 for number in range(turns)):
                 raise ValueError("the tokenizer's chat template does not keep the user's message as it is")

@@ -32,17 +32,13 @@ from llmrec.instructions.texts import interactions_of
 from llmrec.item_tokenizers.words.text_ids import words_of
 
 KINDS = {"query": "item_id", "preference": "user_id"}  # whose reviews are set against those of the others
-QUERY_WORDS, PREFERENCE_TERMS = 4, 5  # a query has so many words or one more
 PAIR = ["user_id", "item_id"]
 STOP = ENGLISH_STOP_WORDS | {""}
 
 
 def load_reviews(path: str | Path) -> pa.Table:
     """A parquet file of reviews: user_id, item_id, text and, if it has them, timestamp; other columns are not read.
-
-    Raises:
-        ValueError: a missing column or id, or a value of the wrong type, with its row.
-    """
+    Raises `ValueError`: a missing column or id, or a value of the wrong type, with its row."""
     raw, name = read_parquet(path), Path(path).name
     if "text" not in raw.column_names:
         raise ValueError(f"{name}: no column 'text'; it has {', '.join(raw.column_names)}")
@@ -52,11 +48,7 @@ def load_reviews(path: str | Path) -> pa.Table:
 
 
 def readable(reviews: pa.Table, data: PreparedData) -> pa.Table:
-    """The reviews that may be read, by user and item: see the module docstring.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The reviews that may be read, by user and item: see the module docstring. Raises `ValueError`: there is none."""
     trained = _once(interactions_of(data.train))
     evaluated = [table.select(["user_id", "target"]).rename_columns(PAIR) for table in (data.valid, data.test)]
     kept = reviews.join(_once(reviews), PAIR, join_type="inner").join(trained, PAIR, join_type="inner")
@@ -91,15 +83,8 @@ def terms_of(text: str) -> list[str]:
 
 
 def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
-    """Texts from reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
-
-    Args:
-        kind (`str`): `"query"` or `"preference"`.
-        reviews (`pa.Table`): of `readable`.
-
-    Raises:
-        ValueError: another kind.
-    """
+    """Texts from `readable` reviews, for `llmrec.instructions.teacher.write_texts`; empty where none can be read.
+    Raises `ValueError`: another kind."""
     if kind not in KINDS:
         raise ValueError(f"reviews say no kind {kind!r}: they give {' and '.join(KINDS)}")
     vectorizer = CountVectorizer(analyzer=terms_of, binary=True)
@@ -130,7 +115,7 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
             longer = f"{text} {term}".strip()
             if _adds(text, term) and not catalogue.leaks(kind, longer, item):
                 text = longer
-            if len(text.split()) >= QUERY_WORDS:
+            if len(text.split()) >= 4:  # or 5: the last term may be a pair
                 break
         return text
 
@@ -143,7 +128,7 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
         for term in best([number for number in numbers.get(row["user_id"], []) if known(number)]):
             if _adds(" ".join(kept), term):
                 kept.append(term)
-            if len(kept) == PREFERENCE_TERMS:
+            if len(kept) == 5:
                 break
         return f"Speaks of {listing(kept)} in reviews" if kept else ""
 

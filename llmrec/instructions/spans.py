@@ -11,18 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists, offsets_of, ragged_arange
 
 SPAN = ("sequence", "start", "middle", "stop")
 
 
-def span_table(sequence: np.ndarray, start: np.ndarray, middle: np.ndarray, stop: np.ndarray) -> pa.Table:
+def span_table(*columns: np.ndarray) -> pa.Table:
     """int64 columns `SPAN`, one row per task row."""
-    return pa.table(dict(zip(SPAN, (np.asarray(c, np.int64) for c in (sequence, start, middle, stop)))))
+    return pa.table({name: np.asarray(column, np.int64) for name, column in zip(SPAN, columns, strict=True)})
 
 
-def target_spans(train: pa.Table, max_history: int) -> pa.Table:
-    """One row per target, after at most `max_history` items, in the order of the sequences."""
+def target_spans(data: PreparedData, max_history: int, rng: np.random.Generator | None = None) -> pa.Table:
+    """One row per training target, after at most `max_history` items, in the order of the sequences."""
+    train = data.train
     length = pc.list_value_length(train["item_ids"]).to_numpy().astype(np.int64)
     offsets = offsets_of(length)
     context = np.minimum(train["num_context"].to_numpy(), length)
@@ -31,15 +33,15 @@ def target_spans(train: pa.Table, max_history: int) -> pa.Table:
     return span_table(sequence, np.maximum(offsets[:-1][sequence], target - max_history), target, target + 1)
 
 
-def preceded_spans(train: pa.Table, max_history: int) -> pa.Table:
-    """Those of them that have a history."""
-    spans = target_spans(train, max_history)
+def preceded_spans(data: PreparedData, max_history: int, rng: np.random.Generator | None = None) -> pa.Table:
+    """One row per training target that has a history."""
+    spans = target_spans(data, max_history)
     return spans.filter(pc.greater(spans["middle"], spans["start"]))
 
 
-def last_target_spans(train: pa.Table, max_history: int) -> pa.Table:
-    """One row per sequence that has a target after a history: its last one."""
-    spans = preceded_spans(train, max_history)
+def last_target_spans(data: PreparedData, max_history: int, rng: np.random.Generator | None = None) -> pa.Table:
+    """One row per user, for the last training target that has a history."""
+    spans = preceded_spans(data, max_history)
     return spans.filter(pa.array(np.diff(spans["sequence"].to_numpy(), append=-1) != 0))
 
 
@@ -51,13 +53,9 @@ class Sequences:
         self.kinds = flatten_lists(train["behaviours"])[0] if "behaviours" in train.column_names else None
         self.users = train["user_id"].combine_chunks()
 
-    def at(self, places: np.ndarray) -> pa.Array:
-        """The items at places of the flat sequences, without copies of their ids: a dictionary array."""
-        return self._codes.take(pa.array(places))
-
     def targets(self, spans: pa.Table) -> pa.Array:
-        """The first target of each span, as `at` gives it."""
-        return self.at(spans["middle"].to_numpy())
+        """The first target of each span, without copies of their ids: a dictionary array."""
+        return self._codes.take(spans["middle"].combine_chunks())
 
     @cached_property
     def _codes(self) -> pa.DictionaryArray:

@@ -8,7 +8,7 @@ killed run goes on where it stopped; what was dropped, and why, stays in them.
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +24,21 @@ from llmrec.files import read_parquet, write_parquet
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.prompts import Prompt
-from llmrec.instructions.spans import Sequences
+from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
-from llmrec.instructions.tasks.reasoning import caption
-from llmrec.instructions.tasks.search import asked_rows, next_preferring_rows, preferring_rows
+from llmrec.instructions.tasks.reasoning import asked_rows, caption
 from llmrec.instructions.texts import SCHEMA, Texts, taken_again
 
 logger = logging.getLogger(__name__)
 ROWS = {
     "query": item_rows("title", answers_item=True),
     "intention": asked_rows,
-    "preference": preferring_rows,
-    "rationale": next_preferring_rows,
+    "preference": last_target_spans,
+    "rationale": preceded_spans,
 }
-SHARDS = "shards"
 RELEVANT = 10  # items of a history that a teacher reads (OneRec-Think's number)
 SHARD = 256
+SHARD_SCHEMA = SCHEMA.append(pa.field("dropped", pa.string()))
 
 Write = Callable[[list[dict], list[int]], Iterable[str]]
 
@@ -50,13 +49,8 @@ def rows_to_write(
     """The training rows that get a text: items for queries, users for intentions and preferences, else targets.
 
     A text is found again by user and item (`key_of`), so rows whose item the user took more than once get none. Rows
-    of users have the `time` of their target.
-
-    Args:
-        max_rows (`int`, *optional*): a random sample of so many.
-
-    Raises:
-        ValueError: an unknown kind, or items without titles for queries.
+    of users have the `time` of their target. `max_rows` gives a random sample of so many. Raises `ValueError`: an
+    unknown kind, or items without titles for queries.
     """
     one_of(kind, ROWS, "kind")
     rng = np.random.default_rng(seed)
@@ -102,18 +96,12 @@ def question(prompt: Prompt, kind: str, catalogue: Catalogue, row: dict) -> str:
 
 def columns_writer(kind: str, catalogue: Catalogue) -> Write:
     """Texts from the columns of the items: no model."""
-
     return lambda rows, _: [compose.COMPOSED[kind](catalogue, row) for row in rows]
 
 
 def teacher_writer(kind: str, catalogue: Catalogue, prompt: Prompt, answer: Callable, seed: int = 0) -> Write:
-    """Texts of a teacher model.
-
-    Args:
-        prompt (`Prompt`): `prompts/teacher/<kind>.yaml` or one like it.
-        answer (callable): of `llmrec.decoding.free_text.load_writer`.
-        seed (`int`): an answer follows from it and the number of its row, whatever stands beside it.
-    """
+    """Texts of a teacher model, which `answer` asks (`llmrec.serving.writers.load_writer`); one follows from `seed`
+    and the number of its row, whatever stands beside it."""
 
     def write(rows: list[dict], numbers: list[int]) -> list[str]:
         questions = [question(prompt, kind, catalogue, row) for row in rows]
@@ -133,19 +121,11 @@ def write_texts(
 ) -> Counter:
     """Writes `folder/texts.parquet` for the rows, going on where an earlier call with the same rows stopped.
 
-    Texts that are empty, or that give away the item that their prompt asks for (`llmrec.instructions.texts.leaks`),
-    are left out of it.
-
-    Args:
-        write (callable): (rows, their numbers) → a text for each.
-
-    Returns:
-        how many texts were `kept`, dropped as a `leak`, and dropped as `empty`.
-
-    Raises:
-        ValueError: not one usable text.
+    `write` gives (rows, their numbers) → a text for each. Texts that are empty, or that give away the item that their
+    prompt asks for (`llmrec.instructions.texts.leaks`), are left out of it. Returns how many were `kept`, dropped as a
+    `leak` and dropped as `empty`; not one usable text raises `ValueError`.
     """
-    shards, sequences = Path(folder) / SHARDS, Sequences(data.train)
+    shards, sequences = Path(folder) / "shards", Sequences(data.train)
     with tqdm(total=rows.num_rows, desc=f"{kind} texts") as progress:
         for start in range(0, rows.num_rows, SHARD):
             size = min(SHARD, rows.num_rows - start)
@@ -154,7 +134,7 @@ def write_texts(
                 write_parquet(path, _shard(sequences.rows(rows.slice(start, size)), start, kind, catalogue, write))
             progress.update(size)
     every = [read_parquet(path) for path in sorted(shards.glob("*.parquet"))]
-    table = pa.concat_tables(every) if every else _table([], [])
+    table = pa.concat_tables(every) if every else SHARD_SCHEMA.empty_table()
     counts = Counter(table["dropped"].to_pylist())
     kept, leak, empty = counts[""], counts["leak"], counts["empty"]
     logger.info("%d texts; dropped %d that leak and %d that are empty", kept, leak, empty)
@@ -165,13 +145,9 @@ def write_texts(
 
 
 def _shard(rows: list[dict], start: int, kind: str, catalogue: Catalogue, write: Write) -> pa.Table:
-    records, dropped = [], []
+    records = []
     for row, text in zip(rows, write(rows, list(range(start, start + len(rows)))), strict=True):
         user, item = key_of(kind, row)
-        records.append({"kind": kind, "user_id": user, "item_id": item, "text": text})
-        dropped.append("empty" if not text else "leak" if catalogue.leaks(kind, text, item) else "")
-    return _table(records, dropped)
-
-
-def _table(records: list[dict], dropped: Sequence[str]) -> pa.Table:
-    return pa.Table.from_pylist(records, SCHEMA).append_column("dropped", pa.array(dropped, pa.string()))
+        dropped = "empty" if not text else "leak" if catalogue.leaks(kind, text, item) else ""
+        records.append({"kind": kind, "user_id": user, "item_id": item, "text": text, "dropped": dropped})
+    return pa.Table.from_pylist(records, SHARD_SCHEMA)

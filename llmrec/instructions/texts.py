@@ -35,15 +35,8 @@ ASKS_FOR_ITEM = ("query", "intention")
 
 
 class Texts:
-    """Texts by kind, user and item.
-
-    Args:
-        table (`pa.Table`): columns `kind`, `user_id`, `item_id`, `text`, all strings; several texts for one key are
-            several ways to say it.
-
-    Raises:
-        ValueError: a missing column, an unknown kind or an empty text.
-    """
+    """Texts by kind, user and item, from a table of strings; several for one key are several ways to say it. Raises
+    `ValueError`: a missing column, an unknown kind or an empty text."""
 
     def __init__(self, table: pa.Table):
         missing = [name for name in SCHEMA.names if name not in table.column_names]
@@ -56,9 +49,6 @@ class Texts:
             if not text or not text.strip():
                 raise ValueError(f"texts, row {number + 1}: an empty text for item {item!r}")
             self._texts[kind, user or "", item].append(" ".join(text.split()))
-
-    def __len__(self) -> int:
-        return self.table.num_rows
 
     def get(self, kind: str, user_id: str, item_id: str) -> list[str]:
         """What was written for this user, else what was written for the item alone."""

@@ -24,7 +24,6 @@ from llmrec.instructions.prompts import prompts_folder
 
 RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
 MOST_WORDS = 3  # of a title that `with=` wishes are made of
-HELD_OUT = 5  # one combination in so many
 _AND = re.compile(r" & (?=(?:cheaper|pricier|other_brand|same_brand)(?: & |$)|(?:with|category|brand|below|domain)=)")
 
 
@@ -70,9 +69,8 @@ def _rows_by_value(values: np.ndarray) -> dict[str, np.ndarray]:
 class Wishes:
     """The attributes of a catalogue as arrays, and what satisfies a wish.
 
-    Args:
-        items (`pa.Table`): with `item_id`, `title`, and any of `brand`, `categories`, `price`, `domain`; a wish about
-            a column that is missing or empty is satisfied by nothing.
+    Items have `item_id`, `title`, and any of `brand`, `categories`, `price`, `domain`; a wish about a column that is
+    missing or empty is satisfied by nothing.
     """
 
     def __init__(self, items: pa.Table):
@@ -92,11 +90,8 @@ class Wishes:
         self._of_category, self._of_brand = map(_rows_by_value, (self.category, self.brand))
 
     def satisfying(self, wish: str, about: str | None = None) -> np.ndarray:
-        """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one.
-
-        Raises:
-            ValueError: an unknown condition, or one that compares without an item.
-        """
+        """int64: rows of the items that satisfy a wish, compared with the item `about` where it needs one. Raises
+        `ValueError`: an unknown condition, or one that compares without an item."""
         of_conditions = (self._condition(condition, about) for condition in conditions_of(wish))
         rows = reduce(partial(np.intersect1d, assume_unique=True), of_conditions)
         return rows if about is None else rows[rows != self.place[about]]
@@ -172,4 +167,4 @@ class Wishes:
     def held_out(self, wish: str, about: str | None = None) -> bool:
         """Whether training leaves out a combination: category and kinds, or the values of a wish that stands alone."""
         what = wish if about is None else f"{self.category[self.place[about]]}|{kinds_of(wish)}"
-        return (about is not None or len(conditions_of(wish)) > 1) and zlib.crc32(what.encode()) % HELD_OUT == 0
+        return (about is not None or len(conditions_of(wish)) > 1) and zlib.crc32(what.encode()) % 5 == 0

@@ -1,13 +1,12 @@
 """Reinforcement learning over the items of a catalogue, with TRL's GRPO."""
 
-from llmrec.rl.groups import RollOut, searched_index
-from llmrec.rl.log_probs import Groups, check_model, log_probs
+from llmrec.rl.groups import searched_index
+from llmrec.rl.log_probs import Groups, log_probs
 from llmrec.rl.monitor import Guard, plot_grpo
 from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.rewards import REWARDS, Facts, load_rewards
-from llmrec.rl.rollout import RolloutArguments, Rollouts, roll_out
 from llmrec.rl.rows import prompt_rows
-from llmrec.rl.sampling import Sample, sample_without_replacement
+from llmrec.rl.sampling import sample_without_replacement
 from llmrec.rl.trainer import SemIDGRPOTrainer
 
 __all__ = [
@@ -16,17 +15,11 @@ __all__ = [
     "Groups",
     "Guard",
     "PolicyArguments",
-    "RolloutArguments",
-    "Rollouts",
-    "Sample",
-    "RollOut",
     "SemIDGRPOTrainer",
-    "check_model",
     "load_rewards",
     "log_probs",
     "plot_grpo",
     "prompt_rows",
-    "roll_out",
     "sample_without_replacement",
     "searched_index",
 ]

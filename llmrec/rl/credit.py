@@ -8,12 +8,9 @@ import torch
 def weighted(advantages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Advantages of samples without replacement: those of a mean over the distribution instead of over the sample.
 
-    Args:
-        advantages (float32 [N, G]): centred on the plain mean of a group.
-        weights (float32 [N, G]): importance weights that sum to 1 in a group.
-
-    Returns:
-        float32 [N, G]: centred on the weighted mean and times G x weight, so that their plain mean is the estimate.
+    All are float32 [N, G]. Given are those that are centred on the plain mean of a group, and importance weights that
+    sum to 1 in a group; returned are those centred on the weighted mean and times G x weight, so that their plain mean
+    is the estimate.
     """
     relative = advantages - advantages[:, :1]  # exactly 0 in a group of equal rewards, whose mean may be rounded
     centred = relative - (weights * relative).sum(1, keepdim=True)
@@ -45,9 +42,8 @@ def first_difference(
     target every token counts.
 
     Args:
-        advantages (float32 [N]).
+        advantages (float32 [N]), mask ([N, C]): of the completions.
         completions, targets: token ids of each completion and of its target (`None` where a wish has many).
-        mask ([N, C]): the tokens of the completions.
     """
     credit = torch.zeros(mask.shape)
     for row, (completion, target, praised) in enumerate(zip(completions, targets, (advantages > 0).tolist())):

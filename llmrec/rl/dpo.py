@@ -18,6 +18,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.decoding import tree_beam_search
@@ -29,8 +30,6 @@ from llmrec.rl.rollout import completions, padded, semids_of
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
 from llmrec.training.lora import is_quantised
 
-NEGATIVES = ("random", "popularity", "beam")
-LOG_PROBS = ("catalogue", "vocabulary")
 # Fields of DPOConfig that would change nothing here, or something that is not there.
 _FIXED = {
     "loss_type": ["sigmoid"],
@@ -49,29 +48,22 @@ _FIXED = {
 
 
 def softmax_dpo_loss(log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
-    """The loss of S-DPO for each group, float32 [N].
+    """The loss of S-DPO for each group, float32 [N], from r = log(policy / reference), float32 [N, 1 + J], the chosen
+    item w first.
 
     -log sigmoid(-log sum_j exp(beta (r_j - r_w))) is the cross-entropy of choosing w among the group by beta r, and
     with one rejected item the sigmoid loss of DPO.
-
-    Args:
-        log_ratios (float32 [N, 1 + J]): r = log(policy / reference), the chosen item w first.
     """
     return -(beta * log_ratios).log_softmax(-1)[:, 0]
 
 
 def check_dpo(args: DPOConfig, num_negatives: int, negatives: str, log_probs: str, index: SemIDIndex) -> None:
-    """Refuses what cannot work, before anything is loaded.
-
-    Raises:
-        ValueError: names the field and what to set instead.
-    """
+    """Refuses what cannot work, before anything is loaded, with a `ValueError` that names the field."""
     for name, only in _FIXED.items():
         if getattr(args, name) != only:
             raise ValueError(f"{name}: {getattr(args, name)} has no meaning for Semantic IDs: leave it out")
-    for name, value, known in (("negatives", negatives, NEGATIVES), ("log_probs", log_probs, LOG_PROBS)):
-        if value not in known:
-            raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+    one_of(negatives, ("random", "popularity", "beam"), "negatives:")
+    one_of(log_probs, ("catalogue", "vocabulary"), "log_probs:")
     semids = int(index.groups().max()) + 1
     if not 1 <= num_negatives < semids:
         raise ValueError(
@@ -82,12 +74,8 @@ def check_dpo(args: DPOConfig, num_negatives: int, negatives: str, log_probs: st
 class WrongItems:
     """The Semantic IDs that can be rejected: every item's first one in the view that is searched.
 
-    An item that shares a Semantic ID with the target is not wrong.
-
-    Args:
-        recommender (`LLMRecommender`): tokenizer, Semantic IDs, and the model for `best`.
-        train (`pa.Table`, *optional*): training sequences; items are drawn by how often they occur, otherwise all
-            alike.
+    An item that shares a Semantic ID with the target is not wrong. With training sequences (`train`) items are drawn
+    by how often they occur, otherwise all alike.
 
     Attributes:
         ids (list of lists of `int`): the token ids of every distinct Semantic ID.
@@ -121,11 +109,8 @@ class WrongItems:
         return self.ids[self.first[target]]
 
     def drawn(self, target: str, count: int, seed: Sequence[int]) -> list[list[int]]:
-        """`count` distinct ones, each drawn by weight among those that are left; they follow from `seed` alone.
-
-        Raises:
-            ValueError: fewer can be drawn.
-        """
+        """`count` distinct ones, each drawn by weight among those that are left; they follow from `seed` alone. Raises
+        `ValueError`: fewer can be drawn."""
         right, rng, wrong = self.of_item[target], np.random.default_rng(seed), {}
         others = self.num_drawable - sum(self.weights[number] > 0 for number in right)
         if others < count:
@@ -141,7 +126,6 @@ class WrongItems:
 
     @cached_property
     def _rows(self) -> list[np.ndarray]:
-        """The rows of the index that have each Semantic ID."""
         order = self.number.argsort(kind="stable")
         return np.split(order, np.flatnonzero(np.diff(self.number[order])) + 1)
 
@@ -191,10 +175,8 @@ def preference_rows(
 
     Args:
         rows: `prompt` (str), `target` (item id) and `row` (int), as from `llmrec.rl.prompt_rows`.
-        recommender: tokenizer and Semantic IDs; for `negatives="beam"` its model, as it is before training.
-        train: training sequences, for `negatives="popularity"`.
         negatives: `"random"` (every item alike), `"popularity"` (by its count in train) or `"beam"` (hard negatives:
-            the model's own best wrong items). What is drawn for a row follows from `(seed, row)`.
+            the best wrong items of the model as it is before training). A draw follows from `(seed, row)`.
 
     Returns:
         `prompt_ids`, `chosen_ids` (lists of int) and `rejected_ids` (`num_negatives` lists of int): token ids.
@@ -241,12 +223,8 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
     are public, and `_prepare_dataset`, which is not; read and written are `beta`, `ref_model` and `_metrics`. Checked
     with trl 1.16; tests/rl/test_dpo.py fails where one of them moves.
 
-    Args:
-        model, args, kwargs: of `DPOTrainer` and `RecommenderTrainer`.
-        trie (`SemIDTrie`, *optional*): log-probabilities are taken over what it allows; `None`: over the vocabulary.
-
-    Raises:
-        ValueError: a model that cannot read a group as one row.
+    Log-probabilities are taken over what `trie` allows, over the vocabulary without one. A model that cannot read a
+    group as one row raises `ValueError`.
     """
 
     def __init__(self, model, args: DPOConfig, *, trie: SemIDTrie | None, **kwargs):
@@ -257,8 +235,7 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
         self.trie = None if trie is None else trie.to(self.accelerator.device)
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
-        """Rows come tokenised."""
-        return dataset
+        return dataset  # rows come tokenised
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the groups (`softmax_dpo_loss`); logs rewards, margins and log-probabilities."""
@@ -285,7 +262,6 @@ class SemIDDPOTrainer(RecommenderTrainer, DPOTrainer):
 
     @torch.no_grad()
     def _reference(self, groups: Groups) -> torch.Tensor:
-        """Log-probabilities of completions under the reference, float32 [N, G]."""
         if self.ref_model is not None:
             return log_probs(self.ref_model, groups, self.trie)[0].sum(-1)
         with self.accelerator.unwrap_model(self.model).disable_adapter():

@@ -43,12 +43,8 @@ def searched_index(recommender: LLMRecommender) -> SemIDIndex:
 
 
 class RollOut:
-    """Makes groups; `recommender` says how the model is asked.
-
-    Args:
-        size (`int`): completions of a group.
-        temperature (`float`): of sampled items and thoughts.
-    """
+    """Makes groups of `size` completions; `recommender` says how the model is asked, `temperature` is that of sampled
+    items and thoughts."""
 
     def __init__(self, recommender: LLMRecommender, policy: PolicyArguments, size: int, temperature: float):
         self.recommender, self.policy, self.size, self.temperature = recommender, policy, size, temperature
@@ -60,7 +56,6 @@ class RollOut:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a completion can have."""
         if not self.thinks:
             return self.trie.depth
         return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
@@ -77,12 +72,7 @@ class RollOut:
         return zlib.crc32(np.array(parts, np.int64).tobytes())
 
     def __call__(self, model, rows: Sequence[dict], seed: tuple[int, ...]) -> list[dict]:
-        """A group for each row, `size` entries side by side.
-
-        Args:
-            model: what rolls out, in no wrapper.
-            rows: with `prompt`, `target`, `following` and `row`.
-            seed: what is drawn for a row follows from it and from the row's number alone.
+        """A group for each row, `size` entries side by side; draws follow from `seed` and the row's number alone.
 
         Returns:
             dicts with `member`, `item` (an id; of a thought the best one found after it), `rank` (its place in the
@@ -103,14 +93,11 @@ class RollOut:
         ids = completions(rollouts.tokens.flatten(0, 1), self.trie)
         items = [self.index.item_ids[place] for place in self.trie.order[rollouts.leaves.flatten()].tolist()]
         weights, mass = rollouts.weights.flatten().tolist(), rollouts.mass.tolist()
-        return [
-            {
-                "member": Member(prompts[n // self.size], ids[n], weights[n], mass[n // self.size]),
-                "item": items[n],
-                "rank": n % self.size,
-            }
-            for n in range(len(ids))
-        ]
+        entries = []
+        for n, (item, completion, weight) in enumerate(zip(items, ids, weights)):
+            member = Member(prompts[n // self.size], completion, weight, mass[n // self.size])
+            entries.append({"member": member, "item": item, "rank": n % self.size})
+        return entries
 
     def _thoughts(self, model, prompts: list[list[int]], seeds: list[int]) -> list[dict]:
         recommender, block = self.recommender, self.recommender.block

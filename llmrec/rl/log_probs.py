@@ -20,8 +20,6 @@ from llmrec.decoding.head import head_output, head_rows, token_scores, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, SemIDTrie
 
-_MASKABLE = ("sdpa", "eager")
-
 
 class Groups(NamedTuple):
     """N prompts with G completions each.
@@ -39,10 +37,7 @@ class Groups(NamedTuple):
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, completion_length: int, size: int) -> "Groups":
         """From rows of prompt and completion (int64 [N x G, P + C] each), the completions of a prompt side by side.
-
-        Raises:
-            ValueError: rows that are no whole groups.
-        """
+        Raises `ValueError`: rows that are no whole groups."""
         if len(ids) % size:
             raise ValueError(f"{len(ids)} completions are no whole groups of {size}")
         width, mask = ids.shape[1] - completion_length, mask.bool()
@@ -60,21 +55,13 @@ class Groups(NamedTuple):
 
 
 def log_probs(
-    model: torch.nn.Module,
-    groups: Groups,
-    trie: SemIDTrie | None,
-    temperature: float = 1.0,
+    model: torch.nn.Module, groups: Groups, trie: SemIDTrie | None, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies (float32 [N, G, C], differentiable) of the tokens of completions.
 
-    Padding gets 0. One call of the model, however it is wrapped.
-
-    Args:
-        trie: tokens of Semantic IDs are normalised over what it allows; `None` normalises over the vocabulary.
-        temperature (`float`): logits are divided by it, as in the rollout.
-
-    Raises:
-        ValueError: a Semantic ID that is not in the trie, or a model whose attention takes no mask (`check_model`).
+    Padding gets 0. One call of the model, however it is wrapped. Tokens are normalised over what the trie allows, over
+    the vocabulary without one; logits are divided by the temperature, as in the rollout. Raises `ValueError`: a
+    Semantic ID that is not in the trie, or a model whose attention takes no mask (`check_model`).
     """
     batch, size, length = groups.completions.shape
     states = 1 + size * (length - 1)
@@ -97,7 +84,7 @@ def check_model(model: torch.nn.Module) -> None:
     inner = unwrap(model)
     if (reason := unsupported(inner)) is not None:
         raise ValueError(f"this model cannot share the prompt of a group: {reason}")
-    if inner.config._attn_implementation not in _MASKABLE:
+    if inner.config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"attn_implementation {inner.config._attn_implementation} takes no mask of our own: set "
             "attn_implementation: sdpa"

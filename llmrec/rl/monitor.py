@@ -11,17 +11,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llmrec.training import plot_training
 
 logger = logging.getLogger(__name__)
-WATCHED = ("recall@50", "coverage@10")
 
 
 class Guard(TrainerCallback):
     """Warns, or stops the run, when recall@50 or coverage@10 falls too far below the start.
 
-    GRPO tends to raise recall@1 and to lower recall@10 to @50 (docs/grpo.md); a mean reward does not show it.
-
-    Args:
-        drop (`float`): how much of the first value may be lost, 0.1 = a tenth.
-        stops (`bool`): whether to end the run.
+    GRPO tends to raise recall@1 and to lower recall@10 to @50 (docs/grpo.md); a mean reward does not show it. `drop`
+    is how much of the first value may be lost, 0.1 = a tenth; `stops` ends the run.
     """
 
     def __init__(self, drop: float, stops: bool):
@@ -29,31 +25,22 @@ class Guard(TrainerCallback):
         self.first: dict[str, float] = {}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        values = {name: metrics[f"eval_{name}"] for name in WATCHED if f"eval_{name}" in (metrics or {})}
+        values = {
+            name: metrics[f"eval_{name}"] for name in ("recall@50", "coverage@10") if f"eval_{name}" in (metrics or {})
+        }
         if not self.first:
             logs = [log for log in state.log_history if all(f"eval_{name}" in log for name in values)]
             self.first = {name: logs[0][f"eval_{name}"] for name in values} if logs else values
         for name, value in values.items():
             if value < (1 - self.drop) * self.first[name]:
                 what = "stopping" if self.stops else "go on with care: lower the learning rate or raise beta"
-                logger.log(
-                    logging.WARNING if state.is_world_process_zero else logging.DEBUG,
-                    "%s fell from %.4f to %.4f at step %d: %s",
-                    name,
-                    self.first[name],
-                    value,
-                    state.global_step,
-                    what,
-                )
+                said = f"{name} fell from {self.first[name]:.4f} to {value:.4f} at step {state.global_step}: {what}"
+                logger.log(logging.WARNING if state.is_world_process_zero else logging.DEBUG, said)
                 control.should_training_stop = control.should_training_stop or self.stops
 
 
 class KeptReference(TrainerCallback):
-    """Keeps a reference that follows the policy (`sync_ref_model`) beside every checkpoint; TRL would begin anew.
-
-    Args:
-        reference (`PreTrainedModel`): the trainer's.
-    """
+    """Keeps a reference that follows the policy (`sync_ref_model`) beside every checkpoint; TRL would begin anew."""
 
     def __init__(self, reference):
         self.reference = reference

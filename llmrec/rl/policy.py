@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from llmrec.arguments import one_of
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.rl.rollout import RolloutArguments
 from llmrec.training.loading import sharded
 
-CHOICES = {
+_CHOICES = {
     "log_probs": ("catalogue", "vocabulary"),
     "dead_groups": ("keep", "skip", "resample"),
     "credit": ("item", "first_difference"),
@@ -31,9 +31,15 @@ _REFUSED = {
 
 
 @dataclass
-class PolicyArguments(RolloutArguments):
+class PolicyArguments:
     """Fields of recipes/grpo.py beside TRL's `GRPOConfig` and `ModelConfig`; a group has `num_generations`."""
 
+    rollout: str = field(default="beam", metadata={"help": "beam, sample (without replacement) or mixed."})
+    beam_share: float = field(default=0.5, metadata={"help": "The part of a mixed group that comes from the beam."})
+    log_positives: int = field(
+        default=0,
+        metadata={"help": "Items that the user did choose, the target first, put in the last places of each group."},
+    )
     thought_beams: int = field(
         default=16, metadata={"help": "Of a thinking prompt, whose group is of thoughts: items searched after each."}
     )
@@ -48,21 +54,27 @@ class PolicyArguments(RolloutArguments):
         default="item", metadata={"help": "item, or first_difference: blame only where an item leaves the target's."}
     )
 
+    def check(self, group: int, trie: SemIDTrie) -> None:
+        """Raises `ValueError` naming the field of how a group of items is drawn."""
+        one_of(self.rollout, ("beam", "sample", "mixed"), "rollout:")
+        if group > trie.num_leaves:
+            raise ValueError(
+                f"num_generations: {group} distinct rollouts of a catalogue of {trie.num_leaves} Semantic IDs"
+            )
+        if not 0 <= self.log_positives < group:
+            raise ValueError(f"log_positives: {self.log_positives} of a group of {group}; leave at least one rollout")
+        if self.log_positives and self.rollout == "sample":
+            raise ValueError("log_positives: they are no draws, so rollout: sample has no weight for them; use mixed")
+        if not 0 < self.beam_share < 1:
+            raise ValueError(f"beam_share: {self.beam_share} is not between 0 and 1; for one alone use beam or sample")
+
 
 def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, thinks: bool, rows: int) -> None:
-    """Refuses settings that contradict each other or the catalogue.
-
-    Args:
-        thinks: whether the prompt asks for a thought before the item.
-        rows: of the training set.
-
-    Raises:
-        ValueError: names the field and what to set instead.
-    """
+    """Refuses settings that contradict each other or the catalogue, with a `ValueError` that names the field and what
+    to set instead; `thinks`: the prompt asks for a thought before the item; `rows`: of the training set."""
     group, items = args.num_generations, trie.num_leaves
-    for name, known in CHOICES.items():
-        if getattr(policy, name) not in known:
-            raise ValueError(f"{name}: {getattr(policy, name)!r} is not one of {', '.join(known)}")
+    for name, known in _CHOICES.items():
+        one_of(getattr(policy, name), known, f"{name}:")
     for name, neutral in _REFUSED.items():
         if getattr(args, name) not in (neutral, group if name == "num_generations_eval" else neutral):
             raise ValueError(f"{name}: {getattr(args, name)} has no meaning over a catalogue: leave it out")

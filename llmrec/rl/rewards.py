@@ -9,6 +9,7 @@ has them), `item` (the item that a completion is) and `rank` (its place in the g
 In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are its items.
 """
 
+import contextlib
 import importlib
 import inspect
 import math
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from llmrec.arguments import did_you_mean
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.data.rows import flatten_lists
+from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
 from llmrec.instructions import TASKS, Catalogue
 from llmrec.recommenders.sasrec import SASRec
 
@@ -36,10 +37,9 @@ class Facts:
     """What rewards know beside the rows.
 
     Args:
-        index (`SemIDIndex`), items (`pa.Table`): the catalogue.
-        train (`pa.Table`): the training split, for popularity.
-        features (`str`): `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `items`.
-        sasrec (`str`): a folder that recipes/train_baselines.py wrote.
+        train: the training split, for popularity.
+        features: `features.npy` of a folder that recipes/tokenize_items.py wrote, rows as in `items`.
+        sasrec: a folder that recipes/train_baselines.py wrote.
     """
 
     index: SemIDIndex
@@ -50,7 +50,6 @@ class Facts:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """What tasks judge answers by (`Task.score`)."""
         return Catalogue(self.index, self.items)
 
     @cached_property
@@ -80,7 +79,6 @@ class Facts:
 
     @cached_property
     def baseline(self) -> SASRec:
-        """The SASRec that `collaborative` asks."""
         if not self.sasrec:
             raise ValueError("reward collaborative needs `sasrec`: a folder of recipes/train_baselines.py")
         return SASRec.from_pretrained(self.sasrec)
@@ -120,8 +118,9 @@ def prefix_match(facts: Facts) -> Reward:
     """
 
     def share(item: str, target: str) -> float:
-        wanted = facts.semids[target]
-        return _common(facts.semids[item], wanted) / len(wanted)
+        offered, wanted = facts.semids[item], facts.semids[target]
+        differs = (place for place, (one, other) in enumerate(zip(offered, wanted)) if one != other)
+        return next(differs, min(len(offered), len(wanted))) / len(wanted)
 
     return _of_target(share)
 
@@ -138,15 +137,15 @@ def collaborative(facts: Facts) -> Reward:
     In a catalogue of 101, where SASRec's places of the four are 1, 3, 11 and 101: `[1, .98, .9, 0]`. Its first place
     is the maximiser.
     """
-    baseline = facts.baseline
-    catalogue = baseline.catalogue
+    baseline, item_ids = facts.baseline, facts.baseline.items["item_id"]
 
     def reward(item, history, rank, **kwargs):
         groups = _groups(rank)
-        scores = baseline.score(*catalogue.rows(history[:: groups[1]]))
-        place, _ = catalogue.rows([item])
+        histories = pa.array(history[:: groups[1]], pa.list_(pa.string()))
+        scores = baseline.score(*lists_to_rows(histories, item_ids))
+        place = ids_to_rows(pa.array(item, pa.string()), item_ids)
         of_item = np.take_along_axis(scores, place.reshape(groups), 1)
-        return ((scores[:, None] < of_item[..., None]).sum(-1) / (len(catalogue) - 1)).ravel().tolist()
+        return ((scores[:, None] < of_item[..., None]).sum(-1) / (len(item_ids) - 1)).ravel().tolist()
 
     return reward
 
@@ -156,7 +155,6 @@ def popularity_corrected_hit(facts: Facts) -> Reward:
 
     With 8 interactions of `t`: `[0, 1/3, 0, 0]`.
     """
-
     return _of_target(lambda item, target: _hit(facts, item, target) / (facts.popularity[target] + 1) ** 0.5)
 
 
@@ -252,10 +250,8 @@ def load_rewards(entries: Sequence[str], facts: Facts) -> tuple[list[Reward], li
     """Rewards and their weights from a YAML list: `exact_hit`, `prefix_match:0.5`, `my_package.my_reward:2`.
 
     A dotted path names a function with TRL's signature, or one that takes `facts` alone and returns it. What a reward
-    needs (`features`, `sasrec`) is read here.
-
-    Raises:
-        ValueError: an entry that names nothing, a weight that is no number, no entries, or one twice.
+    needs (`features`, `sasrec`) is read here. Raises `ValueError`: an entry that names nothing, a weight that is no
+    number, no entries, or one twice.
     """
     if not entries:
         raise ValueError(f"rewards is empty: name some of {', '.join(REWARDS)} or your own by dotted path")
@@ -303,13 +299,10 @@ def _is_finite(value) -> bool:
 
 
 def _weight(text: str, entry: str) -> float:
-    try:
-        weight = float(text or 1)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
-    return weight
+    with contextlib.suppress(ValueError):
+        if math.isfinite(weight := float(text or 1)):
+            return weight
+    raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
 
 
 def _imported(path: str, facts: Facts) -> Reward:
@@ -334,19 +327,10 @@ def _hit(facts: Facts, item: str, target: str) -> float:
 
 def _of_target(score: Callable[[str, str], float]) -> Reward:
     """`score(item, target)` of every completion whose row has a target."""
-
-    def reward(item, target, **kwargs):
-        return [None if t is None else score(i, t) for i, t in zip(item, target)]
-
-    return reward
+    return lambda item, target, **kwargs: [None if t is None else score(i, t) for i, t in zip(item, target)]
 
 
 def _groups(rank: Sequence[int]) -> tuple[int, int]:
     """The shape (groups, completions of each)."""
     size = max(rank) + 1
     return len(rank) // size, size
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

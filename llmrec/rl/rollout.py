@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,36 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from llmrec.decoding import tree_beam_search
 from llmrec.decoding.beam_search import Normalize
 from llmrec.decoding.trie import END, SemIDTrie
+from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.sampling import sample_without_replacement
-
-KINDS = ("beam", "sample", "mixed")
-
-
-@dataclass
-class RolloutArguments:
-    """Fields of recipes/grpo.py that say how a group is drawn; its size is TRL's `num_generations`."""
-
-    rollout: str = field(default="beam", metadata={"help": "beam, sample (without replacement) or mixed."})
-    beam_share: float = field(default=0.5, metadata={"help": "The part of a mixed group that comes from the beam."})
-    log_positives: int = field(
-        default=0,
-        metadata={"help": "Items that the user did choose, the target first, put in the last places of each group."},
-    )
-
-    def check(self, group: int, trie: SemIDTrie) -> None:
-        """Raises `ValueError` naming the field."""
-        if self.rollout not in KINDS:
-            raise ValueError(f"rollout: {self.rollout!r} is not one of {', '.join(KINDS)}")
-        if group > trie.num_leaves:
-            raise ValueError(
-                f"num_generations: {group} distinct rollouts of a catalogue of {trie.num_leaves} Semantic IDs"
-            )
-        if not 0 <= self.log_positives < group:
-            raise ValueError(f"log_positives: {self.log_positives} of a group of {group}; leave at least one rollout")
-        if self.log_positives and self.rollout == "sample":
-            raise ValueError("log_positives: they are no draws, so rollout: sample has no weight for them; use mixed")
-        if not 0 < self.beam_share < 1:
-            raise ValueError(f"beam_share: {self.beam_share} is not between 0 and 1; for one alone use beam or sample")
 
 
 class Rollouts(NamedTuple):
@@ -76,19 +47,15 @@ def roll_out(
     prompts: Sequence[Sequence[int]],
     trie: SemIDTrie,
     size: int,
-    arguments: RolloutArguments,
+    policy: PolicyArguments,
     seeds: Sequence[int],
     temperature: float = 1.0,
     normalize: Normalize = "catalogue",
 ) -> Rollouts:
-    """G distinct Semantic IDs after each prompt.
+    """G distinct Semantic IDs after each of N prompts (token ids).
 
-    Args:
-        model: its mode is set to evaluation meanwhile.
-        prompts (N sequences of `int`): token ids.
-        seeds (N of `int`): what is sampled for a prompt follows from its seed alone.
-        temperature (`float`): of the samples; a beam search has none.
-        normalize: of the beams; samples are drawn over the catalogue.
+    What is sampled for one follows from its seed alone. `temperature` is that of samples, a beam search has none;
+    `normalize` that of beams, samples are drawn over the catalogue.
     """
     device = next(model.parameters()).device
     trie.to(device)
@@ -96,13 +63,13 @@ def roll_out(
     was_training = model.training
     model.eval()
     try:
-        if arguments.rollout == "sample":
+        if policy.rollout == "sample":
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
             return Rollouts(drawn.tokens, drawn.low, drawn.weights, drawn.log_probs.exp().sum(1))
         best = tree_beam_search(model, ids, mask, trie, size, normalize=normalize)
         tokens, leaves, scores = best.tokens, best.low, best.scores
-        if arguments.rollout == "mixed":
-            beams = min(max(1, round(arguments.beam_share * size)), size - 1)
+        if policy.rollout == "mixed":
+            beams = min(max(1, round(policy.beam_share * size)), size - 1)
             drawn = sample_without_replacement(model, ids, mask, trie, size, seeds, temperature)
             new = (drawn.low[:, :, None] != leaves[:, None, :beams]).all(-1)
             order = (~new).int().argsort(dim=1, stable=True)[:, : size - beams]
@@ -116,11 +83,8 @@ def roll_out(
 
 
 def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequence[int]]) -> Rollouts:
-    """The same groups with Semantic IDs that the user did choose in their last places, where they are missing.
-
-    Args:
-        positives (N sequences of `int`): rows of the index.
-    """
+    """The same groups with Semantic IDs that the user did choose (rows of the index) in their last places, where they
+    are missing."""
     leaves, tokens = semids_of(trie, [row for rows in positives for row in rows])
     chosen, number, changes = leaves.tolist(), 0, []  # (group, place, which of the positives)
     for group, (rows, members) in enumerate(zip(positives, rollouts.leaves.tolist())):
@@ -138,12 +102,8 @@ def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequ
 
 
 def semids_of(trie: SemIDTrie, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Semantic IDs of M rows of the index.
-
-    Returns:
-        `(leaves int64 [M], tokens int64 [M, depth])`: the first sorted row with each, and its token ids, padded with
-        -1.
-    """
+    """The Semantic IDs of M rows of the index: `(leaves int64 [M], tokens int64 [M, depth])`, the first sorted row
+    with each, and its token ids, padded with -1."""
     position = torch.from_numpy(trie.position[np.asarray(rows, np.int64)]).to(trie.device)[:, None]
     nodes, tokens = torch.zeros(len(rows), dtype=torch.long, device=trie.device), []
     for level in range(trie.depth):

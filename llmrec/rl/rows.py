@@ -38,12 +38,8 @@ def prompt_rows(
 ) -> Dataset:
     """A row for every training target that has a history, or for the rows of a mixture of tasks.
 
-    Args:
-        recommender: writes the prompts; its own prompt exactly as it will be asked.
-        tasks: entries of a mixture (`TaskMix.parse`); by default the model's own prompt alone. `stream` has one row
-            for every target here.
-        following (`int`): items after the target that a row names, where they are known.
-        seed (`int`): which rows a fraction of a task holds.
+    `tasks` are entries of a mixture (`TaskMix.parse`), by default the model's own prompt alone, exactly as it will be
+    asked; `stream` has one row for every target here. A row names up to `following` items after the target.
 
     Returns:
         `prompt` (str), `history` (list of str), `target` (str; null where a wish has many right answers),

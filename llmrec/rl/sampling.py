@@ -49,11 +49,7 @@ def sample_without_replacement(
 ) -> Sample:
     """k Semantic IDs after each prompt, drawn by the model among what the trie allows; call `model.eval()` first.
 
-    Args:
-        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side, on the trie's device.
-        k (`int`): at most `trie.num_leaves`.
-        seeds (N of `int`): the draw of a prompt follows from its own seed alone.
-        temperature (`float`): of every token's distribution.
+    Prompts (int64 [N, P]) are padded on either side and on the trie's device; a draw follows from its own seed alone.
 
     Raises:
         ValueError: more samples than Semantic IDs, a temperature that is not above 0, or a model whose attention

@@ -30,15 +30,9 @@ from llmrec.training import RecommenderTrainer, ValidationSample, without_dropou
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     """`GRPOTrainer` over a catalogue. Rows have `prompt` (text), `history`, `target` (item ids) and `row` (int).
 
-    Args:
-        model, reward_funcs, args, train_dataset, kwargs: of `GRPOTrainer` and `RecommenderTrainer`; of `args`,
-            `max_completion_length` is set to what a completion can have.
-        recommender (`LLMRecommender`): the catalogue, and how it is asked.
-        policy (`PolicyArguments`): rollouts, log-probabilities, dead groups, credit.
-        sample (`ValidationSample`, *optional*): what an evaluation measures; rewards are not evaluated.
-
-    Raises:
-        ValueError: settings that cannot work here, a target that is not in the catalogue.
+    Other arguments are those of `GRPOTrainer` and `RecommenderTrainer`; `args.max_completion_length` is set to what a
+    completion can have. An evaluation measures `sample`, never rewards. Settings that cannot work here, or a target
+    that is not in the catalogue, raise `ValueError`.
     """
 
     def __init__(
@@ -85,8 +79,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         self.policy = policy
         self.roll_out.trie.to(self.accelerator.device)
         self._rollouts: dict[str, list] = {}
-
-    # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, torch.Tensor]:
         size, policy = self.num_generations, self.policy
@@ -139,10 +131,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         for row, entry in zip(inputs, groups, strict=True):
             row |= entry
 
-    def _resample(self, inputs: list[dict], tries: int = 2) -> None:
+    def _resample(self, inputs: list[dict]) -> None:
         """Groups whose rewards are all equal give way to groups of other rows, where such are found."""
         size, rows = self.num_generations, self.train_dataset
-        for attempt in range(1, tries + 1):
+        for attempt in (1, 2):
             dead = [n for n, alive in enumerate(self._alive(inputs)) if not alive]
             taken = {row["row"] for row in inputs}
             others: list[dict] = []
@@ -160,7 +152,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
                 inputs[n * size : (n + 1) * size] = others[place * size : (place + 1) * size]
 
     def _alive(self, inputs: list[dict]) -> list[bool]:
-        """For each group of this process, whether its rewards differ."""
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
         ids = [row["member"].completion for row in inputs]
         known = {
@@ -177,8 +168,6 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         total = total.view(-1, self.num_generations)
         return ((total - total[:, :1]).abs() > 1e-8).any(1).tolist()
 
-    # Training
-
     def _get_train_sampler(self, *args, **kwargs):
         """TRL's draws every epoch from one generator, so a resumed run would begin with the first epoch's order."""
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -193,15 +182,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        compute_aux_loss=False,
-        **kwargs,
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
         size = self.num_generations if self.policy.shared_prompts else 1
         trie = self.roll_out.trie if self.policy.log_probs == "catalogue" and not self.roll_out.thinks else None
@@ -216,14 +197,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return logps, entropies if compute_entropy else None, None
 
     def _mean(self, values) -> float:
-        """Over all processes."""
         mean = torch.as_tensor(values, dtype=torch.float32, device=self.accelerator.device).mean()
         return self.accelerator.reduce(mean, "mean").item()
 
-    # What a run says and writes
-
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """The metrics of the validation sample, and the seconds that they took."""
         metrics = self.rank(metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

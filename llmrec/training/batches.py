@@ -32,11 +32,8 @@ class SemIDCollator(DataCollatorForLanguageModeling):
 def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same batch with its padding on the left: answers end in one column, so few columns hold any label.
 
-    Args:
-        inputs: `input_ids`, `labels`, `attention_mask` and, if there are any, `weights`: [B, T], padded on the right.
-
-    Returns:
-        These, and `position_ids` that count a row's own tokens.
+    Given are `input_ids`, `labels`, `attention_mask` and any `weights`: [B, T], padded on the right. `position_ids`,
+    which count a row's own tokens, come with them.
     """
     mask = inputs["attention_mask"]
     width = mask.size(1)
@@ -50,14 +47,9 @@ def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def packed(rows: Dataset, max_length: int) -> Dataset:
     """Rows of up to `max_length` tokens, each made of whole rows (best fit decreasing, arXiv 2404.10830).
 
-    Packing needs all lengths, so every row is read once: templates and whatever else varies by epoch stay those of
-    the first.
-
-    Args:
-        rows: of `build_dataset`.
-
-    Returns:
-        `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
+    Packing needs all lengths, so every row of `build_dataset` is read once: templates and whatever else varies by
+    epoch stay those of the first.
+    Columns are `input_ids`, `labels`, `seq_lengths` (the rows inside), and `weights` if the rows have them.
     """
     if max_length is None:
         raise ValueError("packing needs max_length, the length to pack to")
@@ -68,9 +60,6 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     logger.info(
         "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
         "of their history to max_length %d",
-        len(whole),
-        len(dense),
-        reader_of(rows).truncated,
-        max_length,
+        *(len(whole), len(dense), reader_of(rows).truncated, max_length),
     )
     return dense

@@ -18,14 +18,8 @@ SHOWN = 10  # places of a list that valid, coverage and head look at
 class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
-    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between.
-
-    Args:
-        recommender (`LLMRecommender`): tokenizer, catalogue and settings; its model is replaced at each evaluation.
-        valid (`pa.Table`): `history`, `target`.
-        size (`int`): how many rows, drawn with `seed`.
-        ks (sequence of `int`): cut-offs.
-        train (`pa.Table`, *optional*): the training split, which says what is popular.
+    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
+    recommender's model is replaced at each evaluation; `train` says what is popular.
     """
 
     def __init__(
@@ -34,22 +28,19 @@ class ValidationSample:
         valid: pa.Table,
         size: int = 500,
         ks: Sequence[int] = (1, 10, 50),
-        seed: int = 0,
         train: pa.Table | None = None,
     ):
-        rows = np.sort(np.random.default_rng(seed).permutation(valid.num_rows)[:size])
+        rows = np.sort(np.random.default_rng(0).permutation(valid.num_rows)[:size])
         self.rows = valid.take(pa.array(rows))
         self.recommender = recommender
         self.place = {item: number for number, item in enumerate(recommender.item_ids)}
         # A target outside the catalogue, which a new catalogue can leave behind, is never found.
         self.targets = np.array([self.place.get(item, len(self.place)) for item in self.rows["target"].to_pylist()])
         self.ks = tuple(sorted(ks))
-        self.head = None if train is None else self._head(train)
-
-    def _head(self, train: pa.Table) -> np.ndarray:
-        """bool [items]: the most popular tenth of the training split (`popularity_classes`)."""
-        seen = ids_to_rows(flatten_lists(train["item_ids"])[0], pa.array(list(self.place)))
-        return popularity_classes(np.bincount(seen, minlength=len(self.place)))[0] == "head"
+        self.head = None  # bool [items]: the most popular tenth of the training split
+        if train is not None:
+            seen = ids_to_rows(flatten_lists(train["item_ids"])[0], pa.array(list(self.place)))
+            self.head = popularity_classes(np.bincount(seen, minlength=len(self.place)))[0] == "head"
 
     def evaluate(self, model, accelerator) -> dict[str, float]:
         """Item-level metrics; the processes share the rows.

@@ -1,13 +1,12 @@
-"""Loads the model that a run trains, quantised if asked for; says whether processes hold parts of it."""
+"""Loads the model that a run trains, quantised or with dropout if asked for; says whether it is sharded."""
 
 import os
 
 from accelerate import PartialState
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, get_quantization_config
-
-from llmrec.training.regularise import add_dropout
 
 
 def load_model(
@@ -30,6 +29,31 @@ def load_model(
     if hidden_dropout:
         add_dropout(model, hidden_dropout)
     return model
+
+
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Drops out embeddings and both residual branches of every layer while training, as GPT-2 and SASRec do: small
+    models from scratch need it, and modern configs no longer have it. Hooks do it, so a reloaded folder has none.
+    Raises `ValueError`: the model has no projections named `o_proj` and `down_proj` (Llama, Qwen and their relatives
+    do)."""
+
+    def drop(module, inputs, output):
+        return nn.functional.dropout(output, probability, module.training)
+
+    branches = [m for name, m in model.named_modules() if name.rpartition(".")[2] in ("o_proj", "down_proj")]
+    if not branches:
+        raise ValueError(
+            "hidden_dropout needs layers named o_proj and down_proj; set hidden_dropout: 0 for this model"
+        )
+    for module in [model.get_input_embeddings(), *branches]:
+        module.register_forward_hook(drop)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switches off the dropout inside attention, a number of its own that TRL's `disable_dropout` does not find."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def reload_model(base: str, model_args: ModelConfig) -> PreTrainedModel:

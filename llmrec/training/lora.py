@@ -28,16 +28,10 @@ def lora_config(
 
     Both matrices are named, so that an untied output head learns them as well (PEFT keeps tied ones tied).
 
-    Args:
-        train: `"new_tokens"` gives an adapter of these rows alone, the vocabulary warm-up. PEFT holds them as a
-            parameter of their own, so neither the optimizer nor weight decay reaches any other row, and no gradient
-            hook is needed, which sharding (FSDP2, ZeRO) would lose.
-
-    Returns:
-        `None` without an adapter.
-
-    Raises:
-        ValueError: `"new_tokens"` for Semantic IDs in words that the model knows.
+    `train="new_tokens"` gives an adapter of these rows alone, the vocabulary warm-up. PEFT holds them as a parameter
+    of their own, so neither the optimizer nor weight decay reaches any other row, and no gradient hook is needed,
+    which sharding (FSDP2, ZeRO) would lose. `None` without an adapter. Raises `ValueError`: `"new_tokens"` for
+    Semantic IDs in words that the model knows.
     """
     levels = [*semid_token_ids(tokenizer, index), behaviour_token_ids(tokenizer, index)]
     ids = sorted({int(token) for level in levels for token in level})
@@ -58,14 +52,6 @@ def lora_config(
     return config
 
 
-def rows_in_float32(model: PreTrainedModel | PeftModel) -> None:
-    """Keeps the rows of new tokens in float32, in place: TRL casts all that is trained on a quantised model to
-    bfloat16, where small updates of whole embedding rows are rounded away."""
-    for name, parameter in model.named_parameters():
-        if "trainable_tokens_delta" in name:
-            parameter.data = parameter.data.float()
-
-
 def is_quantised(model: PreTrainedModel | PeftModel) -> bool:
     """Whether bitsandbytes holds the weights in 4 or 8 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
@@ -81,14 +67,8 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
 
     Where the model cannot be merged in place (quantised, sharded, or wrapped by DeepSpeed, which writes the names of
     what it wrapped), its adapter is saved, and merged onto the base as it is on disk. What is measured then is the
-    merged model. Nothing is uploaded: see `push_final_model`.
-
-    Args:
-        trainer (`SemIDSFTTrainer`): after `train()`.
-        reload: loads the base model in full precision.
-
-    Returns:
-        The metrics of `trainer.evaluate()`, or those of the ranking alone.
+    merged model. Nothing is uploaded: see `push_final_model`. `reload` loads the base model in full precision. Returns
+    the metrics of `trainer.evaluate()`, or those of the ranking alone.
     """
     model = trainer.model
     if isinstance(model, PeftModel) and (is_quantised(model) or sharded() or trainer.is_deepspeed_enabled):

@@ -14,23 +14,19 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
 from llmrec.training.sft_arguments import SFTArguments
 
-IGNORED = -100
-
 
 class LossWeights:
-    """Called with a row and its labels, gives one weight per label: place × value.
+    """Called with a row and the tokens of its answer, gives one weight per token: place × value.
 
-    A labelled run of tokens that is some item's Semantic ID counts as that item. Where the target interactions of a
+    A run of tokens that is some item's Semantic ID counts as that item. Where the target interactions of a
     row have kinds, the n-th Semantic ID of the answer (and the token of its kind before it) has the n-th kind. All
     other answer tokens are text, worth the mean value of the row's targets.
 
     Args:
-        semids (mapping): token ids of a SemID → the items that have it; empty where SemIDs are no fixed tokens.
-        level_weights (sequence of `float`): of a SemID's tokens in their order; the last one goes on. Empty: 1.
-        text_weight (`float`): of text tokens.
-        item_values (mapping, *optional*): item id → value, mean 1 over the catalogue; an item without one has 1.
-        behaviour_values (mapping, *optional*): kind of interaction → value.
-        behaviour_tokens (sequence of `int`): token ids of the kinds.
+        semids: token ids of a SemID → the items that have it; empty where SemIDs are no fixed tokens.
+        level_weights: of a SemID's tokens in their order; the last one goes on. Empty: 1.
+        item_values (*optional*): item id → value, mean 1 over the catalogue; an item without one has 1.
+        behaviour_values (*optional*): kind of interaction → value.
     """
 
     def __init__(
@@ -50,39 +46,27 @@ class LossWeights:
         self.behaviour_values = behaviour_values
         self.behaviour_tokens = frozenset(behaviour_tokens)
 
-    def __call__(self, row: dict, label_ids: Sequence[int]) -> list[float]:
-        """Weights, one per label; 0 where the label is -100.
-
-        Args:
-            row: `targets` (item ids) and, where interactions have kinds, `target_behaviours`.
-            label_ids: token ids, -100 outside the answer.
-
-        Raises:
-            ValueError: a kind of interaction without a value.
-        """
+    def __call__(self, row: dict, answer: Sequence[int]) -> list[float]:
+        """Weights of an answer's token ids. The row has `targets` (item ids) and, where interactions have kinds,
+        `target_behaviours`; a kind without a value raises `ValueError`."""
         targets, kinds = row.get("targets") or [], self._kinds(row)
         by_kind = [1.0] * len(targets) if kinds is None else kinds
         text = self.text_weight * _mean([self._value([t]) * k for t, k in zip(targets, by_kind)])
-        weights, place, number = [0.0] * len(label_ids), 0, 0
-        while place < len(label_ids):
-            token = label_ids[place]
+        weights, place, number = [0.0] * len(answer), 0, 0
+        while place < len(answer):
             kind = 1.0 if kinds is None else kinds[min(number, len(kinds) - 1)] if kinds else 1.0
-            semid = None if token == IGNORED else self._semid_at(label_ids, place)
+            starts = (tuple(answer[place : place + length]) for length in self.lengths)
+            semid = next((tokens for tokens in starts if tokens in self.semids), None)
             if semid is not None:
                 items = [item for item in self.semids[semid] if item in targets] or self.semids[semid]
                 for level in range(len(semid)):
                     by_level = self.level_weights[min(level, len(self.level_weights) - 1)]
                     weights[place + level] = by_level * self._value(items) * kind
                 place, number = place + len(semid), number + 1
-                continue
-            if token != IGNORED:
-                weights[place] = kind if token in self.behaviour_tokens else text
-            place += 1
+            else:
+                weights[place] = kind if answer[place] in self.behaviour_tokens else text
+                place += 1
         return weights
-
-    def _semid_at(self, label_ids: Sequence[int], place: int) -> tuple[int, ...] | None:
-        candidates = (tuple(label_ids[place : place + length]) for length in self.lengths)
-        return next((tokens for tokens in candidates if tokens in self.semids), None)
 
     def _value(self, items: Sequence[str]) -> float:
         return _mean([self.item_values.get(item, 1.0) for item in items])
@@ -100,19 +84,18 @@ class LossWeights:
 def loss_weights(
     sft: SFTArguments, tokenizer: PreTrainedTokenizerBase, index: SemIDIndex, items: pa.Table
 ) -> LossWeights | None:
-    """The weights that a stage's settings ask for; `None` where they ask for none.
-
-    Raises:
-        ValueError: weights that are negative, no numbers or all zero; a column that the items do not have; kinds of
-            interaction that the data does not have; weights of levels or of text for Semantic IDs that are no fixed
-            new tokens, where the two cannot be told apart.
-    """
+    """The weights that a stage's settings ask for; `None` where they ask for none. Raises `ValueError`: weights that
+    are negative, no numbers or all zero; a column that the items do not have; kinds of interaction that the data does
+    not have; weights of levels or of text for Semantic IDs that are no fixed new tokens, where the two cannot be told
+    apart."""
     behaviours = sft.behaviour_values
     if not (sft.level_weights or sft.value_column or behaviours) and sft.text_weight == 1:
         return None
-    _check("level_weights", sft.level_weights)
-    _check("text_weight", [sft.text_weight])
-    _check("behaviour_values", list((behaviours or {}).values()))
+    for name, weights in (("level_weights", sft.level_weights), ("behaviour_values", [*(behaviours or {}).values()])):
+        if any(not 0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+            raise ValueError(f"{name}: {list(weights)} should be numbers from 0 on, and not all 0")
+    if not 0 <= sft.text_weight < math.inf:
+        raise ValueError(f"text_weight: {sft.text_weight} should be a number from 0 on")
     if behaviours and not index.behaviours:
         raise ValueError("behaviour_values needs interactions with kinds that have tokens (behaviour_tokens: true)")
     if behaviours and set(behaviours) != set(index.behaviours):
@@ -135,11 +118,8 @@ def loss_weights(
 
 
 def log_values(items: pa.Table, column: str) -> dict[str, float]:
-    """log(1 + value) of a column of the items, divided by its mean; items without a value are left out.
-
-    Raises:
-        ValueError: no such column, or it holds something other than numbers from 0 on.
-    """
+    """log(1 + value) of a column of the items, divided by its mean; items without a value are left out. Raises
+    `ValueError`: no such column, or it holds something other than numbers from 0 on."""
     if column not in items.column_names:
         raise ValueError(f"value_column: the items have no column {column!r}; they have {items.column_names}")
     values = {}
@@ -153,13 +133,6 @@ def log_values(items: pa.Table, column: str) -> dict[str, float]:
     if not mean:
         raise ValueError(f"value_column {column!r} holds no value above 0")
     return {item: value / mean for item, value in values.items()}
-
-
-def _check(name: str, weights: Sequence[float]) -> None:
-    if any(not 0 <= weight < math.inf for weight in weights) or (
-        weights and name != "text_weight" and not any(weights)
-    ):
-        raise ValueError(f"{name}: {list(weights)} should be numbers from 0 on, and not all 0")
 
 
 def _mean(values: Sequence[float]) -> float:

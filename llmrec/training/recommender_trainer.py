@@ -14,7 +14,7 @@ from llmrec.instructions import reader_of
 from llmrec.instructions.dataset import RowReader
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import sharded
-from llmrec.training.lora import is_quantised, rows_in_float32
+from llmrec.training.lora import is_quantised
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,8 @@ logger = logging.getLogger(__name__)
 class FreshEpoch(TrainerCallback):
     """Tells the rows and the sampler which epoch it is, and at the end how many rows lost a part of their history.
 
-    Args:
-        reader (`RowReader`, *optional*): none where rows are not rendered when they are read.
-        order (`torch.Generator`): what a sampler draws from. Drawing from torch's own, as transformers does, gives
-            every process other rows as soon as one of them has drawn more, and other rows after a resume.
+    A sampler draws from `order`: torch's own, as transformers does, gives every process other rows as soon as one of
+    them has drawn more, and other rows after a resume.
     """
 
     def __init__(self, reader: RowReader | None, order: torch.Generator):
@@ -41,27 +39,21 @@ class FreshEpoch(TrainerCallback):
         if self.reader is not None:
             counts = torch.tensor([self.reader.truncated, self.reader.read], device=args.device)
             cut, read = reduce(counts, "sum").tolist()
-            logger.info(
-                "%d of the %d rows read lost the oldest items of their history to max_length %d",
-                cut,
-                read,
-                self.reader.max_length,
-            )
+            said = "%d of the %d rows read lost the oldest items of their history to max_length %d"
+            logger.info(said, cut, read, self.reader.max_length)
 
 
 class RecommenderTrainer:
     """Stands before a trainer of TRL among the bases of a class.
 
     Args:
-        model, args, kwargs: of TRL's trainer; of `args`, `remove_unused_columns` is set here.
-        sample (`ValidationSample`, *optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so
-            that `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of
-            the weights only (FSDP, ZeRO-3).
-        write_sidecars (callable, *optional*): called with every folder that receives weights, so that each
-            checkpoint is a recommender.
+        sample (*optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so that
+            `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of the
+            weights only (FSDP, ZeRO-3).
+        write_sidecars (*optional*): called with every folder that receives weights, so that each checkpoint is a
+            recommender.
 
-    Attributes:
-        order (`torch.Generator`): what a sampler may draw from; it follows from seed and epoch alone.
+    A sampler may draw from `order` (`torch.Generator`), which follows from seed and epoch alone.
     """
 
     def __init__(
@@ -81,7 +73,10 @@ class RecommenderTrainer:
         self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
         self.add_callback(FreshEpoch(reader_of(self.train_dataset), self.order))
         if is_quantised(self.model):
-            rows_in_float32(self.model)
+            # TRL casts all that is trained to bfloat16, where small updates of whole embedding rows are rounded away.
+            for name, parameter in self.model.named_parameters():
+                if "trainable_tokens_delta" in name:
+                    parameter.data = parameter.data.float()
         # TRL reads `.bias` of the output head, which PEFT's wrapper of new token rows does not have.
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if head is not None and not hasattr(head, "bias"):
@@ -107,7 +102,6 @@ class RecommenderTrainer:
         """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights and what makes the folder a recommender."""
         super().save_model(output_dir, _internal_call)
         if self.write_sidecars is not None and self.args.should_save:
             self.write_sidecars(output_dir or self.args.output_dir)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
 
+from llmrec.catalogue.report_parts import panels as panels_of
 from llmrec.data import PreparedData
-from llmrec.files import fingerprint
+from llmrec.files import atomic_path, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
@@ -22,7 +23,6 @@ from llmrec.recommenders import LLMRecommender
 from llmrec.stages import RECORD, begin_stage, finish_stage, settings_of
 from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import push_final_model, save_final_model
-from llmrec.training.plots import plot_training
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
 _VOLATILE = tuple(
@@ -32,22 +32,41 @@ _VOLATILE = tuple(
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
     "ddp_backend ddp_timeout accelerator_config save_total_limit resume_from_checkpoint use_cpu".split()
 )
+PANELS = {"loss": ("loss", "eval_loss"), "ranking on the validation sample": ("eval_recall@10", "eval_ndcg@10")}
+
+
+def plot_training(
+    history: Sequence[dict], path: str | Path, panels: Mapping[str, Sequence[str]] = PANELS, columns: int = 3
+) -> None:
+    """Draws the figures of `panels` (title → names) over the steps of `trainer.state.log_history` into a `.png`,
+    written whole or not at all; without any figure to draw there is none."""
+    drawn = {}
+    for title, names in panels.items():
+        lines = {name: [(log["step"], log[name]) for log in history if name in log] for name in names}
+        lines = {name: points for name, points in lines.items() if points}
+        if lines:
+            drawn[title] = lines
+    if not drawn:
+        return
+    figure, grid = panels_of(len(drawn), columns, 5, 3.5)
+    for axes, (title, lines) in zip(grid, drawn.items()):
+        for name, points in lines.items():
+            axes.plot(*zip(*points), label=name, marker="." if len(points) < 50 else None)
+        axes.set(xlabel="step", title=title)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 class TrainingRun:
     """What a run starts from, read from the prepared data and the base folder.
 
-    Args:
-        script_args: the recipe's dataclass, with `data_dir` and `overwrite`.
-        training_args, model_args: TRL's.
+    `script_args` is the recipe's dataclass, with `data_dir` and `overwrite`. A base that was made for another
+    catalogue raises `ValueError`.
 
     Attributes:
-        data (`PreparedData`), index (`SemIDIndex`), items (`pa.Table`), sequence_tokenizer: of the folders.
         config (`RecommenderConfig`): the base's; set the one that the run is to write.
         checkpoint (`str` or `None`): where the run goes on, once it has begun.
-
-    Raises:
-        ValueError: the base was made for another catalogue.
     """
 
     def __init__(self, script_args, training_args: TrainingArguments, model_args: ModelConfig):
@@ -58,15 +77,9 @@ class TrainingRun:
         self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
 
     def begin(self, prompts: list[Prompt], texts: Texts | None = None, more_args: tuple = ()) -> bool:
-        """Records the settings in the output folder; false where it holds the finished result of these already.
-
-        Args:
-            prompts, texts: what decides the result besides settings, data, Semantic IDs and base.
-            more_args: further dataclasses of settings.
-
-        Raises:
-            ValueError: other settings made what lies there, or the launched processes are no group.
-        """
+        """Records the settings, and what else decides the result, in the output folder; false where it holds the
+        finished result of these already. `more_args` are further dataclasses of settings. Raises `ValueError`: other
+        settings made what lies there, or the launched processes are no group."""
         arguments = (self.script_args, *more_args, self.training_args, self.model_args)
         made = Path(self.base) / RECORD
         inputs = {
@@ -96,18 +109,15 @@ class TrainingRun:
         return True
 
     def load_recommender(self, texts: Texts | None = None, hidden_dropout: float = 0.0) -> LLMRecommender:
-        """The model that is trained, as `model_args` say, its tokenizer, and the catalogue."""
         tokenizer = AutoTokenizer.from_pretrained(self.base)
         model = load_model(self.base, self.model_args, self.training_args, hidden_dropout)
         more = {"sequence_tokenizer": self.sequence_tokenizer, "texts": texts}
         return LLMRecommender(model, tokenizer, self.index, self.items, self.config, **more)
 
     def write_sidecars(self, folder: str) -> None:
-        """Makes a folder with weights a recommender."""
         write_sidecars(folder, self.config, self.index, self.items, Path(self.base) / ITEM_TOKENIZER)
 
     def train(self, trainer: Trainer) -> TrainOutput:
-        """Trains from the checkpoint on, if there is one."""
         PartialState().print(
             f"{len(trainer.train_dataset):,} rows; checkpoints and the model go to {self.training_args.output_dir}"
         )
@@ -116,13 +126,8 @@ class TrainingRun:
     def finish(
         self, trainer: Trainer, plot: Callable[[list[dict], Path], None] = plot_training, **results: float
     ) -> None:
-        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished.
-
-        Args:
-            trainer: one of this package's or of `llmrec.rl`, after `train()`.
-            plot: (log history, file) draws `training.png`.
-            results: recorded beside the validation metrics of the model that was written.
-        """
+        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished,
+        with `results` beside the validation metrics of the model that was written."""
         output_dir = self.training_args.output_dir
         metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}

@@ -24,10 +24,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
     Rows with `weights` (float, one per label) are trained on the weighted mean sum(w · nll) / sum(w), over all
     micro-batches and processes of a step. Without them nothing differs from TRL.
 
-    Args:
-        model, args: see `SFTTrainer`; of `args`, `dataset_kwargs` is set here, and `max_length` where batches are
-            padding-free: TRL refuses that, and no row is longer anyway.
-        kwargs: of `SFTTrainer` and `RecommenderTrainer`.
+    Arguments are those of `SFTTrainer` and `RecommenderTrainer`; `args.dataset_kwargs` is set here, and `max_length`
+    where batches are padding-free: TRL refuses that, and no row is longer anyway.
     """
 
     def __init__(self, model: PreTrainedModel, args: SFTConfig, **kwargs):

@@ -7,9 +7,8 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import ModelConfig, SFTConfig
 
+from llmrec.arguments import one_of
 from llmrec.training.loading import sharded
-
-TRAINABLE = ("all", "new_tokens")
 
 
 @dataclass
@@ -34,14 +33,9 @@ class SFTArguments:
 
 
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Refuses settings that contradict each other, before anything is loaded.
-
-    Raises:
-        ValueError: names the field and what to set instead.
-    """
+    """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which."""
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
-    if sft.train not in TRAINABLE:
-        raise ValueError(f"train: {sft.train!r} is not one of {', '.join(TRAINABLE)}")
+    one_of(sft.train, ("all", "new_tokens"), "train:")
     if sft.train == "new_tokens" and model_args.use_peft:
         raise ValueError(
             "train: new_tokens trains the rows of new tokens alone: leave use_peft out, or set train: all"

@@ -14,7 +14,7 @@ import yaml
 from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
+from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts, perplexity
 from llmrec.evaluation.alignment_sections import (
     LeftOut,
     Sample,
@@ -24,8 +24,7 @@ from llmrec.evaluation.alignment_sections import (
     steering,
     wish_rows,
 )
-from llmrec.evaluation.alignment_tables import alignment_tables
-from llmrec.evaluation.perplexity import perplexity
+from llmrec.evaluation.report import alignment_tables
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
 from llmrec.instructions.item_words import same_text, token_f1
 from llmrec.instructions.mixture import TaskMix

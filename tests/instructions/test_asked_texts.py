@@ -10,8 +10,6 @@ from marked_store import marked_setting
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.instructions import TASKS, Catalogue, Texts, compose, load_prompt, task_rows
 from llmrec.instructions.item_words import says
-from llmrec.instructions.spans import Sequences
-from llmrec.instructions.tasks.conversation import like_rows
 from llmrec.instructions.texts import leaks
 from llmrec.instructions.wishes import Wishes, conditions_of, phrases, say
 
@@ -85,14 +83,12 @@ def test_steering_targets_satisfy_their_wish_and_held_out_ones_do_not_train(sett
 def test_held_out_wishes_are_there_for_evaluation(setting):
     data, _, _, _ = setting
     wishes = Wishes(data.items)
-    combination = lambda row: (wishes.category[wishes.place[row["about"]]], row["wish"].partition("=")[0])  # noqa: E731
-    read = lambda held_out: Sequences(data.train).rows(like_rows(data, 6, np.random.default_rng(0), held_out))  # noqa: E731
-    held = read(True)
-    assert held and all(wishes.held_out(row["wish"], row["about"]) for row in held)
-    for row in held:
-        found = {wishes.ids[place] for place in wishes.satisfying(row["wish"], row["about"])}
-        assert set(row["targets"]) <= found
-    assert not {combination(row) for row in held} & {combination(row) for row in read(False)}
+    combination = lambda about, wish: (wishes.category[wishes.place[about]], wish.partition("=")[0])  # noqa: E731
+    every = [(item, wish, rows) for item in wishes.ids for wish, rows in wishes.relative_to(item)]
+    held = [(item, wish) for item, wish, _ in every if wishes.held_out(wish, item)]
+    assert held and all(set(rows) <= set(wishes.satisfying(wish, item)) for item, wish, rows in every)
+    trained = {combination(row["about"], row["wish"]) for row in task_rows("like_but", data, 6)}
+    assert trained and not {combination(*each) for each in held} & trained
 
 
 def test_values_of_a_wish_may_hold_an_and():

@@ -17,7 +17,8 @@ from llmrec.catalogue.views import join_views
 from llmrec.instructions import TASKS
 from llmrec.instructions.mixture import TaskMix
 from llmrec.recommenders import LLMRecommender
-from llmrec.rl import REWARDS, Facts, PolicyArguments, RollOut, prompt_rows, searched_index
+from llmrec.rl import REWARDS, Facts, PolicyArguments, prompt_rows, searched_index
+from llmrec.rl.groups import RollOut
 from llmrec.rl.rewards import checked
 
 ROOT = Path(__file__).parents[2]

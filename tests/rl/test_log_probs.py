@@ -22,7 +22,8 @@ from trl import ModelConfig
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
 from llmrec.decoding.head import head_rows, unwrap
-from llmrec.rl import Groups, check_model, log_probs
+from llmrec.rl import Groups, log_probs
+from llmrec.rl.log_probs import check_model
 from llmrec.training import lora_config
 
 

@@ -10,9 +10,9 @@ from decoding.reference_search import EOS, matrix, prompts, random_semids, tiny_
 from rl_small import LENGTHS, distribution, written
 
 from llmrec.decoding import SemIDTrie, tree_beam_search
-from llmrec.rl import RolloutArguments, Rollouts, roll_out, sample_without_replacement
+from llmrec.rl import PolicyArguments, sample_without_replacement
 from llmrec.rl.groups import RollOut
-from llmrec.rl.rollout import completions, semids_of, with_positives
+from llmrec.rl.rollout import Rollouts, completions, roll_out, semids_of, with_positives
 
 SEEDS = [11, 12, 13]
 IDS, MASK = prompts(LENGTHS)
@@ -34,7 +34,7 @@ def named(rollouts: Rollouts, semids: list[tuple], trie: SemIDTrie) -> list[list
 @pytest.mark.parametrize("seed", range(3))
 def test_beams_are_those_of_the_search(seed):
     model, semids, trie = case(seed)
-    found = roll_out(model.train(), PROMPTS, trie, 6, RolloutArguments(), SEEDS)
+    found = roll_out(model.train(), PROMPTS, trie, 6, PolicyArguments(), SEEDS)
     assert model.training, "the mode is as before"
     model.eval()
     wanted = tree_beam_search(model, IDS, MASK, trie, 6, normalize="catalogue")
@@ -49,12 +49,12 @@ def test_beams_are_those_of_the_search(seed):
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_samples_are_those_of_the_seeds(temperature):
     model, semids, trie = case(1)
-    found = roll_out(model, PROMPTS, trie, 6, RolloutArguments("sample"), SEEDS, temperature)
+    found = roll_out(model, PROMPTS, trie, 6, PolicyArguments("sample"), SEEDS, temperature)
     wanted = sample_without_replacement(model, IDS, MASK, trie, 6, SEEDS, temperature)
     assert found.tokens.equal(wanted.tokens) and found.weights.equal(wanted.weights)
     torch.testing.assert_close(found.mass, wanted.log_probs.exp().sum(1))
     assert all(len(set(group)) == 6 for group in named(found, semids, trie))
-    one = roll_out(model, PROMPTS[1:2], trie, 6, RolloutArguments("sample"), SEEDS[1:2], temperature)
+    one = roll_out(model, PROMPTS[1:2], trie, 6, PolicyArguments("sample"), SEEDS[1:2], temperature)
     assert one.tokens.equal(found.tokens[1:2]), "whatever else is drawn with it"
 
 
@@ -62,9 +62,9 @@ def test_samples_are_those_of_the_seeds(temperature):
 @pytest.mark.parametrize("seed", range(3))
 def test_mixed_groups_are_the_best_and_then_draws_that_are_new(seed, share, beams):
     model, semids, trie = case(seed)
-    found = named(roll_out(model, PROMPTS, trie, 8, RolloutArguments("mixed", share), SEEDS), semids, trie)
-    best = named(roll_out(model, PROMPTS, trie, 8, RolloutArguments("beam"), SEEDS), semids, trie)
-    drawn = named(roll_out(model, PROMPTS, trie, 8, RolloutArguments("sample"), SEEDS), semids, trie)
+    found = named(roll_out(model, PROMPTS, trie, 8, PolicyArguments("mixed", share), SEEDS), semids, trie)
+    best = named(roll_out(model, PROMPTS, trie, 8, PolicyArguments("beam"), SEEDS), semids, trie)
+    drawn = named(roll_out(model, PROMPTS, trie, 8, PolicyArguments("sample"), SEEDS), semids, trie)
     for group, first, sample in zip(found, best, drawn):
         new = [semid for semid in sample if semid not in first[:beams]]
         assert group == first[:beams] + new[: 8 - beams]
@@ -74,7 +74,7 @@ def test_mixed_groups_are_the_best_and_then_draws_that_are_new(seed, share, beam
 @pytest.mark.parametrize("kind", ["beam", "sample", "mixed"])
 def test_a_group_of_the_whole_catalogue_holds_all_the_mass(kind):
     model, semids, trie = case(2, rows=12)
-    found = roll_out(model, PROMPTS, trie, trie.num_leaves, RolloutArguments(kind), SEEDS)
+    found = roll_out(model, PROMPTS, trie, trie.num_leaves, PolicyArguments(kind), SEEDS)
     assert all(set(group) == set(semids) for group in named(found, semids, trie))
     torch.testing.assert_close(found.mass, torch.ones(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.weights.sum(1), torch.ones(3))
@@ -84,7 +84,7 @@ def test_a_group_of_the_whole_catalogue_holds_all_the_mass(kind):
 def test_positives_stand_in_the_last_places_once_and_spare_each_other(seed):
     model, semids, trie = case(seed)
     rng = np.random.default_rng(seed)
-    before = roll_out(model, PROMPTS, trie, 6, RolloutArguments(), SEEDS)
+    before = roll_out(model, PROMPTS, trie, 6, PolicyArguments(), SEEDS)
     groups = named(before, semids, trie)
     # Some are there already, one is asked for twice.
     positives = [
@@ -169,7 +169,7 @@ def test_seeds_differ_by_run_step_try_and_row():
 )
 def test_settings_are_refused_by_name(changes, group, said):
     trie = SemIDTrie(matrix([(20 + n, 30) for n in range(7)]), EOS)
-    arguments = RolloutArguments()
+    arguments = PolicyArguments()
     arguments.check(7, trie)
     with pytest.raises(ValueError, match=f"^{said}"):
         dataclasses.replace(arguments, **changes).check(group, trie)

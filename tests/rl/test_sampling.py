@@ -10,7 +10,8 @@ from rl_small import LENGTHS, distribution
 from scipy.stats import chisquare
 
 from llmrec.decoding import SemIDTrie
-from llmrec.rl import Sample, sample_without_replacement
+from llmrec.rl import sample_without_replacement
+from llmrec.rl.sampling import Sample
 
 SEMIDS = [(20, 30), (20, 31, 40), (20, 31, 41), (20, 31), (21, 30), (21, 31, 42), (22,)]  # ragged; (20, 31) begins two
 TRIE = SemIDTrie(matrix(SEMIDS), EOS)

@@ -15,7 +15,8 @@ from llmrec.instructions import (
     parse_mixture,
     target_rows,
 )
-from llmrec.training import SemIDSFTTrainer, load_model, lora_config, packed
+from llmrec.training import SemIDSFTTrainer, lora_config, packed
+from llmrec.training.loading import load_model
 
 DATA = tiny_data()
 INDEX = tiny_index(DATA)

@@ -8,7 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.training import lora_config, merged, reload_model, save_final_model
+from llmrec.training import lora_config, save_final_model
+from llmrec.training.loading import reload_model
+from llmrec.training.lora import merged
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
 

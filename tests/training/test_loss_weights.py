@@ -9,8 +9,8 @@ from small_runs import DATA, INDEX, base_folder, make_trainer, rows, settings
 from transformers import AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.training import LossWeights, SFTArguments, loss_weights
-from llmrec.training.loss_weights import log_values
+from llmrec.training import SFTArguments, loss_weights
+from llmrec.training.loss_weights import LossWeights, log_values
 
 STAGE = SFTArguments(level_weights=[1.0, 0.5], value_column="price")
 
@@ -36,10 +36,10 @@ def test_levels_and_prices_weigh_the_tokens_of_their_items(tokenizer):
     assert values["item-03"] / values["item-08"] == pytest.approx(math.log(4) / math.log(9))
     two, three = semid_tokens(tokenizer, "item-08"), semid_tokens(tokenizer, "item-03")
     assert (len(two), len(three)) == (2, 3)  # ragged
-    labels = [-100, *two, *three, tokenizer.eos_token_id]
+    answer = [*two, *three, tokenizer.eos_token_id]
     v8, v3 = values["item-08"], values["item-03"]
-    expected = [0, v8, v8 / 2, v3, v3 / 2, v3 / 2, (v8 + v3) / 2]
-    assert weigh({"targets": ["item-08", "item-03"]}, labels) == pytest.approx(expected)
+    expected = [v8, v8 / 2, v3, v3 / 2, v3 / 2, (v8 + v3) / 2]
+    assert weigh({"targets": ["item-08", "item-03"]}, answer) == pytest.approx(expected)
 
 
 def test_kinds_of_interaction_weigh_the_items_they_belong_to():
@@ -81,7 +81,7 @@ def test_text_and_levels_cannot_be_weighed_apart_where_semids_are_words(tokenize
     # Values of items weigh whole answers: these stay possible.
     items = pa.table({"item_id": ["x", "y"], "price": [1.0, 3.0]})
     weigh = loss_weights(SFTArguments(value_column="price"), tokenizer, index, items)
-    assert weigh({"targets": ["y"]}, [-100, 5]) == [0.0, log_values(items, "price")["y"]]
+    assert weigh({"targets": ["y"]}, [5]) == [log_values(items, "price")["y"]]
 
 
 def test_missing_values_count_as_the_mean():

@@ -13,7 +13,8 @@ from small_runs import base_folder, make_trainer, settings
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
-from llmrec.training import reload_model, save_final_model
+from llmrec.training import save_final_model
+from llmrec.training.loading import reload_model
 from llmrec.training.lora import push_final_model
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}

@@ -12,16 +12,14 @@ import numpy as np
 
 from llmrec.data import PreparedData
 from llmrec.instructions.spans import Sequences
-from llmrec.instructions.tasks import behaviours, conversation, items, reasoning, search, sequential
+from llmrec.instructions.tasks import conversation, items, reasoning, sequential
 from llmrec.instructions.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     **sequential.TASKS,
     **items.TASKS,
-    **search.TASKS,
     **reasoning.TASKS,
     **conversation.TASKS,
-    **behaviours.TASKS,
 }
 
 

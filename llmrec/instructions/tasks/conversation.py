@@ -1,10 +1,12 @@
 """Wishes, conversations and explanations: answers that can be checked against the columns of the items.
 
+Where interactions have kinds, the next item of a wished one is asked for, the kind, or both (MBGen, arXiv 2405.16871).
 The demo of eugeneyan's semantic-ids-llm made people want this; here a wish is a predicate (`llmrec.instructions.
 wishes`), so whether an answer satisfies it is a fact and not an opinion.
 """
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +14,14 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing
-from llmrec.instructions.spans import Sequences, target_spans
-from llmrec.instructions.tasks.search import next_preferring_rows, with_about
+from llmrec.instructions.spans import Sequences, preceded_spans, target_spans
+from llmrec.instructions.tasks.reasoning import with_about
 from llmrec.instructions.tasks.sequential import next_item_slots
-from llmrec.instructions.tasks.task import ABOUT, Task
+from llmrec.instructions.tasks.task import ABOUT, Task, same_item, same_words
 from llmrec.instructions.wishes import Wishes, say
 
 ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some
-PAIR = ("user_id", "target")  # columns of an evaluation row
 
 
 def _wanted(wish: str, row: dict) -> str:
@@ -29,38 +30,22 @@ def _wanted(wish: str, row: dict) -> str:
     return say(wish, number, bool(row.get("unseen")))
 
 
-def like_rows(data: PreparedData, max_history: int, rng: np.random.Generator, held_out: bool = False) -> pa.Table:
-    """For every item and wish that compares with it, up to `ANSWERS` of the items that satisfy it.
+def like_rows(answers_of: Callable[[np.ndarray], list]):
+    """For every item and wish that compares with it, the answers that are made of the items that satisfy it."""
 
-    `held_out` gives the combinations that training leaves out, for evaluation.
-    """
-    return _like_table(Wishes(data.items), rng, held_out, lambda rows: [[row] for row in rows[:ANSWERS]])
-
-
-def like_several_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
-    """For every item and wish that at least `SEVERAL` items satisfy, a list of so many."""
-    return _like_table(Wishes(data.items), rng, False, lambda rows: [rows[:SEVERAL]] if len(rows) >= SEVERAL else [])
-
-
-def _like_table(wishes: Wishes, rng: np.random.Generator, held_out: bool, answers) -> pa.Table:
-    about, said, targets = [], [], []
-    for item in wishes.ids:
-        for wish, rows in wishes.relative_to(item):
-            if wishes.held_out(wish, item) == held_out:
-                for answer in answers(rng.permutation(rows)):
+    def rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+        wishes, about, said, targets = Wishes(data.items), [], [], []
+        for item in wishes.ids:
+            for wish, satisfying in wishes.relative_to(item):
+                for answer in () if wishes.held_out(wish, item) else answers_of(rng.permutation(satisfying)):
                     about.append(item)
                     said.append(wish)
                     targets.append([wishes.ids[row] for row in answer])
-    _check(about, "an item with a category and a brand or a price that others in its category differ in")
-    ids = pa.list_(pa.string())
-    return pa.table(
-        {
-            "about": pa.array(about, pa.string()),
-            "wish": pa.array(said, pa.string()),
-            "history": pa.array([[]] * len(about), ids),
-            "targets": pa.array(targets, ids),
-        }
-    )
+        _check(about, "an item with a category and a brand or a price that others in its category differ in")
+        histories = pa.array([[]] * len(about), pa.list_(pa.string()))
+        return pa.table({"about": about, "wish": said, "history": histories, "targets": targets})
+
+    return rows
 
 
 def _check(rows: list | pa.Table, needed: str) -> None:
@@ -69,8 +54,8 @@ def _check(rows: list | pa.Table, needed: str) -> None:
 
 
 def wish_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
-    """One row per training target whose columns say something; `wish` is one of the things that they say."""
-    return _described(data, max_history, rng, lambda wishes, item: wishes.describing(item))
+    """One row per training target whose columns say something, which is the `wish`."""
+    return _described(data, max_history, rng, Wishes.describing)
 
 
 def domain_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
@@ -81,7 +66,7 @@ def domain_rows(data: PreparedData, max_history: int, rng: np.random.Generator) 
 
 
 def _described(data: PreparedData, max_history: int, rng: np.random.Generator, describe) -> pa.Table:
-    wishes, spans = Wishes(data.items), target_spans(data.train, max_history)
+    wishes, spans = Wishes(data.items), target_spans(data, max_history)
     targets = Sequences(data.train).targets(spans)
     options = [
         [wish for wish in describe(wishes, item) if not wishes.held_out(wish)]
@@ -97,12 +82,13 @@ def _described(data: PreparedData, max_history: int, rng: np.random.Generator, d
 
 def conversation_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per training target: the assistant names it (`about`), the user asks for something like it but ...."""
-    spans, wishes = with_about(data, target_spans(data.train, max_history)), Wishes(data.items)
+    spans, wishes = with_about(data, target_spans(data, max_history)), Wishes(data.items)
     options = {
         item: [(wish, rows) for wish, rows in wishes.relative_to(item) if not wishes.held_out(wish, item)]
         for item in spans["about"].unique().to_pylist()
     }
-    evaluated = {pair for split in (data.valid, data.test) for pair in zip(*(split[c].to_pylist() for c in PAIR))}
+    splits = [split.select(["user_id", "target"]).to_pydict().values() for split in (data.valid, data.test)]
+    evaluated = {pair for columns in splits for pair in zip(*columns)}
     users = data.train["user_id"].take(spans["sequence"]).to_pylist()
     said, targets = [], []
     for user, item in zip(users, spans["about"].to_pylist()):
@@ -143,7 +129,7 @@ def satisfies(catalogue: Catalogue, row: dict, answer: str) -> float:
 
 def explained_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per training target after a history: why it (`about`) was recommended."""
-    return with_about(data, next_preferring_rows(data, max_history, rng))
+    return with_about(data, preceded_spans(data, max_history))
 
 
 def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
@@ -176,12 +162,44 @@ def faithful(catalogue: Catalogue, row: dict, answer: str) -> float:
     return len(named & true) / len(named) if named else float(not true)
 
 
+def behaviour_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per training target; `wish` is the kind of the interaction that is asked for."""
+    if "behaviours" not in data.train.column_names:
+        raise ValueError("the interactions have no kinds (column 'behaviour'), which this task speaks of")
+    spans = target_spans(data, max_history)
+    kinds = Sequences(data.train).kinds.take(spans["middle"].combine_chunks())
+    return spans.append_column("wish", kinds.dictionary_encode())
+
+
+def next_behaviour_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """As `behaviour_rows`, but the kind is asked and not given."""
+    return behaviour_rows(data, max_history, rng).drop_columns(["wish"])
+
+
+def behaviour_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{behaviour}`: the target's kind as its token; `{target}`: the item without it; `{both}`: the kind, the item."""
+    kind = row.get("wish") or (row["target_behaviours"][0] if row["target_behaviours"] else "")
+    return {
+        "history": catalogue.history(row, separator),
+        "behaviour": catalogue.index.behaviour_token(kind) if kind else "",
+        "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
+        "both": catalogue.target(row, separator),
+    }
+
+
 COMPARED = ("about", "wish")
 TASKS = {
-    "like_but": Task(like_rows, wish_slots, True, COMPARED, satisfies),
-    "like_but_several": Task(like_several_rows, wish_slots, False, COMPARED),  # the end of a list is learned
+    "like_but": Task(like_rows(lambda rows: [[row] for row in rows[:ANSWERS]]), wish_slots, True, COMPARED, satisfies),
+    "like_but_several": Task(  # the end of a list is learned
+        like_rows(lambda rows: [rows[:SEVERAL]] if len(rows) >= SEVERAL else []), wish_slots, False, COMPARED
+    ),
     "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",), satisfies),
     "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",), satisfies),
     "conversation": Task(conversation_rows, wish_slots, True, COMPARED, satisfies),
     "explain": Task(explained_rows, explain_slots, False, ABOUT, faithful),
+    "next_behaviour": Task(
+        next_behaviour_rows, behaviour_slots, False, score=same_words(behaviour_slots, "behaviour")
+    ),
+    "item_for_behaviour": Task(behaviour_rows, behaviour_slots, True, ("wish",), same_item),
+    "behaviour_and_item": Task(next_behaviour_rows, behaviour_slots, True, score=same_item),
 }

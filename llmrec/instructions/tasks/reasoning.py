@@ -1,4 +1,5 @@
-"""OneRec-Think (arXiv 2510.11639): itemic alignment, captions, user personas, and a rationale before the item."""
+"""What users say and think besides what they did: LC-Rec's item search and preferences, and of OneRec-Think (arXiv
+2510.11639) itemic alignment, captions, personas, and a rationale before the item."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,13 +8,34 @@ from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing, most_common, short_text
-from llmrec.instructions.spans import last_target_spans
+from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
-from llmrec.instructions.tasks.search import next_preferring_rows
 from llmrec.instructions.tasks.sequential import next_item_slots
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item
 
-PERSONA_ITEMS = 2  # examples behind every category of a persona
+
+def with_about(data: PreparedData, spans: pa.Table) -> pa.Table:
+    """Spans whose prompt speaks of the target: what they ask for is `about` it."""
+    return spans.append_column("about", Sequences(data.train).targets(spans))
+
+
+def asked_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
+    """One row per user, for the last training target (as LC-Rec), with what the user asked for."""
+    return with_about(data, last_target_spans(data, max_history))
+
+
+def preference_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    return next_item_slots(catalogue, row, separator) | {"preference": compose.preference(catalogue, row)}
+
+
+def asked_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
+    """`{query}` and `{intention}`: what a user typed, where the row holds it; else what somebody would ask for to find
+    the item."""
+    said = {
+        kind: row.get(kind) or (compose.COMPOSED[kind](catalogue, row) if row.get("about") else "")
+        for kind in ("query", "intention")
+    }
+    return preference_slots(catalogue, row, separator) | said
 
 
 def caption(catalogue: Catalogue, item: str) -> str:
@@ -27,13 +49,9 @@ def caption_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, 
     return {"item": catalogue.semid(row["about"]), "caption": caption(catalogue, row["about"])}
 
 
-def interleaved(catalogue: Catalogue, items: list[str]) -> str:
-    """Semantic IDs and words side by side: every item, its title and its category."""
-    texts = []
-    for item in items:
-        words = ", ".join(word for word in (catalogue.title(item), catalogue.facts(item).category) if word)
-        texts.append(f"{catalogue.semid(item)} ({words})" if words else catalogue.semid(item))
-    return "; ".join(texts)
+def _interleaved(catalogue: Catalogue, item: str) -> str:
+    words = ", ".join(word for word in (catalogue.title(item), catalogue.facts(item).category) if word)
+    return f"{catalogue.semid(item)} ({words})" if words else catalogue.semid(item)
 
 
 def persona(catalogue: Catalogue, items: list[str]) -> str:
@@ -41,7 +59,7 @@ def persona(catalogue: Catalogue, items: list[str]) -> str:
     facts = [catalogue.facts(item) for item in items]
     parts = []
     for category in most_common((known.category for known in facts), 3):
-        shown = [item for item, known in zip(items, facts) if known.category == category][-PERSONA_ITEMS:]
+        shown = [item for item, known in zip(items, facts) if known.category == category][-2:]
         parts.append(f"{category} ({', '.join(map(catalogue.semid, shown))})")
     text = f"Interested in {listing(parts)}" if parts else f"Chose {', '.join(map(catalogue.semid, items[-3:]))}"
     brands = most_common((known.brand for known in facts), 2)
@@ -50,16 +68,16 @@ def persona(catalogue: Catalogue, items: list[str]) -> str:
 
 def user_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
     """One row per user: the history before the last training target."""
-    spans = last_target_spans(data.train, max_history)
+    spans = last_target_spans(data, max_history)
     return spans.set_column(spans.column_names.index("stop"), "stop", spans["middle"])
 
 
 def user_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    history = row["history"]
+    """`{interleaved}`: the Semantic ID of every item of the history, and its title and category in words."""
     return {
         "history": catalogue.history(row, separator),
-        "interleaved": interleaved(catalogue, history),
-        "persona": persona(catalogue, history),
+        "interleaved": "; ".join(_interleaved(catalogue, item) for item in row["history"]),
+        "persona": persona(catalogue, row["history"]),
     }
 
 
@@ -70,8 +88,14 @@ def thinking_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str,
 
 
 TASKS = {
+    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ABOUT, same_item),
+    "history_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
+    "history_intention_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
+    "preference_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
+    "history_to_preference": Task(last_target_spans, preference_slots, False),
+    "preference_to_item": Task(preceded_spans, preference_slots, True, score=same_item),
     "item_to_caption": Task(item_rows("title", answers_item=False), caption_slots, False, ABOUT),
     "interleaved_history": Task(user_rows, user_slots, ends_with_item=False),
     "persona": Task(user_rows, user_slots, ends_with_item=False),
-    "think_next_item": Task(next_preferring_rows, thinking_slots, True, score=same_item),
+    "think_next_item": Task(preceded_spans, thinking_slots, True, score=same_item),
 }

@@ -17,11 +17,6 @@ from llmrec.instructions.spans import Sequences, span_table, target_spans
 from llmrec.instructions.tasks.task import Slots, Task, same_item, same_words
 
 
-def next_item_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
-    """One row per training target."""
-    return target_spans(data.train, max_history)
-
-
 def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
     return {"history": catalogue.history(row, separator), "target": catalogue.target(row, separator)}
 
@@ -68,7 +63,7 @@ def worded_rows(column: str):
     def rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:
         if column not in data.items.column_names:
             raise ValueError(f"the items have no column {column!r}, which the answers of this task are made of")
-        spans = target_spans(data.train, max_history)
+        spans = target_spans(data, max_history)
         spoken = data.items.filter(pc.greater(pc.utf8_length(pc.fill_null(data.items[column], "")), 0))["item_id"]
         targets = Sequences(data.train).targets(spans)
         known = pc.is_in(targets.dictionary, spoken.combine_chunks())
@@ -108,11 +103,11 @@ def _to_words(column: str, slots: Slots, slot: str) -> Task:
 
 
 TASKS = {
-    "next_item": Task(next_item_rows, next_item_slots, True, score=same_item),
+    "next_item": Task(target_spans, next_item_slots, True, score=same_item),
     "stream": Task(stream_rows, stream_slots, True, score=same_item),
     "history_to_title": _to_words("title", history_to_words_slots, "title"),
     "history_to_description": _to_words("description", history_to_words_slots, "description"),
-    "titles_to_item": Task(next_item_rows, worded_history_slots, True, score=same_item),
-    "mixed_to_item": Task(next_item_rows, worded_history_slots, True, score=same_item),
+    "titles_to_item": Task(target_spans, worded_history_slots, True, score=same_item),
+    "mixed_to_item": Task(target_spans, worded_history_slots, True, score=same_item),
     "titles_to_title": _to_words("title", worded_history_slots, "target_title"),
 }

@@ -19,13 +19,13 @@ class Task(NamedTuple):
     """One kind of instruction.
 
     Args:
-        rows (callable): (data, max_history, rng) → the table of identities, each row once.
-        slots (callable): (catalogue, row, separator) → the strings that templates name.
-        ends_with_item (`bool`): whether answers end with a Semantic ID, after which EOS is forced and not learned.
-        given (`tuple` of `str`): the columns beside the history that a prompt may depend on.
-        score (callable, *optional*): (catalogue, row, answer) → how right an answer is, a float in [0, 1]; 1 for the
-            row's own. The answer is an item id where answers end with an item, else a text. Rewards and the alignment
-            report ask it. `None` where no column of the items can tell: a persona, a preference, a list.
+        rows: (data, max_history, rng) → the table of identities, each row once.
+        slots: (catalogue, row, separator) → the strings that templates name.
+        ends_with_item: whether answers end with a Semantic ID, after which EOS is forced and not learned.
+        given: the columns beside the history that a prompt may depend on.
+        score: (catalogue, row, answer) → how right an answer is, a float in [0, 1]; 1 for the row's own. The answer is
+            an item id where answers end with an item, else a text. Rewards and the alignment report ask it. `None`
+            where no column of the items can tell: a persona, a preference, a list.
     """
 
     rows: Callable[[PreparedData, int, np.random.Generator], pa.Table]
