@@ -17,17 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from trl import TrlParser
 
+from llmrec.catalogue import lifecycle
 from llmrec.catalogue.drift import drift_lines, drift_report, write_drift_report
-from llmrec.catalogue.lifecycle import (
-    VERSION_COLUMN,
-    check_updatable,
-    diff,
-    next_catalogue,
-    next_version,
-    read_catalogue,
-    remove_items,
-    update_inputs,
-)
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import ids_to_rows
 from llmrec.features import ItemFeatures
@@ -63,32 +54,32 @@ def main(args: UpdateArguments) -> None:
         if mine == theirs or theirs in mine.parents or mine in theirs.parents:
             raise ValueError(f"output_dir {folder} and {old} must lie apart: the old folder stays as it is")
     index, table = SemIDIndex.load(source / "semids.parquet"), read_parquet(source / "semids.parquet")
-    given = read_catalogue(args.items) if args.items else None
+    given = lifecycle.read_catalogue(args.items) if args.items else None
     columns = table.drop_columns(["semid", "codes"]).take(pa.array([index.row(item) for item in index.items]))
-    items = next_catalogue(columns, given, args.remove, index.version + 1, index.reserved_versions)
+    items = lifecycle.next_catalogue(columns, given, args.remove, index.version + 1, index.reserved_versions)
     new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(index.items))))
-    check_updatable(index, source, adding=new.num_rows > 0)
+    lifecycle.check_updatable(index, source, adding=new.num_rows > 0)
     settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir"))
-    if begin_stage(folder, settings | update_inputs(index, given, args.model), args.overwrite) == "done":
+    if begin_stage(folder, settings | lifecycle.update_inputs(index, given, args.model), args.overwrite) == "done":
         print(f"Reusing {folder} (same settings, same items).")
         return
-    latest = remove_items(index, args.remove, args.reuse, columns) if args.remove else index
+    latest = lifecycle.remove_items(index, args.remove, args.reuse, columns) if args.remove else index
     matrix = np.load(source / "features.npy", allow_pickle=False)
     if new.num_rows:
         tokenizer = give_writer(load_item_tokenizer(source / "item_tokenizer"))
         features = ItemFeatures.from_pretrained(source / "item_tokenizer" / "features", args.cache_dir).encode(new)
         latest = add_items(latest, tokenizer, features, new["item_id"].to_pylist(), new)
         matrix = np.concatenate([matrix, features])
-    latest = next_version(index, latest.aligned(items))
+    latest = lifecycle.next_version(index, latest.aligned(items))
     matrix = matrix[ids_to_rows(items["item_id"], [*index.items, *new["item_id"].to_pylist()])]
     latest.save(folder / "semids.parquet", items)
     if (source / "item_tokenizer").is_dir():
         shutil.copytree(source / "item_tokenizer", folder / "item_tokenizer", dirs_exist_ok=True)
     with atomic_path(folder / "features.npy") as path:
         np.save(path, matrix)
-    changes = diff(index, latest)
+    changes = lifecycle.diff(index, latest)
     write_json(folder / "diff.json", asdict(changes))
-    drift = drift_report(latest, matrix, items[VERSION_COLUMN].to_numpy() > 1)
+    drift = drift_report(latest, matrix, items[lifecycle.VERSION_COLUMN].to_numpy() > 1)
     write_drift_report(drift, folder / "drift")
     print(f"Version {latest.version}: {changes}", *drift_lines(drift), sep="\n")
     if args.model and not (folder / "model").exists():
