@@ -10,11 +10,13 @@ from importlib.machinery import ModuleSpec
 _MOVED = {
     "llmrec.baselines": "llmrec.recommenders",
     "llmrec.filters": "llmrec.catalogue.filters",
+    "llmrec.item_tokenizers.feature_parts": "llmrec.features.parts",
     "llmrec.model_folder": "llmrec.models.folder",
     "llmrec.model_update": "llmrec.models.update",
     "llmrec.recommender": "llmrec.recommenders",
     "llmrec.scratch": "llmrec.models.from_scratch",
     "llmrec.semids": "llmrec.catalogue.semids",
+    "llmrec.serving.plugin": "llmrec.serving.vllm.plugin",  # in the metadata of older installations
     "llmrec.serving.recommend_file": "llmrec.serving.batch.recommend_file",
     "llmrec.serving.recommender": "llmrec.serving.vllm.recommender",
     "llmrec.serving.vllm_routes": "llmrec.serving.vllm.routes",

@@ -48,7 +48,7 @@ START, SPAN_DAYS = 1_640_995_200, 540  # 2022-01-01 UTC; users arrive in the fir
 
 
 @dataclass
-class Catalogue:
+class Store:
     """The generated items with what users see in them; `int64 [items]` where not said otherwise."""
 
     items: pa.Table
@@ -79,7 +79,7 @@ def generate_store(
     return interactions, catalogue.items
 
 
-def generate_catalogue(rng: np.random.Generator, num_items: int) -> Catalogue:
+def generate_catalogue(rng: np.random.Generator, num_items: int) -> Store:
     departments = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     products = [(path, name, product) for path, d in departments.items() for name, product in d["products"].items()]
     brands = sorted({brand for department in departments.values() for brand in department["brands"]})
@@ -115,7 +115,7 @@ def generate_catalogue(rng: np.random.Generator, num_items: int) -> Catalogue:
 
     order = rng.permutation(num_items)  # a row's place should not tell its product
     ids = _identifiers(rng, num_items, prefix="B0")
-    return Catalogue(
+    return Store(
         items=pa.table({"item_id": ids, **{key: [values[row] for row in order] for key, values in rows.items()}}),
         **{key: np.asarray(values, np.int64)[order] for key, values in columns.items()},
         log_popularity=rng.normal(0, 1, num_items),
@@ -140,7 +140,7 @@ def _transitions(rng: np.random.Generator, products: list[tuple]) -> np.ndarray:
     )
 
 
-def generate_interactions(rng: np.random.Generator, catalogue: Catalogue, num_users: int) -> pa.Table:
+def generate_interactions(rng: np.random.Generator, catalogue: Store, num_users: int) -> pa.Table:
     """Lets every user walk through the catalogue, all users at once, one purchase per step."""
     extra = rng.geometric(1 / (1 + EXTRA_LENGTH), num_users) - 1
     lengths = np.minimum(FIRST_LENGTH + extra, LONGEST)
@@ -194,7 +194,7 @@ def generate_interactions(rng: np.random.Generator, catalogue: Catalogue, num_us
     )
 
 
-def add_behaviours(rng: np.random.Generator, catalogue: Catalogue, purchases: pa.Table) -> pa.Table:
+def add_behaviours(rng: np.random.Generator, catalogue: Store, purchases: pa.Table) -> pa.Table:
     """The purchases with the views and carts that led to them (see the module docstring), in order of time."""
     count, ids = purchases.num_rows, catalogue.items["item_id"].combine_chunks()
     bought = pc.index_in(purchases["item_id"], ids).to_numpy()

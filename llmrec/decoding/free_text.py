@@ -19,6 +19,7 @@ from transformers import (
 
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
+from llmrec.devices import best_device
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,7 @@ def load_writer(
 
 
 def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(best_device(device)).eval()
 
     def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
         return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)

@@ -111,7 +111,7 @@ async def serve(
             stack.callback(clients[mode].shutdown)
         service = await open_service(folder, store, clients)
         stack.callback(service.close)
-        app = create_app(service, settings_of(folder, store, clients, settings))
+        app = create_app(service, front_settings(folder, store, clients, settings))
         if GENERATE in clients:
             add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
         config = uvicorn.Config(
@@ -148,7 +148,7 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
     return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
 
 
-def settings_of(
+def front_settings(
     folder: str | Path, store: CatalogueStore, clients: dict[str, AsyncLLM], settings: Settings | None = None
 ) -> Settings:
     """Settings with the room that the engines have for a prompt; by default with the keys of the environment."""

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
+from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, load_item_tokenizer
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
@@ -21,6 +22,10 @@ SMALL = {
     },
     "pctx": {"codebook_sizes": [8, 6], "context_dim": 8, "feature_dim": 6},
 }
+
+
+def test_an_index_knows_which_tokenizers_read_histories():
+    assert set(CONTEXTUAL) == set(SEQUENCE_TOKENIZERS) == set(SMALL)
 
 
 def fitted(name, seed=0):

@@ -35,8 +35,7 @@ def moves(monkeypatch):
 def test_the_accelerator_is_taken_where_there_is_one(folder, moves, monkeypatch):
     LLMRecommender.from_pretrained(folder)
     assert moves == [(best_device(),)]
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     LLMRecommender.from_pretrained(folder)
     load_recommender(folder)
     load_recommender(folder, device="cpu")

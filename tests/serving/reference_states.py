@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmrec.serving.vllm.semid_states import Catalogue, SemIDRequest
+from llmrec.serving.vllm.semid_states import CatalogueTokens, SemIDRequest
 
 EOS = 1
 
@@ -16,7 +16,7 @@ class Case(NamedTuple):
     semids: set
     removed: list
     tokens: set
-    catalogue: Catalogue | None = None
+    catalogue: CatalogueTokens | None = None
     eos: int = EOS
 
 

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -215,6 +216,25 @@ def test_damage_is_an_error_that_names_the_version(folder, tmp_path, store):
         assert again.current.number == 3
 
 
+def test_what_lies_about_is_named(folder, tmp_path):
+    directory = tmp_path / "log"
+    directory.mkdir()
+    (directory / f"{DATABASE}-wal").write_bytes(b"of a database that was moved away")
+    with pytest.raises(ValueError, match="catalogue.sqlite-wal is there without catalogue.sqlite"):
+        CatalogueStore(folder, directory)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file cannot be the folder of a catalogue log"):
+        CatalogueStore(folder, tmp_path / "file")
+
+
+def test_a_relative_directory_stays_where_it_is(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with CatalogueStore(folder, "log") as store:
+        price(store, 1.0)
+        monkeypatch.chdir("/")
+        assert [entry["version"] for entry in store.history()] == [1]
+
+
 def test_the_log_of_another_model_is_refused(folder, tmp_path):
     other = write_living_folder(tmp_path / "other", codebook_sizes=(3, 3))
     with CatalogueStore(other) as store:
@@ -294,6 +314,21 @@ def test_readers_do_not_wait_for_the_writer_nor_it_for_them(folder, store):
         assert reader.execute("SELECT newest FROM catalogue").fetchone() == (0,)
     price(store, 99.0)
     assert [entry["version"] for entry in store.history()] == list(range(1, 22))
+
+
+def test_a_change_is_in_the_database_when_readers_of_an_older_state_have_left(folder, tmp_path, store):
+    price(store, 1.0)
+    reader = sqlite3.connect(store.directory / DATABASE, check_same_thread=False)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT newest FROM catalogue").fetchone() == (1,)
+    leaves = threading.Timer(0.05, reader.close)
+    leaves.start()
+    price(store, 2.0)
+    leaves.join()
+    alone = tmp_path / "alone"  # without the write-ahead log, whose damaged end nobody could tell from nothing
+    alone.mkdir()
+    shutil.copy(store.directory / DATABASE, alone)
+    assert load_version(folder, alone).number == 2
 
 
 def test_a_full_disk_takes_nothing_back_and_half_a_record_is_never_there(folder, tmp_path):

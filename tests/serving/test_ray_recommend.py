@@ -8,7 +8,7 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.catalogue.filters import Filter
 from llmrec.serving.batch.parts import RayActors, load
-from llmrec.serving.batch.recommend_file import recommend_file, settings_of
+from llmrec.serving.batch.recommend_file import model_settings, recommend_file
 
 DATA = tiny_data()
 
@@ -56,7 +56,7 @@ def test_vllm_in_an_actor_makes_the_file_of_one_process(ray, files, tmp_path):
 @pytest.mark.vllm
 def test_two_actors_go_on_where_one_process_stopped(ray, files, tmp_path):
     folder, users = files
-    recommender, settings = load(folder), settings_of(folder, "hf", {})
+    recommender, settings = load(folder), model_settings(folder, "hf", {})
     one = recommend_file(recommender, users, tmp_path / "one.parquet", part_rows=8, settings=settings)
     recommend, calls = recommender.recommend, []
 

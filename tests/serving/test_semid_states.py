@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference_states import EOS, Case, expected_row
 
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.serving.vllm.semid_states import Catalogue, Prefix, SemIDRequest, SemIDStates
+from llmrec.serving.vllm.semid_states import CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 
 VOCABULARY, CODES = 64, 4
 TEXT = list(range(2, 10))
@@ -29,7 +29,7 @@ def random_case(seed: int) -> Case:
     for row, semid in enumerate(kept):
         matrix[row, : len(semid)] = semid
     levels = [start + np.arange(CODES) for start in base]
-    catalogue = Catalogue(SemIDTrie(matrix, EOS), levels)
+    catalogue = CatalogueTokens(SemIDTrie(matrix, EOS), levels)
     return Case(set(kept), sorted(set(everything) - set(kept)), {t for ids in levels for t in ids.tolist()}, catalogue)
 
 
@@ -91,17 +91,17 @@ def test_every_row_equals_plain_python(seed):
 
 def test_a_prompt_is_read_from_its_last_certain_beginning_on():
     trie = SemIDTrie(np.array([[20, 24], [21, 25], [22, -1]]), EOS)
-    separate = Catalogue(trie, [np.arange(20, 24), np.arange(24, 28)])
+    separate = CatalogueTokens(trie, [np.arange(20, 24), np.arange(24, 28)])
     assert separate.prefix([2, 20, 24, 21]) == Prefix([21])
     assert separate.prefix([2, 21]) == Prefix([21], alone=True)
     assert separate.prefix([2, 20, 24, 3]) == Prefix([], alone=True)
     assert separate.prefix([2, 20, 24, EOS, EOS]) == Prefix([], over=True)
     assert separate.prefix([2, 20, 24, 21], start=1) == Prefix([20, 24, 21], answer=True)
     assert separate.prefix([2], start=5) == Prefix([], answer=True)
-    shared = Catalogue(trie, [np.arange(20, 28), np.arange(20, 28)])
+    shared = CatalogueTokens(trie, [np.arange(20, 28), np.arange(20, 28)])
     assert shared.prefix([2, 20, 24, 21]) == Prefix([20, 24, 21], alone=True)
     assert len(shared.prefix([20] * 10_000).tokens) < 1000
-    assert Catalogue(trie).prefix([23, 20, 24]) == Prefix([20, 24], alone=True)  # 23 is no token of the trie
+    assert CatalogueTokens(trie).prefix([23, 20, 24]) == Prefix([20, 24], alone=True)  # 23 is no token of the trie
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_a_request_takes_what_it_does_not_say_from_the_engine():
 
 def test_a_trie_without_an_end_is_refused():
     with pytest.raises(ValueError, match="no eos_token_id"):
-        Catalogue(SemIDTrie(np.array([[20, 24]])))
+        CatalogueTokens(SemIDTrie(np.array([[20, 24]])))
 
 
 def test_catalogues_are_kept_as_long_as_a_slot_uses_them():
     states = SemIDStates(2, "cpu")
-    first, second = (Catalogue(SemIDTrie(np.array([[20, token]]), EOS)) for token in (24, 25))
+    first, second = (CatalogueTokens(SemIDTrie(np.array([[20, token]]), EOS)) for token in (24, 25))
     for slot, catalogue in enumerate((first, second)):
         states.begin([slot], [SemIDRequest("next")], [Prefix([20], answer=True)], [catalogue], [False])
     assert set(states.catalogues_of([0, 1]).values()) == {first, second}

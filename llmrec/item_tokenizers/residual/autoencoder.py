@@ -51,11 +51,6 @@ class Autoencoder(ItemTokenizer):
             raise ValueError(f"{len(distinct)} distinct items cannot fill {least} codes: lower {setting}")
         return rows[distinct], distinct
 
-    def training_device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
-
     @torch.no_grad()
     def _latent(self, features: np.ndarray) -> np.ndarray:
         """float32 `[N, d]`; computed in float64, so that it does not depend on the rows beside it."""

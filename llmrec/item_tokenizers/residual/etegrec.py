@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmrec.data.rows import lists_to_rows
+from llmrec.devices import best_device
 from llmrec.item_tokenizers.protocol import Traits
 from llmrec.item_tokenizers.residual.rq_vae import RQVAE, WITH_TRAIN, RQVAEModule
 from llmrec.item_tokenizers.residual.rq_vae_losses import in_batch, mse
@@ -67,7 +68,7 @@ class ETEGRec(RQVAE):
 
     def fine_tune(self, module: RQVAEModule, rows: np.ndarray, windows: torch.Tensor, seed: int) -> list[dict]:
         """Trains `module` in place on float32 `[N, D]` and the windows of `training_windows`; returns `history`."""
-        device = self.training_device()
+        device = best_device(self.device)
         generator = torch.Generator().manual_seed(seed)
         x, windows = torch.from_numpy(rows).to(device), windows.to(device)
         recommender = Recommender(

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
 from llmrec.arrays import kmeans
+from llmrec.devices import best_device
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
@@ -212,7 +213,7 @@ class RQVAE(Autoencoder):
     ) -> list[dict]:
         """Trains in place on float32 `[N, D]`, and returns the `history`; `losses` (weight and loss by name) are added
         to the quantisation loss."""
-        device = self.training_device()
+        device = best_device(self.device)
         generator = torch.Generator().manual_seed(seed)
         x = torch.from_numpy(rows).to(device)
         module.to(device)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmrec.arrays import kmeans, unique_rows
+from llmrec.devices import best_device
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
@@ -102,7 +103,7 @@ class MBGen(KeyedByItem, Autoencoder):
         m_k <- g m_k + (1 - g) sum z over every batch; a code is m_k / N_k, and moves to a random latent after an epoch
         in which nobody chose it.
         """
-        device = self.training_device()
+        device = best_device(self.device)
         generator = torch.Generator().manual_seed(seed)
         x = torch.from_numpy(rows).to(device)
         module.to(device)

@@ -74,7 +74,7 @@ def recommend_file(
     maker, on_ray, settings = PartMaker(recommender, job), isinstance(recommender, RayActors), settings or {}
     if on_ray:
         recommender.filter.check(filters)  # what does not fit is refused before actors start
-        settings = settings_of(recommender.model, recommender.backend, recommender.engine) | settings
+        settings = model_settings(recommender.model, recommender.backend, recommender.engine) | settings
     schema = maker.open().schema_arrow
     with open(input, "rb") as file:
         content = fingerprint(hashlib.file_digest(file, "sha256").digest())
@@ -83,7 +83,7 @@ def recommend_file(
     settings = json.loads(json.dumps(settings, default=str))
     record = folder / "settings.json"
     if output.exists():
-        _check_same(_settings_of(output), settings, output)
+        _check_same(_settings_in(output), settings, output)
         logger.info("%s is there already, made with these settings", output)
         return output
     if record.exists():
@@ -120,12 +120,12 @@ def recommend_file(
     return output
 
 
-def settings_of(model: str | Path, backend: str, engine: dict) -> dict:
+def model_settings(model: str | Path, backend: str, engine: dict) -> dict:
     """What tells the scores of one model from those of another, for the settings of a run."""
     return {"model": fingerprint(files_of(Path(model).resolve()) or str(model)), "backend": backend, "engine": engine}
 
 
-def _settings_of(output: Path) -> dict:
+def _settings_in(output: Path) -> dict:
     try:
         return json.loads(pq.read_schema(output).metadata[METADATA])
     except (pa.ArrowException, OSError, TypeError, KeyError) as error:
@@ -170,7 +170,7 @@ def main(args: RecommendFileArguments) -> None:
     recommend_file(
         on_ray or load(args.model, args.backend, **engine),
         filters=allowed,
-        settings=settings_of(args.model, args.backend, engine),
+        settings=model_settings(args.model, args.backend, engine),
         **{name: getattr(args, name) for name in names},
         **options,
     )

@@ -7,7 +7,8 @@ snapshot-<number>.parquet  a version in full, so that a start does not replay th
 writer.sqlite              whoever writes holds its lock; its `user_version` is the process
 
 SQLite takes a damaged end of its write-ahead log for changes that were never finished. So each change goes on into the
-database at once (`wal_autocheckpoint`), where the checksums tell damage from what never was.
+database at once, where the checksums tell damage from what never was; only a reader of an older state that stays
+longer than `_READERS_MS` puts that off to the next change.
 """
 
 import json
@@ -15,7 +16,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from llmrec.serving.living_catalogue.old_log import old_log, read_old_log
 logger = logging.getLogger(__name__)
 
 DATABASE = "catalogue.sqlite"
+_READERS_MS = 200
+_NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY)
 FORMAT = 2  # 1 was that of `old_log`
 _TABLES = f"""
     BEGIN;
@@ -73,6 +76,8 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
             start = max(starts)
             rows = database.execute("SELECT * FROM versions WHERE number > ? ORDER BY number", [start]).fetchall()
     except (sqlite3.Error, TypeError) as error:
+        if getattr(error, "sqlite_errorcode", None) in _NO_ACCESS:
+            raise ValueError(f"{path} cannot be opened ({error}): who may read it?") from error
         raise ValueError(_damaged(path, error)) from error
     if owner != semid_fingerprint:
         raise ValueError(
@@ -110,7 +115,10 @@ class CatalogueLog:
 
     def __init__(self, directory: Path, semid_fingerprint: str):
         self.directory, self.path = directory, directory / DATABASE
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{directory} cannot be the folder of a catalogue log: {error}") from error
         self._lock: sqlite3.Connection | None = _locked(directory)
         self._database: sqlite3.Connection | None = None
         try:
@@ -140,8 +148,11 @@ class CatalogueLog:
         try:
             if self._database is None:  # not before: engines may be forked, and no connection may go with them
                 self._database = _connect(self.path)
+                self._database.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
             with self._database as database:
                 _insert(database, record)
+            with suppress(sqlite3.Error):  # a reader stays: the change is durable all the same
+                database.execute("PRAGMA wal_checkpoint(FULL)")
         except sqlite3.Error as error:
             raise OSError(f"{self.path}: version {record['number']} could not be written: {error}") from error
 
@@ -162,6 +173,8 @@ class CatalogueLog:
 
     def _create(self, semid_fingerprint: str, records: list[dict]) -> None:
         """The whole database or none, with the records of an old log."""
+        if (ahead := self.path.with_name(f"{DATABASE}-wal")).exists():
+            raise ValueError(f"{ahead} is there without {DATABASE}: put that back, or move -wal and -shm away too")
         oldest = min(old_log(self.directory), default=0)
         with atomic_path(self.path) as scratch, closing(_connect(scratch, "mode=rwc")) as database, database:
             database.executescript(_TABLES)
@@ -191,7 +204,10 @@ def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
 def _locked(directory: Path) -> sqlite3.Connection:
     """A lock that ends with its connection or with the process, and that a forked process does not have."""
     path = directory / "writer.sqlite"
-    lock = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
+    try:
+        lock = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise ValueError(f"{path} cannot be opened ({error}): look who may write in its folder") from error
     try:
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {os.getpid()}", "COMMIT", "BEGIN IMMEDIATE"):
             lock.execute(statement)
@@ -199,7 +215,9 @@ def _locked(directory: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         with closing(lock):
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                raise ValueError(f"{path} cannot be locked: {error}; if it is damaged, delete it") from error
+                raise ValueError(
+                    f"{path} cannot be locked ({error}): look who may write it; if it is damaged, delete it"
+                ) from error
             (owner,) = lock.execute("PRAGMA user_version").fetchone()
         if owner == os.getpid():
             problem = "is open for writing in this process already: close that catalogue first"
@@ -221,7 +239,10 @@ def _chained(chain: str, number: int, record: str) -> str:
 
 
 def _damaged(path: Path, what: object) -> str:
-    return f"{path} is damaged ({what}): restore it from a copy, or move it away to begin again"
+    return (
+        f"{path} is damaged ({what}): restore it from a copy, with the -wal and -shm files of that copy and no "
+        "others, or move all three away to begin again"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -167,7 +167,7 @@ def load_version(
 
 
 def _directory(folder: str | Path, directory: str | Path | None) -> Path:
-    return Path(folder) / "catalogue" if directory is None else Path(directory)
+    return (Path(folder) / "catalogue" if directory is None else Path(directory)).absolute()
 
 
 def _fingerprint(folder: Path) -> str:

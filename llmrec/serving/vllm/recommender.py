@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from transformers import AutoTokenizer
 
@@ -52,6 +53,19 @@ class VLLMRecommender(LLMRecommender):
         writer = OfflineEngine(folder, GENERATE, **more) if GENERATE in modes else None
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(engine, tokenizer, index, items, config, writer=writer, sequence_tokenizer=contextual)
+
+    @property
+    def device(self) -> NoReturn:
+        """Refused: the engines have the model."""
+        raise ValueError("vLLM's engines hold the model: tell from_pretrained where it runs; its folder is there")
+
+    def to(self, *args, **kwargs) -> NoReturn:
+        """Refused, as `device` is."""
+        return self.device
+
+    def save_pretrained(self, folder: str | Path) -> NoReturn:
+        """Refused, as `device` is."""
+        return self.device
 
     def search(self, prompts, ks, histories=None, requests=None, view="", num_beams=None) -> list[list[ScoredItem]]:
         """See `LLMRecommender.search`.

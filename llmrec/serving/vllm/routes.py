@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmrec.serving.http.app import create_app
 from llmrec.serving.living_catalogue.store import CatalogueStore
-from llmrec.serving.server import open_service, settings_of
+from llmrec.serving.server import front_settings, open_service
 from llmrec.serving.vllm.engines import RECOMMEND, TASK, engine_arguments
 
 
@@ -37,7 +37,7 @@ class FrontRoutes:
         store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))
         clients = {RECOMMEND: engine_client}
         service = await open_service(folder, store, clients)
-        self._app = create_app(service, settings_of(folder, store, clients))
+        self._app = create_app(service, front_settings(folder, store, clients))
 
 
 def flags(folder: str | Path, directory: str | Path | None = None) -> list[str]:

@@ -28,7 +28,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from llmrec.arguments import one_of
 from llmrec.models.vocabulary import semid_token_ids
 from llmrec.serving.vllm import catalogues
-from llmrec.serving.vllm.semid_states import MODES, NORMALIZATIONS, Catalogue, Prefix, SemIDRequest, SemIDStates
+from llmrec.serving.vllm.semid_states import MODES, NORMALIZATIONS, CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class _Row:
 
     request: SemIDRequest
     prefix: Prefix
-    catalogue: Catalogue
+    catalogue: CatalogueTokens
     reported: bool
     output: list[int]
     read: int = 0
@@ -72,7 +72,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._normalize = one_of(given.get("normalize", config.normalize), NORMALIZATIONS, f"{where}: normalize")
         self._adds_tokens = index.adds_tokens
         levels = semid_token_ids(self._catalogues.tokenizer, index) or None  # every version has the same tokens
-        self._of_trie = lru_cache(maxsize=4)(lambda trie: Catalogue(trie, levels))  # requests keep what they use
+        self._of_trie = lru_cache(maxsize=4)(lambda trie: CatalogueTokens(trie, levels))  # requests keep what they use
         self._states = SemIDStates(size, device, config.prompt.get("format", "chat") == "chat")
         # V1
         self._rows: dict[int, _Row] = {}  # by place in the batch
@@ -104,7 +104,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         asked = sampling_params.logprobs is not None or bool(sampling_params.logprob_token_ids)
         return request, asked and self._reports
 
-    def _catalogue(self, number: int | None) -> Catalogue:
+    def _catalogue(self, number: int | None) -> CatalogueTokens:
         """A version, by default the newest. In place of one that is not loaded too, with a warning: vLLM has no way
         here to fail one request alone."""
         try:

@@ -80,7 +80,7 @@ class Prefix(NamedTuple):
     over: bool = False
 
 
-class Catalogue:
+class CatalogueTokens:
     """A trie and what prompts and masks need to know beside it.
 
     Args:
@@ -144,7 +144,7 @@ class SemIDStates:
         self.places = Place(nobody.clone(), nobody)
         self._key = torch.full_like(nobody, -1)  # the `id` of a slot's catalogue, -1 without one
         self._strict, self._among_children, self._reported = torch.zeros_like(nobody, dtype=torch.bool).repeat(3, 1)
-        self._catalogues: dict[int, Catalogue] = {}  # by slot
+        self._catalogues: dict[int, CatalogueTokens] = {}  # by slot
 
     # Slots
 
@@ -153,7 +153,7 @@ class SemIDStates:
         slots: Sequence[int],
         requests: Sequence[SemIDRequest],
         prefixes: Sequence[Prefix],
-        catalogues: Sequence[Catalogue],
+        catalogues: Sequence[CatalogueTokens],
         reported: Sequence[bool],
     ) -> None:
         """Starts requests in slots, whatever was there before; `reported`: log-probabilities are asked for."""
@@ -199,12 +199,12 @@ class SemIDStates:
     def keep(self, slots: torch.Tensor, place: Place) -> None:
         self.places.level[slots], self.places.node[slots] = place
 
-    def catalogues_of(self, slots: Iterable[int]) -> dict[int, Catalogue]:
+    def catalogues_of(self, slots: Iterable[int]) -> dict[int, CatalogueTokens]:
         """What slots look at: the catalogues that `read` and `constrain` go through."""
         catalogues = (self._catalogues[slot] for slot in slots if slot in self._catalogues)
         return {id(catalogue): catalogue for catalogue in catalogues}
 
-    def read(self, place: Place, slots, tokens, given, catalogues: Mapping[int, Catalogue]) -> Place:
+    def read(self, place: Place, slots, tokens, given, catalogues: Mapping[int, CatalogueTokens]) -> Place:
         """Where rows stand after one more token.
 
         Args:
@@ -232,7 +232,7 @@ class SemIDStates:
         moved = Place(torch.where(given, level, place.level), torch.where(given, node, place.node))
         return moved, went_on, completed
 
-    def constrain(self, logits: torch.Tensor, slots, place: Place, catalogues: Mapping[int, Catalogue]) -> None:
+    def constrain(self, logits: torch.Tensor, slots, place: Place, catalogues: Mapping[int, CatalogueTokens]) -> None:
         """Masks and scores the token after `place`, in place.
 
         Args:
