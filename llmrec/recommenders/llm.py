@@ -93,8 +93,8 @@ class LLMRecommender(PromptWriter):
             model_kwargs: of transformers' `from_pretrained`, such as `device_map` and `attn_implementation`.
 
         Raises:
-            ValueError: no llmrec model folder, a revision of a local one, or Semantic IDs that the model was not
-                trained with.
+            ValueError: no llmrec model folder, a revision of a local one, no such device or dtype, or Semantic IDs
+                that the model was not trained with.
         """
         if not Path(folder).is_dir():
             try:
@@ -103,6 +103,9 @@ class LLMRecommender(PromptWriter):
                 raise ValueError(f"{folder} is neither a folder nor a reachable Hub model with {CONFIG}") from error
         elif revision is not None:
             raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
+        device = None if device is None else best_device(device)
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype {dtype!r} is none of PyTorch's: write auto, float32, bfloat16 or float16")
         config = RecommenderConfig.load(folder)
         index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -132,8 +135,9 @@ class LLMRecommender(PromptWriter):
         card of the folder that this recommender came from. Raises `ValueError` for a folder with files in it, or a
         model with an adapter (`merge_and_unload` it first).
         """
-        if Path(folder).is_dir() and any(Path(folder).iterdir()):
-            raise ValueError(f"{folder} holds files already: save to a new folder")
+        there = Path(folder)
+        if there.is_symlink() or there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise ValueError(f"{folder} is a file or a link, or holds files already: save to a new folder")
         if not isinstance(self.model, PreTrainedModel):
             raise ValueError(f"{type(self.model).__name__} is no model of transformers alone: unwrap or merge it")
         catalogue, source = self.renderer.catalogue, self.folder
@@ -162,6 +166,8 @@ class LLMRecommender(PromptWriter):
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             rest = {"revision": revision, "commit_message": commit_message}
@@ -242,6 +248,10 @@ class LLMRecommender(PromptWriter):
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
         ks, requests = per_request(k, len(prompts), "k"), per_request(filters, len(prompts), "filters")
+        if any(number < 1 for number in ks):
+            raise ValueError(f"k is {min(ks)}, it should be at least 1")
+        if not len(prompts):
+            return []
         hits = self.search(self.token_ids(prompts), ks, histories, requests, num_beams=num_beams)
         return self._recommendations(_pairs(hits))
 

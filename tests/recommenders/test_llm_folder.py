@@ -112,6 +112,9 @@ def test_pushing_uploads_a_whole_folder(folder, monkeypatch):
             assert private and exist_ok
             return type("Repo", (), {"repo_id": f"me/{repo_id}"})
 
+        def create_branch(self, repo_id, branch, exist_ok):
+            assert (repo_id, branch, exist_ok) == ("me/model", "v2", True)
+
         def upload_folder(self, repo_id, folder_path, revision, commit_message):
             recommender = LLMRecommender.from_pretrained(folder_path)
             uploads.append((repo_id, revision, commit_message, recommender.recommend(HISTORIES)))
@@ -121,6 +124,20 @@ def test_pushing_uploads_a_whole_folder(folder, monkeypatch):
     recommender = LLMRecommender.from_pretrained(folder)
     assert recommender.push_to_hub("model", private=True, token="secret", revision="v2") == "commit"
     assert uploads == [("me/model", "v2", "Upload recommender", recommender.recommend(HISTORIES))]
+
+
+def test_a_device_or_dtype_that_is_not_there_is_named_before_anything_is_loaded(folder):
+    for what in ({"device": "nonsense"}, {"dtype": "nonsense"}, {"device": "cuda"}):
+        if what != {"device": "cuda"} or not torch.cuda.is_available():
+            with pytest.raises(ValueError, match=next(iter(what)) + " '" + next(iter(what.values()))):
+                LLMRecommender.from_pretrained(folder, **what)
+
+
+def test_nothing_follows_no_texts(folder):
+    recommender = LLMRecommender.from_pretrained(folder)
+    assert recommender.recommend_after([]) == []
+    with pytest.raises(ValueError, match="k is 0, it should be at least 1"):
+        recommender.recommend_after(["x"], k=0)
 
 
 def test_a_revision_is_of_the_hub(folder, monkeypatch):
