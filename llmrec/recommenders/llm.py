@@ -114,7 +114,7 @@ class LLMRecommender(PromptWriter):
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):
-            model.to(best_device(device))
+            model.to(device or best_device())
         recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
         recommender.folder = Path(folder)
         return recommender

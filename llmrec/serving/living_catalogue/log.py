@@ -26,7 +26,7 @@ from llmrec.serving.living_catalogue.old_log import old_log, read_old_log
 logger = logging.getLogger(__name__)
 
 DATABASE = "catalogue.sqlite"
-_READERS_MS = 200
+_LOCKS_MS, _READERS_MS = 60_000, 200  # how long a change waits for locks, and then for readers
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY)
 FORMAT = 2  # 1 was that of `old_log`
 _TABLES = f"""
@@ -148,13 +148,14 @@ class CatalogueLog:
         try:
             if self._database is None:  # not before: engines may be forked, and no connection may go with them
                 self._database = _connect(self.path)
-                self._database.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
             with self._database as database:
                 _insert(database, record)
-            with suppress(sqlite3.Error):  # a reader stays: the change is durable all the same
-                database.execute("PRAGMA wal_checkpoint(FULL)")
         except sqlite3.Error as error:
             raise OSError(f"{self.path}: version {record['number']} could not be written: {error}") from error
+        self._database.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+        with suppress(sqlite3.Error):  # a reader stays: the change is durable all the same
+            self._database.execute("PRAGMA wal_checkpoint(FULL)")
+        self._database.execute(f"PRAGMA busy_timeout = {_LOCKS_MS}")
 
     def add_snapshot(self, number: int, write: Callable[[Path], None]) -> None:
         """Keeps the last version, `number`, in full beside the records."""
@@ -194,7 +195,7 @@ class CatalogueLog:
 
 def _connect(path: Path, access: str = "mode=rw") -> sqlite3.Connection:
     uri = f"{path.resolve().as_uri()}?{access}"
-    database = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+    database = sqlite3.connect(uri, uri=True, timeout=_LOCKS_MS / 1000, check_same_thread=False)
     if access.startswith("mode=rw"):
         for setting in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 1"):
             database.execute(f"PRAGMA {setting}")
