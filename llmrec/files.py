@@ -100,7 +100,11 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
 
 
 def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all."""
+    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all. Raises `FloatingPointError` where
+    an array holds NaN or inf, as what was trained at too high a learning rate may."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FloatingPointError(f"{folder}: {name} holds NaN or inf, so nothing is written: lower learning_rate")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", config)

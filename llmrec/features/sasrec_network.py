@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from llmrec.arrays import blocks
+from llmrec.arrays import blocks, check_loss
 from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
 from llmrec.devices import best_device
 
@@ -114,11 +114,12 @@ def train_sasrec(
             ids, labels = (torch.from_numpy(part).to(device) for part in batch)
             kept = labels >= 0
             loss = F.cross_entropy(model.head(model(ids)[kept]), labels[kept])
+            check_loss(value := loss.item(), "SASRec")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             labelled = int(kept.sum())
-            total += loss.item() * labelled
+            total += value * labelled
             count += labelled
         ndcg = _validate(model, valid, valid_offsets, targets, config.max_length)
         progress.set_postfix(loss=f"{total / count:.3f}", valid_ndcg10=f"{ndcg:.4f}", best=f"{best:.4f}")
