@@ -1,7 +1,9 @@
 """What users write in YAML and on the command line: checked by name."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 
 
@@ -17,6 +19,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'x'?"` for the known name that is nearest to an unknown one; empty where none is near."""
     nearest = get_close_matches(str(name), known, n=1)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def at_least(arguments, **least: int | float) -> None:
+    """Refuses numbers of a dataclass that a user wrote and that are too small: `at_least(args, num_beams=1)`.
+
+    A least value that is an `int` asks for whole numbers. A list has an entry, and each is looked at; `None` passes
+    where the field's type allows it. Raises `ValueError` that begins with the field's name.
+    """
+    types = {each.name: str(each.type) for each in fields(arguments)}
+    for name, lowest in least.items():
+        value, whole = getattr(arguments, name), isinstance(lowest, int)
+        if value is None and ("None" in types[name] or "Optional" in types[name]):
+            continue
+        if isinstance(value, list) and not value:
+            raise ValueError(f"{name} is empty: give at least one number")
+        for number in value if isinstance(value, list) else [value]:
+            known = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+            if not known or not lowest <= number < math.inf:
+                raise ValueError(f"{name}: {number!r} should be a {'whole ' * whole}number of at least {lowest}")
 
 
 def construct(kind: Callable, arguments: Mapping, what: str):

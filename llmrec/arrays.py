@@ -28,8 +28,8 @@ def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
 
 
 def check_loss(loss, what: str) -> None:
-    """Raises `FloatingPointError` where the loss of a step of training (a number or a tensor of one) is NaN or inf; for
-    loops of our own, language models are trained by `llmrec.training.RecommenderTrainer`."""
+    """Raises `FloatingPointError` where the loss of a step (a number, or a tensor of one) is NaN or inf. For loops of
+    our own: `llmrec.training.RecommenderTrainer`, which trains language models, sees to it itself."""
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"{what}: the loss is {float(loss)}, so training stops and nothing is written: lower its learning rate, "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
@@ -84,6 +84,7 @@ STEPS = {"hold_out": hold_out, "evaluate": evaluate}
 
 
 def main(args: ColdStartArguments) -> None:
+    at_least(args, fraction=0.0, max_warm=1, ks=1, batch_size=1, bootstrap=0)
     STEPS[one_of(args.step, STEPS, "step")](args)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
-from llmrec.arguments import did_you_mean, one_of
+from llmrec.arguments import at_least, did_you_mean, one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
@@ -32,20 +32,20 @@ class EvaluateArguments:
     split: str = field(default="test", metadata={"help": "test or valid."})
     max_rows: int | None = field(default=None, metadata={"help": "Evaluate a random sample of this many rows."})
     reference: str | None = field(default=None, metadata={"help": "Name that all others are compared with."})
-    controls: list[str] = field(
-        default_factory=list, metadata={"help": "Names evaluated again with shuffled histories and shuffled order."}
-    )
-    semids: str | None = field(
-        default=None, metadata={"help": "semids.parquet or index.json for the SemID level of every recommender."}
+    controls: list[str] = field(default_factory=list, metadata={"help": "Names to evaluate on shuffled rows as well."})
+    semids: str | None = field(default=None, metadata={"help": "semids.parquet or index.json for the SemID level."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "No items of the history in lists: auto, true, false."}
     )
     ks: list[int] = field(default_factory=lambda: list(KS), metadata={"help": "List lengths of the metrics."})
     batch_size: int = field(default=256, metadata={"help": "Rows per call of recommend."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples for the intervals; 0 = none."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples for intervals; 0 = none."})
     seed: int = field(default=0, metadata={"help": "Of the samples of rows, the controls and the bootstrap."})
 
 
 def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     one_of(args.split, ("test", "valid"), "split")
+    at_least(args, max_rows=1, ks=1, batch_size=1, bootstrap=0)
     for name in (*args.controls, *more.alignment):
         if name not in args.recommenders:
             near = did_you_mean(name, args.recommenders)
@@ -62,10 +62,9 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:
         rows = getattr(data, args.split)
-        if args.max_rows is not None and args.max_rows < rows.num_rows:
-            rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
-        index = SemIDIndex.load(args.semids) if args.semids else None
-        shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
+        rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
+        shared = {name: getattr(args, name) for name in ("ks", "batch_size", "bootstrap", "seed")}
+        shared["index"] = SemIDIndex.load(args.semids) if args.semids else None
         sample = Sample(data, getattr(data, args.split), more.alignment_rows, args.seed, args.bootstrap)
         results, alignment = [], {}
         for name, folder in args.recommenders.items():
@@ -73,20 +72,22 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
             recommender = load_recommender(folder)
             if name in more.alignment:
                 alignment[name] = aligner(recommender, sample)
-            results.append(evaluate(recommender, rows, data, name, index=index, **shared))
+            results.append(evaluate(recommender, rows, data, name, exclude_seen=args.exclude_seen, **shared))
+            seen = results[-1].exclude_seen  # said outright: a control needs no second column
             for control, shuffle in CONTROLS.items() if name in args.controls else ():
-                shuffled = shuffle(rows, args.seed)
-                results.append(evaluate(recommender, shuffled, data, f"{name}, {control}", index=index, **shared))
+                rest = {"name": f"{name}, {control}", "exclude_seen": seen, **shared}
+                results.append(evaluate(recommender, shuffle(rows, args.seed), data, **rest))
         facts = {
             "data": data.info.get("name", Path(args.data_dir).name),
             "data fingerprint": data.fingerprint,
             "split": f"{args.split}, {rows.num_rows} rows",
             "items": data.items.num_rows,
+            "items of the history": f"{'left out' if results[0].exclude_seen else 'kept'} ({args.exclude_seen})",
             "seed": args.seed,
             "inputs fingerprint": inputs,
         }
-        title = f"{facts['data']}: {len(results)} recommenders"
-        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
+        rest = {"title": f"{facts['data']}: {len(results)} recommenders", "reference": args.reference, "facts": facts}
+        write_report(results, args.output_dir, **rest, bootstrap=args.bootstrap, seed=args.seed, alignment=alignment)
     summary = read_json(written)
     print(f"\n{summary['facts']['data']}, {summary['facts']['split']}, item level [95 % interval]\n")
     print(f"{headline(summary)}\n{alignment_text(args.output_dir)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
@@ -49,6 +49,7 @@ class RationaleArguments:
 
 
 def main(args: RationaleArguments) -> None:
+    at_least(args, max_new_tokens=1, temperature=0.0, max_history=1, max_rows=1, batch_size=1)
     one_of(args.source, SOURCES, "source")
     if (args.source == "teacher") != (args.model_name_or_path is not None):
         raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with others")

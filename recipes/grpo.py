@@ -15,6 +15,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 import llmrec.rl as rl
 import llmrec.training as training
+from llmrec.arguments import at_least
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -30,12 +31,18 @@ class DataArguments:
     features: str = field(default="", metadata={"help": "features.npy, for semantic_similarity."})
     sasrec: str = field(default="", metadata={"help": "A SASRec (recipes/train_baselines.py), for collaborative."})
     validation_rows: int = field(default=500, metadata={"help": "Sample that an evaluation ranks."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
+    )
     guard_drop: float = field(default=0.1, metadata={"help": "Loss of recall@50 or coverage@10 that is reported."})
     guard_stops: bool = field(default=False, metadata={"help": "Whether such a loss ends the run."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
 def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
+    at_least(args, validation_rows=1, guard_drop=0.0)
+    at_least(policy, log_positives=0, thought_beams=1)
+    at_least(grpo_args, num_generations=2, num_iterations=1)
     run = training.TrainingRun(args, grpo_args, model_args)
     data, index = run.data, run.index
     if not run.config.prompt.get("thinking"):
@@ -60,7 +67,7 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
         processing_class=recommender.tokenizer,
         peft_config=training.lora_config(model_args, recommender.model, recommender.tokenizer, index),
         callbacks=[rl.Guard(args.guard_drop, args.guard_stops)],
-        sample=training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train),
+        sample=training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen),
         write_sidecars=run.write_sidecars,
     )
     seconds = run.train(trainer).metrics["train_runtime"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
@@ -39,6 +40,7 @@ class InitArguments:
 
 
 def main(args: InitArguments) -> None:
+    at_least(args, vocab_size=1)
     if (args.model_name_or_path is None) == (args.model_config is None):
         raise ValueError("give either model_name_or_path (pretrained) or model_config (from scratch)")
     data = PreparedData.load(args.data_dir)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.data import PreparedData, prepare
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
@@ -55,6 +56,7 @@ def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
 
 
 def main(args: DataArguments) -> PreparedData:
+    at_least(args, user_k=0, item_k=0, max_history=1, fractions=0.0)
     settings = expand(asdict(args))
     output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
     inputs = inputs_fingerprint(settings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
 from llmrec.instructions.render import item_of
@@ -29,6 +30,7 @@ class RecommendArguments:
 
 
 def main(args: RecommendArguments) -> None:
+    at_least(args, num_users=1, k=1)
     data = PreparedData.load(args.data_dir)
     known = data.test["user_id"].to_pylist()
     users = args.users or list(dict.fromkeys(known))[: args.num_users]

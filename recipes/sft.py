@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, SFTConfig, TrlParser
 
 import llmrec.training as training
+from llmrec.arguments import at_least
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.models.folder import RecommenderConfig
 
@@ -30,10 +31,14 @@ class DataArguments:
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
     normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
 def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    at_least(args, max_history=1, num_beams=1, validation_rows=1)
     training.check_sft(sft, training_args, model_args)
     run = training.TrainingRun(args, training_args, model_args)
     data, index, limit = run.data, run.index, training_args.max_length
@@ -52,7 +57,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     weigh = training.loss_weights(sft, tokenizer, index, data.items)
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
-    sample = training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
+    sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
     trainer = training.SemIDSFTTrainer(
         model,
         training_args,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.ready_made import ready_made_semids
 from llmrec.catalogue.report import report_lines, semid_report, write_report
@@ -64,6 +65,7 @@ def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> 
 
 
 def main(args: TokenizeArguments) -> None:
+    at_least(args, collision_reserve=0)
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
     features = ItemFeatures(args.features, args.cache_dir)
     tokenizer = give_writer(make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision))

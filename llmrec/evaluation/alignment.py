@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.files import fingerprint
@@ -77,6 +77,9 @@ class AlignmentArguments:
     general_text_base: str | None = field(
         default=None, metadata={"help": "The model that training started from, to see what was forgotten."}
     )
+
+    def __post_init__(self):
+        at_least(self, alignment_rows=1)
 
 
 @torch.no_grad()

@@ -18,6 +18,12 @@ _METRICS = (  # title, columns, note
         "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval over users]",
     ),
     (
+        "With the items of the history",
+        ("kept/recall@10", "kept/ndcg@10", "kept/seen@1"),
+        "The same rows where lists keep the items that a user already has. All other figures leave these out, since "
+        "no target of validation or test is one. kept/seen@1: share of the first places that they take.",
+    ),
+    (
         "SemID level",
         ("semid/recall@5", "semid/recall@10", "semid/ndcg@10"),
         "Items that share a Semantic ID all count as the target: compare with SemID-level figures only.",
@@ -193,7 +199,7 @@ def _steering_table(name: str, steering: dict) -> dict:
 
 def _tables(results, differences, reference) -> list[dict]:
     """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
-    tables = []  # of these four
+    tables = []  # as tuples of these four
     for title, columns, note in _METRICS:
         known = [column for column in columns if any(column in result.metrics for result in results)]
         rows = [[one.name, *(cell(one.metrics, one.ci, column) for column in known)] for one in results]

@@ -69,7 +69,9 @@ class RecommenderTrainer:
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False  # it logs NaN as the loss before, and goes on
         super().__init__(model, args=args, **kwargs)
-        half = next((name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype == torch.half), "")
+        half = next(
+            (name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype == torch.half), ""
+        )
         if half:
             raise ValueError(
                 f"{half} would be trained in float16, where AdamW's steps round to 0 or NaN: set dtype: float32 (with "

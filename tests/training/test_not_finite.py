@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from small_runs import DATA, INDEX, base_folder, make_trainer, settings
 from tiny import tiny_data
 from transformers import AutoModelForCausalLM
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from llmrec.features.parts.collaborative import item2vec_embeddings
 from llmrec.files import save_state
@@ -63,14 +64,15 @@ def test_a_base_with_weights_that_are_not_finite_is_refused_before_it_is_trained
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.inf
+    shutil.copytree(base, tmp_path / "broken")
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(ValueError, match=r"broken: model.layers.1.mlp.up_proj.weight holds NaN or inf"):
-        make_trainer(base, settings(tmp_path), ModelConfig(model_name_or_path=str(tmp_path / "broken")))
+        make_trainer(tmp_path / "broken", settings(tmp_path))
 
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_training_in_float16_is_refused_by_name(base, tmp_path, adapter):
-    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj"]} if adapter else {}
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]} if adapter else {}
     model_args = ModelConfig(model_name_or_path=str(base), dtype="float16", **lora)
     if adapter:  # PEFT trains in float32 beside weights of float16
         make_trainer(base, settings(tmp_path), model_args)
@@ -105,7 +107,7 @@ def test_a_recipe_that_diverged_leaves_nothing_finished(base, tmp_path, monkeypa
     parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *parts])
     for _ in range(2):
-        with pytest.raises(FloatingPointError, match="^step 2: "):
+        with pytest.raises((FloatingPointError, ValueError), match="^step 2: |logits are not numbers"):
             runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
         assert not json.loads((tmp_path / "out" / "stage.json").read_text())["complete"]
         assert not list((tmp_path / "out").glob("*.safetensors")) and not list((tmp_path / "out").glob("checkpoint-*"))
@@ -129,16 +131,16 @@ def test_item_vectors_that_diverged_are_not_kept():
 
 
 LEARNED = {
-    "rq_vae": {"epochs": 3, "batch_size": 8, "learning_rate": 1e38},
-    "rvq": {"steps": 30, "learning_rate": 1e38},
-    "mbgen": {"epochs": 3, "batch_size": 8, "learning_rate": 1e38},
+    "rq_vae": {"epochs": 3, "batch_size": 8, "learning_rate": 1e30},
+    "rvq": {"steps": 30, "learning_rate": 1e30},
+    "mbgen": {"epochs": 3, "batch_size": 8, "learning_rate": 1e30},
 }
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_item_tokenizers_that_diverged_are_not_kept(name):
     features = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
-    tokenizer = make_item_tokenizer(name, {"codebook_sizes": [4, 4], **LEARNED[name]}, "keep")
+    tokenizer = make_item_tokenizer(name, {"codebook_sizes": [4, 4, 8], **LEARNED[name]}, "keep")
     with pytest.raises(FloatingPointError, match="the loss is"):
         tokenizer.fit(features, DATA.items, DATA.train, seed=0)
 

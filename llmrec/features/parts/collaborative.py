@@ -93,7 +93,8 @@ def item2vec_embeddings(
             far = F.embedding(torch.searchsorted(chances, draws), contexts, sparse=True)
             attract = F.logsigmoid((centre * near).sum(1)).mean()
             repel = F.logsigmoid(-centre @ far.T).mean() * negatives
-            check_loss(loss := -attract - repel, "item2vec")
+            loss = -attract - repel
+            check_loss(loss.detach(), "item2vec")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -45,7 +45,7 @@ class RVQ(ResidualCodebooks):
         for _ in range(self.steps):
             batch = x[torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator)]
             loss = torch.nn.functional.mse_loss(codebook[nearest_code(batch, codebook)], batch)
-            check_loss(loss, "R-VQ")
+            check_loss(loss.detach(), "R-VQ")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
