@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from trl import TrlParser
 
-from llmrec.arguments import at_least, did_you_mean, one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
@@ -47,12 +47,10 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     one_of(args.split, ("test", "valid"), "split")
     at_least(args, max_rows=1, ks=1, batch_size=1, bootstrap=0)
     for name in (*args.controls, *more.alignment):
-        if name not in args.recommenders:
-            near = did_you_mean(name, args.recommenders)
-            raise ValueError(f"controls or alignment names {name!r}, which is not one of the recommenders{near}")
+        one_of(name, args.recommenders, "controls or alignment:")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
-    if args.reference is not None and args.reference not in names:
-        raise ValueError(f"reference {args.reference!r} is not one of the recommenders {names}")
+    if args.reference is not None:
+        one_of(args.reference, names, "reference")
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"

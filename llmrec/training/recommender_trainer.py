@@ -100,7 +100,7 @@ class RecommenderTrainer:
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
         figures = {"loss": self._tr_loss}
-        if grad_norm is not None and self.accelerator.scaler is None:
+        if grad_norm is not None and self.accelerator.mixed_precision != "fp16":
             norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # sharded
             figures["norm of the gradient"] = torch.as_tensor(norm, device=self._tr_loss.device)
         if not torch.stack([figure.float() for figure in figures.values()]).isfinite().all():
