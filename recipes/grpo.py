@@ -11,7 +11,7 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 import logging
 from dataclasses import dataclass, field, replace
 
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import ModelConfig, TrlParser
 
 import llmrec.rl as rl
 import llmrec.training as training
@@ -39,10 +39,9 @@ class DataArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
-def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
+def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArguments, model_args: ModelConfig):
     at_least(args, validation_rows=1, guard_drop=0.0)
     at_least(policy, log_positives=0, thought_beams=1)
-    at_least(grpo_args, num_generations=2, num_iterations=1)
     run = training.TrainingRun(args, grpo_args, model_args)
     data, index = run.data, run.index
     if not run.config.prompt.get("thinking"):
@@ -76,4 +75,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, rl.PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)).parse_args_and_config())

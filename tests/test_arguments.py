@@ -55,7 +55,10 @@ STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 RECIPES = {
     "sft": (TRAINED, ("max_history", "num_beams", "validation_rows", "max_length", *STEP)),
     "dpo": (TRAINED, ("validation_rows", "num_negatives", *STEP)),
-    "grpo": (TRAINED, ("validation_rows", "thought_beams")),
+    "grpo": (
+        TRAINED,
+        ("validation_rows", "thought_beams", "num_generations", "num_iterations", "steps_per_generation"),
+    ),
     "evaluate": (
         {"data_dir": "gone", "output_dir": "gone"},
         ("max_rows", "ks", "batch_size", "alignment_rows"),
