@@ -3,8 +3,8 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
+from typing import get_args, get_type_hints
 
 
 def one_of(name: str, known: Iterable[str], what: str) -> str:
@@ -27,10 +27,10 @@ def at_least(arguments, **least: int | float) -> None:
     A least value that is an `int` asks for whole numbers. A list has an entry, and each is looked at; `None` passes
     where the field's type allows it. Raises `ValueError` that begins with the field's name.
     """
-    types = {each.name: str(each.type) for each in fields(arguments)}
+    types = get_type_hints(type(arguments))  # not those of `fields`, which transformers' parser takes None out of
     for name, lowest in least.items():
         value, whole = getattr(arguments, name), isinstance(lowest, int)
-        if value is None and ("None" in types[name] or "Optional" in types[name]):
+        if value is None and type(None) in get_args(types[name]):
             continue
         if isinstance(value, list) and not value:
             raise ValueError(f"{name} is empty: give at least one number")
