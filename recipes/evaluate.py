@@ -47,7 +47,7 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     one_of(args.split, ("test", "valid"), "split")
     at_least(args, max_rows=1, ks=1, batch_size=1, bootstrap=0)
     for name in (*args.controls, *more.alignment):
-        one_of(name, args.recommenders, "controls or alignment:")
+        one_of(name, args.recommenders, "controls or alignment names")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
     if args.reference is not None:
         one_of(args.reference, names, "reference")
@@ -80,7 +80,7 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
             "data fingerprint": data.fingerprint,
             "split": f"{args.split}, {rows.num_rows} rows",
             "items": data.items.num_rows,
-            "items of the history": f"{'left out' if results[0].exclude_seen else 'kept'} ({args.exclude_seen})",
+            "items of the history": f"{'left out' if results[0].exclude_seen else 'kept'} ({args.exclude_seen})".lower(),
             "seed": args.seed,
             "inputs fingerprint": inputs,
         }

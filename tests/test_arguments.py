@@ -51,6 +51,7 @@ def test_others_are_named(changes, said):
 
 
 TRAINED = {"data_dir": "gone", "model_name_or_path": "gone", "output_dir": "gone", "report_to": "none"}
+TRAINED |= {"use_cpu": "true", "bf16": "false"}
 STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 RECIPES = {
     "sft": (TRAINED, ("max_history", "num_beams", "validation_rows", "max_length", *STEP)),
