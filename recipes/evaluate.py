@@ -80,7 +80,7 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
             "data fingerprint": data.fingerprint,
             "split": f"{args.split}, {rows.num_rows} rows",
             "items": data.items.num_rows,
-            "items of the history": f"{'left out' if results[0].exclude_seen else 'kept'} ({args.exclude_seen})".lower(),
+            "items of the history": f"{'left out' if seen else 'kept'} ({args.exclude_seen})".lower(),
             "seed": args.seed,
             "inputs fingerprint": inputs,
         }
