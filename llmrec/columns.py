@@ -1,7 +1,8 @@
 """Arrow columns in plain types: what tables hold, however they were encoded.
 
-Text is `string`, bytes are `binary`, lists are `list`, and a column without any value is text, inside lists and structs
-too: no views, large or fixed-size variants, dictionaries, run ends or extensions, which Arrow's functions know in part.
+Text is `string`, bytes are `binary`, lists are `list`, and a column without any value is text; inside lists and
+structs too. No views, large or fixed-size variants, dictionaries, run ends or extensions, which not all of Arrow's
+functions take.
 """
 
 from collections.abc import Callable
