@@ -198,11 +198,11 @@ def _depth(value) -> int:
 
 
 def _nested(value, depth: int):
-    if depth:
-        parts = value if isinstance(value, list) else [value]
-        return None if value is None else [_nested(part, depth - 1) for part in parts]
-    if value is None or isinstance(value, (dict, list)) or value != value:
+    if value is None or isinstance(value, dict) or value != value:
         return None
+    if depth:
+        parts = value if _depth(value) == depth else [value]  # a list among lists of lists is one of those
+        return [_nested(part, depth - 1) for part in parts]
     if isinstance(value, bool):
         return "true" if value else "false"
     return (

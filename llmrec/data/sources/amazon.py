@@ -88,7 +88,7 @@ def _lines(path: str) -> Iterator[str]:
 
 def _item_2014(record: dict) -> dict:
     return {
-        "item_id": record["asin"],
+        "item_id": str(record["asin"]),
         "description": record.get("description"),
         "brand": record.get("brand"),
         "categories": record.get("categories"),
@@ -99,7 +99,7 @@ def _item_2014(record: dict) -> dict:
 def _item_2018(record: dict) -> dict:
     images = (record.get("imageURLHighRes"), record.get("imageURL"), record.get("image"))
     return {
-        "item_id": record["asin"],
+        "item_id": str(record["asin"]),
         "description": record.get("description"),
         "brand": record.get("brand"),
         "categories": record.get("category"),
@@ -111,7 +111,7 @@ def _item_2023(record: dict) -> dict:
     images = [image for image in record.get("images") or [] if isinstance(image, dict)]
     described = any(_texts(record.get("description")))
     return {
-        "item_id": record["parent_asin"],
+        "item_id": str(record["parent_asin"]),
         "description": record.get("description" if described else "features"),
         "brand": record.get("store"),
         "categories": record.get("categories"),
