@@ -94,8 +94,8 @@ def check_header(table: pa.Table, where: str, columns: Mapping, needed: Sequence
     chosen = {columns.get(name, name) for name in needed} | set(columns.values())
     if values and names != list(map(str, range(len(names)))) and (chosen - set(names) or chosen & set(values)):
         raise ValueError(
-            f"{where}: the first line ({', '.join(names)}) looks like a row, not like names of columns; if the file has "
-            "no header, give column_names (item_column_names for the items); if it is one, map what is needed, e.g. "
+            f"{where}: the first line ({', '.join(names)}) looks like a row, not like names of columns; if the file "
+            "has no header, give column_names (item_column_names for the items); if it is one, map what is needed, e.g. "
             f"columns: {{{needed[0]}: your_column}}"
         )
     for source in (columns.get(name, name) for name in ids):
