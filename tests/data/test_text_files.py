@@ -119,7 +119,7 @@ def test_json_lists_of_every_kind_and_a_key_that_stands_twice(tmp_path):
     assert items["title"].to_pylist() == ["x", "y 2"] and items["categories"].to_pylist() == ["A", ""]
     assert items["description"].to_pylist() == ["One. Two.", "flat"]
     for mixed in ("", '{"user_id": 1, "item_id": "a"}\n'):
-        with pytest.raises(ValueError, match=r"log\.jsonl.*(twice|2 times)"):
+        with pytest.raises(ValueError, match=r"log\.jsonl.*twice"):
             tables(tmp_path, mixed + '{"user_id": "u", "item_id": "a", "item_id": "b"}\n', kind="jsonl")
 
 

@@ -68,17 +68,14 @@ def read_csv(
             pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
         )
 
+    lines = _count_rows(opened, where, delimiter, quote, encoding, bool(column_names)) if quoted else None
     try:
         table = read(threads=True)
     except pa.ArrowInvalid:
-        if quoted:
-            _check_quotes(opened, where, delimiter, quote, encoding, bool(column_names))
         table = read(threads=False)  # the row of an error is known to the single-threaded reader only
-    if quoted:
-        lines = _check_quotes(opened, where, delimiter, quote, encoding, bool(column_names))
-        if lines != table.num_rows:
-            raise ValueError(f"{where}: {table.num_rows} rows were read, but {lines} lines end outside of quotes")
-    elif tabs and quote_char is None and _holds(opened, '"'):
+    if quoted and lines != table.num_rows:
+        raise ValueError(f"{where}: {table.num_rows} rows were read, but {lines} lines end outside of quotes")
+    if tabs and quote_char is None and _holds(opened, '"'):
         _warn_of_quotes(table, where)
     return table
 
@@ -95,8 +92,8 @@ def check_header(table: pa.Table, where: str, columns: Mapping, needed: Sequence
     if values and names != list(map(str, range(len(names)))) and (chosen - set(names) or chosen & set(values)):
         raise ValueError(
             f"{where}: the first line ({', '.join(names)}) looks like a row, not like names of columns; if the file "
-            "has no header, give column_names (item_column_names for the items); if it is one, map what is needed, e.g. "
-            f"columns: {{{needed[0]}: your_column}}"
+            "has no header, give column_names (item_column_names for the items); if it is one, map what is needed, "
+            f"e.g. columns: {{{needed[0]}: your_column}}"
         )
     for source in (columns.get(name, name) for name in ids):
         row = pc.index(table[source], source).as_py() if source in names else -1
@@ -108,8 +105,7 @@ def check_header(table: pa.Table, where: str, columns: Mapping, needed: Sequence
 
 
 def read_json_lines(opened: Callable[[], BinaryIO]) -> pa.Table:
-    """One JSON object a line; columns of several kinds of values as `column_of` says. Raises `pa.ArrowException`,
-    or `ValueError` with the line."""
+    """One JSON object a line; columns of several kinds of values as `column_of` says. Raises `pa.ArrowException`."""
 
     def read(schema: pa.Schema | None = None) -> pa.Table:
         options = pa.json.ParseOptions(explicit_schema=schema)
@@ -118,9 +114,10 @@ def read_json_lines(opened: Callable[[], BinaryIO]) -> pa.Table:
     try:
         table = read()
     except pa.ArrowInvalid as error:
-        if "changed from" not in str(error):
-            raise
-        return _read_mixed(opened)
+        try:
+            return _read_mixed(opened)
+        except ValueError:
+            raise error from None  # it is no JSON, rather than of several kinds
     # Arrow takes text that looks like a moment for one.
     fields = [field.with_type(_moments_as_text(field.type)) for field in table.schema]
     changed = [field for field in fields if field != table.schema.field(field.name)]
@@ -140,21 +137,22 @@ def _moments_as_text(kind: pa.DataType) -> pa.DataType:
 def _read_mixed(opened: Callable[[], BinaryIO]) -> pa.Table:
     rows = []
     with io.TextIOWrapper(opened(), encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line, object_pairs_hook=_no_key_twice))
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"line {number}: {error}") from error
+        for line in filter(str.strip, lines):
+            try:
+                rows.append(json.loads(line, object_pairs_hook=_no_key_twice))
+            except RecursionError as error:
+                raise ValueError("too deep") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no object")
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: column_of([row.get(name) for row in rows]) for name in names})
 
 
 def _no_key_twice(pairs: list[tuple]) -> dict:
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"the key {key!r} stands there {count} times")
-    return dict(pairs)
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return row
 
 
 def _holds(opened: Callable[[], BinaryIO], character: str) -> bool:
@@ -170,10 +168,10 @@ def _records(opened: Callable[[], BinaryIO], delimiter: str, quote: str, encodin
         yield from csv.reader(text, delimiter=delimiter, strict=True, **quoting)
 
 
-def _check_quotes(
+def _count_rows(
     opened: Callable[[], BinaryIO], where: str, delimiter: str, quote: str, encoding: str, headless: bool
 ) -> int:
-    """The number of rows, of a reader that takes quotes strictly; raises `ValueError` with the first bad one."""
+    """The number of rows of a reader that takes quotes strictly; raises `ValueError` with the first bad one."""
     count = 0 if headless else -1
     try:
         for record in _records(opened, delimiter, quote, encoding):
