@@ -116,7 +116,7 @@ def read_json_lines(opened: Callable[[], BinaryIO]) -> pa.Table:
     except pa.ArrowInvalid as error:
         try:
             return _read_mixed(opened)
-        except ValueError:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise error from None  # it is no JSON, rather than of several kinds
     # Arrow takes text that looks like a moment for one.
     fields = [field.with_type(_moments_as_text(field.type)) for field in table.schema]
@@ -138,12 +138,9 @@ def _read_mixed(opened: Callable[[], BinaryIO]) -> pa.Table:
     rows = []
     with io.TextIOWrapper(opened(), encoding="utf-8-sig") as lines:
         for line in filter(str.strip, lines):
-            try:
-                rows.append(json.loads(line, object_pairs_hook=_no_key_twice))
-            except RecursionError as error:
-                raise ValueError("too deep") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line is no object")
+            rows.append(json.loads(line, object_pairs_hook=_no_key_twice))
+            if not isinstance(rows[-1], dict):
+                raise pa.ArrowInvalid(f"line {len(rows)} is no JSON object")
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: column_of([row.get(name) for row in rows]) for name in names})
 
@@ -151,7 +148,8 @@ def _read_mixed(opened: Callable[[], BinaryIO]) -> pa.Table:
 def _no_key_twice(pairs: list[tuple]) -> dict:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key stands there twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise pa.ArrowInvalid(f"{twice!r} stands twice in one object")
     return row
 
 
