@@ -3,6 +3,7 @@
 A value that does not fit raises `ValueError` naming file (`where`), column (`name`) and row, counted from 1.
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -181,11 +182,14 @@ def exact_numbers(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedA
 def column_of(values: Sequence) -> pa.Array:
     """A column of values as JSON has them.
 
-    Where they are of several kinds it holds text, in lists as deep as the deepest among them; objects are left out.
+    Where they are of several kinds it holds text, in lists as deep as the deepest among them, and no objects; objects
+    whose fields are of several kinds become JSON.
     """
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if all(value is None or isinstance(value, dict) for value in values):
+            return pa.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values])
         depth = max(map(_depth, values))
         kind = TEXT
         for _ in range(depth):

@@ -181,6 +181,7 @@ def test_own_columns_become_numbers_only_where_every_value_survives(texts, numbe
         ([1, "x", None, 2.0, True, 12345678901234567890], ["1", "x", None, "2", "true", "12345678901234567890"]),
         (["flat", ["a", None, {"b": 1}]], [["flat"], ["a", None, None]]),
         (["x", {"b": 1}, float("nan")], ["x", None, None]),
+        ([{"b": 1}, {"b": "x"}, None], ['{"b": 1}', '{"b": "x"}', None]),
         ([["a", ["b", "c"]], "d", ["e", "f"]], [[["a"], ["b", "c"]], [["d"]], [["e", "f"]]]),
     ],
 )
