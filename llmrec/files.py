@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llmrec.columns import plain_table
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -58,9 +60,10 @@ def write_parquet(path: str | Path, table: pa.Table) -> None:
 
 
 def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Reads parquet; a missing or unreadable file raises a `ValueError` that names it."""
+    """Reads parquet, in plain types (`llmrec.columns`); a missing or unreadable file raises a `ValueError` that names
+    it."""
     try:
-        return pq.read_table(path, columns=columns)
+        return plain_table(pq.read_table(path, columns=columns))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except pa.ArrowException as error:
