@@ -19,8 +19,8 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
-from llmrec.evaluation.report import alignment_text, headline, write_report
-from llmrec.files import fingerprint, read_json
+from llmrec.evaluation.report import alignment_text, headline, is_report_of, write_report
+from llmrec.files import Lock, fingerprint, read_json
 from llmrec.recommenders import check_trained_on, files_of, load_recommender
 
 
@@ -57,37 +57,37 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
     inputs = fingerprint(settings, data.fingerprint, *map(files_of, args.recommenders.values()))
-    written = Path(args.output_dir) / "metrics.json"
-    if written.exists() and read_json(written)["facts"].get("inputs fingerprint") == inputs:
+    if is_report_of(args.output_dir, inputs):
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:
-        rows = getattr(data, args.split)
-        if args.max_rows is not None and args.max_rows < rows.num_rows:
-            rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
-        index = SemIDIndex.load(args.semids) if args.semids else None
-        shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
-        sample = Sample(data, getattr(data, args.split), more.alignment_rows, args.seed, args.bootstrap)
-        results, alignment = [], {}
-        for name, folder in args.recommenders.items():
-            check_trained_on(folder, data)
-            recommender = load_recommender(folder)
-            if name in more.alignment:
-                alignment[name] = aligner(recommender, sample)
-            results.append(evaluate(recommender, rows, data, name, index=index, **shared))
-            for control, shuffle in CONTROLS.items() if name in args.controls else ():
-                shuffled = shuffle(rows, args.seed)
-                results.append(evaluate(recommender, shuffled, data, f"{name}, {control}", index=index, **shared))
-        facts = {
-            "data": data.info.get("name", Path(args.data_dir).name),
-            "data fingerprint": data.fingerprint,
-            "split": f"{args.split}, {rows.num_rows} rows",
-            "items": data.items.num_rows,
-            "seed": args.seed,
-            "inputs fingerprint": inputs,
-        }
-        title = f"{facts['data']}: {len(results)} recommenders"
-        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
-    summary = read_json(written)
+        with Lock(args.output_dir):
+            rows = getattr(data, args.split)
+            if args.max_rows is not None and args.max_rows < rows.num_rows:
+                rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
+            index = SemIDIndex.load(args.semids) if args.semids else None
+            shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
+            sample = Sample(data, getattr(data, args.split), more.alignment_rows, args.seed, args.bootstrap)
+            results, alignment = [], {}
+            for name, folder in args.recommenders.items():
+                check_trained_on(folder, data)
+                recommender = load_recommender(folder)
+                if name in more.alignment:
+                    alignment[name] = aligner(recommender, sample)
+                results.append(evaluate(recommender, rows, data, name, index=index, **shared))
+                for control, shuffle in CONTROLS.items() if name in args.controls else ():
+                    shuffled = shuffle(rows, args.seed)
+                    results.append(evaluate(recommender, shuffled, data, f"{name}, {control}", index=index, **shared))
+            facts = {
+                "data": data.info.get("name", Path(args.data_dir).name),
+                "data fingerprint": data.fingerprint,
+                "split": f"{args.split}, {rows.num_rows} rows",
+                "items": data.items.num_rows,
+                "seed": args.seed,
+                "inputs fingerprint": inputs,
+            }
+            title = f"{facts['data']}: {len(results)} recommenders"
+            write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
+    summary = read_json(Path(args.output_dir) / "metrics.json")
     print(f"\n{summary['facts']['data']}, {summary['facts']['split']}, item level [95 % interval]\n")
     print(f"{headline(summary)}\n{alignment_text(args.output_dir)}")
     print(f"Report: {args.output_dir}/report.html (figures: metrics.json, lists: predictions/)")

@@ -17,6 +17,7 @@ from llmrec.data import PreparedData, prepare
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
 from llmrec.data.statistics import statistics_table
+from llmrec.files import Lock
 
 
 @dataclass
@@ -63,10 +64,11 @@ def main(args: DataArguments) -> PreparedData:
         print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
     else:
         rules = dict(settings)
-        interactions, items = load(settings["source"], rules.pop("source_args"))
-        data = prepare(interactions, items, **rules)
-        data.info |= {"settings": settings, "inputs_fingerprint": inputs}
-        data.save(output_dir)
+        with Lock(output_dir):
+            interactions, items = load(settings["source"], rules.pop("source_args"))
+            data = prepare(interactions, items, **rules)
+            data.info |= {"settings": settings, "inputs_fingerprint": inputs}
+            data.save(output_dir)
         print(f"Prepared {output_dir}.")
     print(statistics_table(data.info["statistics"]))
     return data
