@@ -196,6 +196,15 @@ def check_whole(folder: str | Path, sizes: dict[str, int] | None = None) -> None
             raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and had {size:,} when it was written")
 
 
+@contextlib.contextmanager
+def made_again(path: Path) -> Iterator[None]:
+    """Reading what would be made again if it were not there, such as a cache: a `ValueError` says so."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}: remove {path}, and it is made again") from error
+
+
 def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
     """16 hex digits of the SHA-256 over strings, bytes and the logical content of Arrow tables."""
     digest = hashlib.sha256()

@@ -15,7 +15,7 @@ from trl import TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
-from llmrec.files import check_whole
+from llmrec.files import check_whole, made_again
 from llmrec.recommenders.content_knn import ContentKNN, ContentKNNConfig
 from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.recommenders.popularity import Popularity
@@ -49,7 +49,8 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
     for name, fit in makers.items():
         folder = Path(args.output_dir) / name
         if folder.exists():
-            check_whole(folder)
+            with made_again(folder):
+                check_whole(folder)
             print(f"Reusing {folder} of the interrupted run.")
             continue
         began = time.perf_counter()
