@@ -1,5 +1,6 @@
 """Writing to disk: every file or folder has one writer, appears whole or not at all, and carries a fingerprint."""
 
+import atexit
 import contextlib
 import fcntl
 import glob
@@ -99,6 +100,7 @@ class Lock:
 
 
 os.register_at_fork(after_in_child=lambda: [lock._leave() for lock in [*Lock._held]])
+atexit.register(lambda: [lock.release() for lock in [*Lock._held]])
 
 
 def remove_partial(path: Path) -> None:

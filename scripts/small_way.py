@@ -190,6 +190,7 @@ def _child(command: str, config: Path, log: Path, failure: Path) -> None:
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)
+        os.chdir(log.parent)
         sys.argv = [command, "--config", str(config)]
         if "." in command:
             runpy.run_module(command, run_name="__main__", alter_sys=True)
