@@ -13,9 +13,8 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from llmrec.arguments import one_of
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
@@ -92,4 +91,4 @@ def main(args: ColdStartArguments) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(TrlParser((ColdStartArguments,)).parse_args_and_config()[0])
+    main(Parser((ColdStartArguments,)).parse_args_and_config()[0])

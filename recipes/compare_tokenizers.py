@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from trl import TrlParser
 
+from llmrec.commands import Parser
 from llmrec.evaluation import comparison
 from llmrec.evaluation.metrics import row_metrics
 from llmrec.files import Lock, atomic_path, read_parquet, write_json
@@ -97,4 +97,4 @@ def compare(args: CompareArguments, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((CompareArguments,)).parse_args_and_config())
+    main(*Parser((CompareArguments,)).parse_args_and_config())

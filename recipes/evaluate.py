@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from trl import TrlParser
 
 from llmrec.arguments import did_you_mean, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
@@ -96,4 +96,4 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*TrlParser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())
+    main(*Parser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())

@@ -11,10 +11,11 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 import logging
 from dataclasses import dataclass, field, replace
 
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
 import llmrec.rl as rl
 import llmrec.training as training
+from llmrec.commands import Parser
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -69,4 +70,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, rl.PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, rl.PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())

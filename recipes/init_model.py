@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import TrlParser
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
@@ -78,4 +78,4 @@ def main(args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((InitArguments,)).parse_args_and_config()[0])
+    main(Parser((InitArguments,)).parse_args_and_config()[0])

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from trl import TrlParser
 
+from llmrec.commands import Parser
 from llmrec.data import PreparedData, prepare
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
@@ -75,4 +75,4 @@ def main(args: DataArguments) -> PreparedData:
 
 
 if __name__ == "__main__":
-    main(TrlParser((DataArguments,)).parse_args_and_config()[0])
+    main(Parser((DataArguments,)).parse_args_and_config()[0])

@@ -11,8 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
 from llmrec.files import check_whole, made_again
@@ -63,4 +62,4 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*TrlParser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())
+    main(*Parser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())

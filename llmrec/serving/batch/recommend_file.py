@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
+from llmrec.commands import Parser
 from llmrec.files import Lock, fingerprint, read_parquet, write_json, write_parquet
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
@@ -228,8 +229,6 @@ def _fields(args: RecommendFileArguments, name: str) -> dict:
 
 
 if __name__ == "__main__":
-    from trl import TrlParser
-
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(TrlParser((RecommendFileArguments,)).parse_args_and_config()[0])
+    main(Parser((RecommendFileArguments,)).parse_args_and_config()[0])
