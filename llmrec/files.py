@@ -156,7 +156,7 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
 
 

@@ -49,6 +49,11 @@ TRAINING = {
     "logging_steps": 1,
     "validation_rows": 10,
 }
+TOKENIZER = {
+    "features": [{"kind": "text", "encoder": "tfidf", "dim": 16}],
+    "tokenizer_args": {"codebook_sizes": [8, 8]},
+    "collision": "append",
+}
 
 
 class Stage(NamedTuple):
@@ -67,18 +72,10 @@ STAGES = {
         {},
         {"source": "synthetic", "source_args": {"num_items": 80, "num_users": 80}, "user_k": 3, "item_k": 1},
     ),
-    "semids": Stage(
-        "tokenize_items",
-        "semids",
-        {"data_dir": "data"},
-        {
-            "features": [{"kind": "text", "encoder": "tfidf", "dim": 16}],
-            "tokenizer_args": {"codebook_sizes": [8, 8]},
-            "collision": "append",
-        },
-    ),
+    "semids": Stage("tokenize_items", "semids", {"data_dir": "data"}, TOKENIZER),
+    "other semids": Stage("tokenize_items", "semids_b", {"data_dir": "data"}, TOKENIZER | {"seed": 1}),
     "updated semids": Stage("update_catalogue", "semids_2", {"semids": "semids"}, {"remove": ["ITEM"]}),
-    "joined semids": Stage("join_semids", "joined", {}, {"semids": {"text": "semids"}}),
+    "joined semids": Stage("join_semids", "joined", {}, {"semids": {"one": "semids", "other": "semids_b"}}),
     "baselines": Stage(
         "train_baselines",
         "baselines",
