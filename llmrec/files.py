@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+logger = logging.getLogger(__name__)
 CHECKED = (".parquet", ".safetensors", ".npy", ".json")  # what `check_readable` can tell from a damaged file
 
 
@@ -35,7 +38,7 @@ class Lock:
 
     Raises:
         ValueError: another process (or thread) writes there; its number, host and beginning. Or the folder that the
-            output lies in cannot be written, or has no locks.
+            output lies in cannot be written. A file system without locks is a warning.
     """
 
     _held: weakref.WeakSet = weakref.WeakSet()
@@ -72,7 +75,10 @@ class Lock:
                 return handle
         except FileNotFoundError:
             pass
-        except BaseException:
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                logger.warning("no locks where %s lies: take care that one process writes there", self._file.parent)
+                return handle
             os.close(handle)
             raise
         os.close(handle)
