@@ -48,7 +48,7 @@ class Lock:
         self._file, self._handle = path.with_name(f".{path.name}.lock"), None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            while not self._handle:
+            while self._handle is None:
                 self._handle = self._try()
         except BlockingIOError as error:
             owner = ""
