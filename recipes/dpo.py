@@ -12,10 +12,11 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from trl import DPOConfig, ModelConfig, TrlParser
+from trl import DPOConfig, ModelConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Prompt
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
@@ -65,4 +66,4 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, DPOConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, DPOConfig, ModelConfig)).parse_args_and_config())

@@ -12,10 +12,9 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
@@ -87,4 +86,4 @@ def main(args: RationaleArguments) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(TrlParser((RationaleArguments,)).parse_args_and_config()[0])
+    main(Parser((RationaleArguments,)).parse_args_and_config()[0])

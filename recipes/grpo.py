@@ -11,11 +11,12 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 import logging
 from dataclasses import dataclass, field, replace
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -75,4 +76,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArgu
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)).parse_args_and_config())

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import TrlParser
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
@@ -80,4 +80,4 @@ def main(args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((InitArguments,)).parse_args_and_config()[0])
+    main(Parser((InitArguments,)).parse_args_and_config()[0])

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from trl import TrlParser
 
 from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.data import PreparedData, prepare
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
 from llmrec.data.statistics import statistics_table
+from llmrec.files import Lock
 
 
 @dataclass
@@ -65,14 +66,15 @@ def main(args: DataArguments) -> PreparedData:
         print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
     else:
         rules = dict(settings)
-        interactions, items = load(settings["source"], rules.pop("source_args"))
-        data = prepare(interactions, items, **rules)
-        data.info |= {"settings": settings, "inputs_fingerprint": inputs}
-        data.save(output_dir)
+        with Lock(output_dir):
+            interactions, items = load(settings["source"], rules.pop("source_args"))
+            data = prepare(interactions, items, **rules)
+            data.info |= {"settings": settings, "inputs_fingerprint": inputs}
+            data.save(output_dir)
         print(f"Prepared {output_dir}.")
     print(statistics_table(data.info["statistics"]))
     return data
 
 
 if __name__ == "__main__":
-    main(TrlParser((DataArguments,)).parse_args_and_config()[0])
+    main(Parser((DataArguments,)).parse_args_and_config()[0])

@@ -11,10 +11,11 @@ output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Ki
 import logging
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.models.folder import RecommenderConfig
 
@@ -75,4 +76,4 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, training.SFTArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, training.SFTArguments, SFTConfig, ModelConfig)).parse_args_and_config())

@@ -1,6 +1,7 @@
 """metrics.json, predictions, and one report (Markdown and self-contained HTML) over any number of recommenders."""
 
 import base64
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import jinja2
 
 from llmrec.evaluation.evaluate import EvaluationResult, compare
 from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
-from llmrec.files import atomic_path, read_json, write_json, write_parquet
+from llmrec.files import atomic_path, check_whole, read_json, write_json, write_parquet
 
+logger = logging.getLogger(__name__)
 _METRICS = (  # title, columns, note
     (
         "Item level",
@@ -146,6 +148,17 @@ def write_report(
         write_json(folder / "alignment.json", {"facts": summary["facts"], "models": dict(alignment)})
     write_json(folder / "metrics.json", summary)  # last: it marks a finished report
     return summary
+
+
+def is_report_of(folder: str | Path, inputs: str) -> bool:
+    """Whether a folder holds the whole report of these inputs (`facts["inputs fingerprint"]`)."""
+    try:
+        check_whole(folder)
+        return read_json(Path(folder) / "metrics.json")["facts"]["inputs fingerprint"] == inputs
+    except (ValueError, TypeError, KeyError) as error:
+        if Path(folder).exists():
+            logger.warning("The report in %s is not reused: %s", folder, error)
+        return False
 
 
 def headline(summary: dict) -> str:

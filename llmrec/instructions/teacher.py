@@ -20,7 +20,7 @@ from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
-from llmrec.files import read_parquet, write_parquet
+from llmrec.files import made_again, read_parquet, write_parquet
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.prompts import Prompt
@@ -133,7 +133,10 @@ def write_texts(
             if not path.exists():
                 write_parquet(path, _shard(sequences.rows(rows.slice(start, size)), start, kind, catalogue, write))
             progress.update(size)
-    every = [read_parquet(path) for path in sorted(shards.glob("*.parquet"))]
+    every = []
+    for path in sorted(shards.glob("*.parquet")):
+        with made_again(path):
+            every.append(read_parquet(path, SHARD_SCHEMA.names))
     table = pa.concat_tables(every) if every else SHARD_SCHEMA.empty_table()
     counts = Counter(table["dropped"].to_pylist())
     kept, leak, empty = counts[""], counts["leak"], counts["empty"]

@@ -68,6 +68,7 @@ class RecommenderTrainer:
     ):
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False  # it logs NaN as the loss before, and goes on
+        reader = reader_of(kwargs.get("train_dataset"))
         super().__init__(model, args=args, **kwargs)
         half = next(
             (name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype == torch.half), ""
@@ -81,7 +82,7 @@ class RecommenderTrainer:
             logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
             sample = None
         self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
-        self.add_callback(FreshEpoch(reader_of(self.train_dataset), self.order))
+        self.add_callback(FreshEpoch(reader, self.order))
         if is_quantised(self.model):
             # TRL casts all that is trained to bfloat16, where small updates of whole embedding rows are rounded away.
             for name, parameter in self.model.named_parameters():

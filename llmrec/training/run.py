@@ -105,7 +105,8 @@ class TrainingRun:
                 "launch with recipes/accelerate/cpu2.yaml"
             )
         with state.main_process_first():
-            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and state.is_main_process)
+            main = state.is_main_process
+            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and main, writes=main)
         if outcome == "done":
             state.print(f"Reusing the model in {output_dir} (same settings, same data).")
             return False
