@@ -22,8 +22,10 @@ from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.wishes import phrases
+from llmrec.models.positions import positions_of
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.loading import files_of
+from llmrec.tokens import text_start
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +86,9 @@ def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512
     """`{"perplexity": ..., "tokens": how many were predicted}`: exp of the mean negative log-likelihood (nats) of a
     token, given those before it in its block of `length` tokens, or of what the model has positions for. The first
     `blocks` are read; fewer than two tokens raise `ValueError`."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
-    pieces = [ids[start : start + length] for start in range(0, len(ids), length)][:blocks]
+    ids, start = tokenizer(text, add_special_tokens=False)["input_ids"], text_start(tokenizer)
+    length = min(length, positions_of(model) or length) - len(start)
+    pieces = [[*start, *ids[place : place + length]] for place in range(0, len(ids), length)][:blocks]
     pieces = [piece for piece in pieces if len(piece) > 1]
     if not pieces:
         raise ValueError(f"a text of {len(ids)} tokens has no perplexity: give one of at least two")
