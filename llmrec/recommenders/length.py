@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llmrec.models.positions import positions_of
 
-LOOKED_AT = 100  # of the longest histories
+LOOKED_AT = 100  # of the longest histories or prompts
 
 
 def check_length(
@@ -15,7 +15,8 @@ def check_length(
 ) -> None:
     """Raises `ValueError` where the longest of some prompts (token ids) and its answer have more tokens than the model
     has positions: a Semantic ID, the longest thought and then one, or so many tokens of `words`."""
-    limit, prompt = positions_of(recommender.model), max(map(len, prompts), default=0)
+    limit = None if recommender.model is None else positions_of(recommender.model)  # vLLM's engines have their own
+    prompt = max(map(len, prompts), default=0)
     answer = words if words is not None else recommender.trie.depth + (recommender.thought_length if thoughts else 0)
     if limit is not None and prompt + answer > limit:
         what = "words" if words is not None else "a thought and a Semantic ID" if thoughts else "a Semantic ID"

@@ -10,6 +10,7 @@ from llmrec.data.rows import flatten_lists, ids_to_rows
 from llmrec.evaluation.metrics import first_occurrences, first_positions, row_metrics
 from llmrec.evaluation.slices import popularity_classes
 from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.length import check_histories
 from llmrec.recommenders.protocol import requests_of
 
 SHOWN = 10  # places of a list that valid, coverage and head look at
@@ -19,7 +20,8 @@ class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
     A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
-    recommender's model is replaced at each evaluation; `train` says what is popular.
+    recommender's model is replaced at each evaluation; `train` says what is popular. Histories that the model has no
+    positions for raise `ValueError`.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class ValidationSample:
         rows = np.sort(np.random.default_rng(0).permutation(valid.num_rows)[:size])
         self.rows = valid.take(pa.array(rows))
         self.recommender = recommender
+        histories, wishes = requests_of(recommender, self.rows)
+        check_histories(recommender, histories, wishes.get("behaviour"))
         self.place = {item: number for number, item in enumerate(recommender.item_ids)}
         # A target outside the catalogue, which a new catalogue can leave behind, is never found.
         self.targets = np.array([self.place.get(item, len(self.place)) for item in self.rows["target"].to_pylist()])
