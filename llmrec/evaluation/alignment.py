@@ -85,7 +85,7 @@ class AlignmentArguments:
 def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512) -> dict[str, float]:
     """`{"perplexity": ..., "tokens": how many were predicted}`: exp of the mean negative log-likelihood (nats) of a
     token, given those before it in its block of `length` tokens, or of what the model has positions for. Each block
-    begins as the tokenizer begins a text (BOS), the text or the tokenizer's own beginning is not predicted. The first
+    begins as the tokenizer begins a text (BOS), which is given and not predicted. The first
     `blocks` are read; fewer than two tokens raise `ValueError`."""
     ids, start = tokenizer(text, add_special_tokens=False)["input_ids"], text_start(tokenizer)
     length = min(length, positions_of(model) or length) - len(start)
