@@ -31,8 +31,9 @@ Written by `python scripts/write_tasks.py`; edit that script, the tasks or their
 A task says what a row is about: which history, which target, which item or wish the prompt speaks of. Its wording is
 a YAML file in `prompts/`. Rows hold ids; text is rendered when a row is read, by the renderer that evaluation and
 serving use too. A prompt cannot depend on its target except through the columns that the task declares: every slot
-stands on its side, and a wording that puts one of the answer's into the question is refused. The samples below come from the generated store (`llmrec/data/synthetic.py`), shown with the chat template of a model made
-from scratch; a pretrained model brings its own.
+stands on its side, and a wording that puts one of the answer's into the question is refused. The samples below come
+from the generated store (`llmrec/data/synthetic.py`), shown with the chat template of a model made from scratch; a
+pretrained model brings its own.
 
 ## A mixture
 

@@ -97,7 +97,7 @@ def test_words_that_were_added_to_a_vocabulary_are_no_control_tokens():
 
 def test_a_control_token_of_one_letter_is_refused():
     tokenizer = smollm2()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["☃"]})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["☃"]})
     with pytest.raises(ValueError, match="'☃' is a control token of the tokenizer: take it out of 'snow ☃'"):
         ControlTokens(tokenizer).plain("snow ☃")
 
@@ -114,24 +114,19 @@ def items_of(text: str, token: str) -> pa.Table:
 def test_rendered_rows_have_the_control_tokens_of_harmless_rows(family, task):
     tokenizer = with_semids(FAMILIES[family]())
     control, prompt = ControlTokens(tokenizer, INDEX.tokens), load_prompt(task)
-    words = TASKS[task].given
-    row = {"history": ["a", "b"], "targets": ["c"]} | ({"about": "b"} if "about" in words else {})
+    row = {"history": ["a", "b"], "targets": ["c"]} | ({"about": "b"} if "about" in TASKS[task].given else {})
 
     def counts(text: str, token: str, **typed) -> list[int]:
         renderer = Renderer(tokenizer, Catalogue(INDEX, items_of(text, token)))
-        wordings = [*prompt.templates, *prompt.unseen]
-        rendered = [renderer.render(prompt, row | typed, template) for template in wordings]
+        rendered = [renderer.render(prompt, row | typed, wording) for wording in prompt.templates[:3]]
         return [counted(tokenizer, control, text) for pair in rendered for text in pair]
 
     expected = counts("red lamp cord nice", "Acme", wish="cheaper", query="lamp")
-    # Every row has a query, which a search quotes instead of what it would make of the title.
-    for typed in ({}, {"query": "<a_0><b_1>{}"}):
-        for token in control.tokens:
-            said = {"wish": f"with={token} x"} | {name: text.format(token) for name, text in typed.items()}
-            if task == "query_to_item" and not typed:
-                row["about"] = "a"
-            assert counts(f"a {token} cord lamp", token, **said) == expected, token
-            assert counts(f"{token.upper()}{token} b c d", token.upper(), **said) == expected, token
+    for token in control.tokens:
+        assert counts(f"a {token} cord lamp", token, wish=f"with={token} x") == expected, token
+        assert counts(f"{token.upper()}{token} b c", token.upper(), wish=f"brand={token}") == expected, token
+        # A search quotes what was typed instead of what it would make of the title.
+        assert counts("lamp", "Acme", wish=token, query=f"<a_0><b_1>{token}") == expected, token
 
 
 def test_no_token_is_made_of_a_wording_and_a_slot():

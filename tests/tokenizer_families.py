@@ -94,7 +94,7 @@ def _begins_with(raw: Tokenizer, token: str):
 
 def _fast(raw: Tokenizer, special: list[str], bos: str | None, eos: str, template: str | None):
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=eos, additional_special_tokens=special
+        tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=eos, extra_special_tokens=special
     )
     tokenizer.chat_template = template
     return tokenizer
