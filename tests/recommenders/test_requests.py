@@ -17,7 +17,8 @@ from llmrec.models.folder import RecommenderConfig
 from llmrec.models.from_scratch import model_from_config
 from llmrec.models.positions import positions_of
 from llmrec.models.vocabulary import extend_vocabulary
-from llmrec.recommenders import LLMRecommender, Popularity
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import item_histories
 from llmrec.rl import prompt_rows
 from llmrec.training import ValidationSample
