@@ -20,7 +20,7 @@ from llmrec.training.recommender_trainer import RecommenderTrainer
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
 
 
-def _check_positions(model: PreTrainedModel, rows: Dataset | None) -> None:
+def check_row_lengths(model: PreTrainedModel, rows: Dataset | None) -> None:
     """Raises `ValueError` where a row, by its estimated length, has more tokens than the model has positions."""
     limit, names = positions_of(model), getattr(rows, "column_names", ())
     if limit is None or not {"length", "seq_lengths"} & {*names}:
@@ -51,7 +51,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         if args.padding_free and not args.packing:
             args.max_length = None
         for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
-            _check_positions(model, rows)
+            check_row_lengths(model, rows)
         super().__init__(model, args, **kwargs)
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
         self.data_collator = SemIDCollator(**{field.name: getattr(self.data_collator, field.name) for field in fields})

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
 from tokenizer_families import llama2
 
@@ -22,6 +23,7 @@ from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import item_histories
 from llmrec.rl import prompt_rows
 from llmrec.training import ValidationSample
+from llmrec.training.sft import check_row_lengths
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 40}
 OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -145,6 +147,20 @@ def test_stages_refuse_at_their_start():
     recommender.model.config.n_positions = 10
     with pytest.raises(ValueError, match="more than the 10 positions of the model"):
         prompt_rows(data, recommender)
+
+
+def test_training_refuses_rows_that_are_too_long():
+    data, recommender = positioned(GPT2)
+    rows = [{"history": ["item-01"] * count, "targets": ["item-02"]} for count in (1, 4, 12)]
+    encoded = encode_rows(rows, recommender.prompt, recommender.renderer, 200)
+    packed = Dataset.from_dict({"seq_lengths": [[3, max(encoded["length"])], [4]]})
+    for one in (encoded, packed):
+        check_row_lengths(recommender.model, one.select([0]) if one is encoded else one.select([1]))
+        with pytest.raises(
+            ValueError, match="rows have up to .*, the model has 40 positions: set max_length: 40"
+        ):
+            check_row_lengths(recommender.model, one)
+    check_row_lengths(recommender.model, None)
 
 
 def test_stretched_positions_count():
