@@ -21,6 +21,7 @@ from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
+from llmrec.instructions.tasks import check_prompt
 from llmrec.instructions.wishes import phrases
 from llmrec.models.positions import positions_of
 from llmrec.recommenders import LLMRecommender
@@ -58,8 +59,8 @@ def alignment_prompts(paths: Mapping[str, str]) -> dict[str, Prompt]:
     prompts = {}
     for name, section in SECTIONS.items():
         if name in paths or section.task is not None:
-            prompts[name] = prompt = load_prompt(paths.get(name, section.task))
-            recommends = prompt.task in TASKS and TASKS[prompt.task].recommends
+            prompts[name] = prompt = check_prompt(load_prompt(paths.get(name, section.task)))
+            recommends = TASKS[prompt.task].recommends
             if not (prompt.task == section.task if section.task else recommends):
                 asked = f"task {section.task!r}" if section.task else "for an item after a history"
                 raise ValueError(f"alignment_prompts: section {name!r} asks {asked}, not task {prompt.task!r}")

@@ -63,6 +63,12 @@ def test_every_way_to_a_prompt_checks_it(setting):
         parse_mixture(["next_item"], leaking, index)
 
 
+def test_a_system_text_has_no_slots():
+    fields = load_prompt("next_item").to_dict() | {"system": "Speak of {history} in {braces}."}
+    with pytest.raises(ValueError, match="own.yaml: slot 'history' stands in system, which has no slots"):
+        check_prompt(Prompt.from_dict(fields, "own.yaml"))
+
+
 def test_slots_are_plain_names():
     assert fill("{{a}} {b}", {"b": "{c}"}) == "{a} {c}"
     for wording in ("{title.upper}", "{0}", "{}", "{title!r}", "{title:>9}", "{title[0]}"):

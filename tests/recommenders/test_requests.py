@@ -156,9 +156,7 @@ def test_training_refuses_rows_that_are_too_long():
     packed = Dataset.from_dict({"seq_lengths": [[3, max(encoded["length"])], [4]]})
     for one in (encoded, packed):
         check_row_lengths(recommender.model, one.select([0]) if one is encoded else one.select([1]))
-        with pytest.raises(
-            ValueError, match="rows have up to .*, the model has 40 positions: set max_length: 40"
-        ):
+        with pytest.raises(ValueError, match="rows have up to .*, the model has 40 positions: set max_length: 40"):
             check_row_lengths(recommender.model, one)
     check_row_lengths(recommender.model, None)
 

@@ -9,6 +9,8 @@ parallel to history and targets, and every item is written after the token of it
 `Task.asks` and `Task.answers` name the slots by the side on which they may stand, so that no wording shows its answer.
 """
 
+import re
+
 import numpy as np
 
 from llmrec.arguments import one_of
@@ -28,7 +30,11 @@ TASKS: dict[str, Task] = {
 
 def check_prompt(prompt: Prompt) -> Prompt:
     """The prompt, if its task is known and each slot of each wording stands on its side; else raises `ValueError`."""
-    one_of(prompt.task, TASKS, f"{prompt.where or 'prompt'}: task")
+    where = prompt.where or "prompt"
+    task = TASKS[one_of(prompt.task, TASKS, f"{where}: task")]
+    for name in re.findall(r"\{(\w+)\}", prompt.system):
+        if name in (*task.asks, *task.answers):
+            raise ValueError(f"{where}: slot {name!r} stands in system, which has no slots: move it to a prompt")
     for wording in (*prompt.templates, *prompt.unseen):
         check_template(prompt, wording)
     return prompt
