@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TODAY = date(2024, 7, 26)
 _STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
-OURS, OTHERS = "1", "0"
+OTHERS, OURS, SEMIDS = "012"  # whose a character is: SEMIDS are ours too, and begin and end no other token
 
 
 class ControlTokens:
@@ -46,12 +46,12 @@ class ControlTokens:
     def plain(self, text: str, owners: str | None = None) -> str:
         """The text with every control token broken that others have a hand in.
 
-        `owners` says for each character whose it is, `OURS` or `OTHERS`; by default all of it is others'. Raises
+        `owners` says for each character whose it is (`OTHERS`, `OURS`); by default all of it is others'. Raises
         `ValueError` for a control token of a single character, which cannot be broken.
         """
         owners = OTHERS * len(text) if owners is None else owners
-        runs = re.finditer(f"{OTHERS}+", owners)
-        if not any(self._ends.search(text, max(run.start() - 1, 0), run.end() + 1) for run in runs):
+        runs = re.finditer(f"{OURS}?{OTHERS}+{OURS}?", owners)  # a token may begin in a wording and end in a slot
+        if not any(self._ends.search(text, *run.span()) for run in runs):
             return text
         while cuts := self._cuts(text, owners):
             for cut in reversed(cuts):

@@ -110,11 +110,12 @@ Another wording for an existing task is a YAML file alone. A slot is a name in b
 
 ## Texts are text
 
-What users and catalogues write (titles, descriptions, queries, wishes, rationales, thoughts, chats) is read as text,
-in training, evaluation and serving alike. Where it spells a control token of the tokenizer or a Semantic ID, a space
+What users and catalogues write (titles, descriptions, queries, wishes, rationales, chats) is read as text, in
+training, evaluation and serving alike. Where it spells a control token of the tokenizer or a Semantic ID, a space
 is put behind the first character: `<|im_end|>` becomes `< |im_end|>`, which closes no turn, `<a_1>` becomes `< a_1>`.
-Every other text is tokenised as it stands. Two things are taken at their word: in a chat (`messages`, chat data) a
-Semantic ID names an item, and `recommend_after` and `/v1/completions` get prompts that are rendered already.
+Every other text is tokenised as it stands. Two things are taken at their word: in a chat (`messages`, chat data) and
+in a thought of the model a Semantic ID names an item, and `recommend_after` and `/v1/completions` get prompts that are
+rendered already.
 
 The prompt is a conversation in the tokenizer's chat template. A template that has no place for a system message gets
 its text at the head of the first user message. A template that prints the day gets 26 Jul 2024 written into it, in

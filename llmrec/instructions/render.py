@@ -5,6 +5,7 @@ Wordings, separators, chat templates and Semantic IDs are ours; what else a task
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import cycle
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.prompts import Prompt, Template, pieces_of
 from llmrec.instructions.tasks import TASKS, check_template
-from llmrec.tokens import OTHERS, OURS, ControlTokens, conversation, fix_today, prompt_ids, text_start, with_system
+from llmrec.tokens import (
+    OTHERS,
+    OURS,
+    SEMIDS,
+    ControlTokens,
+    conversation,
+    fix_today,
+    prompt_ids,
+    text_start,
+    with_system,
+)
 
 _MARK = "[[llmrec{}]]"  # no white space at its ends: templates trim messages
 
@@ -37,7 +48,6 @@ class Renderer:
         self.tokenizer, self.catalogue = tokenizer, catalogue
         self.start = text_start(tokenizer) if bos and not tokenizer.chat_template else []
         self._control, self._marked = ControlTokens(tokenizer, catalogue.index.tokens), catalogue.marked()
-        self._control_of_chats: ControlTokens | None = None
         self._frames: dict[tuple, list[str]] = {}
         self._checked: set[tuple[str, Template]] = set()
 
@@ -79,14 +89,16 @@ class Renderer:
         return conversation(self.tokenizer, asked), answer["content"] + self.tokenizer.eos_token
 
     def chat_messages(self, messages: Sequence[dict]) -> list[dict]:
-        """Messages of a chat as the model may read them; Semantic IDs in them name items, control tokens are text."""
-        if self._control_of_chats is None:
-            self._control_of_chats = ControlTokens(self.tokenizer, but=self.catalogue.index.tokens)
-        return with_system(self.tokenizer, self._control_of_chats.plain_messages(messages))
+        """Messages of a chat as the model may read them: `plain`, and a system message where it has a place."""
+        return with_system(self.tokenizer, self._special.plain_messages(messages))
 
     def plain(self, text: str) -> str:
-        """A text that users or models wrote, in which no control token and no Semantic ID is read as one."""
-        return self._control.plain(text)
+        """A text of a chat or of the model, in which no control token is read as one; Semantic IDs name items."""
+        return self._special.plain(text)
+
+    @cached_property
+    def _special(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, but=self.catalogue.index.tokens)
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of whole prompts; see `llmrec.tokens.prompt_ids`."""
@@ -124,7 +136,7 @@ class Renderer:
             # A mark stands before and after each Semantic ID.
             for place, part in enumerate([literal, *value.split(self._marked.mark)]):
                 words.append(part)
-                owners.append((OTHERS if place % 2 else OURS) * len(part))
+                owners.append((OTHERS if place % 2 else SEMIDS if place else OURS) * len(part))
         return "".join(words), "".join(owners)
 
     def _frame(self, system: str, turns: int, thinking: bool) -> list[str]:

@@ -7,30 +7,40 @@ from collections.abc import Sequence
 
 from llmrec.models.positions import positions_of
 
+THOUGHT = "a thought (max_thought_tokens) and a Semantic ID"
 LOOKED_AT = 100  # of the longest histories or prompts
 
 
 def check_length(
-    recommender, prompts: Sequence[Sequence[int]], words: int | None = None, thoughts: bool = False
+    recommender, prompts: Sequence[Sequence[int]], answer: int | None = None, what: str = "a Semantic ID"
 ) -> None:
-    """Raises `ValueError` where the longest of some prompts (token ids) and its answer have more tokens than the model
-    has positions: a Semantic ID, the longest thought and then one, or so many tokens of `words`."""
+    """Raises `ValueError` where the longest of some prompts (token ids) and `answer` tokens after it, by default those
+    of a Semantic ID, are more than the model has positions for."""
     limit = None if recommender.model is None else positions_of(recommender.model)  # vLLM's engines have their own
-    prompt = max(map(len, prompts), default=0)
-    answer = words if words is not None else recommender.trie.depth + (recommender.thought_length if thoughts else 0)
+    prompt, answer = max(map(len, prompts), default=0), recommender.trie.depth if answer is None else answer
     if limit is not None and prompt + answer > limit:
-        what = "words" if words is not None else "a thought and a Semantic ID" if thoughts else "a Semantic ID"
-        lower = "max_new_tokens, " if words is not None else "max_thought_tokens, " if thoughts else ""
         raise ValueError(
             f"a prompt of {prompt} tokens and {what} of up to {answer} are more than the {limit} positions of the "
-            f"model: lower {lower}max_history (now {recommender.config.max_history}), or take a model with more"
+            f"model: lower max_history (now {recommender.config.max_history}) or what is written, or take a model "
+            "with more positions"
         )
 
 
-def check_histories(recommender, histories: Sequence[Sequence], behaviours: Sequence[str] | None = None) -> None:
+def check_histories(
+    recommender, histories: Sequence[Sequence], behaviours: Sequence[str] | None = None, think: bool = True
+) -> None:
     """Raises `ValueError` where `recommender.recommend` has no room for the longest of these histories."""
     longest = sorted(range(len(histories)), key=lambda number: -len(histories[number]))[:LOOKED_AT]
     wanted = None if behaviours is None else [behaviours[number] for number in longest]
     for view in recommender.views if longest else ():
         prompts = recommender.prompts([histories[number] for number in longest], view, wanted)
-        check_length(recommender, recommender.token_ids(prompts), thoughts=recommender.block is not None)
+        check_prompts(recommender, prompts, think)
+
+
+def check_prompts(recommender, prompts: Sequence[str], think: bool = True) -> None:
+    """The same of rendered prompts; a thought counts as long as it may get, or as the empty one."""
+    ids = recommender.token_ids(prompts)
+    if recommender.block is None:
+        return check_length(recommender, ids)
+    thought = recommender.thought_length if think else len(recommender.block_ids([""])[0])
+    check_length(recommender, ids, thought + recommender.trie.depth, THOUGHT)

@@ -25,7 +25,7 @@ from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.recommenders.length import check_length
+from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
 from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
@@ -324,13 +324,13 @@ class LLMRecommender(PromptWriter):
         return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
 
     def block_ids(self, thoughts: Sequence[str]) -> list[list[int]]:
-        """The tokens of thoughts in their block, between a prompt and the item: as text, as in training rows."""
+        """The tokens of thoughts in their block, between a prompt and the item."""
         blocks = [self.block.text(self.renderer.plain(thought)) for thought in thoughts]
         return self.tokenizer(blocks, add_special_tokens=False)["input_ids"]
 
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
         config = self.config
-        check_length(self, prompts, thoughts=True)
+        check_length(self, prompts, self.thought_length + self.trie.depth, THOUGHT)
         written = write_thoughts(
             self.write,
             self.tokenizer,
@@ -352,7 +352,7 @@ class LLMRecommender(PromptWriter):
         stop: str | None = None,
     ) -> Iterator[str]:
         """What the model writes after any prompts (token ids); see `llmrec.decoding.free_text.continue_text`."""
-        check_length(self, prompts, max_new_tokens)
+        check_length(self, prompts, max_new_tokens, "words (max_new_tokens)")
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size
         return continue_text(self.model, self.tokenizer, prompts, *rest)
 

@@ -15,7 +15,7 @@ from llmrec.instructions.dataset import MixturePart
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.spans import Sequences
 from llmrec.recommenders import LLMRecommender
-from llmrec.recommenders.length import LOOKED_AT, check_length
+from llmrec.recommenders.length import LOOKED_AT, check_prompts
 
 FEATURES = Features(
     {
@@ -59,7 +59,7 @@ def prompt_rows(
     if not rows:
         raise ValueError("there is no training target with a history to roll out for")
     longest = sorted((row["prompt"] for row in rows), key=len)[-LOOKED_AT:]
-    check_length(recommender, recommender.token_ids(longest), thoughts=recommender.block is not None)
+    check_prompts(recommender, longest)
     columns = {name: [row.get(name) for row in rows] for name in FEATURES if name != "row"}
     return Dataset.from_dict({**columns, "row": list(range(len(rows)))}, features=FEATURES)
 

@@ -36,7 +36,7 @@ class ValidationSample:
         self.rows = valid.take(pa.array(rows))
         self.recommender = recommender
         histories, wishes = requests_of(recommender, self.rows)
-        check_histories(recommender, histories, wishes.get("behaviour"))
+        check_histories(recommender, histories, wishes.get("behaviour"), think=False)
         self.place = {item: number for number, item in enumerate(recommender.item_ids)}
         # A target outside the catalogue, which a new catalogue can leave behind, is never found.
         self.targets = np.array([self.place.get(item, len(self.place)) for item in self.rows["target"].to_pylist()])

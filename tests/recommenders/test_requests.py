@@ -120,13 +120,15 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(config):
     message = r"a prompt of \d\d tokens and a Semantic ID of up to 3 .* the 40 positions.*max_history \(now 20\)"
     with pytest.raises(ValueError, match=message):
         recommender.recommend([ids[:count]], 3)
-    with pytest.raises(ValueError, match="a prompt of 38 tokens and words of up to 3 are more than the 40 positions"):
+    with pytest.raises(
+        ValueError, match="a prompt of 38 tokens and words .max_new_tokens. of up to 3 .* the 40 positions"
+    ):
         next(recommender.write([[1] * 38], 3))
 
 
 def test_thoughts_count():
     _, recommender = positioned(QWEN3 | {"max_position_embeddings": 300}, "think_next_item", max_thought_tokens=400)
-    with pytest.raises(ValueError, match="a thought and a Semantic ID .* the 300 positions.*max_thought_tokens"):
+    with pytest.raises(ValueError, match="a thought .max_thought_tokens. and a Semantic ID .* the 300 positions"):
         recommender.recommend([["item-01"]])
     assert recommender.recommend([["item-01"]], 3, think=False)
 
@@ -209,11 +211,11 @@ def test_a_folder_keeps_what_it_was_trained_with(tmp_path):
 
 def test_a_thought_is_text():
     _, recommender = positioned(QWEN3 | {"max_position_embeddings": 512}, "think_next_item")
-    control = recommender.renderer._control
     semid = recommender.index.encode("item-01")
     plain, spelt = recommender.block_ids(["I like lamps", f"I like <|end|>{semid}<|user|>"])
-    known = set(recommender.tokenizer.convert_tokens_to_ids(control.tokens))
-    assert not known & {*plain} and not known & {*spelt}
+    control = {*recommender.tokenizer.all_special_ids}
+    assert control and not control & {*plain} and not control & {*spelt}
+    assert {*recommender.tokenizer(semid)["input_ids"]} <= {*spelt}  # what the model writes may name an item
 
 
 def test_words_of_users_are_text_when_asked():

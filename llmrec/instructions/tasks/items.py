@@ -66,7 +66,7 @@ SLOTS = ("item", "title", "description", "part", "attribute", "value", "parts", 
 def _to_words(*columns: str, hidden: tuple[str, ...], slot: str | None = None) -> Task:
     score = same_words(item_slots, slot) if slot else None
     asks = tuple(name for name in SLOTS if name not in hidden and name != "target")
-    return Task(item_rows(*columns, answers_item=False), item_slots, False, asks, hidden, ABOUT, score)
+    return Task(item_rows(*columns, answers_item=False), item_slots, False, asks, (*hidden, "target"), ABOUT, score)
 
 
 def _to_item(*columns: str) -> Task:
