@@ -34,9 +34,7 @@ class EvaluateArguments:
     reference: str | None = field(default=None, metadata={"help": "Name that all others are compared with."})
     controls: list[str] = field(default_factory=list, metadata={"help": "Names to evaluate on shuffled rows as well."})
     semids: str | None = field(default=None, metadata={"help": "semids.parquet or index.json for the SemID level."})
-    exclude_seen: str = field(
-        default="auto", metadata={"help": "No item of the history in a list: auto, true, false."}
-    )
+    exclude_seen: str = field(default="auto", metadata={"help": "Leave out the history's items: auto, true, false."})
     ks: list[int] = field(default_factory=lambda: list(KS), metadata={"help": "List lengths of the metrics."})
     batch_size: int = field(default=256, metadata={"help": "Rows per call of recommend."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for intervals; 0 = none."})

@@ -19,7 +19,14 @@ from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
 from llmrec.instructions.reviews import load_reviews, readable, reviews_writer
-from llmrec.instructions.teacher import columns_writer, rows_to_write, teacher_writer, unnamed_index, write_texts
+from llmrec.instructions.teacher import (
+    check_question,
+    columns_writer,
+    rows_to_write,
+    teacher_writer,
+    unnamed_index,
+    write_texts,
+)
 from llmrec.models.folder import SEMIDS
 from llmrec.serving.writers import load_writer
 from llmrec.stages import begin_stage, finish_stage, settings_of
@@ -57,6 +64,7 @@ def main(args: RationaleArguments) -> None:
     data = PreparedData.load(args.data_dir)
     rows = rows_to_write(data, args.kind, args.max_history, args.max_rows, args.seed)
     prompt = load_prompt(args.prompt or f"teacher/{args.kind}")
+    check_question(prompt, args.kind)
     index = unnamed_index(data.items)
     if args.semids is not None:
         index = SemIDIndex.load(Path(args.semids) / SEMIDS).aligned(data.items)

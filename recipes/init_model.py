@@ -21,6 +21,7 @@ from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_genera
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.tokens import fix_today
 
 
 @dataclass
@@ -66,6 +67,7 @@ def main(args: InitArguments) -> None:
             AutoTokenizer.from_pretrained(source) if source else train_tokenizer(titles.values(), args.vocab_size)
         )
         model = model_from_config(args.model_config, tokenizer, args.seed)
+    fix_today(tokenizer)
     item_tokenizer = semids / ITEM_TOKENIZER
     codebooks = load_codebooks(item_tokenizer, index)
     extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)

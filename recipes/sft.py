@@ -48,7 +48,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     prompt = load_prompt(args.recommend_prompt)
     texts = Texts.load(args.texts).without_repeats(data.train) if args.texts else None
     shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
-    run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
+    run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), bos=run.config.bos, **shown)
     mixture = parse_mixture(args.tasks, prompt, index, args.fuse)
     if not run.begin([prompt, *(mix.prompt for mix in mixture)], texts, more_args=(sft,)):
         return

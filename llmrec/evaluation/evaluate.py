@@ -26,6 +26,8 @@ from llmrec.evaluation.metrics import (
     target_ranks,
 )
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.length import check_histories
 from llmrec.recommenders.protocol import Recommender, requests_of
 
 logger = logging.getLogger(__name__)
@@ -203,6 +205,9 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
 def _recommend(recommender, rows, length, batch_size, name, asked):
     """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists; `asked` are arguments of every request."""
     item_ids, scores, lengths, seconds = [], [], [], 0.0
+    if isinstance(recommender, LLMRecommender):  # what it has no positions for is refused before anything is computed
+        histories, wishes = requests_of(recommender, rows)
+        check_histories(recommender, histories, wishes.get("behaviour"))
     with tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row") as progress:
         for start in range(0, rows.num_rows, batch_size):
             batch, wishes = requests_of(recommender, rows.slice(start, batch_size))

@@ -239,9 +239,8 @@ def _encode(
         return renderer.render(mix.prompt, row, wording)
 
     def tokens_of(numbers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        prompts, answers = zip(*(texts(rows[n], mixes[n]) for n in numbers))
-        ids = renderer.tokenizer([*prompts, *answers], add_special_tokens=False)["input_ids"]
-        return ids[: len(prompts)], ids[len(prompts) :]
+        prompts, answers = map(list, zip(*(texts(rows[n], mixes[n]) for n in numbers)))
+        return renderer.token_ids(prompts), renderer.tokenizer(answers, add_special_tokens=False)["input_ids"]
 
     prompts, answers = tokens_of(range(len(rows))) if rows else ([], [])
     cut = [False] * len(rows)
@@ -249,7 +248,8 @@ def _encode(
     for n in (n for n in chats if len(prompts[n]) + len(answers[n]) > max_length):
         # The answer keeps its beginning; a question that fills more than the half keeps its end.
         kept = min(len(prompts[n]), max(max_length - len(answers[n]), max_length // 2))
-        prompts[n], cut[n] = prompts[n][len(prompts[n]) - kept :], True
+        begin = len(renderer.start)
+        prompts[n], cut[n] = prompts[n][:begin] + prompts[n][len(prompts[n]) - kept + begin :], True
         answers[n] = answers[n][: max_length - kept]
     while over := [n for n in range(len(rows)) if len(prompts[n]) + len(answers[n]) > max_length]:
         for n in over:

@@ -17,7 +17,7 @@ from llmrec.arrays import blocks
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
-from llmrec.recommenders.protocol import Recommendation, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
 class CatalogueRanker(ABC):
@@ -55,6 +55,7 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
+        histories = item_histories(histories)
         ks = per_request(k, len(histories), "k")
         requests = per_request(filters, len(histories), "filters")
         if any(number < 1 for number in ks):

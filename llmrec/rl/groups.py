@@ -58,7 +58,7 @@ class RollOut:
     def max_length(self) -> int:
         if not self.thinks:
             return self.trie.depth
-        return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
+        return self.recommender.thought_length
 
     def tokens(self, item: str) -> list[list[int]]:
         """The completions that an item is, one for each of its Semantic IDs."""
@@ -79,7 +79,7 @@ class RollOut:
             first), `thought` (its text), `closed` (whether the model closed it) and `thought_share` (its length, as a
             share of the longest).
         """
-        prompts = self._ids([row["prompt"] for row in rows])
+        prompts = self.recommender.token_ids([row["prompt"] for row in rows])
         seeds = [self.seed(*seed, row["row"]) for row in rows]
         return self._thoughts(model, prompts, seeds) if self.thinks else self._items(model, prompts, rows, seeds)
 
@@ -111,7 +111,7 @@ class RollOut:
             recommender.write, tokenizer, asked, block, self.size, limit, self.temperature, seeds
         )
         texts, ends = zip(*[thought for group in thoughts for thought in group])
-        blocks = self._ids([block.text(text) for text in texts])
+        blocks = recommender.block_ids(texts)
         opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))
         of_prompt = [n // self.size for n in range(len(texts))]
         tails = [prompts[n][end:] if end else [] for n in of_prompt]

@@ -14,6 +14,7 @@ from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_occurrences, row_metrics, seen_items, target_ranks
 from llmrec.evaluation.slices import popularity_classes
 from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.length import check_histories
 from llmrec.recommenders.protocol import requests_of
 
 SHOWN = 10  # places of a list that valid, coverage and head look at
@@ -25,7 +26,8 @@ class ValidationSample:
     A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
     recommender's model is replaced at each evaluation; `train` says what is popular, `exclude_seen` whether lists
     leave out the items of the history (`llmrec.data.excludes_seen`). Items that share a Semantic ID count as they do
-    in `llmrec.evaluation`: the expectation over a random order.
+    in `llmrec.evaluation`: the expectation over a random order. Histories that the model has no positions for raise
+    `ValueError`.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class ValidationSample:
         rows = np.sort(np.random.default_rng(0).permutation(valid.num_rows)[:size])
         self.rows = valid.take(pa.array(rows))
         self.recommender, self.exclude_seen = recommender, exclude_seen
+        histories, wishes = requests_of(recommender, self.rows)
+        check_histories(recommender, histories, wishes.get("behaviour"), think=False)
         self.item_ids = pa.array(recommender.item_ids, pa.string())
         groups = semid_groups(recommender.index, self.item_ids)
         self.groups = np.append(groups, groups.max() + 1)  # the last for all targets that are in no list
