@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral
 
 
 def one_of(name: str, known: Iterable[str], what: str) -> str:
@@ -17,6 +18,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'x'?"` for the known name that is nearest to an unknown one; empty where none is near."""
     nearest = get_close_matches(str(name), known, n=1)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def whole_number(value, name: str, least: int = 1) -> int:
+    """`value` as an `int`; `ValueError` naming it unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}, it should be a whole number of at least {least}")
+    return int(value)
 
 
 def construct(kind: Callable, arguments: Mapping, what: str):

@@ -136,7 +136,7 @@ def test_a_device_or_dtype_that_is_not_there_is_named_before_anything_is_loaded(
 def test_nothing_follows_no_texts(folder):
     recommender = LLMRecommender.from_pretrained(folder)
     assert recommender.recommend_after([]) == []
-    with pytest.raises(ValueError, match="k is 0, it should be at least 1"):
+    with pytest.raises(ValueError, match="k is 0, it should be a whole number of at least 1"):
         recommender.recommend_after(["x"], k=0)
 
 
