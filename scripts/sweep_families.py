@@ -2,7 +2,7 @@
 
 For every family a tiny random model is made, and all SemIDs of a small catalogue are searched after two prompts of
 unequal length, longer than every window; their scores are held against one forward pass of each SemID. A family runs
-in a process of its own, which is given a minute.
+in a process of its own, which is given two minutes.
 
     python scripts/sweep_families.py llama mamba                   # prints what it finds
     python scripts/sweep_families.py --json sweep.json --write     # all families; goes on where it was stopped
@@ -26,13 +26,14 @@ from llmrec.files import write_json
 FAMILIES = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "decoding.md"
 BEGIN, END = "<!-- scripts/sweep_families.py --write -->\n", "<!-- end of the sweep -->\n"
-VOCABULARY, SECONDS, EXACT = 128, 60, 2e-3
+VOCABULARY, SECONDS, EXACT = 128, 120, 2e-3
 OUTCOMES = [*search.WAYS, "refused", "not made", "WRONG"]
 
 # What configs call their sizes. Windows are shorter than the prompts.
 _SIZES = {
     VOCABULARY: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab",
-    32: "hidden_size d_model n_embd dim embedding_size embed_dim word_embed_proj_dim lru_width embedding_dim",
+    32: "hidden_size d_model n_embd dim embedding_size embed_dim word_embed_proj_dim lru_width embedding_dim "
+    "hidden_size_global",
     48: "intermediate_size ffn_dim d_ff n_inner decoder_ffn_dim encoder_ffn_dim ffn_hidden_size dim_ff inner_dim "
     "shared_intermediate_size",
     16: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size kv_lora_rank q_lora_rank "
@@ -41,9 +42,10 @@ _SIZES = {
     "num_encoder_layers num_attention_heads n_head num_heads n_heads decoder_attention_heads encoder_attention_heads "
     "num_encoder_attention_heads num_decoder_attention_heads n_routed_experts num_local_experts num_experts "
     "moe_num_experts qk_rope_head_dim rotary_dim index_n_heads sliding_window attention_window_size window_size "
-    "local_window_size attention_chunk_size swin_window_size",
-    2: "num_key_value_heads num_kv_heads num_experts_per_tok moe_k moe_topk top_k_experts",
-    8: "head_dim d_head d_kv qk_nope_head_dim v_head_dim index_head_dim global_head_dim",
+    "local_window_size attention_chunk_size linear_num_heads linear_num_value_heads",
+    2: "num_key_value_heads num_kv_heads num_experts_per_tok moe_k moe_topk top_k_experts linear_num_key_heads",
+    8: "head_dim d_head d_kv qk_nope_head_dim v_head_dim index_head_dim global_head_dim "
+    "linear_head_dim linear_key_head_dim linear_value_head_dim",
     1: "n_group topk_group n_groups mamba_n_groups bos_token_id",
     256: "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions",
 }
@@ -51,14 +53,22 @@ SMALL = {name: size for size, names in _SIZES.items() for name in names.split()}
     "pad_token_id": 0,
     "eos_token_id": 2,
 }
-LATENT = {"num_key_value_heads": 4, "head_dim": None}  # keys and values of all heads are made of a latent
+# Keys and values of all heads are made of a latent
+LATENT = {"num_key_value_heads": 4, "head_dim": 4, "qk_head_dim": 12}
+# What has no size of its own by default
+INDEXER = {"n_heads": 2, "kv_heads": 1, "head_dim": 8, "budget": 8, "compress_ratio": 4}
+NEEDED = {"num_experts_per_tok": 2} | {f"indexer_{name}": size for name, size in INDEXER.items()}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 # Where sizes depend on each other, or a family has to be told that it is a causal language model
 SPECIAL = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1, 3]},
-    "blt": {},
-    "cohere_compass_text": {"rope_parameters": None},
-    "dbrx": {},
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64},
     "gemma3n_text": {"intermediate_size": [48] * 4, "num_kv_shared_layers": 2, "activation_sparsity_pattern": None},
     "gemma4_text": {"head_dim": 8, "global_head_dim": 8},
@@ -74,13 +84,22 @@ SPECIAL = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "minicpm3": {"head_dim": 4},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 16},
+    "reformer": {
+        "axial_pos_shape": (16, 16),
+        "axial_pos_embds_dim": (16, 16),
+        "attention_head_size": 8,
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "hash_seed": 0,
+    },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4},
-    "zamba2": {"n_mamba_heads": 4, "mamba_headdim": 16},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4, "layers_block_type": HYBRID},
+    "zamba2": {"n_mamba_heads": 4, "mamba_headdim": 16, "layers_block_type": HYBRID},
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 
@@ -101,6 +120,7 @@ def _shrunk(config: PreTrainedConfig, special: dict) -> PreTrainedConfig:
     fields = vars(config)
     latent = LATENT if fields.get("kv_lora_rank") else {}
     given = {name: size for name, size in (SMALL | latent).items() if name in fields and fields[name] is not None}
+    given |= {name: size for name, size in NEEDED.items() if name in fields}
     given |= {name: _shrunk(value, {}) for name, value in fields.items() if isinstance(value, PreTrainedConfig)}
     given |= {"is_decoder": True} if "is_decoder" in fields else {}
     return type(config)(**{name: value for name, value in (given | special).items() if value is not None})

@@ -153,13 +153,14 @@ def generate_search(
     attention_mask: torch.Tensor,
     trie: SemIDTrie,
     normalize: Normalize,
+    use_cache: bool = True,
 ) -> Search:
     """The search of `llmrec.decoding.search` through `generate`, for models that need it.
 
     Prompts of one length run together, without padding: not every state of such models leaves it out.
     """
     lengths, trie = prompt_lengths(attention_mask), trie.with_an_end()
-    use_cache = _state_follows_beams(model, input_ids)
+    use_cache = use_cache and _state_follows_beams(model, input_ids)
     input_ids = input_ids.gather(1, attention_mask.bool().int().argsort(dim=1, stable=True))  # padding to the left
 
     def of_one_length(ids: torch.Tensor, num_beams: int, allowed: RowFilter | None) -> BeamOutput:

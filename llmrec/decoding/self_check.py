@@ -61,11 +61,10 @@ def first_exact(
         return choice
     versions = REVISION, torch.__version__, transformers.__version__
     key = fingerprint(json.dumps([*parts, *versions, type(inner).__qualname__, inner.config.to_json_string()]))
-    choice = _of_keys.get(key) or _read(folder).get(key)
-    if choice is None:
-        choice = _judge(model, ways, device)
-        _keep(folder, key, choice)
-    _of_keys[key] = choice
+    kept = _read(folder)
+    choice = _of_keys[key] = _of_keys.get(key) or kept.get(key) or _judge(model, ways, device)
+    if folder is not None and key not in kept:
+        _keep(folder, {**kept, key: choice})
     _of_models[inner] = parts, choice
     return choice
 
@@ -77,13 +76,11 @@ def _read(folder: Path | None) -> dict[str, Choice]:
         return {}
 
 
-def _keep(folder: Path | None, key: str, choice: Choice) -> None:
-    if folder is not None:
-        known = {**_read(folder), key: choice}
-        try:
-            write_json(folder / FILE, {key: value._asdict() for key, value in known.items()})
-        except OSError as error:
-            logger.debug("%s is not kept: %s", folder / FILE, error)
+def _keep(folder: Path, choices: dict[str, Choice]) -> None:
+    try:
+        write_json(folder / FILE, {key: choice._asdict() for key, choice in choices.items()})
+    except OSError as error:
+        logger.debug("%s is not kept: %s", folder / FILE, error)
 
 
 @torch.no_grad()
