@@ -21,13 +21,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmrec.decoding import SemIDTrie, search, search_items
+from llmrec.decoding.logits_processor import state_follows_beams
 from llmrec.files import write_json
 
 FAMILIES = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "decoding.md"
 BEGIN, END = "<!-- scripts/sweep_families.py --write -->\n", "<!-- end of the sweep -->\n"
 VOCABULARY, SECONDS, EXACT = 128, 120, 2e-3
-OUTCOMES = [*search.WAYS, "refused", "not made", "WRONG"]
+TREE, GENERATE = search.WAYS
+UNCACHED = f"{GENERATE} without a cache"
+OUTCOMES = [TREE, GENERATE, UNCACHED, "refused", "not made", "WRONG"]
 
 # What configs call their sizes. Windows are shorter than the prompts.
 _SIZES = {
@@ -152,8 +155,8 @@ def sweep(family: str) -> dict:
     found = [{item.item: item.score for item in items} for items in lists]
     complete = all(len(scores) == len(semids) for scores in found)
     off = max(abs(float(own[row][item]) - score) for row, scores in enumerate(found) for item, score in scores.items())
-    outcome = choice.way if complete and off < EXACT else "WRONG"
-    return {"outcome": outcome, "why": choice.why, "off": off}
+    outcome = UNCACHED if choice.way == GENERATE and not state_follows_beams(model) else choice.way
+    return {"outcome": outcome if complete and off < EXACT else "WRONG", "why": choice.why, "off": off}
 
 
 def _plain(model: PreTrainedModel, prompt: torch.Tensor, semids: torch.Tensor) -> torch.Tensor:
@@ -196,7 +199,7 @@ def table(results: dict[str, dict]) -> str:
     lines += ["| outcome | families | which |", "|---|---:|---|"]
     for outcome in OUTCOMES:
         names = sorted(family for family, result in results.items() if result["outcome"] == outcome)
-        said = outcome not in search.WAYS
+        said = outcome in ("refused", "not made")
         named = [f"{name} ({results[name]['why']})".replace("|", "/") if said else name for name in names]
         lines += [f"| {outcome} | {len(names)} | {', '.join(named)} |"] if names else []
     return "\n".join(lines) + "\n"

@@ -1,8 +1,11 @@
 """The trie as a `LogitsProcessor` of transformers, and `generate` with every decoding field set by us."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, collect
@@ -137,13 +140,38 @@ def constrained_generate(
     return generate_as_told(model, config, processor, input_ids=input_ids, attention_mask=attention_mask)
 
 
-def _state_follows_beams(model, input_ids: torch.Tensor) -> bool:
-    """A state that a model does not hand out stays in its modules, where no beam search reorders it
-    (RecurrentGemma)."""
-    if not unwrap(model)._is_stateful:
-        return True
-    output = model(input_ids=input_ids[:, :1], use_cache=True)
-    return any(name in output for name in ALL_CACHE_NAMES)
+@torch.no_grad()
+def state_follows_beams(model) -> bool:
+    """Whether all that a model keeps of two prompts is handed out, and goes where its beams go.
+
+    Some models keep their state in their modules (RecurrentGemma), or in a cache that reorders a part of it (MiniMax,
+    DeepSeek-V4), or not at all (RWKV): `generate` would go on with the state of another beam.
+    """
+    inner = unwrap(model)
+    ids = torch.arange(3, 15, device=inner.device).view(2, 6) % inner.config.get_text_config().vocab_size
+    output = model(input_ids=ids, use_cache=True, return_dict=True)
+    cache = next((output[name] for name in ALL_CACHE_NAMES if output.get(name) is not None), None)
+    if cache is None:
+        return not inner._is_stateful
+    if hasattr(inner, "_reorder_cache"):
+        cache = inner._reorder_cache(cache, torch.zeros(2, dtype=torch.long, device=inner.device))
+    elif hasattr(cache, "reorder_cache"):
+        cache.reorder_cache(torch.zeros(2, dtype=torch.long, device=inner.device))
+    else:
+        return False
+    return all(bool((kept[0] == kept[1]).all()) for kept in _tensors(cache) if kept.ndim > 1 and len(kept) == 2)
+
+
+def _tensors(value) -> Iterator[torch.Tensor]:
+    """Those of a cache, its layers, their lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        for inner in (value if isinstance(value, Mapping) else vars(value)).values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
 
 
 @torch.no_grad()
@@ -153,14 +181,14 @@ def generate_search(
     attention_mask: torch.Tensor,
     trie: SemIDTrie,
     normalize: Normalize,
-    use_cache: bool = True,
 ) -> Search:
     """The search of `llmrec.decoding.search` through `generate`, for models that need it.
 
-    Prompts of one length run together, without padding: not every state of such models leaves it out.
+    Prompts of one length run together, without padding: not every state of such models leaves it out. Where a state
+    does not follow the beams, prompts and beams are run anew for every token.
     """
     lengths, trie = prompt_lengths(attention_mask), trie.with_an_end()
-    use_cache = use_cache and _state_follows_beams(model, input_ids)
+    use_cache = state_follows_beams(model)
     input_ids = input_ids.gather(1, attention_mask.bool().int().argsort(dim=1, stable=True))  # padding to the left
 
     def of_one_length(ids: torch.Tensor, num_beams: int, allowed: RowFilter | None) -> BeamOutput:

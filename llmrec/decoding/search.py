@@ -44,11 +44,7 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
 
 # Ways to search, the fastest first: a model is searched by the first that gives its own scores.
 TREE = "the tree search"
-WAYS = {
-    TREE: tree_search,
-    "generate()": generate_search,
-    "generate() without a cache": partial(generate_search, use_cache=False),
-}
+WAYS = {TREE: tree_search, "generate()": generate_search}
 
 
 def no_tree(model) -> str | None:
