@@ -142,8 +142,8 @@ def _fault(
 
 def _tolerance(dtype: torch.dtype, device: torch.device) -> float:
     """Nats per SemID: .003 in float32 on a CPU, .25 in float16 (and float32 on a GPU, which may compute with its
-    mantissa), .7 in bfloat16."""
-    if device.type != "cpu" and dtype.itemsize > 2:
+    mantissa, and whole numbers), .7 in bfloat16."""
+    if not dtype.is_floating_point or (device.type != "cpu" and dtype.itemsize > 2):
         dtype = torch.float16
     return 8 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
 
