@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import get_args, get_type_hints
 
 
@@ -21,6 +22,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
+def whole_number(value, name: str, least: int = 1) -> int:
+    """`value` as an `int`; `ValueError` naming it unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}, it should be a whole number of at least {least}")
+    return int(value)
+
+
 def at_least(arguments, **least: int | float) -> None:
     """Refuses numbers of a dataclass that a user wrote and that are too small: `at_least(args, num_beams=1)`.
 
@@ -29,15 +37,16 @@ def at_least(arguments, **least: int | float) -> None:
     """
     types = get_type_hints(type(arguments))  # not those of `fields`, which transformers' parser takes None out of
     for name, lowest in least.items():
-        value, whole = getattr(arguments, name), isinstance(lowest, int)
+        value = getattr(arguments, name)
         if value is None and type(None) in get_args(types[name]):
             continue
         if isinstance(value, list) and not value:
             raise ValueError(f"{name} is empty: give at least one number")
         for number in value if isinstance(value, list) else [value]:
-            known = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
-            if not known or not lowest <= number < math.inf:
-                raise ValueError(f"{name}: {number!r} should be a {'whole ' * whole}number of at least {lowest}")
+            if isinstance(lowest, int):
+                whole_number(number, name, lowest)
+            elif isinstance(number, bool) or not isinstance(number, Real) or not lowest <= number < math.inf:
+                raise ValueError(f"{name} is {number!r}, it should be a number of at least {lowest}")
 
 
 def construct(kind: Callable, arguments: Mapping, what: str):

@@ -30,16 +30,16 @@ def test_numbers_from_the_least_on_pass():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"beams": 0}, "beams: 0 should be a whole number of at least 1"),
+        ({"beams": 0}, "beams is 0, it should be a whole number of at least 1"),
         ({"beams": -3}, "beams: -3 should be"),
-        ({"beams": 2.5}, "beams: 2.5 should be a whole number"),
+        ({"beams": 2.5}, "beams is 2.5, it should be a whole number"),
         ({"beams": True}, "beams: True should be"),
         ({"beams": None}, "beams: None should be"),
         ({"beams": "many"}, "beams: 'many' should be"),
         ({"rows": 0}, "rows: 0 should be"),
         ({"ks": [5, 0]}, "ks: 0 should be"),
         ({"ks": []}, "ks is empty: give at least one number"),
-        ({"rate": -0.1}, "rate: -0.1 should be a number of at least 0.0"),
+        ({"rate": -0.1}, "rate is -0.1, it should be a number of at least 0.0"),
         ({"rate": float("nan")}, "rate: nan should be"),
         ({"rate": float("inf")}, "rate: inf should be"),
     ],
@@ -106,7 +106,7 @@ def test_recipes_refuse_them_before_they_read_anything(tmp_path, monkeypatch, re
 
 
 def test_settings_in_python_are_refused_alike():
-    with pytest.raises(ValueError, match="^patience: 0 should be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="^patience is 0, it should be a whole number of at least 1"):
         SASRecConfig(patience=0)
     with pytest.raises(ValueError, match="^dropout: 1.0 leaves nothing"):
         SASRecConfig(dropout=1.0)

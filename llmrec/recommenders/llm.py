@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter, within_limits
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import ScoredItem
@@ -190,10 +191,8 @@ class LLMRecommender(PromptWriter):
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
             num_beams: instead of `config.num_beams`.
         """
-        histories, num_beams = item_histories(histories), num_beams or self.config.num_beams
-        ks = per_request(k, len(histories), "k")
-        if any(number < 1 for number in ks):
-            raise ValueError(f"k is {min(ks)}, it should be at least 1")
+        histories, num_beams = item_histories(histories), self._beams(num_beams)
+        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):  # a tokenizer of transformers fails on an empty list
             return []
@@ -248,9 +247,9 @@ class LLMRecommender(PromptWriter):
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
-        ks, requests = per_request(k, len(prompts), "k"), per_request(filters, len(prompts), "filters")
-        if any(number < 1 for number in ks):
-            raise ValueError(f"k is {min(ks)}, it should be at least 1")
+        num_beams = self._beams(num_beams)
+        ks = [whole_number(number, "k") for number in per_request(k, len(prompts), "k")]
+        requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
             return []
         histories = None if histories is None else item_histories(histories)
@@ -273,6 +272,9 @@ class LLMRecommender(PromptWriter):
     def tell(self, *args, **kwargs) -> list[str]:
         warnings.warn("LLMRecommender.tell is now generate_text", FutureWarning, stacklevel=2)
         return self.generate_text(*args, **kwargs)
+
+    def _beams(self, num_beams: int | None) -> int:
+        return whole_number(self.config.num_beams if num_beams is None else num_beams, "num_beams")
 
     def _recommendations(self, lists: list[list[tuple[int, float]]]) -> list[list[Recommendation]]:
         titles, items = self.renderer.catalogue.titles, self.index.items
@@ -375,7 +377,7 @@ class LLMRecommender(PromptWriter):
 
         `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's.
         """
-        device, num_beams = self.device, num_beams or self.config.num_beams
+        device, num_beams = self.device, self._beams(num_beams)
         check_length(self, prompts)
         trie = self.catalogue.trie.to(device)
         results: dict[int, list[ScoredItem]] = {}
@@ -389,7 +391,7 @@ class LLMRecommender(PromptWriter):
             asked = [requests[i] if requests is not None else None for i in batch]
             seen = [[*map(item_of, histories[i])] if histories is not None else [] for i in batch]
             within = self.catalogue.restrictions(asked, seen, view)
-            search = open_search(self.model, ids, mask, trie, self.config.normalize)
+            search = open_search(self.model, ids, mask, trie, self.config.normalize, self.folder)
             lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
             results |= zip(batch, lists)
         return [results[number] for number in range(len(prompts))]

@@ -1,7 +1,7 @@
 """`Recommender`: the one Protocol behind which our model and every other recommender stand."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Number, Real
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -47,7 +47,7 @@ class Recommender(Protocol):
 
 def per_request(value, count: int, name: str) -> list:
     """Spreads one value over `count` requests, or checks that there is one for each."""
-    if value is None or isinstance(value, (int, str, Filter)):
+    if value is None or isinstance(value, (Number, str, Filter)):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{len(value)} values of {name} for {count} histories")
