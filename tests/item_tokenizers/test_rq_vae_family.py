@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
+from llmrec.catalogue.report import neighbours_kept
 from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
 from llmrec.item_tokenizers.residual.autoencoder import batches_of
 from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
@@ -72,30 +73,34 @@ def test_train_is_needed_only_where_the_collaborative_loss_counts():
     LETTER(**SMALL, collaborative_weight=0, epochs=1).fit(blobs())
 
 
-def test_letter_puts_items_together_that_are_consumed_together():
-    """Features say nothing; the sequences hold two circles of items that never mix."""
+def test_letter_at_its_defaults_puts_items_together_that_are_consumed_together():
+    """Features say nothing; the sequences hold forty circles of fifteen items that never mix."""
     rng = np.random.default_rng(0)
-    items = small_items(80)
-    ids = items["item_id"].to_pylist()
-    lists = [[ids[i] for i in rng.choice(40, 8, False) + 40 * (u % 2)] for u in range(200)]
-    train = pa.table({"user_id": [str(u) for u in range(200)], "item_ids": lists})
-    features = rng.normal(size=(80, 12)).astype(np.float32)
+    items = small_items(600)
+    ids, members = items["item_id"].to_pylist(), np.arange(600).reshape(40, 15)
+    lists = [[ids[i] for i in rng.permutation(members[user % 40])[:8]] for user in range(1000)]
+    train = pa.table({"user_id": [str(user) for user in range(1000)], "item_ids": lists})
+    features = rng.normal(size=(600, 32)).astype(np.float32)
+    circles = np.stack([np.delete(members[item // 15], item % 15) for item in range(600)])
 
-    def purity(weight):
-        tokenizer = LETTER(
-            [4, 8], hidden=[32], latent_dim=6, epochs=60, collaborative_dim=4, collaborative_weight=weight
-        ).fit(features, items=items, train=train)
-        first = tokenizer.encode(features)[:, 0]
-        counts = np.stack([np.bincount(first[:40], minlength=4), np.bincount(first[40:], minlength=4)])
-        return counts.max(0).sum() / 80
+    def kept(kind):
+        tokenizer = kind().fit(features, items=items, train=train)
+        return neighbours_kept(tokenizer.encode(features), np.arange(600), circles), tokenizer.history
 
-    assert purity(3.0) > purity(0.0) + 0.15
+    (letter, history), (plain, _) = kept(LETTER), kept(RQVAE)
+    assert history[-1]["collaborative"] < 0.8 * history[0]["collaborative"]
+    assert letter > 2 * plain + 0.05
+
+
+def test_a_collaborative_loss_wants_an_even_latent():
+    with pytest.raises(ValueError, match="latent_dim=5 must be even"):
+        LETTER(**SMALL | {"latent_dim": 5})
 
 
 def test_the_collaborative_loss_ignores_items_without_neighbours():
     embeddings = np.zeros((5, 3), np.float32)
     embeddings[:2] = np.eye(3)[:2]
-    loss = Collaborative(embeddings, 3)
+    loss = Collaborative(embeddings)
     quantised = 10 * torch.eye(3)[[0, 1, 2]]
     rows = torch.tensor([0, 1, 4])
     with_stranger = loss(step_of(None, None, quantised, rows=rows))

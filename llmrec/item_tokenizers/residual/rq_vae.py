@@ -12,8 +12,9 @@ The network differs from most public code in one line that matters: between leve
 With the straight-through estimate inside every level the residual's gradient is zero, and the commitment terms of all
 levels but the first never reach the encoder.
 
-LETTER's collaborative embeddings come from SASRec in the paper, from co-occurrence in the training sequences here; its
-start from constrained k-means and its Sinkhorn assignment at the last level are absent.
+LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent and as long as
+they were learned: made unit vectors, they are no logits. Its start from constrained k-means and its Sinkhorn assignment
+at the last level are absent.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from llmrec.arguments import one_of
 from llmrec.arrays import kmeans
 from llmrec.devices import best_device
-from llmrec.features.cooccurrence import cooccurrence_embeddings
+from llmrec.features.parts.collaborative import sasrec_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
 from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
@@ -40,10 +41,11 @@ WITH_TRAIN = ("features", "items", "train")
 
 DEFAULT = {
     "preprocess": "standardize",
-    "hidden": (256, 128),
+    "hidden": (512,),
     "epochs": 40,
+    "batch_size": 256,
     "optimizer": "adamw",
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "reset_every": 1,
     "refit": True,
@@ -52,6 +54,7 @@ TIGER = {
     "preprocess": "l2",
     "hidden": (512, 256, 128),
     "epochs": 20_000,
+    "batch_size": 1024,
     "optimizer": "adagrad",
     "learning_rate": 0.4,
     "weight_decay": 0.0,
@@ -142,15 +145,16 @@ class RQVAE(Autoencoder):
             collapse, and its 20,000 epochs are hours on a CPU.
         device: `"auto"` takes a GPU where there is one.
         preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
-        hidden, latent_dim: layers of the encoder; the decoder mirrors them.
+        hidden, latent_dim: layers of the encoder, mirrored by the decoder. Latents of a collaborative loss are of an
+            even width, as a SASRec's.
         epochs: more of them reconstruct better and leave more collisions.
         optimizer: `"adamw"` with cosine decay, or `"adagrad"`.
         beta: weight of the commitment loss.
         reset_every: epochs between two resets of unused codes; 0 for none.
         refit: k-means once more at the end.
         reconstruction, temperature: `"mse"`, `"cosine"`, or `"infonce"` of CoST, which alone has a temperature.
-        collaborative_weight, collaborative_dim: of LETTER's loss that draws items together that are consumed
-            together, and the width of their embeddings. Where it counts, `fit` needs items and train.
+        collaborative_weight: of LETTER's loss that draws items together that are consumed together. Where it counts,
+            `fit` needs items and train.
         diversity_weight: of LETTER's loss that spreads the codes.
 
     Attributes:
@@ -170,7 +174,7 @@ class RQVAE(Autoencoder):
     hidden: Sequence[int] | None = None
     latent_dim: int | None = 32
     epochs: int | None = None
-    batch_size: int = 1024
+    batch_size: int | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -180,7 +184,6 @@ class RQVAE(Autoencoder):
     reconstruction: str = "mse"
     temperature: float = 0.1
     collaborative_weight: float = 0.0
-    collaborative_dim: int = 32
     diversity_weight: float = 0.0
 
     def __post_init__(self):
@@ -193,13 +196,15 @@ class RQVAE(Autoencoder):
         self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
         if self.collaborative_weight > 0:
             self.traits = Traits(needs=WITH_TRAIN)
+            if self.latent_dim % 2:
+                raise ValueError(f"latent_dim={self.latent_dim} must be even where collaborative_weight counts")
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
         rows, distinct = self._distinct(features, max(self.codebook_sizes), "codebook_sizes")
         collaborative = None
         if self.collaborative_weight > 0:
             ids = items["item_id"].to_pylist()
-            collaborative = cooccurrence_embeddings(ids, train, self.collaborative_dim, seed=seed)[distinct]
+            collaborative = sasrec_embeddings(ids, train, self.latent_dim, seed=seed)[distinct]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.new_module(rows.shape[1])
