@@ -23,7 +23,6 @@ SMALL = {
     "letter": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "cost": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "etegrec": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4, "cycles": 1, "width": 8},
-    "rq_kmeans_plus": {"codebook_sizes": [8, 6, 4], "hidden": [16], "epochs": 4, "niter": 5},
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
 from llmrec.catalogue.report import neighbours_kept
-from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
+from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, make_item_tokenizer
 from llmrec.item_tokenizers.residual.autoencoder import batches_of
 from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
 from llmrec.item_tokenizers.residual.rq_vae import RQVAEModule
@@ -35,10 +35,6 @@ def test_wrong_arguments_are_named():
         make_item_tokenizer("rq_vae", {"epoch": 3})
     with pytest.raises(ValueError, match="preset 'paper' is not one of default, tiger"):
         RQVAE(preset="paper")
-    with pytest.raises(ValueError, match="preset 'tiger' is not one of default"):
-        RQKMeansPlus(preset="tiger")
-    with pytest.raises(ValueError, match="no argument 'latent_dim'"):
-        make_item_tokenizer("rq_kmeans_plus", {"latent_dim": 32})
     with pytest.raises(ValueError, match="reconstruction 'l1' is not one of mse"):
         RQVAE(reconstruction="l1")
     with pytest.raises(ValueError, match="optimizer 'sgd'"):
@@ -154,26 +150,6 @@ def test_infonce_wants_the_own_item_not_its_length():
 def test_cost_learns_to_tell_items_apart():
     history = CoST([16, 16], hidden=[32], latent_dim=8, epochs=30, batch_size=50).fit(blobs(400, 24)).history
     assert history[-1]["reconstruction"] < 0.7 * history[0]["reconstruction"]
-
-
-@given(seed=st.integers(0, 99), mode=st.sampled_from(["none", "l2", "standardize"]))
-@settings(deadline=None, max_examples=5)
-def test_rq_kmeans_plus_starts_as_residual_kmeans(seed, mode):
-    features = blobs(300, 16, seed)
-    start = RQKMeans([16, 8, 4], normalize_residuals=False, preprocess=mode).fit(features, seed=seed)
-    plus = RQKMeansPlus([16, 8, 4], preprocess=mode, epochs=0).fit(features, seed=seed)
-    assert (plus.encode(features) == start.encode(features)).all()
-
-
-def test_rq_kmeans_plus_goes_on_learning():
-    """Items on a curved surface, which straight residuals describe badly."""
-    rng = np.random.default_rng(0)
-    place = rng.uniform(-1, 1, size=(600, 2))
-    features = (np.tanh(place @ rng.normal(size=(2, 24)) * 2) @ rng.normal(size=(24, 16))).astype(np.float32)
-    arguments = {"hidden": [32], "batch_size": 100, "learning_rate": 1e-3, "preprocess": "standardize"}
-    history = RQKMeansPlus([16, 8], epochs=60, **arguments).fit(features).history
-    assert history[-1]["reconstruction"] < 0.97 * history[0]["reconstruction"]
-    assert min(history[-1]["usage"]) == 1
 
 
 def test_etegrec_needs_sequences_of_two():

@@ -12,9 +12,8 @@ The network differs from most public code in one line that matters: between leve
 With the straight-through estimate inside every level the residual's gradient is zero, and the commitment terms of all
 levels but the first never reach the encoder.
 
-LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent and as long as
-they were learned: made unit vectors, they are no logits. Its start from constrained k-means and its Sinkhorn assignment
-at the last level are absent.
+LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent, in the lengths
+that it learned. Its start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
 
 from collections.abc import Sequence
@@ -63,29 +62,14 @@ TIGER = {
 }
 
 
-class Residual(nn.Module):
-    """x + MLP(x), the last layer zero: the identity, until it is trained."""
-
-    def __init__(self, sizes: list[int]):
-        super().__init__()
-        self.mlp = mlp(sizes)
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.mlp(x)
-
-
 class RQVAEModule(nn.Module):
-    """MLP encoder and decoder, its mirror image, around residual quantisation. Without `latent_dim` both are
-    `Residual`, and the latent is as wide as the input."""
+    """MLP encoder and decoder, its mirror image, around residual quantisation."""
 
-    def __init__(self, dim: int, hidden: list[int], latent_dim: int | None, codebook_sizes):
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int, codebook_sizes):
         super().__init__()
-        kind, width = (mlp, latent_dim) if latent_dim is not None else (Residual, dim)
-        self.encoder = kind([dim, *hidden, width])
-        self.decoder = kind([width, *reversed(hidden), dim])
-        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, width)) for size in codebook_sizes)
+        self.encoder = mlp([dim, *hidden, latent_dim])
+        self.decoder = mlp([latent_dim, *reversed(hidden), dim])
+        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, latent_dim)) for size in codebook_sizes)
 
     def forward(self, x: torch.Tensor, beta: float) -> Step:
         """Quantises and decodes rows `[B, D]`; `beta` weighs the commitment loss."""
@@ -172,7 +156,7 @@ class RQVAE(Autoencoder):
     preprocess: str | None = None
     preprocess_dim: int | None = None
     hidden: Sequence[int] | None = None
-    latent_dim: int | None = 32
+    latent_dim: int = 32
     epochs: int | None = None
     batch_size: int | None = None
     optimizer: str | None = None
@@ -209,7 +193,7 @@ class RQVAE(Autoencoder):
             torch.manual_seed(seed)
             module = self.new_module(rows.shape[1])
             losses = losses_of(self.config, module, collaborative, seed)
-        self.start(module, features, rows, seed)
+        fit_codebooks(module, torch.from_numpy(rows), seed)
         self.history = self.train(module, rows, losses, seed)
         self.adopt(module)
 
@@ -259,10 +243,6 @@ class RQVAE(Autoencoder):
             fit_codebooks(module, x, seed)
         module.to("cpu")
         return history
-
-    def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
-        """Sets the codebooks before training; `rows` are the distinct rows of the preprocessed features."""
-        fit_codebooks(module, torch.from_numpy(rows), seed)
 
     def new_module(self, dim: int) -> RQVAEModule:
         return RQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes)
