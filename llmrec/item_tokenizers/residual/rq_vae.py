@@ -12,8 +12,8 @@ The network differs from most public code in one line that matters: between leve
 With the straight-through estimate inside every level the residual's gradient is zero, and the commitment terms of all
 levels but the first never reach the encoder.
 
-LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent, in the lengths
-that it learned. Its start from constrained k-means and its Sinkhorn assignment at the last level are absent.
+LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent, as long as it
+learned them. Its start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
 
 from collections.abc import Sequence
