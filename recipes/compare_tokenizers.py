@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from trl import TrlParser
 
+from llmrec.commands import Parser
 from llmrec.evaluation import comparison
 from llmrec.evaluation.metrics import row_metrics
-from llmrec.files import atomic_path, read_parquet, write_json
+from llmrec.files import Lock, atomic_path, read_parquet, write_json
 
 RECIPES = Path(__file__).parent
 
@@ -71,7 +71,11 @@ def main(args: CompareArguments) -> None:
         raise ValueError(f"downstream names {unknown}, which are not among the tokenizers")
     if args.sft and args.reference not in (args.downstream or args.tokenizers):
         raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
-    output = Path(args.output_dir)
+    with Lock(args.output_dir):
+        compare(args, Path(args.output_dir))
+
+
+def compare(args: CompareArguments, output: Path) -> None:
     figures = {}
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
@@ -94,4 +98,4 @@ def main(args: CompareArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((CompareArguments,)).parse_args_and_config())
+    main(*Parser((CompareArguments,)).parse_args_and_config())

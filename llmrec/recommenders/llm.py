@@ -26,8 +26,9 @@ from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
-from llmrec.recommenders.protocol import Recommendation, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
 class LLMRecommender(PromptWriter):
@@ -190,7 +191,7 @@ class LLMRecommender(PromptWriter):
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
             num_beams: instead of `config.num_beams`.
         """
-        num_beams = self._beams(num_beams)
+        histories, num_beams = item_histories(histories), self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):  # a tokenizer of transformers fails on an empty list
@@ -233,7 +234,7 @@ class LLMRecommender(PromptWriter):
             raise ValueError(f"task {prompt.task!r} is answered in words: use generate_text")
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
-        histories = [row.get("history", []) for row in rows]
+        histories = item_histories([() if row.get("history") is None else row["history"] for row in rows])
         texts = self.task_prompts(prompt, rows)
         return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
 
@@ -251,6 +252,7 @@ class LLMRecommender(PromptWriter):
         requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
             return []
+        histories = None if histories is None else item_histories(histories)
         hits = self.search(self.token_ids(prompts), ks, histories, requests, num_beams=num_beams)
         return self._recommendations(_pairs(hits))
 
@@ -294,7 +296,7 @@ class LLMRecommender(PromptWriter):
             return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
-        blocks = self.token_ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
+        blocks = self.block_ids([thought for of_one in thoughts for thought in of_one])
         # Lists as long as the beams are, so that few items are missing from the list of a thought.
         wanted = [k if number == 1 else max(k, num_beams) for k in ks]
         asked, histories, wanted, each = (
@@ -323,8 +325,14 @@ class LLMRecommender(PromptWriter):
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
         return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
 
+    def block_ids(self, thoughts: Sequence[str]) -> list[list[int]]:
+        """The tokens of thoughts in their block, between a prompt and the item."""
+        blocks = [self.block.text(self.renderer.plain(thought)) for thought in thoughts]
+        return self.tokenizer(blocks, add_special_tokens=False)["input_ids"]
+
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
         config = self.config
+        check_length(self, prompts, self.thought_length + self.trie.depth, THOUGHT)
         written = write_thoughts(
             self.write,
             self.tokenizer,
@@ -346,8 +354,14 @@ class LLMRecommender(PromptWriter):
         stop: str | None = None,
     ) -> Iterator[str]:
         """What the model writes after any prompts (token ids); see `llmrec.decoding.free_text.continue_text`."""
+        check_length(self, prompts, max_new_tokens, "words (max_new_tokens)")
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size
         return continue_text(self.model, self.tokenizer, prompts, *rest)
+
+    @property
+    def thought_length(self) -> int:
+        """Tokens of the longest thought in its block."""
+        return len(self.block_ids([""])[0]) + (self.config.max_thought_tokens if self.config.thoughts else 0)
 
     @torch.no_grad()
     def search(
@@ -364,6 +378,7 @@ class LLMRecommender(PromptWriter):
         `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's.
         """
         device, num_beams = self.device, self._beams(num_beams)
+        check_length(self, prompts)
         trie = self.catalogue.trie.to(device)
         results: dict[int, list[ScoredItem]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded

@@ -18,7 +18,7 @@ from llmrec.arrays import blocks
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
-from llmrec.recommenders.protocol import Recommendation, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
 class CatalogueRanker(ABC):
@@ -56,6 +56,7 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
+        histories = item_histories(histories)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         of_users = pa.array([list(history) for history in histories], pa.list_(pa.string()))
