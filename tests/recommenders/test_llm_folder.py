@@ -150,7 +150,7 @@ def test_what_is_found_of_decoding_is_kept_in_the_folder_and_is_no_part_of_what_
     folder = write_tiny_base(tmp_path / "base", data, tiny_index(data))
     before, recommender = files_of(folder), LLMRecommender.from_pretrained(folder)
     recommender.recommend([["item-01"]])
-    assert (folder / "self_check.json").is_file() and files_of(folder) == before
+    assert (folder / ".self_check.json").is_file() and files_of(folder) == before
 
 
 def test_a_revision_is_of_the_hub(folder, monkeypatch):
