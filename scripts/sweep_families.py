@@ -201,9 +201,14 @@ def table(results: dict[str, dict]) -> str:
     for outcome in OUTCOMES:
         names = sorted(family for family, result in results.items() if result["outcome"] == outcome)
         said = outcome in ("refused", "not made")
-        named = [f"{name} ({results[name]['why']})".replace("|", "/") if said else name for name in names]
+        named = [f"{name} ({_short(results[name]['why'])})" if said else name for name in names]
         lines += [f"| {outcome} | {len(names)} | {', '.join(named)} |"] if names else []
     return "\n".join(lines) + "\n"
+
+
+def _short(why: str) -> str:
+    """The last of what is said against a family."""
+    return why.split("cannot be searched: ")[-1].split("; ")[-1].replace("|", "/")[:80].strip()
 
 
 def main() -> None:
