@@ -247,7 +247,6 @@ class LLMRecommender(PromptWriter):
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
-        num_beams = self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(prompts), "k")]
         requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
