@@ -18,8 +18,9 @@ SHOWN = 10  # places of a list that valid, coverage and head look at
 class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
-    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
-    recommender's model is replaced at each evaluation; `train` says what is popular.
+    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. A
+    history that may be written in several ways is asked in one random one. The recommender's model is replaced at each
+    evaluation; `train` says what is popular.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class ValidationSample:
         with torch.no_grad():
             rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
             histories, wishes = requests_of(self.recommender, rows)
-            lists = self.recommender.recommend(histories, k=self.ks[-1], think=False, **wishes)
+            one = min(1, self.recommender.config.variations)
+            lists = self.recommender.recommend(histories, self.ks[-1], think=False, variations=one, **wishes)
         model.train(was_training)
         places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
         for row, items in enumerate(lists):
