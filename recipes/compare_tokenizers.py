@@ -53,8 +53,8 @@ def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
         sys.exit(f"recipes/{recipe}.py failed with {path}; its message is above. The same command goes on from here.")
 
 
-def train(args: CompareArguments, name: str, seed: int, folder: Path) -> dict:
-    """One small model on one tokenizer's Semantic IDs; its per-row test metrics."""
+def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[dict, list[str]]:
+    """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
     base, model, test = (str(at / part) for part in ("base", "model", "test"))
     shared = data | {"seed": seed}
@@ -64,7 +64,7 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> dict:
     run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
     per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
-    return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}
+    return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}, rows["user_id"].to_pylist()
 
 
 def main(args: CompareArguments) -> None:
@@ -83,8 +83,9 @@ def main(args: CompareArguments) -> None:
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
         for name in args.downstream or args.tokenizers:
-            runs.setdefault(name, []).append(train(args, name, seed, output / name))
-    ranking = comparison.downstream_rows(runs, args.reference) if runs else []
+            figures_of_rows, users = train(args, name, seed, output / name)
+            runs.setdefault(name, []).append(figures_of_rows)
+    ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
     table = comparison.comparison_lines(figures)
     lines = ["# Item tokenizers", "", *table, "", comparison.NOTE, "", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []

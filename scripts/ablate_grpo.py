@@ -6,7 +6,7 @@
 Needs out/industrial/{data,semids,baselines,model}: the recipes with recipes/configs/industrial, up to sft.py. Writes a
 model folder for every run, and measures all of them on the test split beside the model that they start from. The
 difference to it (searched over the vocabulary, as SFT left it) is that of the mean over seeds, with a 95 % interval
-over test rows. A run that is done is reused.
+over users. A run that is done is reused.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
         figures = " | ".join(f"{value:.4f}" for value in mean.values())
         for key in ("ndcg@10", "recall@50"):
             ours = np.mean([rows[key] for _, rows in found], 0)[:, None]
-            interval = paired_difference(ours, start["vocabulary"][key][:, None])
+            interval = paired_difference(ours, start["vocabulary"][key][:, None], data.test["user_id"])
             low, high, difference = (float(interval[part][0]) for part in ("low", "high", "difference"))
             figures += f" | {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
         print(f"| {name} | {figures} |", flush=True)

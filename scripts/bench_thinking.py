@@ -4,7 +4,7 @@
 
 The model is one that was trained on `think_next_item` (docs/reasoning.md). All settings answer the same test rows in
 one process, each timed once after a warm-up; speed is lists per second of `recommend`, thoughts included. Intervals
-are 95 % of a paired bootstrap over rows, of the difference to no thought.
+are 95 % of a paired bootstrap over users, of the difference to no thought.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from llmrec.data import PreparedData
+from llmrec.evaluation.bootstrap import paired_difference
 from llmrec.files import write_json
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.protocol import requests_of
@@ -60,8 +61,8 @@ def main() -> None:
         recommender.config = dataclasses.replace(recommender.config, thoughts=count)
         hits, seconds = hits_of(recommender, rows, think=count > 0)
         plain, base = (hits, seconds) if plain is None else (plain, base)
-        draws = rng.integers(len(hits), size=(2000, len(hits)))
-        low, high = np.quantile((hits - plain)[draws].mean(1), [0.025, 0.975])
+        interval = paired_difference(hits[:, None], plain[:, None], rows["user_id"], seed=args.seed)
+        low, high = (float(interval[end][0]) for end in ("low", "high"))
         print(
             f"{count:>8}  {len(hits) / seconds:>8.2f}  {seconds / base:>5.1f}x  {hits.mean():>9.3f}"
             f"  {(hits - plain).mean():+.3f} [{low:+.3f}, {high:+.3f}]",
@@ -71,7 +72,7 @@ def main() -> None:
             "lists_per_second": len(hits) / seconds,
             "time_ratio": seconds / base,
             f"recall@{K}": float(hits.mean()),
-            "difference": [float((hits - plain).mean()), float(low), float(high)],
+            "difference": [float((hits - plain).mean()), low, high],
         }
     for history, texts in zip(rows["history"].to_pylist()[:2], recommender.think(rows["history"].to_pylist()[:2])):
         print(f"\nafter {len(history)} items:", *texts[:2], sep="\n  ")

@@ -58,11 +58,12 @@ class Sample:
         chosen = np.random.default_rng(self.seed).permutation(table.num_rows)[: self.rows]
         return table.take(pa.array(np.sort(chosen)))
 
-    def means(self, values: Mapping[str, Sequence[float]]) -> dict:
-        """`{"rows", "figures", "ci"}`: means over rows and their 95 % intervals (none without resamples)."""
+    def means(self, values: Mapping[str, Sequence[float]], units: Sequence[str]) -> dict:
+        """`{"rows", "figures", "ci"}`: means over rows and their 95 % intervals (none without resamples). `units` are
+        the users, or the items, that rows are of: rows of one are drawn together."""
         matrix = np.stack([np.asarray(column, np.float64) for column in values.values()], 1)
         figures = dict(zip(values, matrix.mean(0).tolist()))
-        return {"rows": len(matrix), "figures": figures, "ci": intervals_of(values, self.bootstrap, self.seed)}
+        return {"rows": len(matrix), "figures": figures, "ci": intervals_of(values, units, self.bootstrap, self.seed)}
 
     def catalogue(self, recommender: LLMRecommender) -> Catalogue:
         """What tasks judge answers by: the columns of the data, in the Semantic IDs that the model writes first."""
@@ -116,14 +117,15 @@ def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
     exact = [score(catalogue, row, items[hits[0].item]) for row, hits in zip(rows, answers)]
     targets = [row["about"] for row in rows]
     recalls = retrieval(recommender, _items(answers), targets, (K,))
-    return sample.means({"exact": exact, **prefixes(recommender, answers, targets), **recalls})
+    return sample.means({"exact": exact, **prefixes(recommender, answers, targets), **recalls}, targets)
 
 
 def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
     """Descriptions and queries: does the constrained beam hold the item?"""
     rows = sample.of_task(prompt.task, recommender)
     answers = best_items(recommender, prompt, rows)
-    return sample.means(retrieval(recommender, _items(answers), [row["about"] for row in rows], (1, K)))
+    targets = [row["about"] for row in rows]
+    return sample.means(retrieval(recommender, _items(answers), targets, (1, K)), targets)
 
 
 def item_to_title(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
@@ -131,7 +133,7 @@ def item_to_title(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
     texts, catalogue = _words(recommender, prompt, rows), sample.catalogue(recommender)
     alike = [TASKS[prompt.task].score(catalogue, row, text) for row, text in zip(rows, texts)]
     exact = [same_text(text, catalogue.title(row["about"])) for row, text in zip(rows, texts)]
-    return sample.means({"token F1": alike, "exact": exact})
+    return sample.means({"token F1": alike, "exact": exact}, [row["about"] for row in rows])
 
 
 def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:
@@ -160,11 +162,13 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
     }
     values = {name: np.array(column, np.float64) for name, column in values.items()}
     enough, kinds = values["possible"] == 1, np.array([kinds_of(row["wish"]) for row in rows])
+    about = np.array([row["about"] for row in rows])
 
     def of(mask: np.ndarray) -> dict:
         some = {name: column[mask & enough] for name, column in values.items() if name != "possible"}
-        of_enough = sample.means(some) if (mask & enough).any() else {"rows": 0, "figures": {}, "ci": {}}
-        return {**of_enough, "all": sample.means({name: column[mask] for name, column in values.items()})}
+        few = {"rows": 0, "figures": {}, "ci": {}}
+        of_enough = sample.means(some, about[mask & enough]) if (mask & enough).any() else few
+        return {**of_enough, "all": sample.means({name: column[mask] for name, column in values.items()}, about[mask])}
 
     return {
         **of(np.ones(len(rows), bool)),
@@ -200,15 +204,17 @@ def explanation(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> 
     catalogue, score = sample.catalogue(recommender), TASKS[prompt.task].score
     if not any(catalogue.attributes.of_item.values()):
         raise LeftOut("the items have no brand, category or price")
-    rows = target_rows(sample.of_targets(recommender), recommender.config.max_history)
+    table = sample.of_targets(recommender)
+    users = np.array(table["user_id"].to_pylist())
+    rows = target_rows(table, recommender.config.max_history)
     rows = [{**row, "about": row["targets"][0], "targets": [], "target_behaviours": []} for row in rows]
     texts = _words(recommender, prompt, rows)
     named = np.array([bool(catalogue.attributes.named(text)) for text in texts])
     faithful = np.array([score(catalogue, row, text) for text, row in zip(texts, rows)])
     other = np.array([score(catalogue, row, text) for text, row in zip(texts, rows[1:] + rows[:1])])
-    result = sample.means({"coverage": named & (faithful > 0)})
+    result = sample.means({"coverage": named & (faithful > 0)}, users)
     if named.any():
-        of_named = sample.means({"faithfulness": faithful[named], "of another item": other[named]})
+        of_named = sample.means({"faithfulness": faithful[named], "of another item": other[named]}, users[named])
         result = {name: {**of_named[name], **result[name]} for name in ("figures", "ci")} | {"rows": len(rows)}
     return {**result, "examples": [{"item": row["about"], "text": text} for text, row in zip(texts[:3], rows)]}
 

@@ -75,13 +75,13 @@ def _pair(value: float | None, control: float | None) -> str:
     return "-" if value is None else f"{value:.3f} ({control:.3f})"
 
 
-def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[dict]:
+def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str, users: Sequence[str]) -> list[dict]:
     """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`. `runs` has per
-    tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows for all.
+    tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows (of `users`) for all.
 
     Returns:
         per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,
-        bootstrap over rows of the seeds' mean) and `against_ci` (the same of the difference to the reference).
+        bootstrap over users of the seeds' mean) and `against_ci` (the same of the difference to the reference).
     """
     means = {
         name: {metric: np.mean([run[metric] for run in seeds], axis=0) for metric in seeds[0]}
@@ -93,7 +93,7 @@ def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str) -> list[
         for metric, values in means[name].items():
             of_seeds = [float(np.mean(run[metric])) for run in seeds]
             both = np.stack([values, values - means[reference][metric]], 1)
-            (low, low_against), (high, high_against) = confidence_intervals(both)
+            (low, low_against), (high, high_against) = confidence_intervals(both, users)
             row[metric] = {
                 "mean": float(values.mean()),
                 "spread": max(of_seeds) - min(of_seeds),

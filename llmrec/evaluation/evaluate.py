@@ -29,7 +29,7 @@ class EvaluationResult:
     Attributes:
         metrics: recall, ndcg and mrr @k at item level, the same at SemID level under `semid/`, valid and coverage @k,
             users_per_second and items_per_second (recommended items, wall time of `recommend` alone).
-        ci: 95 % bootstrap intervals `[low, high]` of those that are means over rows.
+        ci: 95 % bootstrap intervals over users, `[low, high]`, of those that are means over rows.
         slices: one dict per slice with `slice`, `rows`, recall@10, ndcg@10 and `ci`.
         exposure: share of the places 1 to 10 that popularity classes of items get, and of the targets.
         predictions: one row per test row: user_id, target, item_ids, scores, rank (from 1, 0 = absent; where the
@@ -68,7 +68,7 @@ def evaluate(
         rows (`pa.Table`): user_id, history, target (`llmrec.data.prepared.TARGETS`); repeated items may be targets.
         index (*optional*): SemIDs for the SemID level; by default the recommender's own, and none without one. A
             list of k items holds at most k SemIDs, so the SemID level at the largest k is a lower bound.
-        bootstrap: resamples; 0 leaves the intervals out.
+        bootstrap: resamples of the users; 0 leaves the intervals out.
 
     Raises:
         ValueError: no rows, an item outside the catalogue, or a SemID index over other items.
@@ -100,7 +100,7 @@ def evaluate(
         semid_ranks = np.where(first > 0, place[np.arange(len(first)), first - 1], 0)
         per_row |= {f"semid/{key}": value for key, value in row_metrics(semid_ranks, None, ks).items()}
 
-    values = np.stack(list(per_row.values()), 1)
+    values, users = np.stack(list(per_row.values()), 1), rows["user_id"]
     metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks)
     metrics |= {"users_per_second": rows.num_rows / seconds, "items_per_second": len(item_ids) / seconds}
     sliced = row_slices(histories, offsets, targets, counts)
@@ -109,8 +109,8 @@ def evaluate(
     return EvaluationResult(
         name=name,
         metrics=metrics,
-        ci=intervals_of(per_row, bootstrap, seed),
-        slices=[_slice(label, mask, ranks, sizes, bootstrap, seed) for label, mask in sliced.items()],
+        ci=intervals_of(per_row, users, bootstrap, seed),
+        slices=[_slice(label, mask, ranks, sizes, users, bootstrap, seed) for label, mask in sliced.items()],
         exposure=_exposure(lists, targets, counts),
         seconds=seconds,
         predictions=pa.table(
@@ -135,7 +135,7 @@ def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1
         raise ValueError(f"{ours.name} and {theirs.name} were evaluated on different rows")
     values = [row_metrics(table["rank"].to_numpy(), table["group_size"].to_numpy(), (_SLICE_K,)) for table in tables]
     stacked = [np.stack(list(metrics.values()), 1) for metrics in values]
-    result = paired_difference(*stacked, bootstrap, seed)
+    result = paired_difference(*stacked, tables[0]["user_id"], bootstrap, seed)
     return {key: {part: float(result[part][i]) for part in result} for i, key in enumerate(values[0])}
 
 
@@ -191,10 +191,11 @@ def _grouped(lists: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.where(lists >= 0, groups[lists], -1)
 
 
-def _slice(label, mask, ranks, sizes, bootstrap, seed) -> dict:
+def _slice(label, mask, ranks, sizes, users, bootstrap, seed) -> dict:
     per_row = row_metrics(ranks[mask], sizes[mask], (_SLICE_K,))
     means = {key: float(value.mean()) for key, value in per_row.items()}
-    return {"slice": label, "rows": int(mask.sum()), **means, "ci": intervals_of(per_row, bootstrap, seed)}
+    ci = intervals_of(per_row, users.filter(pa.array(mask)), bootstrap, seed)
+    return {"slice": label, "rows": int(mask.sum()), **means, "ci": ci}
 
 
 def _exposure(lists: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:

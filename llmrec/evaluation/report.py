@@ -15,7 +15,7 @@ _METRICS = (  # title, columns, note
     (
         "Item level",
         ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10"),
-        "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval]",
+        "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval over users]",
     ),
     (
         "SemID level",
@@ -30,7 +30,7 @@ _METRICS = (  # title, columns, note
 )
 _FAMILIES = ("target popularity", "history length", "target in history")
 _ALIGNMENT_NOTE = (
-    "Items: constrained beam over the whole catalogue; words: greedy. [95 % bootstrap interval]. "
+    "Items: constrained beam over the whole catalogue; words: greedy. [95 % bootstrap interval over users or items]. "
     "docs/alignment.md says what each figure means."
 )
 _STEERING_NOTE = (
@@ -204,7 +204,7 @@ def _tables(results, differences, reference) -> list[dict]:
         for metric, one in metrics.items()
     ]
     header = ["recommender", "metric", f"minus {reference}", "95 % interval", "p"]
-    note = "Paired bootstrap over the same rows, item level."
+    note = "Paired bootstrap over the users of the same rows, item level."
     tables.append((f"Difference to {reference}", note, header, rows))
     sliced = [{one["slice"]: one for one in result.slices} for result in results]
     rows = [

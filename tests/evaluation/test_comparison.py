@@ -39,12 +39,13 @@ def test_additive_error_is_zero_for_sums_of_codes_and_large_for_random_ones():
 def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     rng = np.random.default_rng(0)
     hard = rng.random(300)  # what is easy for one is easy for all
-    better, worse = hard + 0.02, hard
+    better, worse, users = hard + 0.02, hard, [f"u{number}" for number in range(300)]
 
     def run(values, shift=0.0):
         return {"recall@10": values + shift, "ndcg@10": values + shift}
 
-    rows = downstream_rows({"worse": [run(worse), run(worse, 0.01)], "better": [run(better), run(better)]}, "worse")
+    runs = {"worse": [run(worse), run(worse, 0.01)], "better": [run(better), run(better)]}
+    rows = downstream_rows(runs, "worse", users)
     assert [row["name"] for row in rows] == ["better", "worse"]
     ndcg = rows[0]["ndcg@10"]
     assert ndcg["mean"] == pytest.approx(better.mean())
@@ -55,7 +56,7 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     assert 0.01 < ndcg["against_ci"][0] <= ndcg["against_ci"][1] < 0.02
     table = downstream_lines(rows, "worse")
     assert len(table) == 4 and "| better | 2 |" in table[2] and table[3].endswith("| - |")
-    one = downstream_lines(downstream_rows({"worse": [run(worse)]}, "worse"), "worse")
+    one = downstream_lines(downstream_rows({"worse": [run(worse)]}, "worse", users), "worse")
     assert one[2].endswith("| - | - |")  # one seed says nothing about seeds
 
 
