@@ -51,9 +51,13 @@ class PromptWriter:
     def ways(self, variations: int | None = None) -> list[tuple[str, int | None]]:
         """How a history is asked: (view, seed of the item tokenizer) pairs; lists of several are fused.
 
-        `variations` stands instead of `config.variations`. The seeds follow from this recommender's.
+        `variations` stands instead of `config.variations`; `ValueError` where it is below 0, or above where the item
+        tokenizer writes a history in one way. The seeds follow from this recommender's.
         """
         number = self.config.variations if variations is None else variations
+        if number < 0 or (number and not self.index.contextual):
+            least = "at least 0" if self.index.contextual else "0: its item tokenizer writes a history in one way"
+            raise ValueError(f"variations is {number}, for this model it should be {least}")
         seeds = range(self.seed * number, (self.seed + 1) * number) if number else [None]
         return [(view, seed) for view in self.views for seed in seeds]
 

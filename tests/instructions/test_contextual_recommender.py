@@ -82,6 +82,8 @@ def test_the_folder_recommends_and_its_prompts_are_the_training_prompts(folder):
 def test_a_history_is_asked_in_several_ways_and_what_they_find_is_averaged(folder):
     path, data, index, contextual, tokenizer = folder
     recommender, everything = LLMRecommender.from_pretrained(path), 200
+    with pytest.raises(ValueError, match="variations is -1, for this model it should be at least 0"):
+        recommender.recommend([["item-01"]], variations=-1)
     assert recommender.config.variations == 5 and [seed for _, seed in recommender.ways()] == [0, 1, 2, 3, 4]
     histories = [lists[:-1] for lists in data.train["item_ids"].to_pylist()[:12]]
     together = recommender.recommend(histories, k=24, num_beams=everything)

@@ -16,7 +16,7 @@ from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
-VARIATIONS = 5  # seeds of a history that are asked where nothing else is said, as in ActionPiece's and Pctx's papers
+VARIATIONS = 5  # seeds of a history that are asked where nothing else is said, as in ActionPiece's and Pctx's code
 
 
 class SequenceTokenizer(BaseTokenizer):
