@@ -1,8 +1,11 @@
 """What users write in YAML and on the command line: checked by name."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import get_args, get_type_hints
 
 
 def one_of(name: str, known: Iterable[str], what: str) -> str:
@@ -17,6 +20,33 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'x'?"` for the known name that is nearest to an unknown one; empty where none is near."""
     nearest = get_close_matches(str(name), known, n=1)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def whole_number(value, name: str, least: int = 1) -> int:
+    """`value` as an `int`; `ValueError` naming it unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}, it should be a whole number of at least {least}")
+    return int(value)
+
+
+def at_least(arguments, **least: int | float) -> None:
+    """Refuses numbers of a dataclass that a user wrote and that are too small: `at_least(args, num_beams=1)`.
+
+    A least value that is an `int` asks for whole numbers. A list has an entry, and each is looked at; `None` passes
+    where the field's type allows it. Raises `ValueError` that begins with the field's name.
+    """
+    types = get_type_hints(type(arguments))  # not those of `fields`, which transformers' parser takes None out of
+    for name, lowest in least.items():
+        value = getattr(arguments, name)
+        if value is None and type(None) in get_args(types[name]):
+            continue
+        if isinstance(value, list) and not value:
+            raise ValueError(f"{name} is empty: give at least one number")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(lowest, int):
+                whole_number(number, name, lowest)
+            elif isinstance(number, bool) or not isinstance(number, Real) or not lowest <= number < math.inf:
+                raise ValueError(f"{name} is {number!r}, it should be a number of at least {lowest}")
 
 
 def construct(kind: Callable, arguments: Mapping, what: str):

@@ -1,5 +1,6 @@
 """Work on matrices that several rooms share: checks, blocks, norms, k-means, principal components, transport plans."""
 
+import math
 from hashlib import blake2b
 
 import numpy as np
@@ -24,6 +25,16 @@ def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
     if dim is not None and features.shape[1] != dim:
         raise ValueError(f"features have {features.shape[1]} dimensions, the item tokenizer was fitted with {dim}")
     return features
+
+
+def check_loss(loss, what: str) -> None:
+    """Raises `FloatingPointError` where the loss of a step (a number, or a tensor of one) is NaN or inf. For loops of
+    our own: `llmrec.training.RecommenderTrainer`, which trains language models, sees to it itself."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{what}: the loss is {float(loss)}, so training stops and nothing is written: lower its learning rate, "
+            "or look for inputs that are very large"
+        )
 
 
 def _extremes(block: np.ndarray) -> tuple[float, float]:

@@ -1,19 +1,120 @@
-"""Writing to disk: every file or folder appears whole or not at all, and carries a fingerprint."""
+"""Writing to disk: every file or folder has one writer, appears whole or not at all, and carries a fingerprint."""
 
+import atexit
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+
+from llmrec.columns import plain_table
+
+logger = logging.getLogger(__name__)
+CHECKED = (".parquet", ".safetensors", ".npy", ".json")  # what `check_readable` can tell from a damaged file
+
+
+class Lock:
+    """The right to write a file or folder, which one process has at a time: until `release` or its end, whatever ends
+    it.
+
+    The kernel keeps it, on the hidden file `.<name>.lock` beside the output, which says who has it and goes when it is
+    released; one that a killed process left is in nobody's way. Readers need none, forked children do not inherit it.
+    What killed writers of this output left half-written beside it (`atomic_path`) is removed.
+
+    Raises:
+        ValueError: another process (or thread) writes there; its number, host and beginning. Or the folder that the
+            output lies in cannot be written. A file system without locks is a warning.
+    """
+
+    _held: weakref.WeakSet = weakref.WeakSet()
+
+    def __init__(self, path: str | Path):
+        path = Path(path).resolve()
+        self._file, self._handle = path.with_name(f".{path.name}.lock"), None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while self._handle is None:
+                self._handle = self._try()
+        except BlockingIOError as error:
+            owner = ""
+            with contextlib.suppress(OSError):
+                owner = self._file.read_text(encoding="utf-8")
+            raise ValueError(
+                f"{path} is being written by {owner or 'another process'}: wait until it is done, stop it, or choose "
+                "another output"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"{self._file} cannot be locked ({error}): look who may write {path.parent}") from error
+        me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, me.encode(), 0)
+        Lock._held.add(self)
+        remove_partial(path)
+
+    def _try(self) -> int | None:
+        """`None` where the file went meanwhile, as its owner was done."""
+        handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(self._file)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                logger.warning("no locks where %s lies: take care that one process writes there", self._file.parent)
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
+        return None
+
+    @property
+    def held(self) -> bool:
+        return self._handle is not None
+
+    def release(self) -> None:
+        if self._handle is not None:
+            self._file.unlink(missing_ok=True)
+            self._leave()
+
+    def _leave(self) -> None:
+        os.close(self._handle)
+        self._handle = None
+        Lock._held.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+
+os.register_at_fork(after_in_child=lambda: [lock._leave() for lock in [*Lock._held]])
+atexit.register(lambda: [lock.release() for lock in [*Lock._held]])
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what killed writers of `path` left half-written beside it (`atomic_path`)."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -24,7 +125,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     temporary = scratch / path.name
     try:
         yield temporary
@@ -52,19 +153,67 @@ def read_json(path: str | Path):
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Writes an Arrow table as parquet, whole or not at all."""
+    """Writes an Arrow table as parquet with checksums, whole or not at all."""
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Reads parquet; a missing or unreadable file raises a `ValueError` that names it."""
+    """Reads parquet, in plain types (`llmrec.columns`); a missing or unreadable file raises a `ValueError` that names
+    it."""
     try:
-        return pq.read_table(path, columns=columns)
+        return plain_table(pq.read_table(path, columns=columns, page_checksum_verification=True))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def check_readable(path: str | Path) -> None:
+    """Raises a `ValueError` that names a parquet, safetensors, `.npy` or JSON file which is missing or cut short. Only
+    JSON is read whole: of the others heads, ends and sizes must fit."""
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            pq.read_metadata(path)
+        elif path.suffix == ".safetensors":
+            safe_open(path, "numpy").__exit__(None, None, None)
+        elif path.suffix == ".npy":
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix == ".json":
+            read_json(path)
+    except (OSError, ValueError, SafetensorError) as error:  # Arrow's are among them
+        raise ValueError(f"{path} is missing or damaged ({error})") from error
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """Name and bytes of every file in a folder that `check_readable` knows; not of checkpoints and hidden files."""
+    names = {file: file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.suffix in CHECKED}
+    passing = (".", "checkpoint-")
+    return {
+        str(name): file.stat().st_size
+        for file, name in names.items()
+        if not any(part.startswith(passing) for part in name.parts)
+    }
+
+
+def check_whole(folder: str | Path, sizes: dict[str, int] | None = None) -> None:
+    """Raises a `ValueError` that names a file of a folder which is missing or damaged, or has another size than it had
+    (`sizes_of`; a JSON may have been edited). Without `sizes` the files that are there are looked at."""
+    folder = Path(folder)
+    for name, size in (sizes_of(folder) if sizes is None else sizes).items():
+        check_readable(file := folder / name)
+        if file.suffix != ".json" and file.stat().st_size != size:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and had {size:,} when it was written")
+
+
+@contextlib.contextmanager
+def made_again(path: Path) -> Iterator[None]:
+    """Reading what would be made again if it were not there, such as a cache: a `ValueError` says so."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}: remove {path}, and it is made again") from error
 
 
 def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
@@ -100,7 +249,11 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
 
 
 def save_state(folder: str | Path, config: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all."""
+    """Writes a folder of `config.json` and `model.safetensors`, whole or not at all. Raises `FloatingPointError` where
+    an array holds NaN or inf, as what was trained at too high a learning rate may."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FloatingPointError(f"{folder}: {name} holds NaN or inf, so nothing is written: lower learning_rate")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", config)

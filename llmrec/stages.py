@@ -1,4 +1,7 @@
-"""Stages are folders: each remembers the settings that made it, so that a second run reuses, resumes or refuses it."""
+"""Stages are folders: each remembers the settings that made it, so that a second run reuses, resumes or refuses it.
+
+One process writes a stage: from `begin_stage` to `finish_stage`, or its own end, it has the folder's `Lock`.
+"""
 
 import dataclasses
 import json
@@ -6,34 +9,54 @@ import logging
 import shutil
 from pathlib import Path
 
-from llmrec.files import fingerprint, read_json, write_json
+from llmrec.files import Lock, check_whole, fingerprint, read_json, remove_partial, sizes_of, write_json
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
+_locks: dict[Path, Lock] = {}  # of the stages that this process has begun
 
 
-def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> str:
+def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, writes: bool = True) -> str:
     """Looks at a stage's output folder before the work starts, and records the settings in it.
 
     Args:
         settings: everything that decides the result: flags and fingerprints of the inputs.
         overwrite: replace what another run left. A finished result is moved aside, to `<folder>.old`, until the new
             one is finished.
+        writes: take the folder's lock. Of several processes that were launched together only the main one does.
 
     Returns:
         `"done"`: the folder holds the finished result of these settings. `"resume"`: a run with these settings was
         interrupted. `"new"`: nothing is there yet.
 
     Raises:
-        ValueError: the folder holds a run with other settings (named in the message), or files of somebody else, or
-            there is a `<folder>.old` of somebody else. A run that failed before it wrote anything is in nobody's way.
+        ValueError: the folder holds a run with other settings (named in the message), files of somebody else, or a
+            finished result of which a file is missing or damaged; there is a `<folder>.old` of somebody else; or
+            another process writes there. A run that failed before it wrote anything is in nobody's way.
     """
-    folder = Path(folder)
-    settings = json.loads(json.dumps(settings, default=str))
+    folder, settings = Path(folder), json.loads(json.dumps(settings, default=str))
+    if not overwrite and _holds_result_of(folder, settings):
+        return "done"  # to look needs no lock
+    key = folder.resolve()
+    if writes and not (key in _locks and _locks[key].held):
+        _locks[key] = Lock(folder)
+    try:
+        if writes:
+            _remove_partial(folder)
+        outcome = _begin(folder, settings, overwrite)
+    except BaseException:
+        _release(folder)
+        raise
+    if outcome == "done":  # while this process waited for the lock
+        _release(folder)
+    return outcome
+
+
+def _begin(folder: Path, settings: dict, overwrite: bool) -> str:
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.exists():
         raise ValueError(f"{folder} holds files that no stage wrote: choose another output_dir")
-    before = read_json(record) if record.exists() else None
+    before = _record(folder)
     replaces = before is not None and before.get("replaces", False)
     if overwrite and before is not None:
         if before["complete"]:
@@ -43,11 +66,11 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
             folder.rename(aside)
             logger.warning("%s is replaced; until that is done, what it held lies in %s", folder, aside)
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.partial-overwritten")))
         before = None
     if before is not None:
         if before["settings"] == settings:
-            return "done" if before["complete"] else "resume"
+            return "done" if _holds_result_of(folder, settings) else "resume"
         if before["complete"] or list(folder.iterdir()) != [record]:
             changed = sorted(
                 key for key in {*before["settings"], *settings} if before["settings"].get(key) != settings.get(key)
@@ -64,10 +87,46 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False) -> 
 def finish_stage(folder: str | Path, **results) -> None:
     """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
     record = Path(folder) / RECORD
-    begun = read_json(record)
-    write_json(record, {**begun, "complete": True, "replaces": False, "results": results})
+    begun, files = read_json(record), sizes_of(record.parent)
+    del files[RECORD]
+    write_json(record, {**begun, "complete": True, "replaces": False, "results": results, "files": files})
     if begun.get("replaces"):
         shutil.rmtree(_aside(record.parent), ignore_errors=True)  # its owner may have removed it already
+    _release(record.parent)
+
+
+def _record(folder: Path) -> dict | None:
+    if not (folder / RECORD).exists():
+        return None
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or not {"settings", "complete"} <= record.keys():
+        raise ValueError(f"{folder / RECORD} is not what a stage wrote: remove {folder}, or choose another output_dir")
+    return record
+
+
+def _remove_partial(folder: Path) -> None:
+    """What a killed process left half-written in a stage that is not finished."""
+    remove_partial(folder / RECORD)
+    if (record := _record(folder)) is not None and not record["complete"]:
+        for left in [*folder.rglob(".*.partial-*")]:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _release(folder: Path) -> None:
+    if (lock := _locks.pop(folder.resolve(), None)) is not None:
+        lock.release()
+
+
+def _holds_result_of(folder: Path, settings: dict) -> bool:
+    """Whether a stage with these settings is finished here; raises `ValueError` where it is there no longer whole."""
+    record = _record(folder)
+    if record is None or not record["complete"] or record["settings"] != settings:
+        return False
+    try:
+        check_whole(folder, record.get("files"))
+    except ValueError as error:
+        raise ValueError(f"{error}: restore it, or pass --overwrite true to make {folder} again") from error
+    return True
 
 
 def _aside(folder: Path) -> Path:

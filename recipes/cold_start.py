@@ -13,14 +13,14 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.statistics import statistics_table
 from llmrec.evaluation import KS
 from llmrec.evaluation.cold_start import evaluate_cold, write_cold_report
+from llmrec.files import Lock
 from llmrec.recommenders import check_trained_on, load_recommender
 
 
@@ -57,7 +57,8 @@ def hold_out(args: ColdStartArguments) -> None:
             raise ValueError(f"{folder} holds other data: pass --overwrite true, or choose another cold_dir")
         print(f"Reusing {folder}: same settings, same data.")
     else:
-        hold_out_items(data, args.fraction, args.seed, args.from_training).save(folder)
+        with Lock(folder):
+            hold_out_items(data, args.fraction, args.seed, args.from_training).save(folder)
     cold = PreparedData.load(folder)
     print(statistics_table(cold.info["statistics"]))
     print(f"{len(cold.info['cold_items'])} cold items. Next: recipes/tokenize_items.py on {folder}")
@@ -74,9 +75,10 @@ def evaluate(args: ColdStartArguments) -> None:
         check_trained_on(folder, data)
         loaded[name] = load_recommender(folder)
     shared = {"bootstrap": args.bootstrap, "seed": args.seed}
-    cuts = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
     facts = {"data": data.info.get("name", args.cold_dir), "data fingerprint": data.fingerprint, "seed": args.seed}
-    lines = write_cold_report(cuts, data, args.output_dir, facts, reference=args.reference, **shared)
+    with Lock(args.output_dir):
+        cuts = evaluate_cold(loaded, data, args.max_warm, ks=args.ks, batch_size=args.batch_size, **shared)
+        lines = write_cold_report(cuts, data, args.output_dir, facts, reference=args.reference, **shared)
     print(*lines, f"\nReport: {args.output_dir}/report.md", sep="\n")
 
 
@@ -84,9 +86,10 @@ STEPS = {"hold_out": hold_out, "evaluate": evaluate}
 
 
 def main(args: ColdStartArguments) -> None:
+    at_least(args, fraction=0.0, max_warm=1, ks=1, batch_size=1, bootstrap=0)
     STEPS[one_of(args.step, STEPS, "step")](args)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(TrlParser((ColdStartArguments,)).parse_args_and_config()[0])
+    main(Parser((ColdStartArguments,)).parse_args_and_config()[0])

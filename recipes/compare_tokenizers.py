@@ -4,9 +4,9 @@
 
 Every tokenizer is an entry of `tokenizers`: a name, and what differs from `semids`, the fields of tokenize_items.py
 that all share. With `model` and `sft` (fields of init_model.py and sft.py) every tokenizer trains the same model, once
-per seed, and the test rows rank them at item level; an entry may have an `sft` of its own beside the shared one, for a
-context-aware tokenizer cannot learn from streams. All of it runs through the ordinary recipes, each in a process and
-a folder of its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
+per seed, and the test rows rank them at item level; an entry may add an `sft` of its own, as context-aware ones must.
+All of it runs through the ordinary recipes, each in a process and a folder of its own: a killed run goes on where it
+was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
 
 import subprocess
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from trl import TrlParser
 
+from llmrec.commands import Parser
 from llmrec.evaluation import comparison
 from llmrec.evaluation.metrics import row_metrics
-from llmrec.files import atomic_path, read_parquet, write_json
+from llmrec.files import Lock, atomic_path, read_parquet, write_json
 
 RECIPES = Path(__file__).parent
 
@@ -31,9 +31,7 @@ class CompareArguments:
     tokenizers: dict = field(metadata={"help": "YAML: name -> fields of tokenize_items.py, and `sft`."})
     semids: dict = field(default_factory=dict, metadata={"help": "YAML: fields that all tokenizers share."})
     model: dict = field(default_factory=dict, metadata={"help": "YAML: fields of init_model.py, for the downstream."})
-    sft: dict = field(
-        default_factory=dict, metadata={"help": "YAML: fields of sft.py; {config: FILE} starts from it."}
-    )
+    sft: dict = field(default_factory=dict, metadata={"help": "YAML: fields of sft.py; {config: FILE} begins it."})
     downstream: list[str] = field(default_factory=list, metadata={"help": "Tokenizers to train on; none = all."})
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Of the downstream models."})
     reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
@@ -73,7 +71,11 @@ def main(args: CompareArguments) -> None:
         raise ValueError(f"downstream names {unknown}, which are not among the tokenizers")
     if args.sft and args.reference not in (args.downstream or args.tokenizers):
         raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
-    output = Path(args.output_dir)
+    with Lock(args.output_dir):
+        compare(args, Path(args.output_dir))
+
+
+def compare(args: CompareArguments, output: Path) -> None:
     figures = {}
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
@@ -97,4 +99,4 @@ def main(args: CompareArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((CompareArguments,)).parse_args_and_config())
+    main(*Parser((CompareArguments,)).parse_args_and_config())

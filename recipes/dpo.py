@@ -12,9 +12,11 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from trl import DPOConfig, ModelConfig, TrlParser
+from trl import DPOConfig, ModelConfig
 
 import llmrec.training as training
+from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Prompt
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
@@ -27,10 +29,14 @@ class DataArguments:
     negatives: str = field(default="random", metadata={"help": "random, popularity, or beam: the model's best wrong."})
     log_probs: str = field(default="catalogue", metadata={"help": "Trained and searched: catalogue or vocabulary."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
 def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> None:
+    at_least(args, validation_rows=1, num_negatives=1)
     run = training.TrainingRun(args, dpo_args, model_args)
     data = run.data
     run.config = replace(run.config, normalize=args.log_probs)  # what was trained is what ranks
@@ -40,7 +46,7 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
 
     recommender = run.load_recommender()
     model, tokenizer = recommender.model, recommender.tokenizer
-    sample = training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
+    sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
     choice = {"num_negatives": args.num_negatives, "negatives": args.negatives, "seed": dpo_args.seed}
     prefer = partial(preference_rows, recommender=recommender, train=data.train, **choice)
     trainer = SemIDDPOTrainer(
@@ -60,4 +66,4 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, DPOConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, DPOConfig, ModelConfig)).parse_args_and_config())

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from trl import TrlParser
 
-from llmrec.arguments import did_you_mean, one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
-from llmrec.evaluation.report import alignment_text, headline, write_report
-from llmrec.files import fingerprint, read_json
+from llmrec.evaluation.report import alignment_text, headline, is_report_of, write_report
+from llmrec.files import Lock, fingerprint, read_json
 from llmrec.recommenders import check_trained_on, files_of, load_recommender
 
 
@@ -32,62 +32,63 @@ class EvaluateArguments:
     split: str = field(default="test", metadata={"help": "test or valid."})
     max_rows: int | None = field(default=None, metadata={"help": "Evaluate a random sample of this many rows."})
     reference: str | None = field(default=None, metadata={"help": "Name that all others are compared with."})
-    controls: list[str] = field(
-        default_factory=list, metadata={"help": "Names evaluated again with shuffled histories and shuffled order."}
-    )
-    semids: str | None = field(
-        default=None, metadata={"help": "semids.parquet or index.json for the SemID level of every recommender."}
-    )
+    controls: list[str] = field(default_factory=list, metadata={"help": "Names to evaluate on shuffled rows as well."})
+    semids: str | None = field(default=None, metadata={"help": "semids.parquet or index.json for the SemID level."})
+    exclude_seen: str = field(default="auto", metadata={"help": "Leave out the history's items: auto, true, false."})
     ks: list[int] = field(default_factory=lambda: list(KS), metadata={"help": "List lengths of the metrics."})
     batch_size: int = field(default=256, metadata={"help": "Rows per call of recommend."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples for the intervals; 0 = none."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples for intervals; 0 = none."})
     seed: int = field(default=0, metadata={"help": "Of the samples of rows, the controls and the bootstrap."})
+
+
+def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner, data: PreparedData, inputs: str):
+    rows = getattr(data, args.split)
+    sample = Sample(data, rows, more.alignment_rows, args.seed, args.bootstrap)
+    rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
+    shared = {name: getattr(args, name) for name in ("ks", "batch_size", "bootstrap", "seed")}
+    shared["index"] = SemIDIndex.load(args.semids) if args.semids else None
+    results, alignment = [], {}
+    for name, folder in args.recommenders.items():
+        check_trained_on(folder, data)
+        recommender = load_recommender(folder)
+        if name in more.alignment:
+            alignment[name] = aligner(recommender, sample)
+        results.append(evaluate(recommender, rows, data, name, exclude_seen=args.exclude_seen, **shared))
+        seen = results[-1].exclude_seen  # said outright: a control needs no second column
+        for control, shuffle in CONTROLS.items() if name in args.controls else ():
+            rest = {"name": f"{name}, {control}", "exclude_seen": seen, **shared}
+            results.append(evaluate(recommender, shuffle(rows, args.seed), data, **rest))
+    facts = {
+        "data": data.info.get("name", Path(args.data_dir).name),
+        "data fingerprint": data.fingerprint,
+        "split": f"{args.split}, {rows.num_rows} rows",
+        "items": data.items.num_rows,
+        "items of the history": f"{'left out' if seen else 'kept'} ({args.exclude_seen})".lower(),
+        "seed": args.seed,
+        "inputs fingerprint": inputs,
+    }
+    title = f"{facts['data']}: {len(results)} recommenders"
+    write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
 
 
 def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     one_of(args.split, ("test", "valid"), "split")
+    at_least(args, max_rows=1, ks=1, batch_size=1, bootstrap=0)
     for name in (*args.controls, *more.alignment):
-        if name not in args.recommenders:
-            near = did_you_mean(name, args.recommenders)
-            raise ValueError(f"controls or alignment names {name!r}, which is not one of the recommenders{near}")
+        one_of(name, args.recommenders, "controls or alignment names")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
-    if args.reference is not None and args.reference not in names:
-        raise ValueError(f"reference {args.reference!r} is not one of the recommenders {names}")
+    if args.reference is not None:
+        one_of(args.reference, names, "reference")
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
     inputs = fingerprint(settings, data.fingerprint, *map(files_of, args.recommenders.values()))
-    written = Path(args.output_dir) / "metrics.json"
-    if written.exists() and read_json(written)["facts"].get("inputs fingerprint") == inputs:
+    if is_report_of(args.output_dir, inputs):
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:
-        rows = getattr(data, args.split)
-        if args.max_rows is not None and args.max_rows < rows.num_rows:
-            rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
-        index = SemIDIndex.load(args.semids) if args.semids else None
-        shared = {"ks": args.ks, "batch_size": args.batch_size, "bootstrap": args.bootstrap, "seed": args.seed}
-        sample = Sample(data, getattr(data, args.split), more.alignment_rows, args.seed, args.bootstrap)
-        results, alignment = [], {}
-        for name, folder in args.recommenders.items():
-            check_trained_on(folder, data)
-            recommender = load_recommender(folder)
-            if name in more.alignment:
-                alignment[name] = aligner(recommender, sample)
-            results.append(evaluate(recommender, rows, data, name, index=index, **shared))
-            for control, shuffle in CONTROLS.items() if name in args.controls else ():
-                shuffled = shuffle(rows, args.seed)
-                results.append(evaluate(recommender, shuffled, data, f"{name}, {control}", index=index, **shared))
-        facts = {
-            "data": data.info.get("name", Path(args.data_dir).name),
-            "data fingerprint": data.fingerprint,
-            "split": f"{args.split}, {rows.num_rows} rows",
-            "items": data.items.num_rows,
-            "seed": args.seed,
-            "inputs fingerprint": inputs,
-        }
-        title = f"{facts['data']}: {len(results)} recommenders"
-        write_report(results, args.output_dir, title, args.reference, facts, args.bootstrap, args.seed, alignment)
-    summary = read_json(written)
+        with Lock(args.output_dir):
+            measure(args, more, aligner, data, inputs)
+    summary = read_json(Path(args.output_dir) / "metrics.json")
     print(f"\n{summary['facts']['data']}, {summary['facts']['split']}, item level [95 % interval]\n")
     print(f"{headline(summary)}\n{alignment_text(args.output_dir)}")
     print(f"Report: {args.output_dir}/report.html (figures: metrics.json, lists: predictions/)")
@@ -96,4 +97,4 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*TrlParser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())
+    main(*Parser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())

@@ -12,15 +12,21 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
 from llmrec.instructions.reviews import load_reviews, readable, reviews_writer
-from llmrec.instructions.teacher import columns_writer, rows_to_write, teacher_writer, unnamed_index, write_texts
+from llmrec.instructions.teacher import (
+    check_question,
+    columns_writer,
+    rows_to_write,
+    teacher_writer,
+    unnamed_index,
+    write_texts,
+)
 from llmrec.models.folder import SEMIDS
 from llmrec.serving.writers import load_writer
 from llmrec.stages import begin_stage, finish_stage, settings_of
@@ -49,6 +55,7 @@ class RationaleArguments:
 
 
 def main(args: RationaleArguments) -> None:
+    at_least(args, max_new_tokens=1, temperature=0.0, max_history=1, max_rows=1, batch_size=1)
     one_of(args.source, SOURCES, "source")
     if (args.source == "teacher") != (args.model_name_or_path is not None):
         raise ValueError("model_name_or_path is the teacher's: give one with source: teacher, and none with others")
@@ -57,6 +64,7 @@ def main(args: RationaleArguments) -> None:
     data = PreparedData.load(args.data_dir)
     rows = rows_to_write(data, args.kind, args.max_history, args.max_rows, args.seed)
     prompt = load_prompt(args.prompt or f"teacher/{args.kind}")
+    check_question(prompt, args.kind)
     index = unnamed_index(data.items)
     if args.semids is not None:
         index = SemIDIndex.load(Path(args.semids) / SEMIDS).aligned(data.items)
@@ -86,4 +94,4 @@ def main(args: RationaleArguments) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(TrlParser((RationaleArguments,)).parse_args_and_config()[0])
+    main(Parser((RationaleArguments,)).parse_args_and_config()[0])

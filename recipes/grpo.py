@@ -11,10 +11,12 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 import logging
 from dataclasses import dataclass, field, replace
 
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import ModelConfig
 
 import llmrec.rl as rl
 import llmrec.training as training
+from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -30,12 +32,17 @@ class DataArguments:
     features: str = field(default="", metadata={"help": "features.npy, for semantic_similarity."})
     sasrec: str = field(default="", metadata={"help": "A SASRec (recipes/train_baselines.py), for collaborative."})
     validation_rows: int = field(default=500, metadata={"help": "Sample that an evaluation ranks."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
+    )
     guard_drop: float = field(default=0.1, metadata={"help": "Loss of recall@50 or coverage@10 that is reported."})
     guard_stops: bool = field(default=False, metadata={"help": "Whether such a loss ends the run."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
-def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig, model_args: ModelConfig) -> None:
+def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArguments, model_args: ModelConfig):
+    at_least(args, validation_rows=1, guard_drop=0.0)
+    at_least(policy, log_positives=0, thought_beams=1)
     run = training.TrainingRun(args, grpo_args, model_args)
     data, index = run.data, run.index
     if not run.config.prompt.get("thinking"):
@@ -60,7 +67,7 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
         processing_class=recommender.tokenizer,
         peft_config=training.lora_config(model_args, recommender.model, recommender.tokenizer, index),
         callbacks=[rl.Guard(args.guard_drop, args.guard_stops)],
-        sample=training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train),
+        sample=training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen),
         write_sidecars=run.write_sidecars,
     )
     seconds = run.train(trainer).metrics["train_runtime"]
@@ -69,4 +76,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: GRPOConfig,
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, rl.PolicyArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)).parse_args_and_config())

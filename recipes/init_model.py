@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
@@ -20,6 +21,7 @@ from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_genera
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.tokens import fix_today
 
 
 @dataclass
@@ -39,6 +41,7 @@ class InitArguments:
 
 
 def main(args: InitArguments) -> None:
+    at_least(args, vocab_size=1)
     if (args.model_name_or_path is None) == (args.model_config is None):
         raise ValueError("give either model_name_or_path (pretrained) or model_config (from scratch)")
     data = PreparedData.load(args.data_dir)
@@ -64,6 +67,7 @@ def main(args: InitArguments) -> None:
             AutoTokenizer.from_pretrained(source) if source else train_tokenizer(titles.values(), args.vocab_size)
         )
         model = model_from_config(args.model_config, tokenizer, args.seed)
+    fix_today(tokenizer)
     item_tokenizer = semids / ITEM_TOKENIZER
     codebooks = load_codebooks(item_tokenizer, index)
     extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)
@@ -78,4 +82,4 @@ def main(args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((InitArguments,)).parse_args_and_config()[0])
+    main(Parser((InitArguments,)).parse_args_and_config()[0])

@@ -11,10 +11,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from llmrec.catalogue.domains import join_domain_semids
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.data.domains import join_domains
 from llmrec.data.statistics import statistics_table
@@ -69,4 +68,4 @@ def main(args: JoinArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((JoinArguments,)).parse_args_and_config()[0])
+    main(Parser((JoinArguments,)).parse_args_and_config()[0])

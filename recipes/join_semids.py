@@ -10,10 +10,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import join_views
+from llmrec.commands import Parser
 from llmrec.models.folder import ITEM_TOKENIZER, SEMIDS, semids_table
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
@@ -45,4 +44,4 @@ def main(args: JoinArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((JoinArguments,)).parse_args_and_config()[0])
+    main(Parser((JoinArguments,)).parse_args_and_config()[0])

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from trl import TrlParser
 
+from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.data import PreparedData, prepare
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
 from llmrec.data.statistics import statistics_table
+from llmrec.files import Lock
 
 
 @dataclass
@@ -55,6 +57,7 @@ def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
 
 
 def main(args: DataArguments) -> PreparedData:
+    at_least(args, user_k=0, item_k=0, max_history=1, fractions=0.0)
     settings = expand(asdict(args))
     output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
     inputs = inputs_fingerprint(settings)
@@ -63,14 +66,15 @@ def main(args: DataArguments) -> PreparedData:
         print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
     else:
         rules = dict(settings)
-        interactions, items = load(settings["source"], rules.pop("source_args"))
-        data = prepare(interactions, items, **rules)
-        data.info |= {"settings": settings, "inputs_fingerprint": inputs}
-        data.save(output_dir)
+        with Lock(output_dir):
+            interactions, items = load(settings["source"], rules.pop("source_args"))
+            data = prepare(interactions, items, **rules)
+            data.info |= {"settings": settings, "inputs_fingerprint": inputs}
+            data.save(output_dir)
         print(f"Prepared {output_dir}.")
     print(statistics_table(data.info["statistics"]))
     return data
 
 
 if __name__ == "__main__":
-    main(TrlParser((DataArguments,)).parse_args_and_config()[0])
+    main(Parser((DataArguments,)).parse_args_and_config()[0])

@@ -8,9 +8,9 @@
 import json
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
+from llmrec.arguments import at_least
 from llmrec.catalogue.filters import Filter
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.instructions.render import item_of
 from llmrec.recommenders import LLMRecommender
@@ -29,6 +29,7 @@ class RecommendArguments:
 
 
 def main(args: RecommendArguments) -> None:
+    at_least(args, num_users=1, k=1)
     data = PreparedData.load(args.data_dir)
     known = data.test["user_id"].to_pylist()
     users = args.users or list(dict.fromkeys(known))[: args.num_users]
@@ -53,4 +54,4 @@ def main(args: RecommendArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(TrlParser((RecommendArguments,)).parse_args_and_config()[0])
+    main(Parser((RecommendArguments,)).parse_args_and_config()[0])

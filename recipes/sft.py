@@ -11,9 +11,11 @@ output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Ki
 import logging
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 import llmrec.training as training
+from llmrec.arguments import at_least
+from llmrec.commands import Parser
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.models.folder import RecommenderConfig
 
@@ -31,10 +33,14 @@ class DataArguments:
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
     normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
+    exclude_seen: str = field(
+        default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a run with other settings."})
 
 
 def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    at_least(args, max_history=1, num_beams=1, validation_rows=1)
     training.check_sft(sft, training_args, model_args)
     run = training.TrainingRun(args, training_args, model_args)
     data, index, limit = run.data, run.index, training_args.max_length
@@ -43,7 +49,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     prompt = load_prompt(args.recommend_prompt)
     texts = Texts.load(args.texts).without_repeats(data.train) if args.texts else None
     names = ("max_history", "num_beams", "normalize", "fuse", "variations", "behaviour")
-    shown = {name: getattr(args, name) for name in names}
+    shown = {name: getattr(args, name) for name in names} | {"bos": run.config.bos}
     run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture = parse_mixture(args.tasks, prompt, index, args.fuse)
     if not run.begin([prompt, *(mix.prompt for mix in mixture)], texts, more_args=(sft,)):
@@ -54,7 +60,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     weigh = training.loss_weights(sft, tokenizer, index, data.items)
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
-    sample = training.ValidationSample(recommender, data.valid, args.validation_rows, train=data.train)
+    sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
     trainer = training.SemIDSFTTrainer(
         model,
         training_args,
@@ -72,4 +78,4 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main(*TrlParser((DataArguments, training.SFTArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    main(*Parser((DataArguments, training.SFTArguments, SFTConfig, ModelConfig)).parse_args_and_config())

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from trl import TrlParser
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.ready_made import ready_made_semids
 from llmrec.catalogue.report import report_lines, semid_report, write_report
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, fingerprint
@@ -64,6 +65,7 @@ def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> 
 
 
 def main(args: TokenizeArguments) -> None:
+    at_least(args, collision_reserve=0)
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
     features = ItemFeatures(args.features, args.cache_dir)
     tokenizer = give_writer(make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision))
@@ -93,4 +95,4 @@ def main(args: TokenizeArguments) -> None:
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(TrlParser((TokenizeArguments,)).parse_args_and_config()[0])
+    main(Parser((TokenizeArguments,)).parse_args_and_config()[0])

@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
+from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
+from llmrec.files import check_whole, made_again
 from llmrec.recommenders.content_knn import ContentKNN, ContentKNNConfig
 from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.recommenders.popularity import Popularity
@@ -48,6 +48,8 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
     for name, fit in makers.items():
         folder = Path(args.output_dir) / name
         if folder.exists():
+            with made_again(folder):
+                check_whole(folder)
             print(f"Reusing {folder} of the interrupted run.")
             continue
         began = time.perf_counter()
@@ -60,4 +62,4 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*TrlParser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())
+    main(*Parser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())

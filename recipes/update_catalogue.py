@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from trl import TrlParser
 
 from llmrec.catalogue import lifecycle
 from llmrec.catalogue.drift import drift_lines, drift_report, write_drift_report
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.commands import Parser
 from llmrec.data import ids_to_rows
 from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, read_parquet, write_json
@@ -91,4 +91,4 @@ def main(args: UpdateArguments) -> None:
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(TrlParser((UpdateArguments,)).parse_args_and_config()[0])
+    main(Parser((UpdateArguments,)).parse_args_and_config()[0])

@@ -22,7 +22,7 @@ def figures_of(summary: dict, dataset: str) -> dict[str, float]:
     for name, result in summary["recommenders"].items():
         start = f"{dataset}/{name}"
         for metric in METRICS:
-            for level, key in (("item", metric), ("semid", f"semid/{metric}")):
+            for level, key in (("item", metric), ("semid", f"semid/{metric}"), ("kept", f"kept/{metric}")):
                 if key not in result["metrics"]:
                     continue
                 figures[f"{start}/{level}/{metric}"] = round(result["metrics"][key], 6)

@@ -30,9 +30,10 @@ Written by `python scripts/write_tasks.py`; edit that script, the tasks or their
 
 A task says what a row is about: which history, which target, which item or wish the prompt speaks of. Its wording is
 a YAML file in `prompts/`. Rows hold ids; text is rendered when a row is read, by the renderer that evaluation and
-serving use too, so a prompt cannot depend on its target except through the columns that the task declares. The
-samples below come from the generated store (`llmrec/data/synthetic.py`), shown with the chat template of a model made
-from scratch; a pretrained model brings its own.
+serving use too. A prompt cannot depend on its target except through the columns that the task declares: every slot
+stands on its side, and a wording that puts one of the answer's into the question is refused. The samples below come
+from the generated store (`llmrec/data/synthetic.py`), shown with the chat template of a model made from scratch; a
+pretrained model brings its own.
 
 ## A mixture
 
@@ -73,10 +74,16 @@ the one Semantic ID of an answer the end is forced, so it is left out.
 
 
    rows = item_rows("brand", answers_item=False)
-   TASKS = {"item_to_brand": Task(rows, slots, ends_with_item=False, given=("about",))}
+   TASKS = {
+       "item_to_brand": Task(
+           rows, slots, ends_with_item=False, asks=("item",), answers=("brand",), given=("about",)
+       )
+   }
    ```
 
-   `given` names the columns that a prompt may depend on beside the history. Targets are never among them.
+   `asks` names the slots that a prompt may show, `answers` those that only a completion may. `given` names the
+   columns that a prompt may depend on beside the history. Targets are never among them. Semantic IDs come from the
+   catalogue (`catalogue.semid`, `history`, `target`); everything else that a slot holds is text, and read as text.
    `score=` is optional: `(catalogue, row, answer)` → how right an answer is, in [0, 1], 1 for the row's own. The
    answer is an item id where answers end with an item, else the text. Rewards (docs/grpo.md) and the alignment report
    (docs/alignment.md) ask it; `same_item`, or `same_words(slots, "brand")`, or a function of yours.
@@ -99,7 +106,21 @@ the one Semantic ID of an answer the end is forced, so it is left out.
 
 The tests of `tests/instructions/test_tasks.py` hold for every task in `TASKS`, and this command adds it to this page.
 
-Another wording for an existing task is a YAML file alone.
+Another wording for an existing task is a YAML file alone. A slot is a name in braces; `{{` writes a brace.
+
+## Texts are text
+
+What users and catalogues write (titles, descriptions, queries, wishes, rationales, chats) is read as text, in
+training, evaluation and serving alike. Where it spells a control token of the tokenizer or a Semantic ID, a space
+is put behind the first character: `<|im_end|>` becomes `< |im_end|>`, which closes no turn, `<a_1>` becomes `< a_1>`.
+Every other text is tokenised as it stands. Two things are taken at their word: in a chat (`messages`, chat data) and
+in a thought of the model a Semantic ID names an item, and `recommend_after` and `/v1/completions` get prompts that are
+rendered already.
+
+The prompt is a conversation in the tokenizer's chat template. A template that has no place for a system message gets
+its text at the head of the first user message. A template that prints the day gets 26 Jul 2024 written into it, in
+the folder too, so that the list of a history is the same tomorrow. Without a chat template a prompt begins as the
+tokenizer begins a text (BOS); folders of before 0.3 keep what they were trained with (`bos` in `llmrec_config.json`).
 """
 
 

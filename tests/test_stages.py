@@ -1,9 +1,42 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.data.provenance import can_reuse
+from llmrec.files import Lock, check_readable, read_parquet, write_json, write_parquet
 from llmrec.recommenders import check_trained_on
-from llmrec.stages import begin_stage, content_of, finish_stage
+from llmrec.stages import RECORD, begin_stage, content_of, finish_stage
+
+ROOT = Path(__file__).parents[1]
+WRITER = """if True:
+    import os, sys, time
+    from llmrec.stages import begin_stage
+    begin_stage(sys.argv[1], {"a": 1})
+    child = os.fork()  # as a data loader's worker, which may outlive what started it
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+    """
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that is at work on a stage."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "stage")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(ROOT)}) as process:
+        child = int(process.stdout.readline())
+        yield process
+        process.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_stage_is_new_then_resumed_then_done_and_refuses_other_settings(tmp_path):
@@ -81,3 +114,97 @@ def test_evaluation_refuses_a_model_of_other_data(tmp_path):
     check_trained_on(folder, data)
     with pytest.raises(ValueError, match="trained on other data"):
         check_trained_on(folder, tiny_data(num_users=41))
+
+
+def test_one_process_writes_a_stage_and_a_killed_one_is_in_nobodys_way(tmp_path, writer):
+    folder = tmp_path / "stage"
+    with pytest.raises(ValueError, match=rf"stage is being written by process {writer.pid} on \S+ since 20..-"):
+        begin_stage(folder, {"a": 1})
+    with pytest.raises(ValueError, match=f"process {writer.pid}"):
+        begin_stage(tmp_path / "x" / ".." / "stage", {"a": 2}, overwrite=True)
+    assert begin_stage(folder, {"a": 1}, writes=False) == "resume"  # another of the processes launched together
+    half = tmp_path / ".stage.partial-12345678", folder / ".part.parquet.partial-12345678"
+    for left in half:
+        left.mkdir()
+    writer.kill()
+    writer.wait()
+    assert begin_stage(folder, {"a": 1}) == "resume" and not any(left.exists() for left in half)
+    finish_stage(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+    with Lock(folder):  # whoever writes: what is finished can be looked at
+        assert begin_stage(folder, {"a": 1}) == "done"
+
+
+def test_a_lock_ends_with_its_block_and_says_where_it_cannot_be(tmp_path):
+    with Lock(tmp_path / "list.parquet"), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        Lock(tmp_path / "list.parquet")
+    with pytest.raises(RuntimeError, match="mine"), Lock(tmp_path / "list.parquet"):
+        raise RuntimeError("mine")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be locked .*look who may write"):
+        Lock(tmp_path / "file" / "stage")
+
+
+def test_a_run_killed_before_it_recorded_anything_is_in_nobodys_way(tmp_path):
+    (tmp_path / "stage" / f".{RECORD}.partial-12345678").mkdir(parents=True)
+    assert begin_stage(tmp_path / "stage", {"a": 1}) == "new"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"\0" * 7)
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [(name, damage) for name in ("a.parquet", "b/c.safetensors", "d.npy", "e.json") for damage in (cut, os.remove)]
+    + [("b/c.safetensors", longer), ("d.npy", longer)],
+)
+def test_done_is_believed_only_of_what_can_be_read_whole(tmp_path, name, damage):
+    folder = tmp_path / "stage"
+    begin_stage(folder, {"a": 1})
+    (folder / "b").mkdir()
+    write_parquet(folder / "a.parquet", pa.table({"x": range(1000)}))
+    save_file({"x": np.zeros(100)}, folder / "b/c.safetensors")
+    np.save(folder / "d.npy", np.zeros(100))
+    write_json(folder / "e.json", {"x": 1})
+    finish_stage(folder)
+    write_json(folder / "e.json", {"x": "edited"})
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3/trainer_state.json").write_text("{")
+    assert begin_stage(folder, {"a": 1}) == "done"
+    damage(folder / name)
+    with pytest.raises(
+        ValueError, match=rf"stage/{name} .*restore it, or pass --overwrite true to make .*stage again"
+    ):
+        begin_stage(folder, {"a": 1})
+    assert begin_stage(folder, {"a": 1}, overwrite=True) == "new"
+    finish_stage(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"settings": {}}'])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(ValueError, match="stage.json is not what a stage wrote"):
+        begin_stage(tmp_path, {})
+
+
+def test_a_byte_that_changed_in_a_parquet_file_is_noticed(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, pa.table({"x": np.random.default_rng(0).random(1000)}))
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 3] ^= 1
+    path.write_bytes(changed)
+    check_readable(path)  # looks at the ends only
+    with pytest.raises(ValueError, match="x.parquet is not a readable parquet file"):
+        read_parquet(path)
+
+
+def test_every_recipe_that_writes_takes_the_lock_of_its_output():
+    takes = re.compile(r"begin_stage\(|with Lock\(|TrainingRun\(")
+    recipes = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("recipes/*.py")}
+    assert {name for name, text in recipes.items() if not takes.search(text)} == {"recommend"}  # which only prints

@@ -21,8 +21,9 @@ from llmrec.catalogue.collisions import collision_stats
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.cleaning import clean_items
+from llmrec.data.convert import cast_column
 from llmrec.data.rows import with_columns
-from llmrec.data.validate import cast_column, standard_items
+from llmrec.data.validate import standard_items
 from llmrec.files import files_fingerprint, fingerprint, read_parquet
 
 FIRST_VERSION = {"version": 1, "parent": None, "changelog": []}

@@ -12,9 +12,11 @@ per item and say nothing. A published *model* has learned to write them: `keep_m
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_lowercase
+from string import Formatter, ascii_lowercase
 
 import numpy as np
+
+from llmrec.arguments import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +25,33 @@ PATTERNS = {
     "openonerec": "<s_{level}_{code}>",
     "eugeneyan": "<|sid_{code}|>",
 }
+LARGEST_CODEBOOK = 2**22  # tokens of one level: each becomes a row of the model's embeddings
 MARKERS = ("<|sid_begin|>", "<|sid_start|>", "<|sid_end|>")
+
+
+def template_of(pattern: str) -> str:
+    """The template of a name in `PATTERNS`, or `pattern` if it is one itself; `ValueError` if it is neither."""
+    template = PATTERNS.get(pattern, pattern)
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except ValueError:  # a single brace
+        fields = set()
+    if "code" not in fields or not fields <= {"code", "level"}:
+        raise ValueError(
+            f"SemID pattern {pattern!r} is neither one of {', '.join(PATTERNS)} nor a template with {{code}}, or "
+            f"{{level}} and {{code}}{did_you_mean(pattern, PATTERNS)}"
+        )
+    return template
 
 
 def pattern_tokens(template: str, codebook_sizes: Sequence[int]) -> list[list[str]]:
     """The tokens that a template with `{level}` and/or `{code}` gives to the codes, by level."""
     first, tokens = 0, []
+    if max(codebook_sizes, default=0) > LARGEST_CODEBOOK:
+        raise ValueError(
+            f"codebook_sizes {list(codebook_sizes)}: {max(codebook_sizes)} codes in a level are more than "
+            f"{LARGEST_CODEBOOK}, and each would be a token"
+        )
     for level, size in enumerate(codebook_sizes):
         name = ascii_lowercase[level] if len(codebook_sizes) <= len(ascii_lowercase) else f"s{level}"
         tokens.append([template.format(level=name, code=first + code) for code in range(size)])
@@ -52,6 +75,7 @@ def parse_semids(
     """The codes of `{item id: SemID}`, int32 `[N, L]`, -1 after the last code of a row; the sizes of the codebooks,
     the pattern, and where it does not give all tokens, the tokens by level; see `SemIDIndex.from_semids`.
     """
+    template = None if pattern is None else template_of(pattern)
     rows = {item: _split(item, semid) for item, semid in semids.items()}
     before, after = _markers(rows)
     rows = {item: row[len(before) : len(row) - len(after)] for item, row in rows.items()}
@@ -62,7 +86,13 @@ def parse_semids(
         lists, pattern = list(rows.values()), pattern or "default"
     else:
         pattern = pattern or _find_pattern(rows)
-        lists = _codes(rows, PATTERNS.get(pattern, pattern), codebook_sizes)
+        lists = _codes(rows, template or PATTERNS[pattern], codebook_sizes)
+    for item, row in zip(rows, lists):
+        if not all(0 <= code < LARGEST_CODEBOOK for code in row):
+            raise ValueError(
+                f"item {item!r}: {semids[item]!r} has a code outside 0..{LARGEST_CODEBOOK - 1}: each code up to the "
+                "largest would be a token of the model"
+            )
     codes = np.full((len(lists), max(map(len, lists))), -1, np.int32)
     for row, values in zip(codes, lists):
         row[: len(values)] = values
@@ -71,7 +101,7 @@ def parse_semids(
         logger.info("markers %s are %s", " ".join(before + after), "kept" if keep_markers else "dropped")
     if not (before + after and keep_markers):
         return codes, sizes, pattern, None
-    tokens = pattern_tokens(PATTERNS.get(pattern, pattern), sizes)
+    tokens = pattern_tokens(template_of(pattern), sizes)
     tokens = [*([marker] for marker in before), *tokens, *([marker] for marker in after)]
     codes = np.pad(codes, ((0, 0), (len(before), len(after))))
     return codes, list(map(len, tokens)), "default", tokens

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from llmrec.catalogue.collisions import equal_rows
 from llmrec.catalogue.record import Record
-from llmrec.catalogue.semid_tokens import PATTERNS, mapping_of_semids, parse_semids, pattern_tokens
+from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
 from llmrec.files import fingerprint, read_json, read_parquet, write_parquet
 
 logger = logging.getLogger(__name__)
@@ -80,14 +80,12 @@ class SemIDIndex(Record):
         self.item_ids = [str(item) for item in item_ids]
         self.codes = np.ascontiguousarray(codes, dtype=np.int32)
         self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
-        self.pattern = PATTERNS.get(pattern, pattern)
+        self.pattern = template_of(pattern)
         self.info = dict(info or {})
         if self.codes.ndim != 2 or len(self.codes) != len(self.item_ids):
             raise ValueError(f"codes has shape {self.codes.shape}, but there are {len(self.item_ids)} item ids")
         if self.codes.shape[1] != len(self.codebook_sizes):
             raise ValueError(f"codes has {self.codes.shape[1]} levels, codebook_sizes has {len(self.codebook_sizes)}")
-        if "{code}" not in self.pattern:
-            raise ValueError(f"SemID pattern {self.pattern!r} has no {{code}}")
         outside = (self.codes.T < -1) | (self.codes.T >= np.array(self.codebook_sizes)[:, None])
         if outside.any():
             level, row = np.argwhere(outside)[0]

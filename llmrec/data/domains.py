@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.data.convert import TEXT
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import PreparedData
 from llmrec.data.rows import events_of, flatten_lists, ids_to_rows, list_array, numbered, with_columns
 from llmrec.data.sequences import build_tables
 from llmrec.data.statistics import statistics
-from llmrec.data.validate import ITEM_TYPES, TEXT
+from llmrec.data.validate import ITEM_TYPES
 
 DOMAIN = "domain"
 _SPLIT = ("split", "valid_start", "test_start", "max_history")

@@ -3,15 +3,26 @@
 Rows are counted from 1 without a CSV's header. `where` is the file's name (or "interactions" for a table in memory).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.arguments import one_of
+from llmrec.columns import plain_column
+from llmrec.data.convert import (
+    TEXT,
+    UNITS_PER_SECOND,
+    as_id_lists,
+    as_ids,
+    as_number,
+    as_seconds,
+    as_text,
+    cast_column,
+)
 
-TEXT = pa.string()
 INTERACTION_TYPES = {
     "user_id": TEXT,
     "item_id": TEXT,
@@ -31,9 +42,6 @@ ITEM_TYPES = {
     "price": pa.float64(),
     "image": TEXT,
 }
-UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# How a lost id looks once some earlier step has turned it into text.
-_MISSING_IDS = pa.array(["", "nan", "NaN", "None", "null", "<NA>"])
 
 
 def standard_interactions(
@@ -57,36 +65,45 @@ def standard_interactions(
     for name, column in selected.items():
         source = columns.get(name, name)
         if name == "timestamp":
-            selected[name] = _seconds(column, timestamp_unit, where, source)
+            selected[name] = as_seconds(column, timestamp_unit, where, source)
         elif name in ("user_id", "item_id"):
-            selected[name] = _ids(column, where, source)
+            selected[name] = as_ids(column, where, source)
+        elif name == "history":
+            selected[name] = as_id_lists(column, where, source)
+        elif INTERACTION_TYPES[name] == TEXT:
+            text = as_text(column, where, source)
+            selected[name] = pc.if_else(pc.equal(text, ""), None, text)
         else:
-            selected[name] = cast_column(column, INTERACTION_TYPES[name], where, source)
+            selected[name] = as_number(column, INTERACTION_TYPES[name], where, source)
     return pa.table(selected)
 
 
 def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None = None) -> pa.Table:
-    """Items with item_id and title first, known columns in the types of `ITEM_TYPES`, the user's own ones untouched.
+    """Items with item_id and title first, known columns in the types of `ITEM_TYPES`, the user's own ones in plain
+    types (`llmrec.columns`).
 
-    Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | ").
+    Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | "),
+    other lists by a space; what is missing in them, and objects, are left out.
     Raises `ValueError` on no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken
     UTF-8.
     """
     columns = dict(columns or {})
     selected = _select(raw, where, columns, dict.fromkeys([*ITEM_TYPES, *columns]), required=("item_id", "title"))
-    taken = set(columns.values())
-    selected.update({n: raw[n] for n in raw.column_names if n not in selected and n not in taken})
+    own = [name for name in raw.column_names if name not in {*selected, *columns.values()}]
+    selected |= _select(raw, where, {}, own, required=())
     table = {}
     for name, column in selected.items():
         source = columns.get(name, name)
         if name == "item_id":
-            table[name] = _ids(column, where, source)
+            table[name] = as_ids(column, where, source)
+        elif name == "price":
+            table[name] = as_number(column, ITEM_TYPES[name], where, source)
         elif name in ITEM_TYPES:
-            column = _join_lists(column, " > " if name == "categories" else " ")
-            column = cast_column(column, ITEM_TYPES[name], where, source)
-            table[name] = pc.fill_null(column, "") if ITEM_TYPES[name] == TEXT else column
+            separators = (" > ", " | ") if name == "categories" else (" ", " ")
+            table[name] = pc.fill_null(as_text(column, where, source, separators), "")
         else:
-            table[name] = cast_column(column, TEXT, where, source) if pa.types.is_string(column.type) else column
+            column = plain_column(column)
+            table[name] = cast_column(column, TEXT, where, source) if column.type == TEXT else column
     codes = table["item_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     repeats = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
     if len(repeats):
@@ -122,96 +139,16 @@ def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items
 
 
 def _select(raw: pa.Table, where: str, columns: Mapping, names: Iterable[str], required: tuple) -> dict:
-    selected = {}
+    counts, selected = Counter(raw.column_names), {}
     for name in names:
         source = columns.get(name, name)
-        if source in raw.column_names:
+        if counts[source] == 1:
             selected[name] = raw[source]
+        elif counts[source]:
+            raise ValueError(f"{where}: {counts[source]} columns are called {source!r}; each needs a name of its own")
         elif name in required or name in columns:
             hint = "" if name in columns else f"; map it, e.g. columns: {{{name}: your_column}}"
             raise ValueError(f"{where}: no column {source!r}; it has {', '.join(map(str, raw.column_names))}{hint}")
     if not raw.num_rows:
         raise ValueError(f"{where}: the table has no rows")
     return selected
-
-
-def _ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    missing, ids = column.is_null(nan_is_null=True), column
-    if pa.types.is_floating(column.type):
-        # An integer column with gaps comes as floats from pandas: 12.0 is the id "12".
-        ids = cast_column(pc.if_else(missing, None, column), pa.int64(), where, name)
-    ids = cast_column(ids, TEXT, where, name)
-    missing = pc.or_(missing, pc.is_in(ids, _MISSING_IDS))
-    row = pc.index(missing, True).as_py()
-    if row >= 0:
-        raise ValueError(f"{where}, column {name!r}, row {row + 1}: the id is missing ({column[row].as_py()!r})")
-    return ids
-
-
-def _seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.ChunkedArray:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        try:
-            column = column.cast(pa.int64())
-        except pa.ArrowInvalid:
-            column = cast_column(column, pa.timestamp("us"), where, name)
-    if pa.types.is_temporal(column.type):
-        moments = cast_column(column, pa.timestamp("us"), where, name)
-        return moments.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if pa.types.is_floating(column.type):
-        column = pc.floor(pc.if_else(pc.is_nan(column), None, column))
-    seconds = pc.divide(cast_column(column, pa.int64(), where, name), UNITS_PER_SECOND[unit])
-    row = pc.index(pc.greater(seconds, 10**11), True).as_py()
-    if row >= 0:
-        value = column[row].as_py()
-        raise ValueError(
-            f"{where}, column {name!r}, row {row + 1}: {value} {unit} lies past the year 5000; set timestamp_unit: ms?"
-        )
-    return seconds
-
-
-def cast_column(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
-    """A column in another type; raises `ValueError` naming the first row that does not fit, or is not UTF-8."""
-
-    def attempt(part: pa.ChunkedArray) -> pa.ChunkedArray:
-        done = part.cast(kind)
-        if kind == TEXT:
-            done.validate(full=True)
-        return done
-
-    try:
-        return attempt(column)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        row = _first_failure(column, attempt)
-        value = column[row]
-        try:
-            shown = repr(value.as_py())
-        except UnicodeDecodeError:
-            shown = repr(value.cast(pa.binary()).as_py())
-        problem = f"({column.type}) is not {kind}"
-        if "invalid utf8" in str(error).lower():
-            problem = "is not valid UTF-8; for a CSV say what it is, e.g. encoding: latin-1"
-        raise ValueError(f"{where}, column {name!r}, row {row + 1}: {shown[:80]} {problem}") from error
-
-
-def _first_failure(column: pa.ChunkedArray, attempt: Callable) -> int:
-    """The first row at which `attempt` fails, by bisection; 0 if no single row is to blame."""
-    low, high = 0, len(column)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            attempt(pa.chunked_array([column.slice(low, middle - low).combine_chunks()], column.type))
-            low = middle
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            high = middle
-    return low
-
-
-def _join_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-        return column
-    lists = column.combine_chunks()
-    if pa.types.is_list(lists.type.value_type) or pa.types.is_large_list(lists.type.value_type):
-        paths = pc.binary_join(lists.values.cast(pa.list_(TEXT)), separator)
-        lists = pa.ListArray.from_arrays(lists.offsets.cast(pa.int32()), paths, mask=lists.is_null())
-        separator = " | "
-    return pa.chunked_array([pc.binary_join(lists.cast(pa.list_(TEXT)), separator)])

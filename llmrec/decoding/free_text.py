@@ -20,6 +20,7 @@ from transformers import (
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
 from llmrec.devices import best_device
+from llmrec.tokens import ControlTokens, conversation, fix_today, prompt_ids
 
 logger = logging.getLogger(__name__)
 
@@ -130,15 +131,13 @@ def chat_writer(
         generate: token ids of prompts, and seeds, to what the model writes after them.
     """
 
+    fix_today(tokenizer)
+    control = ControlTokens(tokenizer)
+
     def ask(question: str, system: str) -> str:
-        if tokenizer.chat_template is None:
-            return f"{system}\n\n{question}\n"
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
-        # Models that think aloud would fill the answer with it.
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        return conversation(tokenizer, control.plain_messages(messages))
 
     thinks = ask("", "").rstrip().endswith("<think>")
     if thinks:
@@ -151,9 +150,7 @@ def chat_writer(
         )
 
     def write(questions: Sequence[str], system: str = "", seeds: Sequence[int] = ()) -> Iterator[str]:
-        # Chat templates bring their own special tokens, so none are added.
-        ids = tokenizer([ask(question, system) for question in questions], add_special_tokens=False)["input_ids"]
-        for answer in generate(ids, seeds):
+        for answer in generate(prompt_ids(tokenizer, [ask(question, system) for question in questions]), seeds):
             _, closed, after = answer.rpartition("</think>")
             yield "" if thinks and not closed else re.sub(r"<think>.*", "", after, flags=re.DOTALL)
 

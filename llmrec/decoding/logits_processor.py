@@ -1,11 +1,16 @@
 """The trie as a `LogitsProcessor` of transformers, and `generate` with every decoding field set by us."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, collect
 from llmrec.decoding.head import unwrap
+from llmrec.decoding.tree_attention import prompt_lengths
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
 
 
@@ -101,12 +106,14 @@ def constrained_generate(
     temperature: float = 1.0,
     normalize: Normalize = "vocabulary",
     allowed: RowFilter | None = None,
+    use_cache: bool = True,
 ):
     """`model.generate` over the catalogue, whatever the model's own `generation_config` says.
 
     Args:
         input_ids, attention_mask ([N, P]): prompts, padded on the **left**.
         num_return_sequences: defaults to `num_beams`.
+        use_cache: `False` runs prompts and beams anew for every token, for models whose state does not follow beams.
 
     Returns:
         transformers' output with `sequences` (int64 [N * num_return_sequences, P + depth]) and, for beams,
@@ -123,6 +130,7 @@ def constrained_generate(
         length_penalty=0.0,
         early_stopping=False,
         renormalize_logits=False,
+        use_cache=use_cache,
         eos_token_id=trie.eos_token_id,
         pad_token_id=trie.eos_token_id,
         return_dict_in_generate=True,
@@ -132,17 +140,62 @@ def constrained_generate(
     return generate_as_told(model, config, processor, input_ids=input_ids, attention_mask=attention_mask)
 
 
-def generate_search(
-    model, input_ids: torch.Tensor, attention_mask: torch.Tensor, trie: SemIDTrie, normalize: Normalize
-) -> Search:
-    """The search of `llmrec.decoding.search` through `generate`, for models that need it."""
-    order = attention_mask.bool().int().argsort(dim=1, stable=True)
-    input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+@torch.no_grad()
+def state_follows_beams(model) -> bool:
+    """Whether all that a model keeps of two prompts is handed out, and goes where its beams go.
 
-    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
-        chosen = slice(None) if requests is None else requests
-        ids, mask = input_ids[chosen], attention_mask[chosen]
-        output = constrained_generate(model, ids, mask, trie, num_beams, normalize=normalize, allowed=allowed)
+    Some models keep their state in their modules (RecurrentGemma), or in a cache that reorders a part of it (MiniMax,
+    DeepSeek-V4), or not at all (RWKV): `generate` would go on with the state of another beam.
+    """
+    inner = unwrap(model)
+    ids = torch.arange(3, 15, device=inner.device).view(2, 6) % inner.config.get_text_config().vocab_size
+    output = model(input_ids=ids, use_cache=True, return_dict=True)
+    cache = next((output[name] for name in ALL_CACHE_NAMES if output.get(name) is not None), None)
+    if cache is None:
+        return not inner._is_stateful
+    if hasattr(inner, "_reorder_cache"):
+        cache = inner._reorder_cache(cache, torch.zeros(2, dtype=torch.long, device=inner.device))
+    elif hasattr(cache, "reorder_cache"):
+        cache.reorder_cache(torch.zeros(2, dtype=torch.long, device=inner.device))
+    else:
+        return False
+    return all(bool((kept[0] == kept[1]).all()) for kept in _tensors(cache) if kept.ndim > 1 and len(kept) == 2)
+
+
+def _tensors(value) -> Iterator[torch.Tensor]:
+    """Those of a cache, its layers, their lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        for inner in (value if isinstance(value, Mapping) else vars(value)).values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+@torch.no_grad()
+def generate_search(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: SemIDTrie,
+    normalize: Normalize,
+) -> Search:
+    """The search of `llmrec.decoding.search` through `generate`, for models that need it.
+
+    Prompts of one length run together, without padding: not every state of such models leaves it out. Where a state
+    does not follow the beams, prompts and beams are run anew for every token.
+    """
+    lengths, trie = prompt_lengths(attention_mask), trie.with_an_end()
+    use_cache = state_follows_beams(model)
+    input_ids = input_ids.gather(1, attention_mask.bool().int().argsort(dim=1, stable=True))  # padding to the left
+
+    def of_one_length(ids: torch.Tensor, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
+        mask = torch.ones_like(ids)
+        output = constrained_generate(
+            model, ids, mask, trie, num_beams, normalize=normalize, allowed=allowed, use_cache=use_cache
+        )
         tokens = output.sequences[:, ids.shape[1] :]
         if num_beams > 1:
             scores = output.sequences_scores
@@ -152,13 +205,25 @@ def generate_search(
         nodes = trie.walk(tokens)
         dead = (nodes < 0) | (scores < -1e8)  # what generate returns where there are fewer SemIDs than beams
         low, high = trie.rows(nodes, trie.depth)
+        found = (~dead).view(len(ids), -1).sum(1)
         ended = BeamOutput(
             scores.float().masked_fill(dead, -torch.inf).view(len(ids), -1),
             low.view(len(ids), -1),
             high.view(len(ids), -1),
             tokens.masked_fill(tokens == trie.eos_token_id, END).view(len(ids), num_beams, -1),
-            (~dead).view(len(ids), -1).sum(1) < min(num_beams, trie.num_leaves),
+            found < num_beams if num_beams < trie.num_leaves else torch.ones_like(found, dtype=torch.bool),
         )
         return collect([ended], num_beams)
+
+    def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
+        chosen = torch.arange(len(lengths), device=lengths.device) if requests is None else requests
+        places, parts = [], []
+        for length in lengths[chosen].unique().tolist():
+            here = (lengths[chosen] == length).nonzero()[:, 0]
+            within = None if allowed is None else allowed.select(here.tolist())
+            parts.append(of_one_length(input_ids[chosen[here], -length:], num_beams, within))
+            places.append(here)
+        order = torch.cat(places).argsort()
+        return BeamOutput(*(torch.cat(sides)[order] for sides in zip(*parts)))
 
     return search

@@ -3,35 +3,25 @@
 import logging
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from llmrec.arguments import whole_number
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.logits_processor import generate_search
 from llmrec.decoding.searchable import ScoredItem, widen
+from llmrec.decoding.self_check import Choice, first_exact
 from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 logger = logging.getLogger(__name__)
 
 
-def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
-    """Prefills the prompts and returns a search over them that can be run again, for some of them or wider.
-
-    Models that cannot (a warning says so once per reason) search through `generate` with the logits processor.
-    """
-    if normalize not in ("vocabulary", "catalogue"):
-        raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
-    rows = unwrap(model).config.get_text_config().vocab_size
-    if trie.last_token >= rows:
-        raise ValueError(
-            f"the trie holds token {trie.last_token}, but the model's vocabulary has {rows} rows: extend it first"
-        )
-    if (reason := unsupported(model)) is not None:
-        warn_of_generate(reason)
-        return generate_search(model, input_ids, attention_mask, trie, normalize)
+def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
+    """Prefills the prompts and searches by tree attention, whether it reproduces the model's own or not."""
     readers = [
         partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
         for ids in trie.head_ids
@@ -52,9 +42,54 @@ def open_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
     return search
 
 
+# Ways to search, the fastest first: a model is searched by the first that gives its own scores.
+TREE = "the tree search"
+WAYS = {TREE: tree_search, "generate()": generate_search}
+
+
+def no_tree(model) -> str | None:
+    """Why a model cannot be searched by tree attention, or `None` if it can."""
+    choice = way_of(model, unwrap(model).device)
+    return None if choice.way == TREE else choice.why
+
+
+def way_of(model, device: torch.device, folder: Path | None = None) -> Choice:
+    """Which of `WAYS` a model is searched in; see `self_check.first_exact`."""
+    known = unsupported(model)
+    ways = WAYS if known is None else {name: way for name, way in WAYS.items() if name != TREE}
+    choice = first_exact(model, ways, device, folder)
+    return choice if known is None else choice._replace(why="; ".join(filter(None, (known, choice.why))))
+
+
+def open_search(
+    model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize, folder: Path | None = None
+) -> Search:
+    """Opens a search over the prompts that can be run again, for some of them or wider.
+
+    A model is searched in the first of `WAYS` that gives its own scores; what `llmrec.decoding.self_check` finds is
+    kept in `folder`. If that is not the first, a warning says so once per reason.
+
+    Raises:
+        ValueError: no way does, or the trie holds tokens that the model has not.
+    """
+    if normalize not in ("vocabulary", "catalogue"):
+        raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
+    rows = unwrap(model).config.get_text_config().vocab_size
+    if trie.last_token >= rows:
+        raise ValueError(
+            f"the trie holds token {trie.last_token}, but the model's vocabulary has {rows} rows: extend it first"
+        )
+    choice = way_of(model, input_ids.device, folder)
+    if choice.way not in WAYS:
+        raise ValueError(f"{type(unwrap(model)).__name__} cannot be searched: {choice.why}")
+    if choice.way != TREE:
+        warn_of_generate(choice.why, choice.way)
+    return WAYS[choice.way](model, input_ids, attention_mask, trie, normalize)
+
+
 @cache
-def warn_of_generate(reason: str) -> None:
-    logger.warning("%s: decoding through generate(), which is many times slower", reason)
+def warn_of_generate(reason: str, way: str) -> None:
+    logger.warning("%s: decoding through %s, which is many times slower", reason, way)
 
 
 @torch.no_grad()
@@ -76,8 +111,7 @@ def tree_beam_search(
         trie: on the device of `input_ids`.
         masks, denied: as in `RowFilter`, one for each prompt.
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it must be at least 1")
+    num_beams = whole_number(num_beams, "num_beams")
     allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
     return open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)
 
@@ -110,9 +144,9 @@ def search_items(
     Returns:
         for each prompt at most k items by falling score, equal scores by row; fewer only where fewer are allowed.
     """
-    k = [int(wanted) for wanted in k]
-    if len(k) != len(input_ids) or min(k, default=1) < 1 or num_beams < 1:
-        raise ValueError(f"k must be {len(input_ids)} numbers of at least 1, and num_beams at least 1")
+    k, num_beams = [whole_number(wanted, "k") for wanted in k], whole_number(num_beams, "num_beams")
+    if len(k) != len(input_ids):
+        raise ValueError(f"{len(k)} values of k for {len(input_ids)} prompts")
     allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
     search = open_search(model, input_ids, attention_mask, trie, normalize)
     beams = [max(num_beams, wanted) for wanted in k]

@@ -139,7 +139,8 @@ def widen(
             of_request = limits[i] if limits is not None else ()
             if of_request:
                 items = [items[place] for place in within_limits([item.row for item in items], of_request)]
-            if len(items) >= k[i] or exhausted[number]:
+            # As many beams as there are SemIDs leave nothing out, whatever the search says of itself.
+            if len(items) >= k[i] or exhausted[number] or width >= trie.num_leaves:
                 lists[i] = items[: k[i]]
                 pending.remove(i)
             elif of_request:  # what can no longer be taken gives up its beams

@@ -124,6 +124,14 @@ def unsupported(model: torch.nn.Module) -> str | None:
     return None
 
 
+def prompt_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
+    """int64 [N]: the tokens of each prompt ([N, P], non-zero at tokens); raises `ValueError` for one without any."""
+    lengths = attention_mask.bool().sum(1)
+    if not bool((lengths > 0).all()):
+        raise ValueError(f"prompt {int(lengths.argmin())} is empty: a prompt needs at least one token")
+    return lengths
+
+
 def prefill(
     model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, at_head: Callable
 ) -> tuple[Prompts, object]:
@@ -136,10 +144,7 @@ def prefill(
     Returns:
         the prompts, and what `at_head` returned.
     """
-    filled = attention_mask.bool()
-    lengths = filled.sum(1)
-    if not bool((lengths > 0).all()):
-        raise ValueError(f"prompt {int(lengths.argmin())} is empty: a prompt needs at least one token")
+    lengths, filled = prompt_lengths(attention_mask), attention_mask.bool()
     width = int(lengths.max())
     # all padding goes to the left, so that the last column is every prompt's last token
     order = filled.int().argsort(dim=1, stable=True)[:, -width:]

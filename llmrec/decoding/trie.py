@@ -9,7 +9,8 @@ siblings (its SemID is a prefix of another) is scored as the EOS token; an only 
 
 import weakref
 from collections.abc import Sequence
-from itertools import zip_longest
+from copy import copy
+from itertools import count, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -70,15 +71,28 @@ class SemIDTrie:
         if len(matrix) >= 2**31 or matrix.max() >= 2**31 - 1 or matrix.min() < END:
             raise ValueError("token_ids must lie between -1 and 2**31 - 2, and rows must number below 2**31")
         self.num_rows, self.depth = matrix.shape
-        self.eos_token_id, self.device = eos_token_id, torch.device("cpu")
+        self.device = torch.device("cpu")
         self._cumsums: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
         ends_are_scored = self._build(matrix)
         if eos_token_id is not None and any(bool((vocab == eos_token_id).any()) for vocab in self.vocab):
             raise ValueError(f"the EOS token {eos_token_id} is also a SemID token")
         if eos_token_id is None and ends_are_scored:
             raise ValueError("a SemID is a prefix of another: give eos_token_id, the token that ends it")
-        self.head_ids = [vocab.masked_fill(vocab == END, eos_token_id or 0) for vocab in self.vocab]
+        self._end_with(eos_token_id)
         self.last_token = max(int(ids.max()) for ids in self.head_ids)
+
+    def _end_with(self, eos_token_id: int | None) -> None:
+        self.eos_token_id = eos_token_id
+        self.head_ids = [vocab.masked_fill(vocab == END, eos_token_id or 0) for vocab in self.vocab]
+
+    def with_an_end(self) -> "SemIDTrie":
+        """This trie, or one over the same tensors whose `eos_token_id` is a token of no SemID: for searches that need
+        a token where all ends are forced."""
+        if self.eos_token_id is not None:
+            return self
+        used, ended = set(torch.cat(self.vocab).tolist()), copy(self)
+        ended._end_with(next(token for token in count() if token not in used))
+        return ended
 
     def _build(self, matrix: np.ndarray) -> bool:
         """Sorts the rows and makes the arrays of every level; is a SemID a prefix of another?"""

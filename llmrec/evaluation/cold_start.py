@@ -10,6 +10,7 @@ would see) and among the cold items alone (can it tell them apart at all?), and 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ class Restricted:
         self.index = getattr(recommender, "index", None)
         self.behaviours = getattr(recommender, "behaviours", ())
 
-    def recommend(self, histories, k=10, **wishes) -> list[list[Recommendation]]:
-        return self.recommender.recommend(histories, k, self.allow, **wishes)
+    def recommend(self, histories, k=10, filters=None, **wishes) -> list[list[Recommendation]]:
+        allow = self.allow if filters is None else replace(filters, allow=self.allow.allow)
+        return self.recommender.recommend(histories, k, allow, **wishes)
 
 
 def evaluate_cold(
@@ -52,7 +54,7 @@ def evaluate_cold(
     Args:
         max_warm (*optional*): a random sample of this many warm rows.
         ks: of `evaluate`; the table needs 10, which is added.
-        options: `batch_size`, `bootstrap` and `seed` of `evaluate`.
+        options: `batch_size`, `bootstrap`, `seed` and `exclude_seen` of `evaluate`.
 
     Raises:
         ValueError: training or validation holds a cold item, or there is no cold or no warm row.

@@ -10,12 +10,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
+from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
 from llmrec.data.rows import list_array, offsets_of
+from llmrec.data.seen import repeats
 from llmrec.evaluation.bootstrap import intervals_of, paired_difference
-from llmrec.evaluation.metrics import KS, first_occurrences, first_positions, list_metrics, row_metrics
+from llmrec.evaluation.metrics import (
+    KS,
+    first_occurrences,
+    first_positions,
+    list_metrics,
+    row_metrics,
+    seen_items,
+    target_ranks,
+)
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
+from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.length import check_histories
 from llmrec.recommenders.protocol import Recommender, requests_of
 
 logger = logging.getLogger(__name__)
@@ -28,9 +40,12 @@ class EvaluationResult:
 
     Attributes:
         metrics: recall, ndcg and mrr @k at item level, the same at SemID level under `semid/`, valid and coverage @k,
-            users_per_second and items_per_second (recommended items, wall time of `recommend` alone).
+            users_per_second and items_per_second (recommended items, wall time of `recommend` alone). Where `auto`
+            left the items of histories out, recall@10 and ndcg@10 of lists that keep them stand under `kept/`, and
+            `kept/seen@1` is the share of the first places that they take there.
         ci: 95 % bootstrap intervals over users, `[low, high]`, of those that are means over rows.
         slices: one dict per slice with `slice`, `rows`, recall@10, ndcg@10 and `ci`.
+        exclude_seen: whether lists leave out the items of the history.
         exposure: share of the places 1 to 10 that popularity classes of items get, and of the targets.
         predictions: one row per test row: user_id, target, item_ids, scores, rank (from 1, 0 = absent; where the
             target's SemID group starts), group_size, semid_rank (0 = absent or no SemIDs).
@@ -42,11 +57,17 @@ class EvaluationResult:
     slices: list[dict]
     exposure: dict[str, dict[str, float]]
     seconds: float
+    exclude_seen: bool
     predictions: pa.Table = field(repr=False)
 
     def to_dict(self) -> dict:
         figures = {name: getattr(self, name) for name in ("metrics", "ci", "slices", "exposure")}
-        return {"rows": self.predictions.num_rows, "seconds": round(self.seconds, 3)} | figures
+        facts = {
+            "rows": self.predictions.num_rows,
+            "seconds": round(self.seconds, 3),
+            "exclude_seen": self.exclude_seen,
+        }
+        return facts | figures
 
 
 def evaluate(
@@ -59,6 +80,7 @@ def evaluate(
     index: SemIDIndex | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    exclude_seen: str | bool = "auto",
 ) -> EvaluationResult:
     """Recommends for every row and measures where the target stands.
 
@@ -69,13 +91,17 @@ def evaluate(
         index (*optional*): SemIDs for the SemID level; by default the recommender's own, and none without one. A
             list of k items holds at most k SemIDs, so the SemID level at the largest k is a lower bound.
         bootstrap: resamples of the users; 0 leaves the intervals out.
+        exclude_seen: whether lists leave out the items of the history, by the recommender's own filter
+            (`llmrec.data.excludes_seen`).
 
     Raises:
-        ValueError: no rows, an item outside the catalogue, or a SemID index over other items.
+        ValueError: no rows, an item outside the catalogue, a SemID index over other items, or a recommender that lists
+            items of the history though it was asked to leave them out.
     """
     if rows.num_rows == 0:
         raise ValueError("there is no row to evaluate")
-    histories, offsets = lists_to_rows(rows["history"], data.items["item_id"])
+    seen = lists_to_rows(rows["history"], data.items["item_id"])
+    excluded = excludes_seen(exclude_seen, data)
     targets = ids_to_rows(rows["target"], data.items["item_id"]).astype(np.int64)
     trained, _ = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     counts = np.bincount(trained, minlength=data.items.num_rows)
@@ -83,27 +109,39 @@ def evaluate(
     own_index = getattr(recommender, "index", None)
     groups = np.arange(data.items.num_rows) if own_index is None else semid_groups(own_index, data.items["item_id"])
     length = max(*ks, _SLICE_K)
-    item_ids, scores, list_offsets, seconds = _recommend(recommender, rows, length, batch_size, name)
+    asked = {"filters": Filter(exclude_seen=True)} if excluded else {}
+    item_ids, scores, list_offsets, seconds = _recommend(recommender, rows, length, batch_size, name, asked)
     lists = _matrix(item_ids, list_offsets, data.items["item_id"], length)
+    if excluded and (again := _holds_seen(lists, seen)).any():
+        raise ValueError(
+            f"{name} lists items of the history in {again.sum()} of {len(lists)} rows, though it was asked to leave "
+            "them out: it should heed Filter(exclude_seen=True), or evaluate with exclude_seen: false"
+        )
 
-    sizes = np.bincount(groups)[groups[targets]]
-    ranks = first_positions(_grouped(lists, groups), groups[targets])
+    ranks, sizes = target_ranks(lists, targets, groups, seen if excluded else None)
     per_row = row_metrics(ranks, sizes, ks)
 
     semid_ranks = np.zeros_like(ranks)
     if index is not None or own_index is not None:
         semids = semid_groups(index or own_index, data.items["item_id"])
-        grouped = _grouped(lists, semids)
+        grouped = np.where(lists >= 0, semids[lists], -1)
         # The rank among distinct SemIDs: places before the target's that name a SemID for the first time.
         place = np.cumsum(first_occurrences(grouped), axis=1)
         first = first_positions(grouped, semids[targets])
         semid_ranks = np.where(first > 0, place[np.arange(len(first)), first - 1], 0)
         per_row |= {f"semid/{key}": value for key, value in row_metrics(semid_ranks, None, ks).items()}
+    if excluded and str(exclude_seen).lower() == "auto":
+        kept = _recommend(recommender, rows, _SLICE_K, batch_size, f"{name}, seen items kept", {})
+        kept_lists = _matrix(kept[0], kept[2], data.items["item_id"], _SLICE_K)
+        of_kept = row_metrics(*target_ranks(kept_lists, targets, groups), (_SLICE_K,))
+        per_row |= {f"kept/{key}": of_kept[key] for key in (f"recall@{_SLICE_K}", f"ndcg@{_SLICE_K}")}
+        per_row["kept/seen@1"] = _holds_seen(kept_lists[:, :1], seen).astype(float)
 
+    left_out = np.bincount(seen_items(*seen, data.items.num_rows)[0], minlength=rows.num_rows) if excluded else 0
     values, users = np.stack(list(per_row.values()), 1), rows["user_id"]
-    metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks)
+    metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks, left_out)
     metrics |= {"users_per_second": rows.num_rows / seconds, "items_per_second": len(item_ids) / seconds}
-    sliced = row_slices(histories, offsets, targets, counts)
+    sliced = row_slices(np.diff(seen[1]), repeats(rows, data.items["item_id"]), targets, counts)
     if "target_behaviour" in rows.column_names:
         sliced |= behaviour_slices(rows["target_behaviour"])
     return EvaluationResult(
@@ -113,6 +151,7 @@ def evaluate(
         slices=[_slice(label, mask, ranks, sizes, users, bootstrap, seed) for label, mask in sliced.items()],
         exposure=_exposure(lists, targets, counts),
         seconds=seconds,
+        exclude_seen=excluded,
         predictions=pa.table(
             {
                 "user_id": rows["user_id"],
@@ -129,10 +168,12 @@ def evaluate(
 
 def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Paired differences (ours - theirs) at item level: `{"recall@10": {"difference", "low", "high", "p"}, ...}`.
-    Raises `ValueError`: the two were not evaluated on the same rows."""
+    Raises `ValueError`: the two were not evaluated on the same rows, or one of them without the items of histories."""
     tables = [result.predictions for result in (ours, theirs)]
     if not tables[0].select(["user_id", "target"]).equals(tables[1].select(["user_id", "target"])):
         raise ValueError(f"{ours.name} and {theirs.name} were evaluated on different rows")
+    if ours.exclude_seen != theirs.exclude_seen:
+        raise ValueError(f"of {ours.name} and {theirs.name} one was evaluated with exclude_seen: set it for both")
     values = [row_metrics(table["rank"].to_numpy(), table["group_size"].to_numpy(), (_SLICE_K,)) for table in tables]
     stacked = [np.stack(list(metrics.values()), 1) for metrics in values]
     result = paired_difference(*stacked, tables[0]["user_id"], bootstrap, seed)
@@ -161,14 +202,17 @@ def semid_groups(index: SemIDIndex, item_ids: pa.ChunkedArray) -> np.ndarray:
     return groups
 
 
-def _recommend(recommender, rows, length, batch_size, name):
-    """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists."""
+def _recommend(recommender, rows, length, batch_size, name, asked):
+    """`(item ids, scores, offsets int64 [n + 1], seconds)` of all lists; `asked` are arguments of every request."""
     item_ids, scores, lengths, seconds = [], [], [], 0.0
+    if isinstance(recommender, LLMRecommender):  # what it has no positions for is refused before anything is computed
+        histories, wishes = requests_of(recommender, rows)
+        check_histories(recommender, histories, wishes.get("behaviour"))
     with tqdm(total=rows.num_rows, desc=f"evaluate {name}", unit="row") as progress:
         for start in range(0, rows.num_rows, batch_size):
             batch, wishes = requests_of(recommender, rows.slice(start, batch_size))
             began = time.perf_counter()
-            lists = recommender.recommend(batch, length, **wishes)
+            lists = recommender.recommend(batch, length, **asked, **wishes)
             seconds += time.perf_counter() - began
             for recommended in lists:
                 lengths.append(len(recommended))
@@ -187,8 +231,12 @@ def _matrix(item_ids: pa.Array, offsets: np.ndarray, catalogue: pa.ChunkedArray,
     return matrix
 
 
-def _grouped(lists: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    return np.where(lists >= 0, groups[lists], -1)
+def _holds_seen(lists: np.ndarray, seen: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """bool [n]: whether a list (catalogue rows, int [n, K]) holds an item of its history."""
+    values, offsets = seen
+    row = np.repeat(np.arange(len(lists)), np.diff(offsets))
+    again = (lists[row] == values[:, None]).any(1)
+    return np.bincount(row[again], minlength=len(lists)) > 0
 
 
 def _slice(label, mask, ranks, sizes, users, bootstrap, seed) -> dict:

@@ -48,6 +48,38 @@ def row_metrics(ranks: np.ndarray, groups: np.ndarray | None = None, ks: Sequenc
     return values
 
 
+def seen_items(values: np.ndarray, offsets: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(row, item)`, int64 each: every different item of every history (`lists_to_rows`) once."""
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return np.divmod(np.unique(row * num_items + values), num_items)
+
+
+def target_ranks(
+    lists: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `row_metrics` takes: `(ranks, sizes)`, int64 [n] each.
+
+    Args:
+        lists: int [n, K], rows of the catalogue, negative where there is none.
+        targets: int [n], rows of the catalogue.
+        groups: int [items], equal for items that share a Semantic ID.
+        seen (*optional*): items that each list leaves out, `(values, offsets)` as from `lists_to_rows`. They are no
+            part of the target's group, and a target among them is in no list.
+    """
+    wanted = groups[targets]
+    ranks = first_positions(np.where(lists >= 0, groups[lists], -1), wanted)
+    sizes = np.bincount(groups)[wanted]
+    if seen is not None:
+        row, item = seen_items(*seen, len(groups))
+        sizes = sizes - np.bincount(row[groups[item] == wanted[row]], minlength=len(targets))
+        gone = row[item == targets[row]]
+        ranks[gone], sizes[gone] = 0, 1
+    return ranks, sizes
+
+
 def first_positions(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """int64 [n]: where (from 1) `targets` [n] first occurs in the rows of `lists` [n, K]; 0 = nowhere."""
     hits = lists == targets[:, None]
@@ -65,16 +97,20 @@ def first_occurrences(lists: np.ndarray) -> np.ndarray:
     return result
 
 
-def list_metrics(lists: np.ndarray, num_items: int, ks: Sequence[int] = KS) -> dict[str, float]:
+def list_metrics(
+    lists: np.ndarray, num_items: int, ks: Sequence[int] = KS, left_out: np.ndarray | int = 0
+) -> dict[str, float]:
     """valid@k and coverage@k of all lists (int [n, K]: catalogue rows, negative where there is none) together.
 
-    valid@k is the share of the `min(k, num_items)` places that hold an item of the catalogue not named before in the
-    same list, coverage@k the share of the catalogue that stands in the first k places of any list.
+    valid@k is the share of the `min(k, num_items - left_out)` places that hold an item of the catalogue not named
+    before in the same list (`left_out`: int [n], how many items each list may not hold), coverage@k the share of the
+    catalogue that stands in the first k places of any list.
     """
+    possible = np.broadcast_to(num_items - np.asarray(left_out), len(lists))
     fresh = first_occurrences(lists)
     values = {}
     for k in ks:
         shown = lists[:, :k][fresh[:, :k]]
-        values[f"valid@{k}"] = len(shown) / max(1, len(lists) * min(k, num_items))
+        values[f"valid@{k}"] = len(shown) / max(1, int(np.minimum(k, possible).sum()))
         values[f"coverage@{k}"] = len(np.unique(shown)) / max(1, num_items)
     return values

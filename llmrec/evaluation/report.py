@@ -1,6 +1,7 @@
 """metrics.json, predictions, and one report (Markdown and self-contained HTML) over any number of recommenders."""
 
 import base64
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,20 @@ import jinja2
 
 from llmrec.evaluation.evaluate import EvaluationResult, compare
 from llmrec.evaluation.plots import exposure_bars, metric_curves, slice_bars
-from llmrec.files import atomic_path, read_json, write_json, write_parquet
+from llmrec.files import atomic_path, check_whole, read_json, write_json, write_parquet
 
+logger = logging.getLogger(__name__)
 _METRICS = (  # title, columns, note
     (
         "Item level",
         ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "mrr@10"),
         "Every row has one target, so recall@k is the hit rate. [95 % bootstrap interval over users]",
+    ),
+    (
+        "With the items of the history",
+        ("kept/recall@10", "kept/ndcg@10", "kept/seen@1"),
+        "The same rows where lists keep the items that a user already has. All other figures leave these out, since "
+        "no target of validation or test is one. kept/seen@1: share of the first places that they take.",
     ),
     (
         "SemID level",
@@ -142,6 +150,17 @@ def write_report(
     return summary
 
 
+def is_report_of(folder: str | Path, inputs: str) -> bool:
+    """Whether a folder holds the whole report of these inputs (`facts["inputs fingerprint"]`)."""
+    try:
+        check_whole(folder)
+        return read_json(Path(folder) / "metrics.json")["facts"]["inputs fingerprint"] == inputs
+    except (ValueError, TypeError, KeyError) as error:
+        if Path(folder).exists():
+            logger.warning("The report in %s is not reused: %s", folder, error)
+        return False
+
+
 def headline(summary: dict) -> str:
     """A plain-text table of the main figures with their intervals, from what metrics.json holds."""
     columns = ("recall@10", "ndcg@10")
@@ -193,7 +212,7 @@ def _steering_table(name: str, steering: dict) -> dict:
 
 def _tables(results, differences, reference) -> list[dict]:
     """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
-    tables = []  # of these four
+    tables = []  # as tuples of these four
     for title, columns, note in _METRICS:
         known = [column for column in columns if any(column in result.metrics for result in results)]
         rows = [[one.name, *(cell(one.metrics, one.ci, column) for column in known)] for one in results]

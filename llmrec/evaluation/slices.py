@@ -26,23 +26,21 @@ def popularity_classes(counts: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def row_slices(
-    histories: np.ndarray, offsets: np.ndarray, targets: np.ndarray, counts: np.ndarray
+    lengths: np.ndarray, repeat: np.ndarray, targets: np.ndarray, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Masks over test rows, `{"target popularity / head (>= 31 in train)": bool [n], ...}`; empty slices are left out.
 
     Args:
-        histories, offsets, targets: catalogue rows (`lists_to_rows`).
+        lengths: int [n], of the histories.
+        repeat: bool [n], whether the target is in the history.
+        targets: int [n], rows of the catalogue.
         counts: int [items], in train.
     """
     classes, meaning = popularity_classes(counts)
     slices = {f"target popularity / {name} ({text})": classes[targets] == name for name, text in meaning.items()}
-    lengths = np.diff(offsets)
     for low, high in HISTORY_BUCKETS:
         name = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
         slices[f"history length / {name}"] = (lengths >= low) & (lengths <= (high if high is not None else np.inf))
-    row = np.repeat(np.arange(len(targets)), lengths)
-    repeat = np.zeros(len(targets), bool)
-    repeat[row[histories == targets[row]]] = True
     slices |= {"target in history / yes": repeat, "target in history / no": ~repeat}
     return {name: mask for name, mask in slices.items() if mask.any()}
 

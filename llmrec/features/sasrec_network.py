@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from llmrec.arrays import blocks
-from llmrec.data import PreparedData, ids_to_rows, lists_to_rows
+from llmrec.arguments import at_least
+from llmrec.arrays import blocks, check_loss
+from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
 from llmrec.devices import best_device
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,16 @@ class SASRecConfig:
     max_epochs: int = field(default=200, metadata={"help": "Early stopping usually ends training before."})
     patience: int = field(default=6, metadata={"help": "Epochs without a better validation ndcg@10."})
     seed: int = field(default=0, metadata={"help": "Of weights, dropout and the order of batches."})
+    exclude_seen: str = field(
+        default="auto",
+        metadata={"help": "Validate without items of the history: auto (docs/evaluation.md), true, false."},
+    )
+
+    def __post_init__(self):
+        counts = ("max_length", "hidden_size", "num_layers", "num_heads", "batch_size", "max_epochs", "patience")
+        at_least(self, **dict.fromkeys(counts, 1), dropout=0.0, learning_rate=0.0, weight_decay=0.0)
+        if self.dropout >= 1:
+            raise ValueError(f"dropout: {self.dropout} leaves nothing: it should be below 1")
 
 
 class SASRecModel(nn.Module):
@@ -100,6 +111,7 @@ def train_sasrec(
     targets = ids_to_rows(data.valid["target"], data.items["item_id"])
     if not len(targets):
         raise ValueError("valid.parquet has no row: SASRec needs validation rows to stop early")
+    excluded = excludes_seen(config.exclude_seen, data)
     generator = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
     model = SASRecModel(data.items.num_rows, config).to(device)
@@ -114,13 +126,14 @@ def train_sasrec(
             ids, labels = (torch.from_numpy(part).to(device) for part in batch)
             kept = labels >= 0
             loss = F.cross_entropy(model.head(model(ids)[kept]), labels[kept])
+            check_loss(value := loss.item(), "SASRec")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             labelled = int(kept.sum())
-            total += loss.item() * labelled
+            total += value * labelled
             count += labelled
-        ndcg = _validate(model, valid, valid_offsets, targets, config.max_length)
+        ndcg = _validate(model, valid, valid_offsets, targets, config.max_length, excluded)
         progress.set_postfix(loss=f"{total / count:.3f}", valid_ndcg10=f"{ndcg:.4f}", best=f"{best:.4f}")
         if ndcg > best:
             best, best_epoch = ndcg, epoch
@@ -185,16 +198,22 @@ def sasrec_logits(model: SASRecModel, values: np.ndarray, offsets: np.ndarray, m
     return model.head(hidden[torch.arange(len(last), device=device), last])
 
 
-def _validate(model, values, offsets, targets, max_length: int) -> float:
-    """Mean ndcg@10 of the targets in the whole catalogue; ties in the catalogue's order."""
+def _validate(model, values, offsets, targets, max_length: int, exclude_seen: bool) -> float:
+    """Mean ndcg@10 of the targets in the whole catalogue, or in it without the history; ties in the catalogue's
+    order."""
     model.eval()
     gains = []
     for batch in blocks(len(targets), 512):
         bounds = offsets[batch.start : batch.stop + 1]
-        logits = sasrec_logits(model, values[bounds[0] : bounds[-1]], bounds - bounds[0], max_length)
+        seen = values[bounds[0] : bounds[-1]]
+        logits = sasrec_logits(model, seen, bounds - bounds[0], max_length)
+        if exclude_seen:
+            row = np.repeat(np.arange(len(logits)), np.diff(bounds))
+            logits[torch.from_numpy(row), torch.from_numpy(seen.astype(np.int64))] = -torch.inf
         target = torch.from_numpy(targets[batch].astype(np.int64)).to(logits.device)[:, None]
         wanted = logits.gather(1, target)
         before = torch.arange(logits.shape[1], device=logits.device) < target
         rank = ((logits > wanted) | ((logits == wanted) & before)).sum(1)
-        gains.append(torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0).cpu())
+        found = (rank < 10) & wanted[:, 0].isfinite()
+        gains.append(torch.where(found, 1 / torch.log2(rank + 2.0), 0.0).cpu())
     return torch.cat(gains).mean().item()

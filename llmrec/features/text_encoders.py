@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from llmrec.arguments import construct
 from llmrec.arrays import l2_normalize
-from llmrec.files import fingerprint, read_parquet, write_parquet
+from llmrec.files import fingerprint, made_again, read_parquet, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,8 @@ class CachedModel:
         folder = None if self.cache_dir is None else Path(self.cache_dir) / self.key
         known: dict[str, np.ndarray] = {}
         for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
-            table = read_parquet(path)
+            with made_again(path):
+                table = read_parquet(path, ["key", "embedding"])
             vectors = table["embedding"].combine_chunks()
             known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
         missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())

@@ -1,6 +1,7 @@
 """What tasks may say about items: Semantic IDs, columns of the items table, and texts that were made of them."""
 
 import copy
+import secrets
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -39,6 +40,9 @@ class Catalogue:
     Where an item's tokens depend on what stands before it, a `sequence_tokenizer` writes them. Without `texts` that
     were made before tasks compose some from the columns.
 
+    Attributes:
+        mark (`str`): stands before and after each Semantic ID that tasks are given; empty but for `marked`.
+
     Raises:
         ValueError: a query or an intention among the texts that gives its item away, or behaviours that an item
             tokenizer cannot write.
@@ -53,6 +57,7 @@ class Catalogue:
     ):
         if sequence_tokenizer is not None and index.behaviours:
             raise ValueError(f"item tokenizer {sequence_tokenizer.name!r} cannot write behaviours between items")
+        self.mark = ""
         self.index = index
         self.items = items
         self.sequence_tokenizer = sequence_tokenizer
@@ -102,7 +107,13 @@ class Catalogue:
         return choose(made, row, kind) if made else None
 
     def leaks(self, kind: str, text: str, item_id: str) -> bool:
-        return leaks(kind, text, self.semid(item_id), self.title(item_id))
+        return leaks(kind, text, self._semid(item_id), self.title(item_id))
+
+    def marked(self) -> "Catalogue":
+        """The same with marks around its Semantic IDs, which no text that somebody wrote can have."""
+        other = copy.copy(self)
+        other.mark, other._views = f"\ue000{secrets.token_hex(8)}\ue000", {}
+        return other
 
     def view(self, name: str) -> "Catalogue":
         """The same items in the Semantic IDs of one view; `""` is the primary one. Unknown: `ValueError`."""
@@ -113,7 +124,17 @@ class Catalogue:
             other.index, other._semids = self.index.rows_at(rows_of_view(self.index, name)), {}
         return self._views[name]
 
+    def ours(self, tokens: str) -> str:
+        """Tokens of Semantic IDs or behaviours between marks, if this catalogue has marks."""
+        return f"{self.mark}{tokens}{self.mark}"
+
+    def behaviour_token(self, behaviour: str) -> str:
+        return self.ours(self.index.behaviour_token(behaviour))
+
     def semid(self, item_id: str) -> str:
+        return self.ours(self._semid(item_id))
+
+    def _semid(self, item_id: str) -> str:
         if item_id not in self._semids:
             self._semids[item_id] = self.index.encode(item_id)
         return self._semids[item_id]
@@ -130,11 +151,11 @@ class Catalogue:
         `variation` is the seed of a `SequenceTokenizer`, which may write a history in several ways.
         """
         if self.sequence_tokenizer is not None:
-            return "".join(self.sequence_tokenizer.encode_history([item_ids], variation)[0])
+            return "".join(map(self.ours, self.sequence_tokenizer.encode_history([item_ids], variation)[0]))
         if behaviours is None or not self.index.behaviours:
-            return separator.join(map(self.semid, item_ids))
+            return self.ours(separator.join(map(self._semid, item_ids)))
         pairs = zip(behaviours, item_ids, strict=True)
-        return separator.join(self.index.behaviour_token(kind) + self.semid(item) for kind, item in pairs)
+        return self.ours(separator.join(self.index.behaviour_token(kind) + self._semid(item) for kind, item in pairs))
 
     def history(self, row: dict, separator: str) -> str:
         return self.semids(row["history"], separator, row.get("behaviours"), row.get("variation"))
@@ -146,7 +167,7 @@ class Catalogue:
             return self.semids(targets, separator, row.get("target_behaviours"))
         before = [[*row["history"], *targets[:place]] for place in range(len(targets))]
         tokens = self.sequence_tokenizer.encode_target(before, targets, row.get("variation")) if targets else []
-        return "".join(token for target in tokens for token in target)
+        return "".join(self.ours(token) for target in tokens for token in target)
 
     def target(self, row: dict, separator: str) -> str:
         """The first target of a row, as it reads after its history."""

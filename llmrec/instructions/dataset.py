@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 PROBED = 200  # rows of a task that are rendered first, to estimate lengths and to find bad ones early
 COLUMNS = ("place", "length")  # what lies in the data set; everything else is rendered
+_ONE_MIXTURE = "give build_dataset one mixture with all tasks, or put rows together that `map` has rendered"
 
 Weigh = Callable[[dict, list[int]], list[float]]
 
@@ -82,6 +83,14 @@ class RowReader:
 
     def __deepcopy__(self, memo) -> "RowReader":
         return self  # copies of a data set (`with_format`, `map`) share it, as they share their tables
+
+    def __eq__(self, other: object) -> bool:
+        """`concatenate_datasets` asks, and would drop two readers that differ without a word."""
+        if isinstance(other, RowReader) and other is not self:
+            raise ValueError(f"two training sets cannot be put together as they are: {_ONE_MIXTURE}")
+        return self is other
+
+    __hash__ = object.__hash__
 
     @property
     def truncated(self) -> int:
@@ -148,9 +157,14 @@ class RowReader:
 
 
 def reader_of(rows: Dataset | None) -> RowReader | None:
-    """What reads the rows of `build_dataset`, also after `select`, `shuffle` or `filter`; `None` for other rows."""
+    """What reads the rows of `build_dataset`, also after `select`, `shuffle` or `filter`; `None` for other rows.
+    Raises `ValueError` where `datasets` has dropped it."""
     transform = rows.format["format_kwargs"].get("transform") if isinstance(rows, Dataset) else None
-    return transform if isinstance(transform, RowReader) else None
+    if isinstance(transform, RowReader):
+        return transform
+    if isinstance(rows, Dataset) and "place" in rows.column_names and "input_ids" not in rows.column_names:
+        raise ValueError(f"these rows have lost what renders them, as another format or other rows do: {_ONE_MIXTURE}")
+    return None
 
 
 def build_dataset(
@@ -229,9 +243,8 @@ def _encode(
         return renderer.render(mix.prompt, row, wording)
 
     def tokens_of(numbers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        prompts, answers = zip(*(texts(rows[n], mixes[n]) for n in numbers))
-        ids = renderer.tokenizer([*prompts, *answers], add_special_tokens=False)["input_ids"]
-        return ids[: len(prompts)], ids[len(prompts) :]
+        prompts, answers = map(list, zip(*(texts(rows[n], mixes[n]) for n in numbers)))
+        return renderer.token_ids(prompts), renderer.tokenizer(answers, add_special_tokens=False)["input_ids"]
 
     prompts, answers = tokens_of(range(len(rows))) if rows else ([], [])
     cut = [False] * len(rows)
@@ -239,7 +252,8 @@ def _encode(
     for n in (n for n in chats if len(prompts[n]) + len(answers[n]) > max_length):
         # The answer keeps its beginning; a question that fills more than the half keeps its end.
         kept = min(len(prompts[n]), max(max_length - len(answers[n]), max_length // 2))
-        prompts[n], cut[n] = prompts[n][len(prompts[n]) - kept :], True
+        begin = len(renderer.start)
+        prompts[n], cut[n] = prompts[n][:begin] + prompts[n][len(prompts[n]) - kept + begin :], True
         answers[n] = answers[n][: max_length - kept]
     while over := [n for n in range(len(rows)) if len(prompts[n]) + len(answers[n]) > max_length]:
         for n in over:

@@ -18,7 +18,7 @@ from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
 from llmrec.files import fingerprint
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
-from llmrec.instructions.tasks import TASKS
+from llmrec.instructions.tasks import TASKS, check_prompt
 from llmrec.instructions.wishes import kinds_of
 
 _CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
@@ -127,8 +127,8 @@ class TaskMix:
                 f"task mixture entry {entry!r}: {error}; weight should be a number, cap and max_per_item positive "
                 "integers, since a date YYYY-MM-DD"
             ) from error
-        if chat is None and prompt.task not in TASKS:
-            raise ValueError(f"prompt {entry['prompt']!r}: task {prompt.task!r} is not one of {', '.join(TASKS)}")
+        if chat is None:
+            check_prompt(prompt)
         semids = prompt.semids if entry.get("semids") is None else str(entry["semids"])
         if isinstance(entry.get("wishes"), str):
             raise ValueError(f"task mixture entry {entry!r}: wishes is a list, [{entry['wishes']}]")
@@ -170,7 +170,7 @@ def parse_mixture(
     """A mixture (`TaskMix.parse`) that teaches what `prompt` will ask, in the Semantic IDs of each of `views`. Raises
     `ValueError`: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index does
     not have or that is asked for twice, or no entry that teaches the prompt."""
-    if prompt.task in TASKS and not TASKS[prompt.task].recommends:
+    if not TASKS[check_prompt(prompt).task].recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
     if len(set(views)) < len(views):
         raise ValueError(f"the views to fuse are {list(views)}: name each of them once")

@@ -1,12 +1,35 @@
 """Prompt templates: one YAML file per task in `prompts/`, data and not code."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from string import Formatter
 
 import yaml
 
 from llmrec.arguments import did_you_mean, one_of
+
+
+@lru_cache(maxsize=4096)
+def pieces_of(wording: str) -> tuple[tuple[str, str | None], ...]:
+    """`(text, name of the slot after it or None)` of a wording in turn; `{{` is a brace. `ValueError`: a slot that is
+    no plain name."""
+    pieces = []
+    for text, name, form, conversion in Formatter().parse(wording):
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise ValueError(f"{wording!r}: a slot is a name in braces, such as {{history}}; write {{{{ for a brace")
+        pieces.append((text, name))
+    return tuple(pieces)
+
+
+def slots_of(wording: str) -> list[str]:
+    return [name for _, name in pieces_of(wording) if name is not None]
+
+
+def fill(wording: str, slots: dict[str, str]) -> str:
+    """A wording with its slots filled."""
+    return "".join(text + (slots[name] if name is not None else "") for text, name in pieces_of(wording))
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,7 @@ class Prompt:
         semids: the view whose Semantic IDs are written, where there are several (`llmrec.catalogue.views`); empty for
             the primary ones.
         weight: how many of the task's rows an epoch holds, where a mixture does not say.
+        where: the file that it was read from, for messages; no part of what the prompt is.
     """
 
     task: str
@@ -58,6 +82,7 @@ class Prompt:
     separator: str = ""
     semids: str = ""
     weight: float = 1.0
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self):
         one_of(self.format, ("chat", "stream"), f"prompt of task {self.task!r}: format")
@@ -69,24 +94,27 @@ class Prompt:
     def to_dict(self) -> dict:
         """Without what is at its default, so that a model folder does not depend on fields that it does not use."""
         fields = json.loads(json.dumps(asdict(self)))  # lists, as YAML and JSON have them, and no tuples
-        return {name: value for name, value in fields.items() if value and (name, value) != ("weight", 1.0)}
+        left_out = ("where", self.where), ("weight", 1.0)
+        return {name: value for name, value in fields.items() if value and (name, value) not in left_out}
 
     @classmethod
-    def from_dict(cls, fields: dict, where: str = "prompt") -> "Prompt":
+    def from_dict(cls, fields: dict, where: str = "") -> "Prompt":
         """Raises `ValueError` naming the unknown or missing field."""
-        known = cls.__dataclass_fields__
+        known = [name for name in cls.__dataclass_fields__ if name != "where"]
         unknown = sorted(set(fields) - set(known))
         missing = sorted({"task", "templates"} - set(fields))
         if unknown or missing:
             near = did_you_mean(unknown[0], known) if unknown else ""
-            raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}{near}")
+            raise ValueError(f"{where or 'prompt'}: unknown fields {unknown}, missing fields {missing}{near}")
         try:
             wordings = {
                 name: tuple(Template(**each) for each in fields.get(name) or ()) for name in ("templates", "unseen")
             }
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: every template needs exactly prompt and completion ({error})") from error
-        return cls(**{**fields, **wordings})
+            raise ValueError(
+                f"{where or 'prompt'}: every template needs exactly prompt and completion ({error})"
+            ) from error
+        return cls(**{**fields, **wordings}, where=where)
 
 
 def prompts_folder() -> Path:

@@ -1,14 +1,29 @@
-"""The one renderer: the same function writes the prompt for SFT, GRPO, evaluation and serving."""
+"""The one renderer: the same function writes the prompt for SFT, GRPO, evaluation and serving.
 
+Wordings, separators, chat templates and Semantic IDs are ours; what else a task quotes is text, whatever it spells.
+"""
+
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import cycle
 
 from transformers import PreTrainedTokenizerBase
 
-from llmrec.arguments import one_of
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.prompts import Prompt, Template
-from llmrec.instructions.tasks import TASKS
+from llmrec.instructions.prompts import Prompt, Template, pieces_of
+from llmrec.instructions.tasks import TASKS, check_template
+from llmrec.tokens import (
+    OTHERS,
+    OURS,
+    SEMIDS,
+    ControlTokens,
+    conversation,
+    fix_today,
+    prompt_ids,
+    text_start,
+    with_system,
+)
 
 _MARK = "[[llmrec{}]]"  # no white space at its ends: templates trim messages
 
@@ -18,26 +33,23 @@ def item_of(entry: str | tuple[str, str]) -> str:
     return entry if isinstance(entry, str) else entry[0]
 
 
-def _filled(text: str, slots: dict[str, str], prompt: Prompt) -> str:
-    try:
-        return text.format_map(slots)
-    except KeyError as error:
-        one_of(error.args[0], slots, f"prompt of task {prompt.task!r}: slot")
-        raise
-
-
 class Renderer:
     """Rows → text.
 
     With a chat template the prompt is a conversation up to the assistant's turn (thinking switched off, where the
     template knows the switch, unless the prompt is for it); without one it is the system text and the messages, on
-    lines of their own.
+    lines of their own, and `token_ids` begins them as the tokenizer begins a text (`bos=False`: it does not).
+
+    A chat template that prints the day is fixed in place (`llmrec.tokens.fix_today`).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue):
-        self.tokenizer = tokenizer
-        self.catalogue = catalogue
-        self._frames: dict[tuple, str] = {}
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, bos: bool = True):
+        fix_today(tokenizer)
+        self.tokenizer, self.catalogue = tokenizer, catalogue
+        self.start = text_start(tokenizer) if bos and not tokenizer.chat_template else []
+        self._control, self._marked = ControlTokens(tokenizer, catalogue.index.tokens), catalogue.marked()
+        self._frames: dict[tuple, list[str]] = {}
+        self._checked: set[tuple[str, Template]] = set()
 
     def prompt(self, prompt: Prompt, row: dict, template: int | Template = 0) -> str:
         """The text before the answer. Only the history and the columns that the task declares can change it.
@@ -53,19 +65,44 @@ class Renderer:
 
     def render(self, prompt: Prompt, row: dict, template: int | Template = 0) -> tuple[str, str]:
         wording = prompt.templates[template] if isinstance(template, int) else template
+        if (prompt.task, wording) not in self._checked:
+            check_template(prompt, wording)
+            self._checked.add((prompt.task, wording))
         task = TASKS[prompt.task]
-        slots = task.slots(self.catalogue.view(prompt.semids), row, prompt.separator)
-        text = self._frame(prompt.system, len(wording.turns), prompt.thinking)
-        for number, turn in enumerate(wording.turns):
-            text = text.replace(_MARK.format(number), _filled(turn, slots, prompt).strip())
+        slots = task.slots(self._marked.view(prompt.semids), row, prompt.separator)
+        pieces = self._frame(prompt.system, len(wording.turns), prompt.thinking)
+        text, owners = pieces[0], OURS * len(pieces[0])
+        for turn, after in zip(wording.turns, pieces[1:], strict=True):
+            filled, theirs = self._filled(turn, slots)
+            start, stop = len(filled) - len(filled.lstrip()), len(filled.rstrip())
+            text, owners = text + filled[start:stop] + after, owners + theirs[start:stop] + OURS * len(after)
         if prompt.format == "stream" and row["history"]:
-            text += slots["history"] + prompt.separator
-        answer = _filled(wording.completion, slots, prompt)
-        return text, answer if task.ends_with_item else answer + self.tokenizer.eos_token
+            text += self._filled("{history}", slots)[0] + prompt.separator
+            owners = owners.ljust(len(text), OURS)
+        answer, theirs = self._filled(wording.completion, slots)
+        answer += "" if task.ends_with_item else self.tokenizer.eos_token
+        return self._control.plain(text, owners), self._control.plain(answer, theirs.ljust(len(answer), OURS))
 
     def chat(self, messages: list[dict[str, str]]) -> tuple[str, str]:
         """`(prompt, answer)` of a conversation that ends with the assistant's turn."""
-        return self._apply(messages[:-1]), messages[-1]["content"] + self.tokenizer.eos_token
+        *asked, answer = self.chat_messages(messages)
+        return conversation(self.tokenizer, asked), answer["content"] + self.tokenizer.eos_token
+
+    def chat_messages(self, messages: Sequence[dict]) -> list[dict]:
+        """Messages of a chat as the model may read them: `plain`, and a system message where it has a place."""
+        return with_system(self.tokenizer, self._special.plain_messages(messages))
+
+    def plain(self, text: str) -> str:
+        """A text of a chat or of the model, in which no control token is read as one; Semantic IDs name items."""
+        return self._special.plain(text)
+
+    @cached_property
+    def _special(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, but=self.catalogue.index.tokens)
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The token ids of whole prompts; see `llmrec.tokens.prompt_ids`."""
+        return prompt_ids(self.tokenizer, prompts, self.start)
 
     def next_item_prompts(
         self,
@@ -95,26 +132,31 @@ class Renderer:
             texts.append(self.prompt(prompt, row) + index.behaviour_token(wanted))
         return texts
 
-    def _frame(self, system: str, turns: int, thinking: bool) -> str:
+    def _filled(self, wording: str, slots: dict[str, str]) -> tuple[str, str]:
+        """A wording with its slots filled, and whose every character is."""
+        words, owners = [], []
+        for literal, name in pieces_of(wording):
+            value = "" if name is None or slots[name] is None else str(slots[name])
+            # A mark stands before and after each Semantic ID.
+            for place, part in enumerate([literal, *value.split(self._marked.mark)]):
+                words.append(part)
+                owners.append((OTHERS if place % 2 else SEMIDS if place else OURS) * len(part))
+        return "".join(words), "".join(owners)
+
+    def _frame(self, system: str, turns: int, thinking: bool) -> list[str]:
+        """What stands before, between and after the turns."""
         key = system, turns, thinking
         if key not in self._frames:
+            marks = [_MARK.format(number) for number in range(turns)]
             messages = [{"role": "system", "content": system}] if system else []
-            roles = zip(range(turns), cycle(("user", "assistant")))
-            messages += [{"role": role, "content": _MARK.format(number)} for number, role in roles]
-            frame = self._apply(messages, thinking)
-            if any(frame.count(_MARK.format(number)) != 1 for number in range(turns)):
+            messages += [{"role": role, "content": mark} for role, mark in zip(cycle(("user", "assistant")), marks)]
+            frame = conversation(self.tokenizer, messages, thinking)
+            if re.findall(re.escape(_MARK).replace(r"\{\}", r"\d+"), frame) != marks:
                 raise ValueError("the tokenizer's chat template does not keep the user's message as it is")
             if frame.rstrip().endswith("<think>"):
                 raise ValueError(
                     "the tokenizer's chat template opens <think> by itself: give the tokenizer a chat template that "
                     "leaves the answer to the prompt's templates"
                 )
-            self._frames[key] = frame
+            self._frames[key] = re.split("|".join(map(re.escape, marks)), frame)
         return self._frames[key]
-
-    def _apply(self, messages: list[dict[str, str]], thinking: bool = False) -> str:
-        if self.tokenizer.chat_template:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-            )
-        return "\n".join(message["content"] for message in messages) + "\n"

@@ -23,7 +23,8 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from llmrec.data import PreparedData
 from llmrec.data.cleaning import clean_text
-from llmrec.data.validate import cast_column, standard_interactions
+from llmrec.data.convert import as_text
+from llmrec.data.validate import standard_interactions
 from llmrec.files import read_parquet
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing
@@ -43,7 +44,7 @@ def load_reviews(path: str | Path) -> pa.Table:
     if "text" not in raw.column_names:
         raise ValueError(f"{name}: no column 'text'; it has {', '.join(raw.column_names)}")
     known = raw.select([column for column in (*PAIR, "timestamp") if column in raw.column_names])
-    text = pc.fill_null(cast_column(raw["text"], pa.string(), name, "text"), "")
+    text = pc.fill_null(as_text(raw["text"], name, "text", (" ", " ")), "")
     return standard_interactions(known, name).append_column("text", clean_text(text))
 
 

@@ -20,10 +20,10 @@ from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
-from llmrec.files import read_parquet, write_parquet
+from llmrec.files import made_again, read_parquet, write_parquet
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.prompts import Prompt
+from llmrec.instructions.prompts import Prompt, fill, slots_of
 from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.reasoning import asked_rows, caption
@@ -91,7 +91,15 @@ def question(prompt: Prompt, kind: str, catalogue: Catalogue, row: dict) -> str:
         ", ".join([catalogue.title(other) or "an item without a name", *parts_of(catalogue, other)]) for other in shown
     )
     slots = {"history": "\n".join(f"- {words}" for words in items), "item": caption(catalogue, item) if item else ""}
-    return prompt.templates[0].prompt.format_map(slots)
+    return fill(prompt.templates[0].prompt, slots)
+
+
+def check_question(prompt: Prompt, kind: str) -> None:
+    """Raises `ValueError` naming the file of a teacher's prompt and a slot that its questions do not have; a question
+    about a preference has no item, which would be the one that came next."""
+    known = ("history",) if kind == "preference" else ("history", "item")
+    for name in slots_of(prompt.templates[0].prompt):
+        one_of(name, known, f"{prompt.where}, a question about a {kind}: slot")
 
 
 def columns_writer(kind: str, catalogue: Catalogue) -> Write:
@@ -133,7 +141,10 @@ def write_texts(
             if not path.exists():
                 write_parquet(path, _shard(sequences.rows(rows.slice(start, size)), start, kind, catalogue, write))
             progress.update(size)
-    every = [read_parquet(path) for path in sorted(shards.glob("*.parquet"))]
+    every = []
+    for path in sorted(shards.glob("*.parquet")):
+        with made_again(path):
+            every.append(read_parquet(path, SHARD_SCHEMA.names))
     table = pa.concat_tables(every) if every else SHARD_SCHEMA.empty_table()
     counts = Counter(table["dropped"].to_pylist())
     kept, leak, empty = counts[""], counts["leak"], counts["empty"]

@@ -43,6 +43,8 @@ class RecommenderConfig:
         thoughts: of a thinking prompt: rationales that are written before the search. One is greedy, several are
             sampled, 0 is the empty thought.
         max_thought_tokens: the longest rationale; it is closed there.
+        bos: prompts without a chat template begin as the tokenizer begins a text (BOS). Folders that do not say it
+            were trained without.
         semid_fingerprint, catalogue_fingerprint: what the model was trained with; others are refused.
         trained_on: name and fingerprint of the data.
     """
@@ -57,6 +59,7 @@ class RecommenderConfig:
     thoughts: int = 1
     max_thought_tokens: int = 128
     thought_temperature: float = 1.0
+    bos: bool = True
     semid_fingerprint: str = ""
     catalogue_fingerprint: str = ""
     trained_on: dict = field(default_factory=dict)
@@ -71,7 +74,7 @@ class RecommenderConfig:
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if unknown or "prompt" not in fields:
             raise ValueError(f"{path}: unknown fields {unknown}" if unknown else f"{path} has no prompt")
-        return cls(**fields)
+        return cls(**{"bos": False, **fields})
 
     @classmethod
     def of(cls, data: PreparedData, index: SemIDIndex, variations: int | None = None, **fields) -> "RecommenderConfig":

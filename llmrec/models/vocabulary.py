@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.tokens import ControlTokens
 
 INITIALISATIONS = ("mean", "text", "codebook")
 
@@ -129,7 +130,8 @@ def extend_vocabulary(
 
 def _text_vectors(matrix, tokenizer, index: SemIDIndex, levels: list[int], texts: dict[str, str]):
     """Mean token embedding of the texts of the items behind each code: ([K, hidden], bool [K]: any text)."""
-    item_texts = [texts.get(item, "") for item in index.item_ids]
+    control = ControlTokens(tokenizer, index.tokens)
+    item_texts = [control.plain(texts.get(item, "")) for item in index.item_ids]
     ids = tokenizer(item_texts, add_special_tokens=False)["input_ids"]
     sums = torch.zeros(index.codebook_sizes[levels[0]], matrix.shape[1])
     counts = torch.zeros(index.codebook_sizes[levels[0]])

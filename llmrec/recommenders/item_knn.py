@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from llmrec.arguments import at_least
 from llmrec.arrays import blocks
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
@@ -25,8 +26,7 @@ class ItemKNNConfig:
     decay: float = field(default=0.6, metadata={"help": "An item n steps before the latest weighs decay**n."})
 
     def __post_init__(self):
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}")
+        at_least(self, neighbours=1)
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter, within_limits
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import ScoredItem
@@ -25,18 +26,18 @@ from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
-from llmrec.recommenders.protocol import Recommendation, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
 class LLMRecommender(PromptWriter):
     """A language model that speaks Semantic IDs, searched with the catalogue's trie.
 
-    Where an item has several views of Semantic IDs, the view of the prompt is searched, or all views in
-    `config.fuse`, each with its own prompt; where the item tokenizer writes a history in several ways, it is asked in
-    `config.variations` of them. `llmrec.decoding.fusion` makes one list of theirs. Where the index has
-    behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt. Where the
-    prompt is thinking, `config.thoughts` rationales are written first, and items are searched after each of them
+    Of several views of Semantic IDs that of the prompt is searched, or all in `config.fuse`; of several ways to write a
+    history `config.variations`. Each has its own prompt, and `llmrec.decoding.fusion` makes one list. Where the index
+    has behaviours, histories may hold (item id, behaviour) pairs, and the wanted one ends the prompt. Where the prompt
+    thinks, `config.thoughts` rationales are written first, and items are searched after each of them
     (`llmrec.decoding.thoughts`). Whatever the search keeps on a device follows the model, when it is next called.
 
     Example:
@@ -191,10 +192,8 @@ class LLMRecommender(PromptWriter):
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
             num_beams, variations: instead of those of `config`.
         """
-        num_beams = num_beams or self.config.num_beams
-        ks = per_request(k, len(histories), "k")
-        if any(number < 1 for number in ks):
-            raise ValueError(f"k is {min(ks)}, it should be at least 1")
+        histories, num_beams = item_histories(histories), self._beams(num_beams)
+        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):  # a tokenizer of transformers fails on an empty list
             return []
@@ -203,11 +202,8 @@ class LLMRecommender(PromptWriter):
             lists = self._search(*ways[0], histories, ks, *rest)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, num_beams) for number in ks]
-            by_way = [self._search(*way, histories, wanted, *rest) for way in ways]
-            lists = [
-                self._within(request, fuse(of_ways))[:number]
-                for number, request, *of_ways in zip(ks, requests, *by_way)
-            ]
+            found = zip(ks, requests, *(self._search(*way, histories, wanted, *rest) for way in ways))
+            lists = [self._within(request, fuse(of_ways))[:number] for number, request, *of_ways in found]
         return self._recommendations(lists)
 
     def ask(
@@ -236,7 +232,7 @@ class LLMRecommender(PromptWriter):
             raise ValueError(f"task {prompt.task!r} is answered in words: use generate_text")
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
-        histories = [row.get("history", []) for row in rows]
+        histories = item_histories([() if row.get("history") is None else row["history"] for row in rows])
         texts = self.task_prompts(prompt, rows)
         return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
 
@@ -249,11 +245,12 @@ class LLMRecommender(PromptWriter):
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
-        ks, requests = per_request(k, len(prompts), "k"), per_request(filters, len(prompts), "filters")
-        if any(number < 1 for number in ks):
-            raise ValueError(f"k is {min(ks)}, it should be at least 1")
+        num_beams = self._beams(num_beams)
+        ks = [whole_number(number, "k") for number in per_request(k, len(prompts), "k")]
+        requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
             return []
+        histories = None if histories is None else item_histories(histories)
         hits = self.search(self.token_ids(prompts), ks, histories, requests, num_beams=num_beams)
         return self._recommendations(_pairs(hits))
 
@@ -273,6 +270,9 @@ class LLMRecommender(PromptWriter):
     def tell(self, *args, **kwargs) -> list[str]:
         warnings.warn("LLMRecommender.tell is now generate_text", FutureWarning, stacklevel=2)
         return self.generate_text(*args, **kwargs)
+
+    def _beams(self, num_beams: int | None) -> int:
+        return whole_number(self.config.num_beams if num_beams is None else num_beams, "num_beams")
 
     def _recommendations(self, lists: list[list[tuple[int, float]]]) -> list[list[Recommendation]]:
         titles, items = self.renderer.catalogue.titles, self.index.items
@@ -295,7 +295,7 @@ class LLMRecommender(PromptWriter):
             return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
-        blocks = self.token_ids([self.block.text(thought) for of_one in thoughts for thought in of_one])
+        blocks = self.block_ids([thought for of_one in thoughts for thought in of_one])
         # Lists as long as the beams are, so that few items are missing from the list of a thought.
         wanted = [k if number == 1 else max(k, num_beams) for k in ks]
         asked, histories, wanted, each = (
@@ -324,8 +324,14 @@ class LLMRecommender(PromptWriter):
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
         return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
 
+    def block_ids(self, thoughts: Sequence[str]) -> list[list[int]]:
+        """The tokens of thoughts in their block, between a prompt and the item."""
+        blocks = [self.block.text(self.renderer.plain(thought)) for thought in thoughts]
+        return self.tokenizer(blocks, add_special_tokens=False)["input_ids"]
+
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
         config = self.config
+        check_length(self, prompts, self.thought_length + self.trie.depth, THOUGHT)
         written = write_thoughts(
             self.write,
             self.tokenizer,
@@ -347,8 +353,14 @@ class LLMRecommender(PromptWriter):
         stop: str | None = None,
     ) -> Iterator[str]:
         """What the model writes after any prompts (token ids); see `llmrec.decoding.free_text.continue_text`."""
+        check_length(self, prompts, max_new_tokens, "words (max_new_tokens)")
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size
         return continue_text(self.model, self.tokenizer, prompts, *rest)
+
+    @property
+    def thought_length(self) -> int:
+        """Tokens of the longest thought in its block."""
+        return len(self.block_ids([""])[0]) + (self.config.max_thought_tokens if self.config.thoughts else 0)
 
     @torch.no_grad()
     def search(
@@ -364,7 +376,8 @@ class LLMRecommender(PromptWriter):
 
         `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's.
         """
-        device, num_beams = self.device, num_beams or self.config.num_beams
+        device, num_beams = self.device, self._beams(num_beams)
+        check_length(self, prompts)
         trie = self.catalogue.trie.to(device)
         results: dict[int, list[ScoredItem]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
@@ -377,7 +390,7 @@ class LLMRecommender(PromptWriter):
             asked = [requests[i] if requests is not None else None for i in batch]
             seen = [[*map(item_of, histories[i])] if histories is not None else [] for i in batch]
             within = self.catalogue.restrictions(asked, seen, view)
-            search = open_search(self.model, ids, mask, trie, self.config.normalize)
+            search = open_search(self.model, ids, mask, trie, self.config.normalize, self.folder)
             lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
             results |= zip(batch, lists)
         return [results[number] for number in range(len(prompts))]

@@ -6,6 +6,7 @@ import torch
 
 from llmrec.arguments import did_you_mean
 from llmrec.data import PreparedData
+from llmrec.decoding import self_check
 from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
 from llmrec.recommenders.content_knn import ContentKNN
@@ -57,6 +58,7 @@ def check_trained_on(folder: str | Path, data: PreparedData) -> None:
 
 
 def files_of(folder: str | Path) -> str:
-    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next. What was
+    found of its decoding (`self_check.FILE`) is no part of that."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != self_check.FILE)
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)

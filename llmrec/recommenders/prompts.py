@@ -12,7 +12,7 @@ from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, Texts, load_prompt
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import RecommenderConfig
-from llmrec.recommenders.protocol import per_request
+from llmrec.recommenders.protocol import item_histories, item_id_of, per_request
 
 
 class PromptWriter:
@@ -31,7 +31,7 @@ class PromptWriter:
     ):
         self.tokenizer, self.index, self.config = tokenizer, index, config
         self.prompt = Prompt.from_dict(config.prompt)
-        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts))
+        self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts), config.bos)
         views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
         self.catalogue = SearchableCatalogue(index, items, tokenizer, views)
         self.filter, self.views = self.catalogue.filter, self.catalogue.views
@@ -84,7 +84,8 @@ class PromptWriter:
             raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
         wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
         prompt = self._in_view(self.prompt, view)
-        return self.renderer.next_item_prompts(prompt, histories, self.config.max_history, wanted, variation)
+        shown = item_histories(histories)
+        return self.renderer.next_item_prompts(prompt, shown, self.config.max_history, wanted, variation)
 
     def task_prompts(
         self, prompt: str | Prompt, rows: Sequence[dict], templates: Sequence[Template] = ()
@@ -104,8 +105,11 @@ class PromptWriter:
         prompt = self._in_view(prompt if isinstance(prompt, Prompt) else load_prompt(prompt))
         wordings, texts, variation = templates or prompt.templates[:1], [], self.ways()[0][1]
         for number, row in enumerate(rows):
+            [history] = item_histories([() if row.get("history") is None else row["history"]])
+            row = {"targets": [], "variation": variation, **row, "history": history}
+            if row.get("about") is not None:
+                row["about"] = item_id_of(row["about"], "about")
             self._check(prompt, row)
-            row = {"history": [], "targets": [], "variation": variation, **row}
             for name in row.keys() & {"history", "behaviours"}:  # no longer than training showed them
                 row[name] = list(row[name])[-self.config.max_history :]
             text = self.renderer.prompt(prompt, row, wordings[number % len(wordings)])
@@ -113,8 +117,8 @@ class PromptWriter:
         return texts
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of texts, with no special ones added: a chat template has written those."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        """The tokens of whole prompts, such as `prompts` and `task_prompts` write."""
+        return self.renderer.token_ids(texts)
 
     def _in_view(self, prompt: Prompt, view: str = "") -> Prompt:
         view = view or next(iter(self.views))

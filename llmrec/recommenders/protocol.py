@@ -1,8 +1,10 @@
 """`Recommender`: the one Protocol behind which our model and every other recommender stand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Number, Real
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from llmrec.catalogue.filters import Filter
@@ -28,7 +30,8 @@ class Recommender(Protocol):
         """The best items for each history.
 
         Args:
-            histories: item ids, oldest first; an empty history is allowed.
+            histories: item ids, oldest first; an empty history is allowed. Numbers stand for the ids that prepared
+                data makes of them (`item_histories`).
             k: how many items, one number for all or one per history.
             filters: what may be recommended, one for all or one per history.
 
@@ -36,18 +39,59 @@ class Recommender(Protocol):
             For each history at most k distinct items, best first; fewer only where fewer are allowed.
 
         Raises:
-            ValueError: an unknown item in a history, k < 1, or a filter that does not fit the catalogue.
+            ValueError: an unknown item in a history, what is no list of histories, k < 1, or a filter that does not
+                fit the catalogue.
         """
         ...
 
 
 def per_request(value, count: int, name: str) -> list:
     """Spreads one value over `count` requests, or checks that there is one for each."""
-    if value is None or isinstance(value, (int, str, Filter)):
+    if value is None or isinstance(value, (Number, str, Filter)):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{len(value)} values of {name} for {count} histories")
     return list(value)
+
+
+def item_histories(histories: Sequence[Sequence]) -> list[list]:
+    """Histories as lists of item ids (str) or, where they are given so, (item id, behaviour) pairs.
+
+    Ids may be numbers, as in a table that `prepare` reads, and values of numpy and pyarrow. Raises `ValueError` naming
+    the place of what is no id, and for a single history where several are asked for.
+    """
+    if isinstance(histories, (str, bytes)):
+        raise ValueError(f"{histories!r} is no list of histories: write [[{histories!r}]]")
+    lists = []
+    for number, history in enumerate(histories):
+        history = history.as_py() if isinstance(history, pa.Scalar) else history
+        if isinstance(history, (str, bytes)) or not isinstance(history, Iterable):
+            raise ValueError(
+                f"history {number + 1} is {history!r}: recommend takes a list of histories, each a list of item ids; "
+                "put the ids of one history in brackets once more"
+            )
+        lists.append([_entry(one, number, place) for place, one in enumerate(history)])
+    return lists
+
+
+def _entry(entry, number: int, place: int) -> str | tuple[str, str]:
+    if type(entry) is str:
+        return entry
+    where = f"history {number + 1}, item {place + 1}"
+    entry = entry.as_py() if isinstance(entry, pa.Scalar) else entry
+    if isinstance(entry, (tuple, list)) and len(entry) == 2:
+        return item_id_of(entry[0], where), entry[1]
+    return item_id_of(entry, where)
+
+
+def item_id_of(value, where: str) -> str:
+    """An item id, as `prepare` reads it: 12 and 12.0 are `"12"`. Raises `ValueError` with `where` it stands."""
+    value = value.as_py() if isinstance(value, pa.Scalar) else value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and value == value // 1:
+        return str(int(value))
+    raise ValueError(f"{where}: {value!r} is no item id")
 
 
 def requests_of(recommender: Recommender, rows: pa.Table) -> tuple[list, dict]:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from llmrec.arguments import whole_number
 from llmrec.arrays import blocks
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
-from llmrec.recommenders.protocol import Recommendation, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
 class CatalogueRanker(ABC):
@@ -55,10 +56,9 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
-        ks = per_request(k, len(histories), "k")
+        histories = item_histories(histories)
+        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
-        if any(number < 1 for number in ks):
-            raise ValueError(f"k must be at least 1, got {min(ks)}")
         of_users = pa.array([list(history) for history in histories], pa.list_(pa.string()))
         values, offsets = lists_to_rows(of_users, self.items["item_id"])
         lists = []

@@ -188,7 +188,7 @@ def preference_rows(
     if recommender.block is not None:
         raise ValueError("this model writes a thought before an item, which DPO over items would leave out: use GRPO")
     wrong = WrongItems(recommender, train if negatives == "popularity" else None)
-    prompts = recommender.tokenizer(rows["prompt"][:], add_special_tokens=False)["input_ids"]
+    prompts = recommender.token_ids(rows["prompt"][:])
     targets = rows["target"][:]
     chosen = [wrong.chosen(target) for target in targets]
     if negatives == "beam":

@@ -52,20 +52,19 @@ class RollOut:
         self.trie = SemIDTrie.from_index(self.index, recommender.tokenizer)
         self.row = {item: row for row, item in reversed(list(enumerate(self.index.item_ids)))}
         self.thinks = recommender.block is not None
-        self._tokens: dict[str, list[int]] = {}
+        self._tokens: dict[str, list[list[int]]] = {}
 
     @property
     def max_length(self) -> int:
         if not self.thinks:
             return self.trie.depth
-        return self.recommender.config.max_thought_tokens + len(self._ids([self.recommender.block.text("")])[0])
+        return self.recommender.thought_length
 
-    def tokens(self, items: Sequence[str]) -> list[list[int]]:
-        """The completions that items are, by their first Semantic IDs."""
-        if new := list({*items} - self._tokens.keys()):
-            semids = semids_of(self.trie, [self.row[item] for item in new])[1]
-            self._tokens |= zip(new, completions(semids, self.trie))
-        return [self._tokens[item] for item in items]
+    def tokens(self, item: str) -> list[list[int]]:
+        """The completions that an item is, one for each of its Semantic IDs."""
+        if item not in self._tokens:
+            self._tokens[item] = completions(semids_of(self.trie, self.index.rows(item))[1], self.trie)
+        return self._tokens[item]
 
     @staticmethod
     def seed(*parts: int) -> int:
@@ -76,10 +75,11 @@ class RollOut:
 
         Returns:
             dicts with `member`, `item` (an id; of a thought the best one found after it), `rank` (its place in the
-            group) and, of a thought, `beams` (item ids, best first), `thought` (its text), `closed` (whether the model
-            closed it) and `thought_share` (its length, as a share of the longest).
+            group) and, of an item, `semid` (the tokens that said it) or, of a thought, `beams` (item ids, best
+            first), `thought` (its text), `closed` (whether the model closed it) and `thought_share` (its length, as a
+            share of the longest).
         """
-        prompts = self._ids([row["prompt"] for row in rows])
+        prompts = self.recommender.token_ids([row["prompt"] for row in rows])
         seeds = [self.seed(*seed, row["row"]) for row in rows]
         return self._thoughts(model, prompts, seeds) if self.thinks else self._items(model, prompts, rows, seeds)
 
@@ -91,12 +91,14 @@ class RollOut:
             places = [[self.row[item] for item in items if item is not None] for items in chosen]
             rollouts = with_positives(rollouts, self.trie, places)
         ids = completions(rollouts.tokens.flatten(0, 1), self.trie)
-        items = [self.index.item_ids[place] for place in self.trie.order[rollouts.leaves.flatten()].tolist()]
+        said = self.trie.order[rollouts.leaves.flatten()].tolist()  # rows of the index
         weights, mass = rollouts.weights.flatten().tolist(), rollouts.mass.tolist()
         entries = []
-        for n, (item, completion, weight) in enumerate(zip(items, ids, weights)):
+        for n, (row, completion, weight) in enumerate(zip(said, ids, weights)):
             member = Member(prompts[n // self.size], completion, weight, mass[n // self.size])
-            entries.append({"member": member, "item": item, "rank": n % self.size})
+            semid = tuple(self.index.tokens_of_row(row))
+            item = self.index.item_ids[row]
+            entries.append({"member": member, "item": item, "rank": n % self.size, "semid": semid})
         return entries
 
     def _thoughts(self, model, prompts: list[list[int]], seeds: list[int]) -> list[dict]:
@@ -109,7 +111,7 @@ class RollOut:
             recommender.write, tokenizer, asked, block, self.size, limit, self.temperature, seeds
         )
         texts, ends = zip(*[thought for group in thoughts for thought in group])
-        blocks = self._ids([block.text(text) for text in texts])
+        blocks = recommender.block_ids(texts)
         opening, closing = (len(ids) for ids in self._ids([block.opening, block.closing]))
         of_prompt = [n // self.size for n in range(len(texts))]
         tails = [prompts[n][end:] if end else [] for n in of_prompt]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.training.loading import sharded
 
@@ -28,6 +28,15 @@ _REFUSED = {
     "cache_implementation": None,
     "chat_template_kwargs": None,
 }
+
+
+@dataclass
+class GRPOArguments(GRPOConfig):
+    """TRL's `GRPOConfig`, whose counts are looked at before it divides by them."""
+
+    def __post_init__(self):
+        at_least(self, num_generations=2, num_iterations=1, steps_per_generation=1, generation_batch_size=1)
+        super().__post_init__()
 
 
 @dataclass

@@ -4,7 +4,8 @@ A reward is called with one entry per completion, the completions of a prompt si
 `reward(prompts, completions, completion_ids, item, rank, target, history, ...) -> list of float`; `None` says nothing
 (all that compare with `target` do where a row has none: a wish has many right answers).
 Beside TRL's arguments there are the columns of the rows (`history`, `target`: item ids; `wish`, `about` where a task
-has them), `item` (the item that a completion is) and `rank` (its place in the group, from 0).
+has them), `item` (the item that a completion is), `semid` (the tokens that said it, one of the item's Semantic IDs)
+and `rank` (its place in the group, from 0).
 
 In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are its items.
 """
@@ -28,6 +29,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
 from llmrec.instructions import TASKS, Catalogue
 from llmrec.recommenders.sasrec import SASRec
+from llmrec.rl.credit import common_prefix
 
 Reward = Callable[..., list[float | None]]
 
@@ -53,9 +55,10 @@ class Facts:
         return Catalogue(self.index, self.items)
 
     @cached_property
-    def semids(self) -> dict[str, tuple[str, ...]]:
-        """Item → the tokens of its first Semantic ID."""
-        return {item: tuple(self.index.tokens_of_row(self.index.row(item))) for item in self.index.items}
+    def semids(self) -> dict[str, list[tuple[str, ...]]]:
+        """Item → the tokens of its Semantic IDs."""
+        tokens = self.index.tokens_of_row
+        return {item: [tuple(tokens(row)) for row in self.index.rows(item)] for item in self.index.items}
 
     @cached_property
     def popularity(self) -> Counter:
@@ -115,14 +118,19 @@ def prefix_match(facts: Facts) -> Reward:
     """The share of the target's Semantic ID that an item's agrees with from the left.
 
     With three levels, `w1` of the same first code, `w2` of the same first two, `w3` of another: `[1/3, 1, 2/3, 0]`.
+    Of a target with several Semantic IDs the one counts that agrees most; of an item the one that was said, or, where
+    that is not known, its best.
     """
+    semids = facts.semids
 
-    def share(item: str, target: str) -> float:
-        offered, wanted = facts.semids[item], facts.semids[target]
-        differs = (place for place, (one, other) in enumerate(zip(offered, wanted)) if one != other)
-        return next(differs, min(len(offered), len(wanted))) / len(wanted)
+    def share(offered: Sequence[tuple], target: str) -> float:
+        return max(common_prefix(one, wanted) / len(wanted) for wanted in semids[target] for one in offered)
 
-    return _of_target(share)
+    def reward(item, target, semid=None, **kwargs):
+        said = [semids[i] for i in item] if semid is None else [[one] for one in semid]
+        return [None if t is None else share(offered, t) for offered, t in zip(said, target)]
+
+    return reward
 
 
 def semantic_similarity(facts: Facts) -> Reward:
@@ -164,8 +172,9 @@ def diversity(facts: Facts) -> Reward:
     With first codes `[5, 5, 7, 9]`: `[.5, .5, 1, 1]`.
     """
 
-    def reward(item, rank, **kwargs):
-        first = np.array([facts.semids[i][0] for i in item]).reshape(_groups(rank))
+    def reward(item, rank, semid=None, **kwargs):
+        said = [facts.semids[i][0] for i in item] if semid is None else semid
+        first = np.array([one[0] for one in said]).reshape(_groups(rank))
         return (1 / (first[:, :, None] == first[:, None]).sum(-1)).ravel().tolist()
 
     return reward

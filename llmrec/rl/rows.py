@@ -15,6 +15,7 @@ from llmrec.instructions.dataset import MixturePart
 from llmrec.instructions.mixture import TaskMix
 from llmrec.instructions.spans import Sequences
 from llmrec.recommenders import LLMRecommender
+from llmrec.recommenders.length import LOOKED_AT, check_prompts
 
 FEATURES = Features(
     {
@@ -46,7 +47,7 @@ def prompt_rows(
         `following` (list of str, what the user chose next), `about`, `wish` (str or null) and `row` (int).
 
     Raises:
-        ValueError: a task that is answered in words, or no rows.
+        ValueError: a task that is answered in words, no rows, or a prompt that the model has no positions for.
     """
     mixture = [TaskMix.parse(entry) for entry in tasks] or [TaskMix(recommender.prompt)]
     whole = Sequences(data.train)
@@ -57,6 +58,8 @@ def prompt_rows(
     ]
     if not rows:
         raise ValueError("there is no training target with a history to roll out for")
+    longest = sorted((row["prompt"] for row in rows), key=len)[-LOOKED_AT:]
+    check_prompts(recommender, longest)
     columns = {name: [row.get(name) for row in rows] for name in FEATURES if name != "row"}
     return Dataset.from_dict({**columns, "row": list(range(len(rows)))}, features=FEATURES)
 

@@ -15,7 +15,8 @@ import torch
 
 from llmrec.decoding.beam_search import Beams
 from llmrec.decoding.head import token_scores
-from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
+from llmrec.decoding.search import no_tree
+from llmrec.decoding.tree_attention import Tree, extend, prefill
 from llmrec.decoding.trie import SemIDTrie
 
 
@@ -55,7 +56,7 @@ def sample_without_replacement(
         ValueError: more samples than Semantic IDs, a temperature that is not above 0, or a model whose attention
             cannot be exchanged.
     """
-    if (reason := unsupported(model)) is not None:
+    if (reason := no_tree(model)) is not None:
         raise ValueError(f"items cannot be sampled from this model: {reason}")
     if not 1 <= k <= trie.num_leaves:
         raise ValueError(f"{k} distinct samples of a catalogue of {trie.num_leaves} Semantic IDs")

@@ -1,13 +1,14 @@
 """`SemIDGRPOTrainer`: TRL's `GRPOTrainer` whose completions are items of a catalogue, or thoughts about them.
 
 TRL stays in charge of rows, rewards, advantages, losses, KL, logging and checkpoints. Rollouts come in by its public
-`rollout_func`. Four of its methods are replaced (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
+`rollout_func`. Five of its methods are replaced (checked with trl 1.16; tests/rl/test_trl_contract.py fails where one
 of them moves):
 
 - `_generate_and_score_completions`: rollouts before, importance weights, dead groups and credit after TRL's scoring
 - `_get_per_token_logps_and_entropies`: `llmrec.rl.log_probs`, groups as rows with one prompt
 - `_prepare_inputs`: micro-batches of whole groups (TRL shuffles completions among them)
 - `_get_train_sampler`: the order of rows follows from seed and epoch
+- `_compute_loss`: the KL of samples has their importance weights
 """
 
 import warnings
@@ -19,7 +20,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from llmrec.recommenders import LLMRecommender
-from llmrec.rl.credit import first_difference, live_groups, skip_dead, weighted
+from llmrec.rl.credit import WeightedBeta, first_difference, live_groups, skip_dead, weighted
 from llmrec.rl.groups import Member, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
@@ -99,6 +100,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         if policy.rollout == "sample":
             weights = torch.tensor([member.weight for member in members], device=advantages.device)
             advantages = weighted(advantages, weights.view(-1, size))
+            output["importance_weights"] = size * weights
         if policy.dead_groups == "skip":
             advantages = skip_dead(advantages, self.accelerator)
         output["advantages"] = advantages.flatten()
@@ -108,11 +110,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             output["advantages"] = advantages
         return output
 
-    def _right_tokens(self, inputs: list[dict]) -> list[list[int] | None]:
-        """Those of each target; of a hit its own, for an item may have several Semantic IDs."""
-        targets = list({row["target"] for row in inputs} - {None})
-        right = {None: None, **dict(zip(targets, self.roll_out.tokens(targets)))}
-        return [row["member"].completion if row["target"] == row["item"] else right[row["target"]] for row in inputs]
+    def _right_tokens(self, inputs: list[dict]) -> list[list[list[int]] | None]:
+        return [None if row["target"] is None else self.roll_out.tokens(row["target"]) for row in inputs]
 
     def _add_members(self, inputs: list[dict], attempt: int = 0) -> None:
         """Every row gets its `member`, `item` and `rank`; rows of a prompt stand side by side."""
@@ -195,6 +194,12 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         if compute_entropy:  # by the chain rule, over items (or thoughts): exact in expectation over samples
             self._metrics["train"]["entropy/completion"].append(self._mean(entropies.detach().sum(1)))
         return logps, entropies if compute_entropy else None, None
+
+    def _compute_loss(self, model, inputs):
+        if (weights := inputs.get("importance_weights")) is not None:
+            self.beta = WeightedBeta(self.args.beta)
+            self.beta.weights = weights
+        return super()._compute_loss(model, inputs)
 
     def _mean(self, values) -> float:
         mean = torch.as_tensor(values, dtype=torch.float32, device=self.accelerator.device).mean()

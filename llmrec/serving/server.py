@@ -31,6 +31,7 @@ from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersi
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
 from llmrec.serving.vllm.plugin import FRONT, register
 from llmrec.serving.vllm.recommender import VLLMRecommender
+from llmrec.tokens import fix_today
 
 logger = logging.getLogger("llmrec.serving")
 _LOADING_S = 600.0  # the longest that an engine may take for a catalogue version
@@ -161,7 +162,12 @@ def front_settings(
 async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> State:
     """vLLM's own serving objects over an engine."""
     parser = make_arg_parser(FlexibleArgumentParser())
-    arguments = parser.parse_args(["--model", str(folder), "--served-model-name", name])
+    given, tokenizer = ["--model", str(folder), "--served-model-name", name], AutoTokenizer.from_pretrained(folder)
+    before = tokenizer.chat_template
+    fix_today(tokenizer)
+    if tokenizer.chat_template != before:  # of a folder that was made before templates were fixed
+        given += ["--chat-template", tokenizer.chat_template]
+    arguments = parser.parse_args(given)
     state = State()
     await init_app_state(VersionedEngine(client), state, arguments, await client.get_supported_tasks())
     return state

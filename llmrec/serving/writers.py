@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from llmrec.arguments import one_of
 from llmrec.decoding import free_text
-from llmrec.files import fingerprint, read_json, write_json
+from llmrec.files import fingerprint, made_again, read_json, write_json
 from llmrec.instructions.prompts import load_prompt
 from llmrec.item_tokenizers.protocol import BaseTokenizer
 from llmrec.item_tokenizers.words.tags import BACKENDS, Tags
@@ -79,7 +79,8 @@ def _answers(tags: Tags, system: str, question: str, texts: list[str]) -> list[s
         folder = Path(tags.cache_dir) / f"tags-{fingerprint(str(model), str(length), system, question)}"
     answers: dict[str, str] = {}
     for shard in sorted(folder.glob("*.json")) if folder else ():
-        answers |= read_json(shard)
+        with made_again(shard):
+            answers |= read_json(shard)
     new = [text for text in dict.fromkeys(texts) if fingerprint(text) not in answers]
     if new:
         logger.info("%s writes tags for %d items (%d are known)", model, len(new), len(answers))

@@ -53,6 +53,7 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     """
     if max_length is None:
         raise ValueError("packing needs max_length, the length to pack to")
+    reader = reader_of(rows)
     names = [name for name in ("input_ids", "labels", "weights") if name in rows[0]]
     read = lambda batch: {name: batch[name] for name in names}  # noqa: E731
     whole = rows.map(read, batched=True, remove_columns=rows.column_names).with_format(None)
@@ -60,6 +61,6 @@ def packed(rows: Dataset, max_length: int) -> Dataset:
     logger.info(
         "packing: %d rows became %d; the templates of the first epoch are those of all; %d had lost the oldest items "
         "of their history to max_length %d",
-        *(len(whole), len(dense), reader_of(rows).truncated, max_length),
+        *(len(whole), len(dense), reader.truncated, max_length),
     )
     return dense

@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -25,10 +26,22 @@ def load_model(
     if (quantisation := get_quantization_config(model_args)) is not None:
         settings |= {"quantization_config": quantisation, "device_map": {"": PartialState().device}}
     model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    if (name := not_finite(model)) is not None:
+        raise ValueError(f"{base}: {name} holds NaN or inf, so nothing can be learned from it: use another checkpoint")
     training_args.model_init_kwargs = None  # used; TRL would say that it ignores them
     if hidden_dropout:
         add_dropout(model, hidden_dropout)
     return model
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a weight that holds NaN or inf (of a sharded one, in the part that is here); `None` without any."""
+    weights = {name: one for name, one in model.named_parameters() if one.is_floating_point() and one.numel()}
+    local = {name: getattr(one.detach(), "_local_tensor", one.detach()) for name, one in weights.items()}
+    if not local:
+        return None
+    finite = torch.stack([one.isfinite().all().cpu() for one in local.values()])
+    return None if finite.all() else list(local)[int(finite.int().argmin())]
 
 
 def add_dropout(model: nn.Module, probability: float) -> None:

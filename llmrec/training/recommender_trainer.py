@@ -1,6 +1,7 @@
 """What every trainer of a recommender does beside TRL: it ranks a validation sample, and writes recommenders."""
 
 import logging
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from transformers.training_args import TrainingArguments
 from llmrec.instructions import reader_of
 from llmrec.instructions.dataset import RowReader
 from llmrec.training.evaluator import ValidationSample
-from llmrec.training.loading import sharded
+from llmrec.training.loading import not_finite, sharded
 from llmrec.training.lora import is_quantised
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,22 @@ class RecommenderTrainer:
         **kwargs,
     ):
         args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False  # it logs NaN as the loss before, and goes on
+        reader = reader_of(kwargs.get("train_dataset"))
         super().__init__(model, args=args, **kwargs)
+        half = next(
+            (name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype == torch.half), ""
+        )
+        if half:
+            raise ValueError(
+                f"{half} would be trained in float16, where AdamW's steps round to 0 or NaN: set dtype: float32 (with "
+                "fp16: true or bf16: true on a GPU) or dtype: bfloat16"
+            )
         if sample is not None and sharded():
             logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
             sample = None
         self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
-        self.add_callback(FreshEpoch(reader_of(self.train_dataset), self.order))
+        self.add_callback(FreshEpoch(reader, self.order))
         if is_quantised(self.model):
             # TRL casts all that is trained to bfloat16, where small updates of whole embedding rows are rounded away.
             for name, parameter in self.model.named_parameters():
@@ -82,9 +93,36 @@ class RecommenderTrainer:
         if head is not None and not hasattr(head, "bias"):
             head.bias = None
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Stops the run before the optimizer's step where the loss or the gradient is not finite.
+
+        One look at both, on the device, in place of the one a micro-batch of transformers' own filter. With fp16: true
+        a gradient may overflow: its scaler leaves such a step out.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        figures = {"loss": self._tr_loss}
+        if grad_norm is not None and self.accelerator.mixed_precision != "fp16":
+            norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # sharded
+            figures["norm of the gradient"] = torch.as_tensor(norm, device=self._tr_loss.device)
+        if not torch.stack([figure.float() for figure in figures.values()]).isfinite().all():
+            self._stop(figures, f"step {self.state.global_step + 1}")
+        return grad_norm
+
+    def _stop(self, figures: dict, where: str) -> None:
+        said = ", ".join(f"{name} {float(value)}" for name, value in figures.items())
+        args = self.args
+        raise FloatingPointError(
+            f"{where}: {said}: not finite, so the run stops and nothing is written as finished. Try a lower "
+            f"learning_rate (it is {args.learning_rate:g}), warmup_steps, max_grad_norm: 1.0 (it is "
+            f"{args.max_grad_norm:g}) or dtype: float32, with --overwrite true"
+        )
+
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """What TRL measures on the evaluation rows, and recall@k and ndcg@k on the validation sample."""
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss = {"loss": metrics.get(f"{metric_key_prefix}_loss", 0.0)}
+        if not math.isfinite(loss["loss"]):
+            self._stop(loss, f"evaluation after step {self.state.global_step}")
         if self.sample is not None:
             metrics.update(self.rank(metric_key_prefix))
         return metrics
@@ -102,6 +140,8 @@ class RecommenderTrainer:
         """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if (name := not_finite(self.model)) is not None:
+            self._stop({name: math.nan}, f"weights after step {self.state.global_step}")
         super().save_model(output_dir, _internal_call)
         if self.write_sidecars is not None and self.args.should_save:
             self.write_sidecars(output_dir or self.args.output_dir)

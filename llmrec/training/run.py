@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
 
+from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import panels as panels_of
 from llmrec.data import PreparedData
 from llmrec.files import atomic_path, fingerprint
@@ -32,6 +33,11 @@ _VOLATILE = tuple(
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
     "ddp_backend ddp_timeout accelerator_config save_total_limit resume_from_checkpoint use_cpu".split()
 )
+# The least that fields of every trainer can be; 0.0: any number from 0 on.
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0.0),
+}
 PANELS = {"loss": ("loss", "eval_loss"), "ranking on the validation sample": ("eval_recall@10", "eval_ndcg@10")}
 
 
@@ -70,6 +76,7 @@ class TrainingRun:
     """
 
     def __init__(self, script_args, training_args: TrainingArguments, model_args: ModelConfig):
+        at_least(training_args, **_LEAST)
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.base, self.checkpoint = model_args.model_name_or_path, None
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
@@ -98,7 +105,8 @@ class TrainingRun:
                 "launch with recipes/accelerate/cpu2.yaml"
             )
         with state.main_process_first():
-            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and state.is_main_process)
+            main = state.is_main_process
+            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and main, writes=main)
         if outcome == "done":
             state.print(f"Reusing the model in {output_dir} (same settings, same data).")
             return False
@@ -127,10 +135,13 @@ class TrainingRun:
         self, trainer: Trainer, plot: Callable[[list[dict], Path], None] = plot_training, **results: float
     ) -> None:
         """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished,
-        with `results` beside the validation metrics of the model that was written."""
+        with `results` (and whether lists left out the items of histories) beside the validation metrics of the model
+        that was written."""
         output_dir = self.training_args.output_dir
         metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+        if trainer.sample is not None:
+            results["exclude_seen"] = trainer.sample.exclude_seen
         if trainer.is_world_process_zero():
             plot(trainer.state.log_history, Path(output_dir) / "training.png")
             arguments = (self.script_args, self.training_args)

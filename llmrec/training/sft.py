@@ -7,15 +7,31 @@ It overrides public methods (`compute_loss`, `get_batch_samples`, those of `Reco
 import dataclasses
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from llmrec.models.positions import positions_of
 from llmrec.training.batches import SemIDCollator, right_aligned
 from llmrec.training.recommender_trainer import RecommenderTrainer
 
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
+
+
+def check_row_lengths(model: PreTrainedModel, rows: Dataset | None) -> None:
+    """Raises `ValueError` where a row, by its estimated length, has more tokens than the model has positions."""
+    limit, names = positions_of(model), getattr(rows, "column_names", ())
+    if limit is None or not {"length", "seq_lengths"} & {*names}:
+        return
+    plain = rows.with_format(None)
+    longest = max(plain["length"]) if "length" in names else max(map(max, plain["seq_lengths"]))
+    if longest > limit:
+        raise ValueError(
+            f"training or validation rows have up to {longest} tokens, the model has {limit} positions: set "
+            f"max_length: {limit} or less, or lower max_history"
+        )
 
 
 class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
@@ -23,6 +39,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     Rows with `weights` (float, one per label) are trained on the weighted mean sum(w · nll) / sum(w), over all
     micro-batches and processes of a step. Without them nothing differs from TRL.
+
+    Rows with more tokens than the model has positions raise `ValueError`.
 
     Arguments are those of `SFTTrainer` and `RecommenderTrainer`; `args.dataset_kwargs` is set here, and `max_length`
     where batches are padding-free: TRL refuses that, and no row is longer anyway.
@@ -32,6 +50,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if args.padding_free and not args.packing:
             args.max_length = None
+        for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+            check_row_lengths(model, rows)
         super().__init__(model, args, **kwargs)
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
         self.data_collator = SemIDCollator(**{field.name: getattr(self.data_collator, field.name) for field in fields})

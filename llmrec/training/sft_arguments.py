@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import ModelConfig, SFTConfig
 
-from llmrec.arguments import one_of
+from llmrec.arguments import at_least, one_of
 from llmrec.training.loading import sharded
 
 
@@ -34,6 +34,9 @@ class SFTArguments:
 
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which."""
+    at_least(sft, early_stopping_patience=0, hidden_dropout=0.0)
+    if sft.hidden_dropout >= 1:
+        raise ValueError(f"hidden_dropout: {sft.hidden_dropout} leaves nothing: it should be below 1")
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
     one_of(sft.train, ("all", "new_tokens"), "train:")
     if sft.train == "new_tokens" and model_args.use_peft:
@@ -52,6 +55,7 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
         )
     if training_args.max_length is None:
         raise ValueError("max_length is empty: give the most tokens that a row may have, such as 512")
+    at_least(training_args, max_length=1)
     if training_args.packing and training_args.packing_strategy != "bfd":
         raise ValueError("packing_strategy: only bfd keeps every row whole; the others cut Semantic IDs in two")
     init = training_args.model_init_kwargs or {}

@@ -142,3 +142,30 @@ def test_clear_errors_of_files(tmp_path):
     (tmp_path / "some.json").write_text(json.dumps({"x": [1], "y": [2]}))
     with pytest.raises(ValueError, match="item 'z' has no Semantic ID in some.json"):
         ready_made_semids(catalogue(), str(tmp_path / "some.json"))
+
+
+@pytest.mark.parametrize(
+    "semid", [[10**9, 1], [2**31, 1], [10**20, 1], [-1, 1], ["<a_1000000000>", "<b_1>"], "<s_a_99999999999><s_b_0>"]
+)
+def test_a_code_that_no_codebook_can_have_is_refused_by_its_item(semid):
+    with pytest.raises(ValueError, match=r"item 'y': .* has a code outside 0\.\.4194303"):
+        SemIDIndex.from_semids({"y": semid})
+    with pytest.raises(ValueError, match="1000000000 codes in a level are more than"):
+        SemIDIndex(["x"], np.array([[1]]), [10**9])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("openonerc", "'openonerc' is neither one of default, openonerec, .*did you mean 'openonerec'"),
+        ("<{level}>", "nor a template with {code}"),
+        ("<{levle}_{code}>", "nor a template with"),
+        ("<{code>", "nor a template with"),
+    ],
+)
+def test_an_unknown_pattern_is_named_with_its_nearest(pattern, message):
+    for semid in (["<s_a_1>"], [1]):
+        with pytest.raises(ValueError, match=message):
+            SemIDIndex.from_semids({"x": semid}, pattern=pattern)
+    with pytest.raises(ValueError, match=message):
+        SemIDIndex(["x"], np.array([[1]]), [3], pattern)

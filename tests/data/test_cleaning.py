@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -59,3 +61,28 @@ def test_k_core_is_the_largest_fixed_point(pairs, user_k, item_k):
     assert kept == left
     again = k_core(users[mask], items[mask], user_k, item_k)
     assert again.all()
+
+
+def _nested(levels):
+    return "&" + "amp;" * levels, "<a" * levels + ">" * levels, "&l" * levels + "&#116;;" * levels
+
+
+def test_texts_made_to_be_slow_cost_what_their_length_does():
+    normal = [f"Pen &amp; Ink {number} <b>new</b>" for number in range(2_000)]
+    for text in (
+        *_nested(20_000),
+        "<a" * 30_000,
+        "&#" + "9" * 60_000 + ";",
+        "&#" + "0" * 60_000 + "65;",
+        "&" * 60_000,
+    ):
+        begin = time.process_time()
+        cleaned = clean_text(pa.array([*normal, text]))
+        assert time.process_time() - begin < 2
+        assert cleaned[0].as_py() == "Pen & Ink 0 new"
+        assert clean_text(cleaned).equals(cleaned)
+
+
+def test_nesting_that_people_write_is_resolved_whole():
+    deep = clean_text(pa.array([*_nested(8), "&" + "amp;" * 500, "&amp;#0000065;"])).to_pylist()
+    assert deep == ["&", "", "<" * 8, "&", "A"]

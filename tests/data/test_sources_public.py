@@ -112,6 +112,39 @@ def test_amazon2023_parent_asin_and_milliseconds(tmp_path):
     ]  # fmt: skip
 
 
+def test_amazon_metadata_lose_what_is_missing_in_lists_and_nothing_else(tmp_path):
+    reviews = write_gz(tmp_path / "r.json.gz", [review_2014_2018("A1", f"B{n}", n) for n in range(4)])
+    metadata = [
+        {"asin": "B0", "title": ["A", None, {"x": 1}], "description": ["One.", None],
+         "category": ["Shop", None, "Pens"], "imageURL": [None, "i.jpg"]},
+        {"asin": "B1", "title": 1984, "description": None, "brand": ["Acme"], "category": None, "image": [{}]},
+        {"asin": "B2", "title": None, "description": ["a", None], "brand": None, "category": [["A", "B"], None]},
+        {"asin": "B3", "title": "None", "description": [["c", None], "d"], "price": True},
+    ]  # fmt: skip
+    newer = write_gz(tmp_path / "m18.json.gz", map(json.dumps, metadata))
+    items = load_amazon2018(reviews, newer)[1]
+    assert items["title"].to_pylist() == ["A", "1984", "", "None"]
+    assert items["description"].to_pylist() == ["One.", "", "a", "c d"]
+    assert items["categories"].to_pylist() == ["Shop > Pens", "", "A > B", ""]
+    assert items["brand"].to_pylist() == ["", "Acme", "", ""] and items["image"].to_pylist() == ["i.jpg", "", "", ""]
+    assert items["price"].null_count == 4
+    older = write_gz(tmp_path / "m14.json.gz", [repr({"asin": "B0", "categories": [["A", None, "B"], [None], None]})])
+    assert load_amazon2014(reviews, older)[1]["categories"].to_pylist() == ["A > B"]
+    deep = write_gz(tmp_path / "deep.json.gz", ["{'asin': 'B0', 'x': " + "[" * 5000 + "]" * 5000 + "}"])
+    with pytest.raises(ValueError, match=r"deep\.json\.gz, line 1: not the metadata"):
+        load_amazon2014(reviews, deep)
+    review = {"rating": 4.0, "user_id": "A", "timestamp": 1588687728923}
+    reviews = write_gz(tmp_path / "r.jsonl.gz", [json.dumps({**review, "parent_asin": f"P{n}"}) for n in range(2)])
+    metadata = [
+        {"parent_asin": "P0", "title": "A", "description": [None, ""], "features": ["Fun", None],
+         "images": [None, {"hi_res": None, "large": "l.jpg"}], "categories": [None, "PC"]},
+        {"parent_asin": "P1", "title": "B", "description": ["d", {"a": 1}], "images": "no list"},
+    ]  # fmt: skip
+    items = load_amazon2023(reviews, write_gz(tmp_path / "m.jsonl.gz", map(json.dumps, metadata)))[1]
+    assert items["description"].to_pylist() == ["Fun", "d"] and items["categories"].to_pylist() == ["PC", ""]
+    assert items["image"].to_pylist() == ["l.jpg", ""]
+
+
 def test_amazon_review_texts_of_every_year(tmp_path):
     newer = {"text": "Fun.", "asin": "CHILD", "parent_asin": "P1", "user_id": "AE2", "timestamp": 1588687728923}
     older = [review_2014_2018("A1", "B01", 5), json.dumps({"reviewerID": "A2", "asin": "B02", "unixReviewTime": 6})]
@@ -204,6 +237,21 @@ def test_lcrec_leave_one_out_with_ready_made_semids(tmp_path):
     assert data.train["item_ids"].to_pylist() == [["2", "0"], ["1", "2"]]
     assert data.valid.to_pylist() == [{"user_id": "0", "history": ["2", "0"], "target": "1", "timestamp": None}]
     assert data.test.to_pylist() == [{"user_id": "0", "history": ["2", "0", "1"], "target": "0", "timestamp": None}]
+
+
+def test_lcrec_fields_of_several_kinds(tmp_path):
+    folder = lcrec_folder(tmp_path)
+    records = {"0": {"title": 7, "description": ["One.", None, {"a": 1}]}, "1": {"title": None, "description": "flat"},
+               "2": {"title": ["x", None], "categories": [["A", None], ["B"]]}}  # fmt: skip
+    (folder / "Games.item.json").write_text(json.dumps(records))
+    (folder / "Games.inter.json").write_text(json.dumps({"0": [2, "0", 1]}))
+    interactions, items = load_lcrec(str(folder), "Games")
+    assert interactions["item_id"].to_pylist() == ["2", "0", "1"]
+    assert items["title"].to_pylist() == ["7", "", "x"] and items["description"].to_pylist() == ["One.", "flat", ""]
+    assert items["categories"].to_pylist() == ["", "", "A | B"]
+    (folder / "Games.inter.json").write_text(json.dumps({"0": [2, None, 1]}))
+    with pytest.raises(ValueError, match=r"inter\.json, column 'item_id', row 2: the id is missing"):
+        load_lcrec(str(folder), "Games")
 
 
 def test_lcrec_errors(tmp_path):

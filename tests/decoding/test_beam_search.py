@@ -226,6 +226,7 @@ def test_distributed_wrappers_are_called_as_they_are(tmp_path):
         plain = tiny_model(seed=1)
         wrapped = torch.nn.parallel.DistributedDataParallel(plain)
         calls = []
+        compare(wrapped, random_semids(1), 4, reference_model=plain)  # checks itself
         wrapped.register_forward_hook(lambda *args: calls.append(1))
         compare(wrapped, random_semids(1), 4, reference_model=plain)
         assert len(calls) == 3  # the prefill, and one call for each level but the last

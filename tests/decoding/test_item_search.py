@@ -105,6 +105,11 @@ def test_a_request_does_not_depend_on_its_batch():
 def test_bad_requests_are_named():
     trie = SemIDTrie(matrix([(20,)]))
     ids, mask = prompts([3])
-    for k, beams in (([1, 2], 5), ([0], 5), ([1], 0)):
-        with pytest.raises(ValueError, match="k must be 1 numbers"):
+    for k, beams, message in (
+        ([1, 2], 5, "2 values of k for 1 prompts"),
+        ([0], 5, "k is 0, it should be a whole number of at least 1"),
+        ([2.5], 5, "k is 2.5"),
+        ([1], 0, "num_beams is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             search_items(tiny_model(), ids, mask, trie, np.zeros(1), k, beams)

@@ -115,7 +115,7 @@ def test_the_recipe_compares_and_goes_on_where_it_was(tmp_path, capfd):
     }
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    recipe.main(*recipe.TrlParser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
+    recipe.main(*recipe.Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert list(result["tokenizers"]) == ["rq_kmeans", "appended"]
     assert result["tokenizers"]["appended"]["collision_rate"] == pytest.approx(22 / 24)
@@ -131,5 +131,5 @@ def test_the_recipe_compares_and_goes_on_where_it_was(tmp_path, capfd):
     config["tokenizers"]["rq_kmeans"]["tokenizer_args"] = {"codebook_sizes": [4]}
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     with pytest.raises(SystemExit, match="tokenize_items.py failed"):
-        recipe.main(*recipe.TrlParser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
+        recipe.main(*recipe.Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
     assert "holds a run with other settings (tokenizer_args)" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,16 @@ from tiny import tiny_data
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import TARGETS, PreparedData
-from llmrec.evaluation import compare, evaluate, shuffle_histories, shuffle_order
+from llmrec.evaluation import compare, shuffle_histories, shuffle_order
+from llmrec.evaluation import evaluate as evaluate_by_protocol
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.report import headline, write_report
 from llmrec.evaluation.slices import popularity_classes, row_slices
 from llmrec.recommenders import load_recommender
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommendation
+
+evaluate = partial(evaluate_by_protocol, exclude_seen=False)  # recommenders with fixed lists heed no filter
 
 
 class Fixed:
@@ -117,7 +121,7 @@ def test_slices_by_hand():
     # Nine items are seen: the tenth with the highest counts is one item, the median is 2.
     assert classes.tolist() == ["cold"] + ["tail"] * 3 + ["mid"] * 5 + ["head"]
     assert meaning["head"] == ">= 30 in train" and meaning["mid"] == "2 to 29 in train"
-    slices = row_slices(np.array([1, 2, 2, 3]), np.array([0, 0, 1, 4]), np.array([9, 1, 0]), counts)
+    slices = row_slices(np.array([0, 1, 3]), np.array([False, True, False]), np.array([9, 1, 0]), counts)
     assert slices["history length / 0"].tolist() == [True, False, False]
     assert slices["history length / 2 to 3"].tolist() == [False, False, True]
     assert slices["target in history / yes"].tolist() == [False, True, False]

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -165,3 +167,29 @@ def test_a_real_sentence_transformer_with_its_cache(tmp_path, caplog):
     shorter = choose_text_encoder(AUTO_MODEL, cache_dir=tmp_path, max_seq_length=4)
     shorter.encode(TEXTS[:2])
     assert "0 of 2 texts are in the cache" in caplog.text  # another model, other embeddings
+
+
+WRITER = """if True:
+    import sys
+    from llmrec.features.text_encoders import choose_text_encoder
+    texts = [f"thing {n % 150}" for n in range(300)]
+    print(choose_text_encoder("auto", cache_dir=sys.argv[1], batch_size=8).encode(texts).sum())
+    """
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = {writer.communicate()[0] for writer in writers}
+    assert len(sums) == 1 and all(not writer.returncode for writer in writers)
+    subprocess.run(command, check=True)  # reads what both wrote
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_a_damaged_shard_of_the_cache_is_named(tmp_path):
+    choose_text_encoder("auto", cache_dir=tmp_path).encode(["thing 1"])
+    (shard,) = tmp_path.rglob("*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"{shard.name} is not a readable .* remove \S+{shard.name}, and it is made"):
+        choose_text_encoder("auto", cache_dir=tmp_path).encode(["thing 1"])

@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_data, tiny_index, tiny_model
@@ -212,6 +213,27 @@ def test_templates_of_two_epochs_are_drawn_apart(setting, count):
     for one in range(4):
         for other in range(one):
             assert abs((drawn[one] == drawn[other]).mean() - 1 / count) < 0.06
+
+
+def test_a_training_set_does_not_lose_what_renders_it_without_a_word(setting):
+    data, index, tokenizer, renderer = setting
+    one, other = (build_dataset(data, [TaskMix.parse(name)], renderer, 5, 256) for name in ("stream", "title_to_item"))
+    both = concatenate_datasets([one.select([1]), one.select([0])])
+    assert both[:]["input_ids"] == [one[1]["input_ids"], one[0]["input_ids"]]
+    with pytest.raises(
+        ValueError, match="two training sets cannot be put together as they are: give build_dataset one"
+    ):
+        concatenate_datasets([one, other])
+    plain = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    for lost in (one.with_format(None), concatenate_datasets([one, plain]).remove_columns(["input_ids", "labels"])):
+        with pytest.raises(ValueError, match="have lost what renders them"):
+            reader_of(lost)
+    columns = ["input_ids", "labels"]
+    rendered = [
+        rows.map(lambda row: {name: row[name] for name in columns}, remove_columns=rows.column_names).with_format(None)
+        for rows in (one, other)
+    ]
+    assert concatenate_datasets(rendered)[:]["input_ids"] == one[:]["input_ids"] + other[:]["input_ids"]
 
 
 def test_it_is_a_data_set_like_any_other(setting):

@@ -87,7 +87,7 @@ def test_protocol_filters_and_folder(name, baselines, data, tmp_path):
     }
     with pytest.raises(ValueError, match="nowhere"):
         recommender.recommend([["nowhere"]])
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k is 0, it should be a whole number of at least 1"):
         recommender.recommend([["item-03"]], k=0)
     assert recommender.recommend([]) == []
 

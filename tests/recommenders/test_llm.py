@@ -83,6 +83,11 @@ def test_at_most_takes_the_best_of_every_value(recommender, limits):
     [
         ({"histories": [["nothing"]]}, "'nothing' has no Semantic ID"),
         ({"histories": [[]], "k": 0}, "k is 0"),
+        ({"histories": [[]], "k": 2.5}, "k is 2.5, it should be a whole number"),
+        ({"histories": [[], []], "k": [3, -1]}, "k is -1"),
+        ({"histories": [[]], "num_beams": 0}, "num_beams is 0, it should be a whole number of at least 1"),
+        ({"histories": [[]], "num_beams": -3}, "num_beams is -3"),
+        ({"histories": [[]], "num_beams": 5.0}, "num_beams is 5.0"),
         ({"histories": [[]], "k": [1, 2]}, "2 values of k for 1 histories"),
         ({"histories": [[]], "filters": Filter(where=[("colour", "==", "red")])}, "'colour' is not in the catalogue"),
         ({"histories": [[]], "filters": Filter(where=[("price", "~", 3)])}, "operator '~'"),

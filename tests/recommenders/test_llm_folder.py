@@ -9,7 +9,7 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from llmrec import LLMRecommender
 from llmrec.decoding import SemIDTrie
 from llmrec.devices import best_device
-from llmrec.recommenders import llm, load_recommender
+from llmrec.recommenders import files_of, llm, load_recommender
 
 HISTORIES = [["item-01"], ["item-02", "item-03"], []]
 
@@ -136,8 +136,21 @@ def test_a_device_or_dtype_that_is_not_there_is_named_before_anything_is_loaded(
 def test_nothing_follows_no_texts(folder):
     recommender = LLMRecommender.from_pretrained(folder)
     assert recommender.recommend_after([]) == []
-    with pytest.raises(ValueError, match="k is 0, it should be at least 1"):
+    with pytest.raises(ValueError, match="k is 0, it should be a whole number of at least 1"):
         recommender.recommend_after(["x"], k=0)
+    with pytest.raises(ValueError, match="num_beams is 0"):
+        recommender.recommend_after(["x"], num_beams=0)
+    recommender.config.num_beams = 0  # a folder's config that was edited
+    with pytest.raises(ValueError, match="num_beams is 0"):
+        recommender.recommend([[]])
+
+
+def test_what_is_found_of_decoding_is_kept_in_the_folder_and_is_no_part_of_what_it_is(tmp_path):
+    data = tiny_data()
+    folder = write_tiny_base(tmp_path / "base", data, tiny_index(data))
+    before, recommender = files_of(folder), LLMRecommender.from_pretrained(folder)
+    recommender.recommend([["item-01"]])
+    assert (folder / "self_check.json").is_file() and files_of(folder) == before
 
 
 def test_a_revision_is_of_the_hub(folder, monkeypatch):

@@ -111,21 +111,29 @@ CASES = {
 def test_blame_begins_where_an_item_leaves_the_target(case):
     tokens, blamed, praised = CASES[case]
     mask = torch.arange(3) < torch.tensor([[len(tokens)]] * 2)
-    found = first_difference(torch.tensor([-0.5, 2.0]), [tokens] * 2, [(3, 4, 5)] * 2, mask)
+    found = first_difference(torch.tensor([-0.5, 2.0]), [tokens] * 2, [[(3, 4, 5)]] * 2, mask)
     np.testing.assert_array_equal(found.numpy(), [[-0.5 * one for one in blamed], [2.0 * one for one in praised]])
 
 
 def test_an_item_that_goes_on_after_the_target_is_blamed_for_it():
     mask = torch.ones(1, 3)
-    found = first_difference(torch.tensor([-1.0]), [(3, 4, 5)], [(3, 4, 1)], mask)
+    found = first_difference(torch.tensor([-1.0]), [(3, 4, 5)], [[(3, 4, 1)]], mask)
     assert found.tolist() == [[0, 0, -1]]
-    hit = first_difference(torch.tensor([1.0]), [(3, 4, 1)], [(3, 4, 1)], mask)  # two tokens and EOS
+    hit = first_difference(torch.tensor([1.0]), [(3, 4, 1)], [[(3, 4, 1)]], mask)  # two tokens and EOS
     assert hit.tolist() == [[1, 1, 1]]
 
 
 def test_an_item_that_ends_too_early_is_blamed_for_its_end():
-    found = first_difference(torch.tensor([-1.0]), [(3, 4)], [(3, 4, 5)], torch.tensor([[1, 1, 0]]))
+    found = first_difference(torch.tensor([-1.0]), [(3, 4)], [[(3, 4, 5)]], torch.tensor([[1, 1, 0]]))
     assert found.tolist() == [[0, -1, 0]]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_semantic_ids_the_one_counts_that_is_followed_longest(order):
+    right, mask = [(3, 4, 5), (1, 4, 5), (3, 9, 9)][::order], torch.ones(4, 3)
+    said = [(3, 4, 1), (1, 4, 1), (3, 9, 9), (7, 4, 5)]
+    found = first_difference(torch.tensor([-1.0, -1.0, 2.0, -1.0]), said, [right] * 4, mask)
+    assert found.tolist() == [[0, 0, -1], [0, 0, -1], [2, 2, 2], [-1, 0, 0]]
 
 
 def test_without_a_target_every_token_counts():
@@ -135,6 +143,6 @@ def test_without_a_target_every_token_counts():
 
 def test_rows_have_their_own_targets_and_padding_gets_nothing():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
-    codes, targets = [(3, 4), (3, 4), (1, 0)], [(3, 4), (3, 9), (1, 0)]
+    codes, targets = [(3, 4), (3, 4), (1, 0)], [[(3, 4)], [(3, 9)], [(1, 0)]]
     found = first_difference(torch.tensor([1.0, -1.0, 0.0]), codes, targets, mask)
     assert found.tolist() == [[1, 1, 0], [0, -1, 0], [0, 0, 0]]

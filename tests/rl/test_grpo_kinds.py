@@ -73,7 +73,8 @@ def test_of_several_views_the_searched_one_is_drawn_and_rewarded(tmp_path):
         known = {token for level in index.level_tokens[first:last] for token in level}
         known.add(recommender.tokenizer.eos_token)  # the end of a Semantic ID that others go on from
         for one in drawn:
-            assert one["member"].completion == roll_out.tokens([one["item"]])[0]
+            assert [one["member"].completion] == roll_out.tokens(one["item"])
+            assert list(one["semid"]) == roll_out.index.tokens_of_row(roll_out.index.row(one["item"]))
             assert set(recommender.tokenizer.convert_ids_to_tokens(one["member"].completion)) <= known
         match = REWARDS["prefix_match"](Facts(searched_index(recommender), DATA.items, DATA.train))
         shares[view] = match(item=["item-00", "item-01", "item-12"], target=["item-12"] * 3)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from datasets import Dataset
-from grpo_runs import DATA, base_folder, batch_of, make_trainer, settings
+from grpo_runs import DATA, base_folder, batch_of, loaded, make_trainer, settings
+from tiny import tiny_index, write_tiny_base
 from trl import GRPOTrainer, ModelConfig
 
-from llmrec.rl import PolicyArguments
+from llmrec.rl import PolicyArguments, prompt_rows
 
 LOSSES = {
     "grpo": {"loss_type": "grpo"},
@@ -99,6 +100,45 @@ def test_every_kind_of_policy_trains(base, tmp_path, changes):
     assert (
         0 < log["rollout/mass"] <= 1.0001 and log["entropy/completion"] > 0 and 0 <= log["frac_reward_zero_std"] <= 1
     )
+
+
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dapo"])
+def test_the_kl_of_samples_is_the_expectation_over_the_catalogue(tmp_path, loss):
+    """By enumeration: a sample of all items is the expectation itself, small ones are about it, unweighted are not."""
+    index = tiny_index(DATA, ragged=False)  # equally long, or a mean over tokens is none over items
+    base = write_tiny_base(tmp_path / "base", DATA, index, initializer_range=0.2)
+
+    def kl(size: int, prompts: int, weighted: bool = True) -> tuple[float, float, float]:
+        sizes = {"num_generations": size, "per_device_train_batch_size": size * prompts, "loss_type": loss}
+        sizes |= {"per_device_eval_batch_size": size}
+        arguments = settings(tmp_path / "out", beta=0.5, temperature=1.0, **sizes)
+        policy, reward = PolicyArguments(rollout="sample"), ("exact_hit:0",)
+        row = prompt_rows(DATA, loaded(base))[0]
+        rows = Dataset.from_list([{**row, "row": number} for number in range(prompts)])
+        trainer = make_trainer(base, arguments, policy, reward, train_dataset=rows)
+        with torch.no_grad():
+            for parameter in trainer.ref_model.parameters():
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                parameter += 0.2 * parameter.std() * noise
+        inputs = batch_of(trainer)
+        if not weighted:
+            del inputs["importance_weights"]
+        value = float(trainer._compute_loss(trainer.model, inputs)) / 0.5
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)[:size]
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)[:size]
+        with torch.no_grad():
+            now, then = (
+                trainer._get_per_token_logps_and_entropies(model, ids, mask, 3)[0].double().sum(1)
+                for model in (trainer.model, trainer.ref_model)
+            )
+        return value, trainer._metrics["train"]["kl"][-1], float((now.exp() * (now - then)).sum() / 3)
+
+    value, logged, exact = kl(24, 1)
+    assert exact > 0.01
+    assert value == pytest.approx(exact, rel=1e-3) and logged == pytest.approx(exact, rel=1e-3)
+    assert kl(24, 1, weighted=False)[0] != pytest.approx(exact, rel=0.2)
+    assert kl(8, 100)[0] == pytest.approx(exact, rel=0.1)
+    assert kl(8, 100, weighted=False)[0] != pytest.approx(exact, rel=0.2)
 
 
 def test_dead_groups_give_way_to_live_ones(base, tmp_path):

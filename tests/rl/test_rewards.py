@@ -76,6 +76,32 @@ def test_prefix_match():
     assert of_group("prefix_match", facts_of()) == pytest.approx([1 / 3, 1, 2 / 3, 0])
 
 
+def test_of_several_semantic_ids_of_a_target_the_best_counts():
+    """Whatever their order; what counts of an item is what was said of it, where that is known."""
+    rows = [
+        ("t", (3, 4, 5)),
+        ("t", (1, 2, 5)),
+        ("w1", (1, 9, 9)),
+        ("w1", (1, 2, 9)),
+        ("w2", (3, 9, 9)),
+        ("w3", (7, 7, 7)),
+    ]
+    for codes in (rows, rows[::-1]):
+        facts = facts_of(codes)
+        assert of_group("prefix_match", facts) == pytest.approx([2 / 3, 1, 1 / 3, 0])
+        said = {
+            "semid": [
+                ("<a_1>", "<b_9>", "<c_9>"),
+                ("<a_1>", "<b_2>", "<c_5>"),
+                ("<a_3>", "<b_9>", "<c_9>"),
+                ("<a_7>",),
+            ]
+        }
+        assert of_group("prefix_match", facts, **said) == pytest.approx([1 / 3, 1, 1 / 3, 0])
+        assert of_group("diversity", facts, **said) == [0.5, 0.5, 1, 1]
+        assert of_group("exact_hit", facts) == [0, 1, 0, 0]
+
+
 def test_semantic_similarity(tmp_path):
     cosines = {"t": 1, "w1": 0.4, "w2": 0.8, "w3": -0.1, "w": 0, "x": 0}
     matrix = [[n * c, n * (1 - c * c) ** 0.5] for n, c in enumerate((cosines[item] for item in CODES), start=1)]

@@ -42,6 +42,12 @@ def test_scores_and_losses_ask_for_log_probabilities_by_the_replaced_method():
     assert '"advantages": ' in source("_generate_and_score_completions")
 
 
+def test_the_kl_is_weighted_where_the_loss_adds_it():
+    text = source("_compute_loss")
+    assert text.count("self.beta") == text.count("self.beta != 0.0") + text.count("self.beta * per_token_kl") == 4
+    assert "_compute_loss" in vars(SemIDGRPOTrainer)
+
+
 def test_micro_batches_are_held_as_the_replaced_method_holds_them():
     text = source("_prepare_inputs")
     assert "self._step % self.args.steps_per_generation" in text and "self._buffered_inputs is None" in text

@@ -216,6 +216,22 @@ def test_damage_is_an_error_that_names_the_version(folder, tmp_path, store):
         assert again.current.number == 3
 
 
+def test_an_older_database_beside_a_newer_write_ahead_log_is_named(folder, tmp_path, store):
+    title = "a title that fills more than a page of the database " * 100
+    for number in range(1, 6):
+        change(store, Changes(put=[{"item_id": f"item-0{number}", "title": f"{number} {title}"}]))
+        if number == 2:
+            shutil.copy(store.directory / DATABASE, tmp_path / "older.sqlite")
+    crashed = copy_of(store.directory, tmp_path / "crashed")
+    shutil.copy(tmp_path / "older.sqlite", crashed / DATABASE)
+    for opened in (load_version, CatalogueStore):
+        with pytest.raises(ValueError, match=r"-wal does not belong to the catalogue.sqlite .* ends with version 2 "):
+            opened(folder, crashed)
+    (crashed / f"{DATABASE}-wal").unlink()
+    (crashed / f"{DATABASE}-shm").unlink(missing_ok=True)
+    assert same(load_version(folder, crashed), store.version(2))
+
+
 def test_what_lies_about_is_named(folder, tmp_path):
     directory = tmp_path / "log"
     directory.mkdir()

@@ -14,6 +14,7 @@ import pytest
 from tiny import tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.filters import Filter
+from llmrec.files import Lock
 from llmrec.instructions import load_prompt
 from llmrec.models.folder import RecommenderConfig
 from llmrec.recommenders import LLMRecommender
@@ -143,6 +144,74 @@ def test_a_result_is_kept_and_nothing_of_others_is_touched(recommender, users, t
     with pytest.raises(ValueError, match="other.parquet.parts holds files of somebody else"):
         recommend_file(recommender, users, tmp_path / "other.parquet")
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def fewer_rows(path):
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def other_columns(path):
+    pq.write_table(pq.read_table(path).drop_columns(["scores"]), path)
+
+
+def one_byte(path):
+    changed = bytearray(path.read_bytes())
+    changed[30] ^= 1  # in the first page: head and end are whole
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [cut, fewer_rows, other_columns, one_byte])
+def test_a_part_or_a_result_is_believed_only_where_it_is_whole(recommender, users, tmp_path, damage):
+    output = tmp_path / "lists.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        recommend_file(Interrupted(recommender, 2), users, output, 5, part_rows=10)
+    part = tmp_path / "lists.parquet.parts" / "000001.parquet"
+    damage(part)
+    with pytest.raises(ValueError, match=r"parts/000001.parquet (is damaged|has \d+ rows).*remove it, and it is made"):
+        recommend_file(recommender, users, output, 5, part_rows=10)
+    part.unlink()
+    recommend_file(recommender, users, output, 5, part_rows=10)
+    whole = output.read_bytes()
+    if damage is not fewer_rows and damage is not other_columns:  # those lose the settings too
+        damage(output)
+        with pytest.raises(
+            ValueError, match=r"lists.parquet (exists and )?is damaged.*remove it, and the same command"
+        ):
+            recommend_file(recommender, users, output, 5, part_rows=10)
+        output.unlink()
+        assert recommend_file(recommender, users, output, 5, part_rows=10).read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"k": 5', b"\xff"])
+def test_damaged_settings_are_named(recommender, users, tmp_path, text):
+    output = tmp_path / "lists.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        recommend_file(Interrupted(recommender, 2), users, output, 5, part_rows=10)
+    (tmp_path / "lists.parquet.parts/settings.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"the settings in \S+parts/settings.json are damaged .*: remove \S+parts$"):
+        recommend_file(recommender, users, output, 5, part_rows=10)
+    pq.write_table(rows_of().replace_schema_metadata({METADATA: text}), output)
+    with pytest.raises(ValueError, match=r"the settings in \S+lists.parquet are damaged .*: remove \S+lists.parquet$"):
+        recommend_file(recommender, users, output, 5, part_rows=10)
+
+
+def test_two_runs_do_not_write_one_output(recommender, users, tmp_path):
+    output = tmp_path / "lists.parquet"
+
+    class Meanwhile(Interrupted):  # another run is started while this one is at work
+        def recommend(self, *args, **kwargs):
+            with pytest.raises(ValueError, match=rf"lists.parquet is being written by process {os.getpid()} on "):
+                recommend_file(recommender, users, output, 5)
+            return self.recommender.recommend(*args, **kwargs)
+
+    recommend_file(Meanwhile(recommender, 0), users, output, 5)
+    with Lock(output):  # what is there needs no lock to be looked at
+        assert recommend_file(Interrupted(recommender, 0), users, output, 5) == output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.parquet", "users.parquet"]
 
 
 def replaced(row: int, history) -> pa.Table:

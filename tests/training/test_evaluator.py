@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tiny import tiny_data, tiny_index, tiny_model
 
+from llmrec.catalogue.semids import SemIDIndex
+from llmrec.evaluation import evaluate
 from llmrec.instructions import load_prompt
 from llmrec.models.folder import RecommenderConfig
 from llmrec.recommenders import LLMRecommender
@@ -58,3 +60,31 @@ def test_what_the_lists_show():
     assert found["coverage@10"] == len(set(shown)) / data.items.num_rows
     assert found["head@10"] == pytest.approx(sum(item in head for item in shown) / len(shown))
     assert 0 < len(head) < data.items.num_rows
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_sample_is_ranked_as_the_report_ranks_it(exclude_seen):
+    """Where items share Semantic IDs, too: a checkpoint is chosen by the figure that will be reported."""
+    data = tiny_data()
+    number = np.arange(24)
+    index = SemIDIndex(data.items["item_id"].to_pylist(), np.stack([number % 3, number // 3 % 4], 1), [3, 4])
+    assert len(np.unique(index.groups())) == 12
+    model, tokenizer = tiny_model(data, index, initializer_range=0.2)
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict(), num_beams=24)
+    recommender = LLMRecommender(model, tokenizer, index, data.items, config)
+    sample = ValidationSample(recommender, data.valid, 30, ks=(1, 10), exclude_seen=exclude_seen)
+    alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda sums, _: sums)
+    found = sample.evaluate(model, alone)
+    report = evaluate(recommender, sample.rows, data, "ours", (1, 10), bootstrap=0, exclude_seen=exclude_seen)
+    for name in ("recall@1", "recall@10", "ndcg@10", "valid@10", "coverage@10"):
+        assert found[name] == pytest.approx(report.metrics[name]), name
+    assert report.metrics["semid/ndcg@10"] > report.metrics["ndcg@10"]
+
+
+def test_of_no_rows_nothing_is_measured():
+    data = tiny_data()
+    model, tokenizer = tiny_model(data, tiny_index(data))
+    config = RecommenderConfig.of(data, tiny_index(data), prompt=load_prompt("stream").to_dict())
+    recommender = LLMRecommender(model, tokenizer, tiny_index(data), data.items, config)
+    data.valid = data.valid.slice(0, 0)
+    assert ValidationSample.of(recommender, data, 10).evaluate(model, None) == {}

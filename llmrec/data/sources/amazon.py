@@ -19,8 +19,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.json
 
-from llmrec.data.sources.tables import BLOCK, reading
-from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES, standard_interactions
+from llmrec.data.convert import column_of
+from llmrec.data.sources.tables import reading
+from llmrec.data.sources.text_files import BLOCK
+from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES, standard_interactions, standard_items
 
 _REVIEWS_2014_2018 = {"user_id": "reviewerID", "item_id": "asin", "timestamp": "unixReviewTime", "rating": "overall"}
 _REVIEWS_2023 = {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp", "rating": "rating"}
@@ -67,15 +69,15 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
     for number, line in enumerate(_lines(path), 1):
         try:
             record = parse(line)
-            item = {"title": record.get("title"), **convert(record)}
-            item = {name: text or "" for name, text in item.items()} | {"price": _price(record.get("price"))}
-        except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
+            item = {"title": record.get("title"), **convert(record), "price": _price(record.get("price"))}
+        except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}, line {number}: not the metadata of an item: {error!r}") from error
         if item["item_id"] in wanted:
             items.setdefault(item["item_id"], item)
     if not items:
         raise ValueError(f"{path} describes none of the {len(wanted)} reviewed items: is it of the same category?")
-    return pa.Table.from_pylist(list(items.values()), schema=pa.schema(ITEM_TYPES))
+    columns = {name: column_of([item[name] for item in items.values()]) for name in ITEM_TYPES}
+    return standard_items(pa.table(columns), str(path))
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -86,47 +88,49 @@ def _lines(path: str) -> Iterator[str]:
 
 def _item_2014(record: dict) -> dict:
     return {
-        "item_id": record["asin"],
+        "item_id": str(record["asin"]),
         "description": record.get("description"),
         "brand": record.get("brand"),
-        "categories": " | ".join(" > ".join(path) for path in record.get("categories") or []),
+        "categories": record.get("categories"),
         "image": record.get("imUrl"),
     }
 
 
 def _item_2018(record: dict) -> dict:
-    images = record.get("imageURLHighRes") or record.get("imageURL") or record.get("image")
+    images = (record.get("imageURLHighRes"), record.get("imageURL"), record.get("image"))
     return {
-        "item_id": record["asin"],
-        "description": _text(record.get("description")),
+        "item_id": str(record["asin"]),
+        "description": record.get("description"),
         "brand": record.get("brand"),
-        "categories": " > ".join(_list(record.get("category"))),
-        "image": _list(images)[0] if images else "",
+        "categories": record.get("category"),
+        "image": next(_texts(images), None),
     }
 
 
 def _item_2023(record: dict) -> dict:
-    image = (record.get("images") or [{}])[0]
+    images = [image for image in record.get("images") or [] if isinstance(image, dict)]
+    described = any(_texts(record.get("description")))
     return {
-        "item_id": record["parent_asin"],
-        "description": _text(record.get("description")) or _text(record.get("features")),
+        "item_id": str(record["parent_asin"]),
+        "description": record.get("description" if described else "features"),
         "brand": record.get("store"),
-        "categories": " > ".join(_list(record.get("categories"))),
-        "image": image.get("hi_res") or image.get("large"),
+        "categories": record.get("categories"),
+        "image": next((image.get("hi_res") or image.get("large") for image in images), None),
     }
 
 
-def _list(value) -> list[str]:
-    return [value] if isinstance(value, str) else [str(part) for part in value or []]
-
-
-def _text(value) -> str:
-    return " ".join(_list(value))
+def _texts(value) -> Iterator[str]:
+    """The texts of a value, and of the lists in it, that are not empty."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str) and value.strip():
+        yield value
 
 
 def _price(value) -> float | None:
     """12.99 from 12.99, "12.99" or "$1,299.00"; `None` for a range, a page fragment or nothing."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     match = re.fullmatch(r"\$?([\d,]+(?:\.\d+)?)", html.unescape(value).strip()) if isinstance(value, str) else None
     return float(match[1].replace(",", "")) if match else None

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.data.convert import column_of
 from llmrec.data.rows import offsets_of
 from llmrec.data.sources.tables import read_fields, read_file
 from llmrec.data.validate import INTERACTION_TYPES, standard_interactions, standard_items
 from llmrec.files import read_json
 
-_TEXTS = ("user_id", "item_id", "history_item_id", "history_item_title", "item_title")
 # A Python list of plain ids: [3, 12], ['B01', 'B02'] or ["a", "b"]; no id holds a quote, a comma or a bracket.
 _PLAIN_LIST = (
     r"""^\[\s*([^\[\]'",]+|'[^'",\[\]]*'|"[^'",\[\]]*")(\s*,\s*([^\[\]'",]+|'[^'",\[\]]*'|"[^'",\[\]]*"))*\s*\]$"""
@@ -39,7 +39,7 @@ def load_lcrec(folder: str, name: str) -> tuple[pa.Table, pa.Table]:
     lengths = np.fromiter(map(len, sequences.values()), np.int64, len(sequences))
     users = pa.array(list(sequences), pa.string()).take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
     order = np.arange(lengths.sum()) - np.repeat(offsets_of(lengths)[:-1], lengths)
-    raw = {"user_id": users, "item_id": pa.array(list(chain.from_iterable(sequences.values()))), "order": order}
+    raw = {"user_id": users, "item_id": column_of(list(chain.from_iterable(sequences.values()))), "order": order}
     return standard_interactions(pa.table(raw), str(path)), items
 
 
@@ -57,7 +57,7 @@ def load_minionerec(
     items = _read_items(Path(item_json), Path(index_json or "")) if item_json else _read_info(Path(info))
     parts = []
     for split, path in (("train", train), ("valid", valid), ("test", test)):
-        raw = read_file(path, text_columns=_TEXTS)
+        raw = read_file(path)
         ours = [name for name in raw.column_names if name not in ("history", "split")]
         table = standard_interactions(raw.select(ours), path)
         table = table.append_column("history", _id_lists(raw, path))
@@ -85,10 +85,7 @@ def _read_items(path: Path, index: Path) -> pa.Table:
             raise ValueError(f"{path}: item {item!r} should have an object with its title")
     names = dict.fromkeys(chain.from_iterable(records.values()))
     table = {"item_id": list(records)}
-    try:
-        table.update({name: pa.array([record.get(name) for record in records.values()]) for name in names})
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: a field has values of several types: {error}") from error
+    table |= {name: column_of([record.get(name) for record in records.values()]) for name in names}
     items = standard_items(pa.table(table), str(path))
     if index.is_file():
         semids = _mapping(index)

@@ -37,7 +37,7 @@ def load_movielens(folder: str) -> tuple[pa.Table, pa.Table]:
         movies = read_fields(names[1], "::", ("movieId", "title", "genres"), "latin-1")
     elif (folder / "ratings.csv").exists():
         names = (folder / "ratings.csv", folder / "movies.csv")
-        ratings, movies = (read_file(path, text_columns=("userId", "movieId", "title")) for path in names)
+        ratings, movies = map(read_file, names)
     else:
         raise ValueError(f"{folder} holds neither ratings.csv nor ratings.dat: it is no MovieLens folder")
     interactions = standard_interactions(ratings, str(names[0]), _COLUMNS)

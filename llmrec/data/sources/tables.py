@@ -1,22 +1,21 @@
 """The user's own tables: CSV, TSV, JSON lines or parquet, one file, a folder or a glob, read by arrow."""
 
 import contextlib
+import csv
 import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
+from llmrec.data.convert import TEXT, exact_numbers
 from llmrec.data.rows import with_columns
-from llmrec.data.validate import cast_column, items_without_text, standard_interactions, standard_items
+from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
+from llmrec.data.validate import ITEM_TYPES, items_without_text, standard_interactions, standard_items
+from llmrec.files import read_parquet
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
-# No line of a JSON file may be longer than a block.
-BLOCK = 1 << 24
 
 
 def load_tables(
@@ -26,6 +25,9 @@ def load_tables(
     item_columns: Mapping | None = None,
     timestamp_unit: str = "s",
     encoding: str = "utf-8",
+    quote_char: str | None = None,
+    column_names: Sequence[str] | None = None,
+    item_column_names: Sequence[str] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Loads interactions and items from the user's own files.
 
@@ -34,20 +36,35 @@ def load_tables(
         items: the same for the items; without it items have no text, only the ids that occur.
         columns, item_columns: standard name → own name, e.g. `{"user_id": "reviewerID"}`.
         timestamp_unit: of numeric timestamps: s, ms, us or ns.
-        encoding: of CSV files.
+        encoding: of CSV and TSV files.
+        quote_char: what quotes values in CSV and TSV files, "" for nothing; by default `"` in CSV, nothing in TSV.
+        column_names, item_column_names: the names of all columns of CSV and TSV files without a header.
     """
-    parts = [
-        standard_interactions(read_file(path, encoding, _ids(columns)), str(path), columns, timestamp_unit)
-        for path in find_files(interactions)
-    ]
+    columns, item_columns, parts = columns or {}, item_columns or {}, []
+    for path in find_files(interactions):
+        raw = read_file(path, encoding, quote_char, column_names)
+        if file_format(path) == "csv":
+            check_header(raw, str(path), columns, ("user_id", "item_id"), ("user_id", "item_id"))
+        parts.append(standard_interactions(raw, str(path), columns, timestamp_unit))
     table = _concat(parts, str(interactions))
     if items is None:
         return table, items_without_text(table)
-    parts = [
-        standard_items(read_file(path, encoding, _ids(item_columns)), str(path), item_columns)
-        for path in find_files(items)
-    ]
-    return table, standard_items(_concat(parts, str(items)), str(items))
+    parts, paths = [], find_files(items)
+    for path in paths:
+        raw = read_file(path, encoding, quote_char, item_column_names)
+        if file_format(path) == "csv":
+            check_header(raw, str(path), item_columns, ("item_id", "title"), ("item_id",))
+        parts.append(standard_items(raw, str(path), item_columns))
+    catalogue = _concat(parts, str(items))
+    if all(file_format(path) == "csv" for path in paths):
+        catalogue = with_own_numbers(catalogue, str(items))
+    return table, standard_items(catalogue, str(items))
+
+
+def with_own_numbers(items: pa.Table, where: str) -> pa.Table:
+    """Items of text files: columns of the user's own become numbers where every value is written as one is."""
+    own = [field.name for field in items.schema if field.name not in ITEM_TYPES and field.type == TEXT]
+    return with_columns(items, {name: exact_numbers(items[name], where, name) for name in own})
 
 
 @contextlib.contextmanager
@@ -77,7 +94,7 @@ def find_files(where: str | Path | list) -> list[Path]:
         return [path for part in where for path in find_files(part)]
     path = Path(where)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _format(file))
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
     else:
         files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(where), recursive=True))
     if not files:
@@ -85,56 +102,43 @@ def find_files(where: str | Path | list) -> list[Path]:
     return files
 
 
-def read_file(path: str | Path, encoding: str = "utf-8", text_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Reads one file by its ending; `text_columns` of a CSV are read as text, so that an id such as 007 keeps its
-    zeros. Raises `ValueError` on an unknown ending, a file that cannot be read, or text that is not in the encoding.
+def read_file(
+    path: str | Path,
+    encoding: str = "utf-8",
+    quote_char: str | None = None,
+    column_names: Sequence[str] | None = None,
+) -> pa.Table:
+    """Reads one file by its ending; the columns of a CSV or TSV are text (`llmrec.data.sources.text_files`). Raises
+    `ValueError` on an unknown ending, a file that cannot be read, or text that is not in the encoding.
     """
-    kind = _format(path)
+    kind = file_format(path)
     if kind is None:
         raise ValueError(f"{path}: unknown ending; use one of {', '.join(_FORMATS)} (also with .gz, .bz2 or .zst)")
+    if kind == "parquet":
+        return read_parquet(path)
+    tabs = ".tsv" in map(str.lower, Path(path).suffixes)
     try:
-        if kind == "parquet":
-            return pq.read_table(path)
         if kind == "json":
-            return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=BLOCK))
-        return _read_csv(path, encoding, text_columns)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            return read_json_lines(lambda: pa.input_stream(str(path)))
+        delimiter = "\t" if tabs else ","
+        return read_csv(lambda: pa.input_stream(str(path)), str(path), delimiter, encoding, quote_char, column_names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, LookupError, csv.Error) as error:
         advice = ""
         if kind == "csv" and re.search("utf-?8", str(error), re.IGNORECASE):
             advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
+        elif tabs and not quote_char and "columns, got" in str(error):
+            advice = "; quotes have no meaning in a TSV unless you say so, e.g. quote_char: '\"'"
         elif kind == "json" and Path(path).suffix == ".json":
             advice = "; it must hold one JSON object per line"
         raise ValueError(f"{path} cannot be read: {error}{advice}") from error
 
 
-def _read_csv(path: str | Path, encoding: str, text_columns: tuple[str, ...], threads: bool = True) -> pa.Table:
-    delimiter = "\t" if ".tsv" in Path(path).suffixes else ","
-    try:
-        table = pa.csv.read_csv(
-            path,
-            # The row of an error is known to the single-threaded reader only.
-            read_options=pa.csv.ReadOptions(encoding=encoding, use_threads=threads),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(column_types={name: pa.string() for name in text_columns}),
-        )
-    except pa.ArrowInvalid:
-        if not threads:
-            raise
-        return _read_csv(path, encoding, text_columns, threads=False)
-    # Arrow calls text that is not UTF-8 binary.
-    names = [field.name for field in table.schema if pa.types.is_binary(field.type)]
-    return with_columns(table, {name: cast_column(table[name], pa.string(), str(path), name) for name in names})
-
-
-def _format(path: str | Path) -> str | None:
+def file_format(path: str | Path) -> str | None:
+    """csv (also for TSV), json or parquet, by a file's ending; `None` for another."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst"):
         suffixes.pop()
     return _FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def _ids(columns: Mapping | None) -> tuple[str, ...]:
-    return tuple((columns or {}).get(name, name) for name in ("user_id", "item_id"))
 
 
 def _concat(parts: list[pa.Table], where: str) -> pa.Table:

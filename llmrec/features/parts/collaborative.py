@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from llmrec.arguments import one_of
+from llmrec.arrays import check_loss
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists, list_array, lists_to_rows, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings, pairs_within
@@ -97,8 +98,10 @@ def item2vec_embeddings(
             far = F.embedding(torch.searchsorted(chances, draws), contexts, sparse=True)
             attract = F.logsigmoid((centre * near).sum(1)).mean()
             repel = F.logsigmoid(-centre @ far.T).mean() * negatives
+            loss = -attract - repel
+            check_loss(loss.detach(), "item2vec")
             optimizer.zero_grad()
-            (-attract - repel).backward()
+            loss.backward()
             optimizer.step()
     vectors = centres.detach().numpy()
     vectors[np.setdiff1d(np.arange(len(item_ids)), pairs[0].numpy())] = 0

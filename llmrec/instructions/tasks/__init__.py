@@ -6,11 +6,16 @@ the history, `about` (an item id), `wish`, .... These are the columns that `Task
 the history and on them, and never on the targets. `slots(catalogue, row, separator)` turns identities into the strings
 that templates name, as late as possible. Where interactions have kinds, `behaviours` and `target_behaviours` are
 parallel to history and targets, and every item is written after the token of its kind (MBGen, arXiv 2405.16871).
+`Task.asks` and `Task.answers` name the slots by the side on which they may stand, so that no wording shows its answer.
 """
+
+import re
 
 import numpy as np
 
+from llmrec.arguments import one_of
 from llmrec.data import PreparedData
+from llmrec.instructions.prompts import Prompt, Template, slots_of
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks import conversation, items, reasoning, sequential
 from llmrec.instructions.tasks.task import Task
@@ -23,10 +28,39 @@ TASKS: dict[str, Task] = {
 }
 
 
+def check_prompt(prompt: Prompt) -> Prompt:
+    """The prompt, if its task is known and each slot of each wording stands on its side; else raises `ValueError`."""
+    where = prompt.where or "prompt"
+    task = TASKS[one_of(prompt.task, TASKS, f"{where}: task")]
+    for name in re.findall(r"\{(\w+)\}", prompt.system):
+        if name in (*task.asks, *task.answers):
+            raise ValueError(f"{where}: slot {name!r} stands in system, which has no slots: move it to a prompt")
+    for wording in (*prompt.templates, *prompt.unseen):
+        check_template(prompt, wording)
+    return prompt
+
+
+def check_template(prompt: Prompt, wording: Template) -> None:
+    """Raises `ValueError` naming the file of the prompt, a slot that is unknown or shows the answer in the question,
+    and the slots that the task has."""
+    task, where = TASKS[prompt.task], prompt.where or f"prompt of task {prompt.task!r}"
+    try:
+        asked = [name for turn in wording.turns for name in slots_of(turn)]
+        for name in [*asked, *slots_of(wording.completion)]:
+            one_of(name, [*task.asks, *task.answers], "slot")
+        if hidden := [name for name in asked if name not in task.asks]:
+            raise ValueError(
+                f"slot {hidden[0]!r} would show the answer of task {prompt.task!r} in its question: a prompt may say "
+                f"{', '.join(task.asks)}; only a completion {', '.join(task.answers)}"
+            )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def task_rows(task: str, data: PreparedData, max_history: int, seed: int = 0, limit: int | None = None) -> list[dict]:
     """The rows of a task as dicts with their item ids; the first `limit` of them."""
     rows = TASKS[task].rows(data, max_history, np.random.default_rng(seed))
     return Sequences(data.train).rows(rows if limit is None else rows.slice(0, limit))
 
 
-__all__ = ["TASKS", "Task", "task_rows"]
+__all__ = ["TASKS", "Task", "check_prompt", "check_template", "task_rows"]

@@ -16,7 +16,7 @@ from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing
 from llmrec.instructions.spans import Sequences, preceded_spans, target_spans
 from llmrec.instructions.tasks.reasoning import with_about
-from llmrec.instructions.tasks.sequential import next_item_slots
+from llmrec.instructions.tasks.sequential import HISTORY, TARGET, next_item_slots
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item, same_words
 from llmrec.instructions.wishes import Wishes, say
 
@@ -181,25 +181,35 @@ def behaviour_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str
     kind = row.get("wish") or (row["target_behaviours"][0] if row["target_behaviours"] else "")
     return {
         "history": catalogue.history(row, separator),
-        "behaviour": catalogue.index.behaviour_token(kind) if kind else "",
+        "behaviour": catalogue.behaviour_token(kind) if kind else "",
         "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
         "both": catalogue.target(row, separator),
     }
 
 
 COMPARED = ("about", "wish")
+WISHED = ("history", "wish", "item", "title"), ("target", "targets")
+BOTH = ("behaviour", "target", "both")
 TASKS = {
-    "like_but": Task(like_rows(lambda rows: [[row] for row in rows[:ANSWERS]]), wish_slots, True, COMPARED, satisfies),
+    "like_but": Task(
+        like_rows(lambda rows: [[row] for row in rows[:ANSWERS]]), wish_slots, True, *WISHED, COMPARED, satisfies
+    ),
     "like_but_several": Task(  # the end of a list is learned
-        like_rows(lambda rows: [rows[:SEVERAL]] if len(rows) >= SEVERAL else []), wish_slots, False, COMPARED
+        like_rows(lambda rows: [rows[:SEVERAL]] if len(rows) >= SEVERAL else []), wish_slots, False, *WISHED, COMPARED
     ),
-    "history_wish_to_item": Task(wish_rows, history_wish_slots, True, ("wish",), satisfies),
-    "domain_next_item": Task(domain_rows, history_wish_slots, True, ("wish",), satisfies),
-    "conversation": Task(conversation_rows, wish_slots, True, COMPARED, satisfies),
-    "explain": Task(explained_rows, explain_slots, False, ABOUT, faithful),
+    "history_wish_to_item": Task(
+        wish_rows, history_wish_slots, True, ("history", "wish"), TARGET, ("wish",), satisfies
+    ),
+    "domain_next_item": Task(domain_rows, history_wish_slots, True, ("history", "wish"), TARGET, ("wish",), satisfies),
+    "conversation": Task(conversation_rows, wish_slots, True, *WISHED, COMPARED, satisfies),
+    "explain": Task(
+        explained_rows, explain_slots, False, ("history", "item", "title"), ("explanation",), ABOUT, faithful
+    ),
     "next_behaviour": Task(
-        next_behaviour_rows, behaviour_slots, False, score=same_words(behaviour_slots, "behaviour")
+        next_behaviour_rows, behaviour_slots, False, HISTORY, BOTH, score=same_words(behaviour_slots, "behaviour")
     ),
-    "item_for_behaviour": Task(behaviour_rows, behaviour_slots, True, ("wish",), same_item),
-    "behaviour_and_item": Task(next_behaviour_rows, behaviour_slots, True, score=same_item),
+    "item_for_behaviour": Task(
+        behaviour_rows, behaviour_slots, True, ("history", "behaviour"), ("target", "both"), ("wish",), same_item
+    ),
+    "behaviour_and_item": Task(next_behaviour_rows, behaviour_slots, True, HISTORY, BOTH, score=same_item),
 }

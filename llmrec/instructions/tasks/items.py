@@ -60,22 +60,29 @@ def item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str
     }
 
 
-def _to_words(*columns: str, slot: str | None = None) -> Task:
+SLOTS = ("item", "title", "description", "part", "attribute", "value", "parts", "title_part", "target")
+
+
+def _to_words(*columns: str, hidden: tuple[str, ...], slot: str | None = None) -> Task:
     score = same_words(item_slots, slot) if slot else None
-    return Task(item_rows(*columns, answers_item=False), item_slots, False, ABOUT, score)
+    asks = tuple(name for name in SLOTS if name not in hidden and name != "target")
+    return Task(item_rows(*columns, answers_item=False), item_slots, False, asks, (*hidden, "target"), ABOUT, score)
 
 
 def _to_item(*columns: str) -> Task:
-    return Task(item_rows(*columns, answers_item=True), item_slots, True, ABOUT, same_item)
+    asks = tuple(name for name in SLOTS if name not in ("item", "target"))
+    return Task(item_rows(*columns, answers_item=True), item_slots, True, asks, ("item", "target"), ABOUT, same_item)
 
 
+# A description often says the title, so it stands in no question that asks for one.
+WORDS = ("title", "title_part", "description")
 TASKS = {
-    "item_to_title": _to_words("title", slot="title"),
+    "item_to_title": _to_words("title", hidden=WORDS, slot="title"),
     "title_to_item": _to_item("title"),
-    "item_to_description": _to_words("description", slot="description"),
+    "item_to_description": _to_words("description", hidden=("description",), slot="description"),
     "description_to_item": _to_item("description"),
-    "item_to_text": _to_words("title", "description"),
+    "item_to_text": _to_words("title", "description", hidden=WORDS),
     "text_to_item": _to_item("title", "description"),
-    "item_to_attribute": _to_words("categories", slot="value"),
+    "item_to_attribute": _to_words("categories", hidden=("value", "part", "parts"), slot="value"),
     "parts_to_item": _to_item("title", "categories"),
 }

@@ -10,7 +10,7 @@ from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import listing, most_common, short_text
 from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
-from llmrec.instructions.tasks.sequential import next_item_slots
+from llmrec.instructions.tasks.sequential import HISTORY, TARGET, next_item_slots
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item
 
 
@@ -87,15 +87,20 @@ def thinking_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str,
     return next_item_slots(catalogue, row, separator) | {"rationale": rationale}
 
 
+ASKED = ("history", "preference", "query", "intention")
 TASKS = {
-    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ABOUT, same_item),
-    "history_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
-    "history_intention_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
-    "preference_query_to_item": Task(asked_rows, asked_slots, True, ABOUT, same_item),
-    "history_to_preference": Task(last_target_spans, preference_slots, False),
-    "preference_to_item": Task(preceded_spans, preference_slots, True, score=same_item),
-    "item_to_caption": Task(item_rows("title", answers_item=False), caption_slots, False, ABOUT),
-    "interleaved_history": Task(user_rows, user_slots, ends_with_item=False),
-    "persona": Task(user_rows, user_slots, ends_with_item=False),
-    "think_next_item": Task(preceded_spans, thinking_slots, True, score=same_item),
+    "query_to_item": Task(item_rows("title", answers_item=True), asked_slots, True, ASKED, TARGET, ABOUT, same_item),
+    "history_query_to_item": Task(asked_rows, asked_slots, True, ASKED, TARGET, ABOUT, same_item),
+    "history_intention_to_item": Task(asked_rows, asked_slots, True, ASKED, TARGET, ABOUT, same_item),
+    "preference_query_to_item": Task(asked_rows, asked_slots, True, ASKED, TARGET, ABOUT, same_item),
+    "history_to_preference": Task(last_target_spans, preference_slots, False, HISTORY, ("preference", "target")),
+    "preference_to_item": Task(
+        preceded_spans, preference_slots, True, ("history", "preference"), TARGET, score=same_item
+    ),
+    "item_to_caption": Task(
+        item_rows("title", answers_item=False), caption_slots, False, ("item",), ("caption",), ABOUT
+    ),
+    "interleaved_history": Task(user_rows, user_slots, False, ("history", "persona"), ("interleaved",)),
+    "persona": Task(user_rows, user_slots, False, ("history", "interleaved"), ("persona",)),
+    "think_next_item": Task(preceded_spans, thinking_slots, True, HISTORY, ("rationale", "target"), score=same_item),
 }

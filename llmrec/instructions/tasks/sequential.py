@@ -14,7 +14,7 @@ from llmrec.data.rows import offsets_of, ragged_arange
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import short_text
 from llmrec.instructions.spans import Sequences, span_table, target_spans
-from llmrec.instructions.tasks.task import Slots, Task, same_item, same_words
+from llmrec.instructions.tasks.task import Task, same_item, same_words
 
 
 def next_item_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
@@ -98,16 +98,27 @@ def history_to_words_slots(catalogue: Catalogue, row: dict, separator: str) -> d
     }
 
 
-def _to_words(column: str, slots: Slots, slot: str) -> Task:
-    return Task(worded_rows(column), slots, False, score=same_words(slots, slot))
+HISTORY, TARGET = ("history",), ("target",)
+WORDED = ("titles", "mixed"), ("target", "target_title")
+
+
+def _history_to(column: str) -> Task:
+    score = same_words(history_to_words_slots, column)
+    return Task(worded_rows(column), history_to_words_slots, False, HISTORY, ("title", "description"), score=score)
 
 
 TASKS = {
-    "next_item": Task(target_spans, next_item_slots, True, score=same_item),
-    "stream": Task(stream_rows, stream_slots, True, score=same_item),
-    "history_to_title": _to_words("title", history_to_words_slots, "title"),
-    "history_to_description": _to_words("description", history_to_words_slots, "description"),
-    "titles_to_item": Task(target_spans, worded_history_slots, True, score=same_item),
-    "mixed_to_item": Task(target_spans, worded_history_slots, True, score=same_item),
-    "titles_to_title": _to_words("title", worded_history_slots, "target_title"),
+    "next_item": Task(target_spans, next_item_slots, True, HISTORY, TARGET, score=same_item),
+    "stream": Task(stream_rows, stream_slots, True, HISTORY, ("targets",), score=same_item),
+    "history_to_title": _history_to("title"),
+    "history_to_description": _history_to("description"),
+    "titles_to_item": Task(target_spans, worded_history_slots, True, *WORDED, score=same_item),
+    "mixed_to_item": Task(target_spans, worded_history_slots, True, *WORDED, score=same_item),
+    "titles_to_title": Task(
+        worded_rows("title"),
+        worded_history_slots,
+        False,
+        *WORDED,
+        score=same_words(worded_history_slots, "target_title"),
+    ),
 }

@@ -23,6 +23,9 @@ class Task(NamedTuple):
         slots: (catalogue, row, separator) → the strings that templates name.
         ends_with_item: whether answers end with a Semantic ID, after which EOS is forced and not learned.
         given: the columns beside the history that a prompt may depend on.
+        asks: the slots that a prompt may show, and an answer too.
+        answers: the slots that only an answer may show: what they say follows from the targets, or is what the task
+            asks for.
         score: (catalogue, row, answer) → how right an answer is, a float in [0, 1]; 1 for the row's own. The answer is
             an item id where answers end with an item, else a text. Rewards and the alignment report ask it. `None`
             where no column of the items can tell: a persona, a preference, a list.
@@ -31,6 +34,8 @@ class Task(NamedTuple):
     rows: Callable[[PreparedData, int, np.random.Generator], pa.Table]
     slots: Slots
     ends_with_item: bool
+    asks: tuple[str, ...]
+    answers: tuple[str, ...]
     given: tuple[str, ...] = ()
     score: Score | None = None
 

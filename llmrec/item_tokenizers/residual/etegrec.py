@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from llmrec.arrays import check_loss
 from llmrec.data.rows import lists_to_rows
 from llmrec.devices import best_device
 from llmrec.item_tokenizers.protocol import Traits
@@ -115,6 +116,7 @@ class ETEGRec(RQVAE):
                     loss.backward()
                     optimizers[turn].step()
                     for name, value in zip(values, torch.stack(list(values.values())).tolist()):
+                        check_loss(value, f"ETEGRec, {name}")
                         sums[name] = sums.get(name, 0.0) + len(window) * value
                 entry |= {name: total / len(windows) for name, total in sums.items()}
             changed = (quantised_items(module, x, self.beta)[0] != before).any(1)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
-from llmrec.arrays import kmeans
+from llmrec.arrays import check_loss, kmeans
 from llmrec.devices import best_device
 from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
@@ -239,7 +239,9 @@ class RQVAE(Autoencoder):
                 optimizer.step()
                 if schedule is not None:
                     schedule.step()
-                sums += len(batch) * np.array(torch.stack(values).tolist())
+                numbers = torch.stack(values).tolist()
+                check_loss(sum(numbers), self.name)
+                sums += len(batch) * np.array(numbers)
                 for level, count in enumerate(counts):
                     count += torch.bincount(step.codes[:, level], minlength=len(count))
             resets = 0

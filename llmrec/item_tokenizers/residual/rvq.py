@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llmrec.arrays import check_loss
 from llmrec.item_tokenizers.residual.autoencoder import nearest_code
 from llmrec.item_tokenizers.residual.quantizer import ResidualCodebooks
 
@@ -44,6 +45,7 @@ class RVQ(ResidualCodebooks):
         for _ in range(self.steps):
             batch = x[torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator)]
             loss = torch.nn.functional.mse_loss(codebook[nearest_code(batch, codebook)], batch)
+            check_loss(loss.detach(), "R-VQ")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from llmrec.arrays import kmeans, unique_rows
+from llmrec.arrays import check_loss, kmeans, unique_rows
 from llmrec.devices import best_device
 from llmrec.item_tokenizers.by_item import KeyedByItem, id_numbers
 from llmrec.item_tokenizers.preprocess import Preprocess
@@ -137,7 +137,9 @@ class MBGen(KeyedByItem, Autoencoder):
                     sums.mul_(self.decay).add_(chosen.T @ z.detach(), alpha=1 - self.decay)
                     book.copy_(sums / counts[:, None])
                 used |= chosen.any(0)
-                losses += len(batch) * np.array(torch.stack([reconstruction, commitment]).tolist())
+                numbers = torch.stack([reconstruction, commitment]).tolist()
+                check_loss(sum(numbers), "MBGen")
+                losses += len(batch) * np.array(numbers)
             dead = torch.nonzero(~used).flatten()
             if len(dead) and epoch < 0.8 * self.epochs:
                 anew = torch.randint(len(z), (len(dead),), generator=generator).to(device)

@@ -4,8 +4,9 @@
         --input users.parquet --output lists.parquet --filters '{"exclude_seen": true}'
 
 Rows are recommended part by part into the folder `<output>.parts`; each file in it is whole or not there, and `output`
-appears by a rename when all are there. A run that was killed goes on where it stopped when it is started again, and
-gives the file of one that was not. With `--actors 4 --gpus_per_actor 1` Ray makes the parts (`RayActors`).
+appears by a rename when all are there. One process writes an output at a time. A run that was killed goes on where it
+stopped when it is started again, and gives the file of one that was not. With `--actors 4 --gpus_per_actor 1` Ray
+makes the parts (`RayActors`).
 """
 
 import hashlib
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
-from llmrec.files import fingerprint, read_json, write_json, write_parquet
+from llmrec.commands import Parser
+from llmrec.files import Lock, fingerprint, read_parquet, write_json, write_parquet
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
 from llmrec.serving.batch.parts import Job, PartMaker, RayActors, load
@@ -67,27 +69,33 @@ def recommend_file(
 
     Raises:
         ValueError: an input that cannot be read, a row that cannot be recommended for (all are looked at before the
-            work begins), or a result of other settings in the way.
+            work begins), a result of other settings in the way, or a result or part that is damaged.
     """
-    output, folder = Path(output), Path(f"{output}.parts")
+    output = Path(output)
     job = Job(str(input), k, filters, batch_size, part_rows, on_unknown, titles, options)
     maker, on_ray, settings = PartMaker(recommender, job), isinstance(recommender, RayActors), settings or {}
     if on_ray:
         recommender.filter.check(filters)  # what does not fit is refused before actors start
         settings = model_settings(recommender.model, recommender.backend, recommender.engine) | settings
-    schema = maker.open().schema_arrow
-    with open(input, "rb") as file:
-        content = fingerprint(hashlib.file_digest(file, "sha256").digest())
+    file = maker.open()
+    schema, total = file.schema_arrow, file.metadata.num_rows
+    with open(input, "rb") as opened:
+        content = fingerprint(hashlib.file_digest(opened, "sha256").digest())
     asked = {name: value for name, value in asdict(job).items() if name != "batch_size"}
     settings = asked | {"input": content, "semids": maker.semids} | settings
     settings = json.loads(json.dumps(settings, default=str))
-    record = folder / "settings.json"
-    if output.exists():
-        _check_same(_settings_in(output), settings, output)
-        logger.info("%s is there already, made with these settings", output)
-        return output
+    if not _is_there(output, settings, total):
+        with Lock(output):
+            if not _is_there(output, settings, total):  # now that no other process can be at it
+                _write(output, settings, schema, maker, recommender if on_ray else None)
+    return output
+
+
+def _write(output: Path, settings: dict, schema: pa.Schema, maker: PartMaker, actors: RayActors | None) -> None:
+    job, folder = maker.job, Path(f"{output}.parts")
+    record, columns = folder / "settings.json", [*schema.names, *(column.name for column in job.new_columns())]
     if record.exists():
-        _check_same(read_json(record), settings, folder)
+        _check_same(_settings_of(record), settings, folder)
     elif folder.exists() and any(folder.glob("[!.]*")):
         raise ValueError(f"{folder} holds files of somebody else: move them, or choose another output")
     rows_of, dropped = {}, 0  # file of a part -> its rows
@@ -95,14 +103,17 @@ def recommend_file(
         rows_of[folder / f"{part.number:06}.parquet"] = len(part.rows)
         dropped += maker.histories(part)[1]
     if dropped:
-        logger.warning("%s: %s unknown items are left out of histories", input, f"{dropped:,}")
+        logger.warning("%s: %s unknown items are left out of histories", job.input, f"{dropped:,}")
     write_json(record, settings)
     files, total = list(rows_of), sum(rows_of.values())
-    left = sum(rows for file, rows in rows_of.items() if not file.exists())
-    logger.info("%s: %s of %s rows to do, in parts of %s", input, f"{left:,}", f"{total:,}", folder)
+    there = [file for file in files if file.exists()]
+    for file in there:
+        _check_whole(file, rows_of[file], columns, "remove it, and it is made again")
+    left = total - sum(rows_of[file] for file in there)
+    logger.info("%s: %s of %s rows to do, in parts of %s", job.input, f"{left:,}", f"{total:,}", folder)
     began = time.perf_counter()
     missing = (part for part in maker.read() if not files[part.number].exists())
-    made = recommender.make(job, missing) if on_ray and left else map(maker.make, missing)
+    made = actors.make(job, missing) if actors and left else map(maker.make, missing)
     with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
         for part in made:
             write_parquet(files[part.number], part.rows)
@@ -111,13 +122,12 @@ def recommend_file(
     logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
     metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
     schema, whole = pa.schema([*schema, *job.new_columns()], metadata), folder / "whole.parquet"
-    with pq.ParquetWriter(whole, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(whole, schema, compression="zstd", write_page_checksum=True) as writer:
         for file in files:
-            writer.write_table(pq.ParquetFile(file).read().cast(schema))
+            writer.write_table(read_parquet(file).cast(schema))
     os.replace(whole, output)
     shutil.rmtree(folder)
     logger.info("Wrote %s", output)
-    return output
 
 
 def model_settings(model: str | Path, backend: str, engine: dict) -> dict:
@@ -125,11 +135,43 @@ def model_settings(model: str | Path, backend: str, engine: dict) -> dict:
     return {"model": fingerprint(files_of(Path(model).resolve()) or str(model)), "backend": backend, "engine": engine}
 
 
-def _settings_in(output: Path) -> dict:
+def _is_there(output: Path, settings: dict, rows: int) -> bool:
+    if not output.exists():
+        return False
+    again = "remove it, and the same command makes it again, or choose another output"
     try:
-        return json.loads(pq.read_schema(output).metadata[METADATA])
-    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
-        raise ValueError(f"{output} exists and recommend_file did not make it: choose another output") from error
+        metadata, names = (pq.read_schema(output).metadata or {}), pq.read_schema(output).names
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{output} exists and is damaged, or no parquet file ({error}): {again}") from error
+    if METADATA not in metadata:
+        raise ValueError(f"{output} exists and recommend_file did not make it: choose another output")
+    _check_same(_settings_of(output, metadata[METADATA]), settings, output)
+    _check_whole(output, rows, names, again)
+    logger.info("%s is there already, made with these settings", output)
+    return True
+
+
+def _settings_of(file: Path, text: bytes | None = None) -> dict:
+    """The settings that a file holds, or that stand in it."""
+    try:
+        settings = json.loads(file.read_bytes() if text is None else text)
+        if isinstance(settings, dict):
+            return settings
+        error = "no JSON object"
+    except ValueError as raised:
+        error = raised
+    raise ValueError(f"the settings in {file} are damaged ({error}): remove {file.parent if text is None else file}")
+
+
+def _check_whole(file: Path, rows: int, columns: list[str], advice: str) -> None:
+    """Reads it to its end."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            names, found = opened.schema_arrow.names, sum(len(batch) for batch in opened.iter_batches())
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): {advice}") from error
+    if (found, names) != (rows, columns):
+        raise ValueError(f"{file} has {found} rows of {names}, it should have {rows} of {columns}: {advice}")
 
 
 def _check_same(before: dict, settings: dict, where: Path) -> None:
@@ -187,8 +229,6 @@ def _fields(args: RecommendFileArguments, name: str) -> dict:
 
 
 if __name__ == "__main__":
-    from trl import TrlParser
-
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(TrlParser((RecommendFileArguments,)).parse_args_and_config()[0])
+    main(Parser((RecommendFileArguments,)).parse_args_and_config()[0])

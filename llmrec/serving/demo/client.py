@@ -1,13 +1,14 @@
 """The HTTP API as the page needs it, and what goes wrong in words for the person in front of the page."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlencode, urlsplit
 
-from llmrec.instructions.prompts import load_prompt
+from llmrec.instructions.prompts import fill, load_prompt
 
 
 class ServerError(Exception):
@@ -70,7 +71,8 @@ class Client:
         prompt = load_prompt("explain")
         *before, item = self.items([*history, item_id])
         chosen = prompt.separator.join(other["semid"] for other in before)
-        text = prompt.templates[0].prompt.format(history=chosen, item=item["semid"], title=item["title"])
+        title = re.sub(r"<(?=[^<>\s]+>)", "< ", item["title"])  # what might be a token in it is read as text
+        text = fill(prompt.templates[0].prompt, {"history": chosen, "item": item["semid"], "title": title})
         return [{"role": "system", "content": prompt.system}, {"role": "user", "content": text}]
 
     def call(self, path: str, body: dict | None = None) -> dict:

@@ -52,6 +52,7 @@ def add_openai_routes(app: FastAPI, generate: State) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
+    body.messages = served.recommender.renderer.chat_messages(body.messages)
     call = request.app.state.generate.openai_serving_chat.create_chat_completion
     return await _answer(call, body, request, served)
 

@@ -12,7 +12,6 @@ from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import TemplateError
 
 from llmrec.catalogue.filters import Filter
 from llmrec.instructions import TASKS, Prompt, load_prompt
@@ -22,6 +21,7 @@ from llmrec.serving.http.errors import ApiError, engine_failed
 from llmrec.serving.http.schemas import RecommendRequest
 from llmrec.serving.http.service import Served
 from llmrec.serving.http.settings import Settings
+from llmrec.tokens import conversation
 
 logger = logging.getLogger("llmrec.serving")
 
@@ -97,7 +97,7 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     history, allowed = _with_behaviours(body, items, served), _filter(body, served, alike)
     source = "messages" if body.messages is not None else "task" if body.task is not None else "history"
     prompt = _prompt(body, served, history)
-    prompt_ids = recommender.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    [prompt_ids] = recommender.token_ids([prompt])
     most = settings.max_prompt_tokens
     if most is not None and len(prompt_ids) > most:
         message = f"the prompt of {source} has {len(prompt_ids)} tokens, the limit here is {most}"
@@ -266,10 +266,10 @@ def _chat(body: RecommendRequest, served: Served) -> str:
     tokenizer = served.recommender.tokenizer
     if not tokenizer.chat_template:
         raise ApiError(400, "this model has no chat template: give history or a task", "messages")
-    turns = [message.model_dump() for message in body.messages]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    except (TemplateError, ValueError) as error:
+        turns = served.recommender.renderer.chat_messages([message.model_dump() for message in body.messages])
+        text = conversation(tokenizer, turns)
+    except ValueError as error:
         raise ApiError(400, f"the model's chat template refuses these messages: {error}", "messages") from error
     if not served.recommender.behaviours:
         return text

@@ -57,12 +57,29 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     Raises:
         ValueError: a version that is there no more; a log of other Semantic IDs, of another format, or damaged.
     """
-    path = directory / DATABASE
+    path, ahead = directory / DATABASE, directory / f"{DATABASE}-wal"
     if not path.exists():
         return Recorded(0, [], 0)
-    read_only_disk = not os.access(directory, os.W_OK) and not path.with_name(f"{DATABASE}-wal").exists()
+    read_only_disk = not os.access(directory, os.W_OK) and not ahead.exists()
     try:
-        with closing(_connect(path, "immutable=1" if read_only_disk else "mode=ro")) as database:
+        return _read(path, semid_fingerprint, until, whole, "immutable=1" if read_only_disk else "mode=ro")
+    except _DamagedError as error:
+        alone = None
+        with suppress(ValueError):
+            alone = _read(path, semid_fingerprint, None, False, "immutable=1") if ahead.exists() else None
+        if alone is None:
+            raise
+        newest = alone.records[-1]["number"] if alone.records else alone.start
+        raise _DamagedError(
+            f"{ahead} does not belong to the {DATABASE} beside it, which ends with version {newest} (an older copy?): "
+            "put back the one that it belongs to; or move -wal and -shm away, and what came after that version is lost"
+        ) from error
+
+
+def _read(path: Path, semid_fingerprint: str, until: int | None, whole: bool, access: str) -> Recorded:
+    directory = path.parent
+    try:
+        with closing(_connect(path, access)) as database:
             database.execute("BEGIN")  # one state of it, whatever is written meanwhile
             (form,) = database.execute("PRAGMA user_version").fetchone()
             if form != FORMAT:
@@ -78,7 +95,7 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     except (sqlite3.Error, TypeError) as error:
         if getattr(error, "sqlite_errorcode", None) in _NO_ACCESS:
             raise ValueError(f"{path} cannot be opened ({error}): who may read it?") from error
-        raise ValueError(_damaged(path, error)) from error
+        raise _damaged(path, error) from error
     if owner != semid_fingerprint:
         raise ValueError(
             f"{path} belongs to a model folder with the Semantic IDs {owner}, not {semid_fingerprint}: give this "
@@ -96,9 +113,9 @@ def read_log(directory: Path, semid_fingerprint: str, until: int | None = None, 
     for last, record, check in rows:
         chain = _chained(chain, last, record)
         if chain != check:
-            raise ValueError(_damaged(path, f"version {last}"))
+            raise _damaged(path, f"version {last}")
     if (last, chain) != (newest, end):
-        raise ValueError(_damaged(path, f"what follows version {last}"))
+        raise _damaged(path, f"what follows version {last}")
     records = [json.loads(record) for number, record, _ in rows if number <= until]
     return Recorded(start, records, sum(len(record) for _, record, _ in rows))
 
@@ -239,8 +256,12 @@ def _chained(chain: str, number: int, record: str) -> str:
     return fingerprint(str(chain), str(number), str(record))
 
 
-def _damaged(path: Path, what: object) -> str:
-    return (
+class _DamagedError(ValueError):
+    pass
+
+
+def _damaged(path: Path, what: object) -> _DamagedError:
+    return _DamagedError(
         f"{path} is damaged ({what}): restore it from a copy, with the -wal and -shm files of that copy and no "
         "others, or move all three away to begin again"
     )

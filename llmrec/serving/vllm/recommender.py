@@ -79,7 +79,7 @@ class VLLMRecommender(LLMRecommender):
         for k, one, history in zip(ks, filters, histories if histories is not None else [()] * len(ks)):
             self.filter.check(one)  # what does not fit is refused here
             seen = [*map(item_of, history)] if one and one.exclude_seen else ()
-            asked.append(SearchRequest(k, num_beams or self.config.num_beams, self.version, view, one, seen))
+            asked.append(SearchRequest(k, self._beams(num_beams), self.version, view, one, seen))
         lists = []
         for output in self.engine.search(prompts, asked):
             (status, *_), *hits = output.tolist()

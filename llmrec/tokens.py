@@ -1,0 +1,157 @@
+"""What a tokenizer makes of text: control tokens, the beginning of a text, conversations, the day.
+
+Control tokens and Semantic IDs are ours to write. Where a text of a user or a catalogue spells one, a space is put
+behind its first character, so that it is read as the letters that it is. All other texts stay as they are.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from datetime import date
+from functools import cache
+
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+# What chat templates print as today, on every day: the one that Llama 3.1's falls back on.
+TODAY = date(2024, 7, 26)
+_STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
+OTHERS, OURS, SEMIDS = "012"  # whose a character is: SEMIDS are ours too, and begin and end no other token
+
+
+class ControlTokens:
+    """Finds and breaks the control tokens of a tokenizer: its special tokens, other added ones that look like markup
+    (`<think>`), and `more`, such as the tokens of Semantic IDs; `but` are none."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, more: Iterable[str] = (), but: Iterable[str] = ()):
+        added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
+        marked = [content for content, special in added if special or _MARKUP.fullmatch(content)]
+        left_out = {*but}
+        self.tokens = [t for t in dict.fromkeys([*marked, *more]) if t.strip() and t not in left_out]
+        # The library's own search for added tokens: the leftmost, the longest, in time linear in the text.
+        self._finder = Tokenizer(WordLevel({"": 0}, unk_token=""))
+        self._finder.add_tokens([AddedToken(token, normalized=False) for token in self.tokens])
+        ends = {end for token in self.tokens for end in (token[0], token[-1])}
+        self._ends = re.compile("[" + "".join(map(re.escape, sorted(ends))) + "]") if ends else re.compile(r"(?!)")
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Where control tokens stand in a text: [start, end) each."""
+        found = self._finder.encode(text, add_special_tokens=False)
+        return [place for number, place in zip(found.ids, found.offsets) if number]
+
+    def plain(self, text: str, owners: str | None = None) -> str:
+        """The text with every control token broken that others have a hand in.
+
+        `owners` says for each character whose it is (`OTHERS`, `OURS`); by default all of it is others'. Raises
+        `ValueError` for a control token of a single character, which cannot be broken.
+        """
+        owners = OTHERS * len(text) if owners is None else owners
+        runs = re.finditer(f"{OURS}?{OTHERS}+{OURS}?", owners)  # a token may begin in a wording and end in a slot
+        if not any(self._ends.search(text, *run.span()) for run in runs):
+            return text
+        while cuts := self._cuts(text, owners):
+            for cut in reversed(cuts):
+                text, owners = f"{text[:cut]} {text[cut:]}", f"{owners[:cut]}{OTHERS}{owners[cut:]}"
+        return text
+
+    def plain_messages(self, messages: Sequence[dict]) -> list[dict]:
+        """Messages with `plain` contents; a content may be a list of parts, as OpenAI has it."""
+        return [message | {"content": self._plain_content(message.get("content"))} for message in messages]
+
+    def _plain_content(self, content):
+        if content is None or isinstance(content, str):
+            return content and self.plain(content)
+        return [part | {"text": self.plain(part["text"])} if "text" in part else part for part in content]
+
+    def _cuts(self, text: str, owners: str) -> list[int]:
+        cuts = []
+        for start, end in self.find(text):
+            if (place := owners.find(OTHERS, start, end)) >= 0:
+                if end - start == 1:
+                    raise ValueError(f"{text[start]!r} is a control token of the tokenizer: take it out of {text!r}")
+                cuts.append(max(place, start + 1))
+        return cuts
+
+
+def text_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that the tokenizer puts in front of a text, such as BOS."""
+    alone, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    places = (place for place in range(len(whole)) if whole[place : place + len(alone)] == alone)
+    return whole[: next(places, 0)]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The token ids of whole prompts, as `conversation` writes them.
+
+    A chat template has written what a text begins with. Without one `start` comes first, by default `text_start`, but
+    not twice.
+    """
+    if not len(texts):  # a tokenizer of transformers fails on an empty list
+        return []
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if start is None:
+        start = [] if tokenizer.chat_template else text_start(tokenizer)
+    return [row if row[: len(start)] == list(start) else [*start, *row] for row in rows]
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict], thinking: bool = False) -> str:
+    """Messages (`role`, `content`) up to the assistant's turn, by the chat template or, without one, on lines of their
+    own. Raises `ValueError` where the template refuses them."""
+    if not tokenizer.chat_template:
+        return "\n".join(message["content"] for message in messages) + "\n"
+    try:
+        return _apply(tokenizer, with_system(tokenizer, messages), thinking)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the messages: {error}") from error
+
+
+def with_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[dict]:
+    """The same messages; where the chat template has no place for a system message, its text is at the head of the
+    first user message."""
+    heads = [message["role"] == "system" and isinstance(message["content"], str) for message in messages[:1]]
+    if not any(heads) or not tokenizer.chat_template or _takes_system(tokenizer, messages):
+        return messages
+    _say_once("the chat template has no place for a system message: its text begins the first user message instead")
+    system, *rest = messages
+    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
+    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
+
+
+def _takes_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> bool:
+    try:
+        return messages[0]["content"].strip() in _apply(tokenizer, messages, False)
+    except TemplateError:
+        return False
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], thinking: bool) -> str:
+    rest = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    return tokenizer.apply_chat_template(messages, **rest)
+
+
+def fix_today(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes `TODAY` into a chat template that would print the day, in place: a folder gives the same list on any day,
+    in every program that reads its tokenizer. Raises `ValueError` where the template makes a date in another way."""
+
+    def fixed(template: str) -> str:
+        template = _STRFTIME.sub(lambda call: repr(TODAY.strftime(call[2])), template)
+        if "strftime_now(" in template:
+            raise ValueError("the chat template prints the day in a format of its own: write a date into the template")
+        return template
+
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: fixed(one) for name, one in template.items()}
+    elif template and "strftime_now" in template:
+        tokenizer.chat_template = fixed(template)
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,44 @@
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+from trl import SFTConfig
+
+from llmrec.commands import Parser
+
+
+@dataclass
+class Arguments:
+    k: int = 1
+    name: str | None = None
+    ids: list[str] = field(default_factory=list)
+    parts: dict | str = field(default_factory=dict)
+
+
+def parse(tmp_path, **settings):
+    config = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False} | settings
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return Parser((Arguments, SFTConfig)).parse_args_and_config(["--config", str(tmp_path / "x.yaml")])
+
+
+def test_values_of_the_right_shape_arrive(tmp_path):
+    given, sft = parse(
+        tmp_path, k="3", name=None, ids=["007"], parts={"a": 1}, learning_rate="1e-3", report_to=["none"]
+    )
+    assert given == Arguments(3, None, ["007"], {"a": 1}) and (sft.learning_rate, sft.report_to) == (1e-3, ["none"])
+
+
+@pytest.mark.parametrize(
+    "name, value, should",
+    [
+        ("k", [1], r"k is \[1\], it should be one value"),
+        ("k", None, "k is None, it should be one value"),
+        ("name", {"a": 1}, "name is {'a': 1}, it should be one value or empty"),
+        ("ids", "007", "ids is '007', it should be a list"),
+        ("parts", [], r"parts is \[\], it should be one value or a mapping"),
+        ("max_steps", [], r"max_steps is \[\], it should be one value"),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_named(tmp_path, name, value, should):
+    with pytest.raises(ValueError, match=should):
+        parse(tmp_path, **{name: value})
