@@ -57,8 +57,8 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[d
     base, model, test = (str(at / part) for part in ("base", "model", "test"))
     shared = data | {"seed": seed}
     run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
-    own = (args.tokenizers[name] or {}).get("sft", {})
-    run("sft", "sft", at, args.sft, own, shared, {"model_name_or_path": base, "output_dir": model})
+    shared |= (args.tokenizers[name] or {}).get("sft", {})
+    run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
     run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
     per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
@@ -66,9 +66,9 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[d
 
 
 def main(args: CompareArguments) -> None:
-    unknown = sorted(set(args.downstream) - set(args.tokenizers))
-    if unknown:
-        raise ValueError(f"downstream names {unknown}, which are not among the tokenizers")
+    wrong = [name for name in args.downstream if name not in args.tokenizers or args.downstream.count(name) > 1]
+    if wrong:
+        raise ValueError(f"downstream names {wrong}: it takes every one of {[*args.tokenizers]} once at most")
     if args.sft and args.reference not in (args.downstream or args.tokenizers):
         raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
     with Lock(args.output_dir):
@@ -85,11 +85,11 @@ def compare(args: CompareArguments, output: Path) -> None:
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
         for name in args.downstream or args.tokenizers:
-            figures_of_rows, users = train(args, name, seed, output / name)
-            runs.setdefault(name, []).append(figures_of_rows)
+            of_rows, users = train(args, name, seed, output / name)
+            runs.setdefault(name, []).append(of_rows)
     ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
-    table = comparison.comparison_lines(figures)
-    lines = ["# Item tokenizers", "", *table, "", comparison.NOTE, "", "![Item tokenizers](comparison.png)", ""]
+    lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE, ""]
+    lines += ["![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []
     write_json(output / "comparison.json", {"tokenizers": figures, "downstream": ranking})
     with atomic_path(output / "comparison.md") as path:
