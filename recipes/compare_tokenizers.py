@@ -3,10 +3,9 @@
     python recipes/compare_tokenizers.py --config recipes/configs/compare_tokenizers.yaml
 
 Every tokenizer is an entry of `tokenizers`: a name, and what differs from `semids`, the fields of tokenize_items.py
-that all share. With `model` and `sft` (fields of init_model.py and sft.py) every tokenizer trains the same model, once
-per seed, and the test rows rank them at item level; an entry may add an `sft` of its own, as context-aware ones must.
-All of it runs through the ordinary recipes, each in a process and a folder of its own: a killed run goes on where it
-was, and `output_dir/<tokenizer>/*.yaml` show what was run.
+that all share. With `model` and `sft` (fields of init_model.py and sft.py; an entry may have its own `sft`) each trains
+the same model, once per seed, and test rows rank them. Every stage is an ordinary recipe in a process and a folder of
+its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
 
 import subprocess
@@ -54,8 +53,7 @@ def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
 def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[dict, list[str]]:
     """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
-    base, model, test = (str(at / part) for part in ("base", "model", "test"))
-    shared = data | {"seed": seed}
+    shared, (base, model, test) = data | {"seed": seed}, (str(at / part) for part in ("base", "model", "test"))
     run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
     shared |= (args.tokenizers[name] or {}).get("sft", {})
     run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
@@ -79,8 +77,8 @@ def compare(args: CompareArguments, output: Path) -> None:
     figures = {}
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
-        own = {key: value for key, value in (fields or {}).items() if key != "sft"}
-        run("tokenize_items", "semids", output / name, args.semids, {"tokenizer": name}, own, target)
+        own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}
+        run("tokenize_items", "semids", output / name, args.semids, own, target)
         figures[name] = comparison.tokenizer_figures(output / name / "semids")
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
@@ -88,8 +86,8 @@ def compare(args: CompareArguments, output: Path) -> None:
             of_rows, users = train(args, name, seed, output / name)
             runs.setdefault(name, []).append(of_rows)
     ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
-    lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE, ""]
-    lines += ["![Item tokenizers](comparison.png)", ""]
+    lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE]
+    lines += ["", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []
     write_json(output / "comparison.json", {"tokenizers": figures, "downstream": ranking})
     with atomic_path(output / "comparison.md") as path:
