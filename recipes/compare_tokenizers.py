@@ -3,7 +3,7 @@
     python recipes/compare_tokenizers.py --config recipes/configs/compare_tokenizers.yaml
 
 Every tokenizer is an entry of `tokenizers`: a name, and what differs from `semids`, the fields of tokenize_items.py
-that all share. With `model` and `sft` (fields of init_model.py and sft.py; an entry may have its own `sft`) each trains
+that all share. With `model` and `sft` (fields of init_model.py and sft.py; an entry may have its own) each trains
 the same model, once per seed, and test rows rank them. Every stage is an ordinary recipe in a process and a folder of
 its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
