@@ -35,7 +35,7 @@ class LLMRecommender(PromptWriter):
     """A language model that speaks Semantic IDs, searched with the catalogue's trie.
 
     Of several views of Semantic IDs that of the prompt is searched, or all in `config.fuse`; of several ways to write
-    a history `config.variations`. Each has its own prompt, and `llmrec.decoding.fusion` makes one list. Where the index
+    a history `config.variations`. Each has its own prompt; `llmrec.decoding.fusion` makes one list. Where the index
     has behaviours, histories may hold (item id, behaviour) pairs, and the wanted one ends the prompt. Where the prompt
     thinks, `config.thoughts` rationales are written first, and items are searched after each of them
     (`llmrec.decoding.thoughts`). Whatever the search keeps on a device follows the model, when it is next called.
