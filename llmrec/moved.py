@@ -1,9 +1,10 @@
-"""Old names of modules, which keep working for one version with a warning that says the new one."""
+"""Old names of modules and functions, which keep working for one version with a warning that says the new one."""
 
 import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
@@ -56,6 +57,18 @@ def _warned(old: str) -> str:
     new = _new_name(old)
     warnings.warn(f"{old} is now {new}; the old name goes with the next version", FutureWarning, stacklevel=3)
     return new
+
+
+def names_moved(module: str, **homes: str) -> Callable[[str], object]:
+    """The `__getattr__` of a module whose functions stand in other modules now, by name."""
+
+    def find(name: str):
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {homes[name]}.{name}", FutureWarning, stacklevel=2)
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return find
 
 
 sys.meta_path.insert(0, _Moved())

@@ -65,7 +65,9 @@ class ControlTokens:
     def _plain_content(self, content):
         if content is None or isinstance(content, str):
             return content and self.plain(content)
-        return [part | {"text": self.plain(part["text"])} if "text" in part else part for part in content]
+        if isinstance(content, dict):
+            return content | ({"text": self.plain(content["text"])} if isinstance(content.get("text"), str) else {})
+        return [self._plain_content(part) for part in content]
 
     def _cuts(self, text: str, owners: str) -> list[int]:
         cuts = []

@@ -3,9 +3,9 @@
     python recipes/compare_tokenizers.py --config recipes/configs/compare_tokenizers.yaml
 
 Every tokenizer is an entry of `tokenizers`: a name, and what differs from `semids`, the fields of tokenize_items.py
-that all share. With `model` and `sft` (fields of init_model.py and sft.py) every tokenizer trains the same model, once
-per seed, and the test rows rank them at item level. All of it runs through the ordinary recipes, each in a process and
-a folder of its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
+that all share. With `model` and `sft` (fields of init_model.py and sft.py; an entry may have its own) each trains
+the same model, once per seed, and test rows rank them. Every stage is an ordinary recipe in a process and a folder of
+its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
 
 import subprocess
@@ -27,12 +27,10 @@ RECIPES = Path(__file__).parent
 class CompareArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
     output_dir: str = field(metadata={"help": "Folder for all of it."})
-    tokenizers: dict = field(metadata={"help": "YAML: name -> fields of tokenize_items.py; `tokenizer` = the name."})
+    tokenizers: dict = field(metadata={"help": "YAML: name -> fields of tokenize_items.py, and `sft`."})
     semids: dict = field(default_factory=dict, metadata={"help": "YAML: fields that all tokenizers share."})
     model: dict = field(default_factory=dict, metadata={"help": "YAML: fields of init_model.py, for the downstream."})
-    sft: dict = field(
-        default_factory=dict, metadata={"help": "YAML: fields of sft.py; {config: FILE} starts from it."}
-    )
+    sft: dict = field(default_factory=dict, metadata={"help": "YAML: fields of sft.py; {config: FILE} begins it."})
     downstream: list[str] = field(default_factory=list, metadata={"help": "Tokenizers to train on; none = all."})
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Of the downstream models."})
     reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
@@ -55,9 +53,9 @@ def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
 def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[dict, list[str]]:
     """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
-    base, model, test = (str(at / part) for part in ("base", "model", "test"))
-    shared = data | {"seed": seed}
+    shared, (base, model, test) = data | {"seed": seed}, (str(at / part) for part in ("base", "model", "test"))
     run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
+    shared |= (args.tokenizers[name] or {}).get("sft", {})
     run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
     run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
@@ -66,9 +64,9 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[d
 
 
 def main(args: CompareArguments) -> None:
-    unknown = sorted(set(args.downstream) - set(args.tokenizers))
-    if unknown:
-        raise ValueError(f"downstream names {unknown}, which are not among the tokenizers")
+    wrong = [name for name in args.downstream if name not in args.tokenizers or args.downstream.count(name) > 1]
+    if wrong:
+        raise ValueError(f"downstream names {wrong}: it takes every one of {[*args.tokenizers]} once at most")
     if args.sft and args.reference not in (args.downstream or args.tokenizers):
         raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
     with Lock(args.output_dir):
@@ -78,16 +76,17 @@ def main(args: CompareArguments) -> None:
 def compare(args: CompareArguments, output: Path, figures: dict) -> None:
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
-        run("tokenize_items", "semids", output / name, args.semids, {"tokenizer": name}, fields or {}, target)
+        own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}
+        run("tokenize_items", "semids", output / name, args.semids, own, target)
         figures[name] = comparison.tokenizer_figures(output / name / "semids")
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
         for name in args.downstream or args.tokenizers:
-            figures_of_rows, users = train(args, name, seed, output / name)
-            runs.setdefault(name, []).append(figures_of_rows)
+            of_rows, users = train(args, name, seed, output / name)
+            runs.setdefault(name, []).append(of_rows)
     ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
-    table = comparison.comparison_lines(figures)
-    lines = ["# Item tokenizers", "", *table, "", comparison.NOTE, "", "![Item tokenizers](comparison.png)", ""]
+    lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE]
+    lines += ["", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []
     write_json(output / "comparison.json", {"tokenizers": figures, "downstream": ranking})
     with atomic_path(output / "comparison.md") as path:

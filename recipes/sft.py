@@ -27,6 +27,7 @@ class DataArguments:
     texts: str | None = field(default=None, metadata={"help": "Texts to quote (recipes/generate_rationales.py)."})
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
     fuse: list[str] = field(default_factory=list, metadata={"help": "Views (Semantic IDs) to search and fuse."})
+    variations: int | None = field(default=None, metadata={"help": "Ways to write a history (docs/tokenizers.md)."})
     behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
@@ -47,8 +48,9 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
         index.behaviour_token(args.behaviour)
     prompt = load_prompt(args.recommend_prompt)
     texts = Texts.load(args.texts).without_repeats(data.train) if args.texts else None
-    shown = {name: getattr(args, name) for name in ("max_history", "num_beams", "normalize", "fuse", "behaviour")}
-    run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), bos=run.config.bos, **shown)
+    names = ("max_history", "num_beams", "normalize", "fuse", "variations", "behaviour")
+    shown = {name: getattr(args, name) for name in names} | {"bos": run.config.bos}
+    run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture = parse_mixture(args.tasks, prompt, index, args.fuse)
     if not run.begin([prompt, *(mix.prompt for mix in mixture)], texts, more_args=(sft,)):
         return

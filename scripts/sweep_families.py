@@ -46,7 +46,8 @@ _SIZES = {
     "num_encoder_attention_heads num_decoder_attention_heads n_routed_experts num_local_experts num_experts "
     "moe_num_experts qk_rope_head_dim rotary_dim index_n_heads sliding_window attention_window_size window_size "
     "local_window_size attention_chunk_size linear_num_heads linear_num_value_heads",
-    2: "num_key_value_heads num_kv_heads num_experts_per_tok moe_k moe_topk top_k_experts linear_num_key_heads",
+    2: "num_key_value_heads num_kv_heads num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts "
+    "linear_num_key_heads",
     8: "head_dim d_head d_kv qk_nope_head_dim v_head_dim index_head_dim global_head_dim "
     "linear_head_dim linear_key_head_dim linear_value_head_dim",
     1: "n_group topk_group n_groups mamba_n_groups bos_token_id",
@@ -66,9 +67,9 @@ HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 # Where sizes depend on each other, or a family has to be told that it is a causal language model
 SPECIAL = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1, 3]},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE | {"mrope_section": [1, 1, 2]}}},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
@@ -94,7 +95,7 @@ SPECIAL = {
         "axial_pos_shape": (16, 16),
         "axial_pos_embds_dim": (16, 16),
         "attention_head_size": 8,
-        "attn_layers": ["local", "lsh"],
+        "attn_layers": ["local", "lsh", "local", "lsh"],
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
         "hash_seed": 0,
@@ -200,9 +201,14 @@ def table(results: dict[str, dict]) -> str:
     for outcome in OUTCOMES:
         names = sorted(family for family, result in results.items() if result["outcome"] == outcome)
         said = outcome in ("refused", "not made")
-        named = [f"{name} ({results[name]['why']})".replace("|", "/") if said else name for name in names]
+        named = [f"{name} ({_short(results[name]['why'])})" if said else name for name in names]
         lines += [f"| {outcome} | {len(names)} | {', '.join(named)} |"] if names else []
     return "\n".join(lines) + "\n"
+
+
+def _short(why: str) -> str:
+    """The last of what is said against a family."""
+    return why.split("cannot be searched: ")[-1].split("; ")[-1].replace("|", "/")[:80].strip()
 
 
 def main() -> None:

@@ -23,9 +23,10 @@ def parse(tmp_path, **settings):
 
 def test_values_of_the_right_shape_arrive(tmp_path):
     given, sft = parse(
-        tmp_path, k="3", name=None, ids=["007"], parts={"a": 1}, learning_rate="1e-3", report_to=["none"]
+        tmp_path, k="3", name=None, ids=["007"], parts={"a": 1}, learning_rate="1e-3", report_to=["tensorboard"]
     )
-    assert given == Arguments(3, None, ["007"], {"a": 1}) and sft.learning_rate == 1e-3
+    assert given == Arguments(3, None, ["007"], {"a": 1})
+    assert (sft.learning_rate, sft.report_to) == (1e-3, ["tensorboard"])
 
 
 @pytest.mark.parametrize(

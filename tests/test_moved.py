@@ -51,3 +51,12 @@ def test_an_old_command_still_runs():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "--output" in done.stdout
     assert "llmrec.serving.recommend_file is now llmrec.serving.batch.recommend_file" in done.stderr
+
+
+def test_a_function_that_moved_is_the_same_function():
+    from llmrec.decoding import beam_search, tree_beam_search
+
+    with pytest.warns(FutureWarning, match="tree_beam_search is now llmrec.decoding.search.tree_beam_search"):
+        assert beam_search.tree_beam_search is tree_beam_search
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        assert beam_search.other

@@ -102,6 +102,14 @@ def test_a_control_token_of_one_letter_is_refused():
         ControlTokens(tokenizer).plain("snow ☃")
 
 
+def test_contents_may_be_lists_of_parts():
+    parts = [{"type": "text", "text": "a <file_sep>"}, {"type": "image_url", "image_url": {"url": "x"}}, "<file_sep>"]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    plain = ControlTokens(smollm2()).plain_messages(messages)
+    assert plain[0]["content"] == [parts[0] | {"text": "a < file_sep>"}, parts[1], "< file_sep>"]
+    assert plain[1] == messages[1] and parts[0]["text"] == "a <file_sep>"
+
+
 def items_of(text: str, token: str) -> pa.Table:
     columns = dict.fromkeys(("title", "description", "brand"), [text, f"lamp {text}", token])
     return pa.table({"item_id": ["a", "b", "c"], **columns, "categories": ["X > Y", f"X > {text}", text]})

@@ -88,11 +88,12 @@ def parse_semids(
         pattern = pattern or _find_pattern(rows)
         lists = _codes(rows, template or PATTERNS[pattern], codebook_sizes)
     for item, row in zip(rows, lists):
-        if not all(0 <= code < LARGEST_CODEBOOK for code in row):
-            raise ValueError(
-                f"item {item!r}: {semids[item]!r} has a code outside 0..{LARGEST_CODEBOOK - 1}: each code up to the "
-                "largest would be a token of the model"
-            )
+        for level, code in enumerate(row):
+            if not 0 <= code < LARGEST_CODEBOOK:
+                raise ValueError(
+                    f"item {item!r}: code {code} at level {level} is outside 0..{LARGEST_CODEBOOK - 1}: each code up "
+                    "to the largest would be a token of the model"
+                )
     codes = np.full((len(lists), max(map(len, lists))), -1, np.int32)
     for row, values in zip(codes, lists):
         row[: len(values)] = values

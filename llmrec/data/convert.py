@@ -172,9 +172,7 @@ def exact_numbers(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedA
         return column
     for text, value in zip(values, floats):
         if not np.isfinite(value) or text != repr(value) and not (value.is_integer() and text == repr(int(value))):
-            logger.warning(
-                "%s, column %r stays text: %r is not how the number %s is written", where, name, text, value
-            )
+            logger.warning("%s, column %r stays text: %r would become the number %s", where, name, text, value)
             return column
     return numbers.cast(pa.float64()) if len(set(floats)) == len(values) else column
 

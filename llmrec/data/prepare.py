@@ -131,6 +131,8 @@ def prepare(
         tables, rules["targets_without_history_left_out"] = build_tables(
             users, item_rows, times, labels, user_ids, item_ids, max_history, kind_of
         )
+        if not any(table.num_rows for table in tables.values()):
+            raise ValueError("nothing is left: every interaction is a target without any history before it")
         if item_k and not keep_all_items:
             items = items.filter(pa.array(np.bincount(item_rows, minlength=len(items)) > 0))
     data = PreparedData(items=items, **tables, info={"name": name, "source": source, "rules": rules})

@@ -32,7 +32,7 @@ def statistics(data: PreparedData) -> dict[str, float | int]:
         "items": num_items,
         "interactions": total,
         "density": total / max(1, num_users * num_items),
-        "length_min": int(events.min(initial=np.inf)) if num_users else 0,
+        "length_min": int(events.min()) if num_users else 0,
         "length_mean": total / max(1, num_users),
         "length_median": float(np.median(events)) if num_users else 0.0,
         "length_max": int(events.max(initial=0)),

@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
+from llmrec.moved import names_moved
 
+__getattr__ = names_moved(__name__, tree_beam_search="llmrec.decoding.search")
 Normalize = Literal["vocabulary", "catalogue"]
 
 

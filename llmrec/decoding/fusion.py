@@ -1,4 +1,4 @@
-"""Fuses the lists that several views of Semantic IDs give for one request."""
+"""Fuses the lists that one request gets in several ways: several views of Semantic IDs, or of writing the history."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,10 @@ import numpy as np
 
 
 def fuse(lists: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Items by the mean of the views' probabilities: the log-sum-exp of their scores.
+    """Items by the mean of their probabilities in the lists: the log-sum-exp of their scores.
 
-    An item that one view's list does not hold counts there with that list's floor, its lowest score: an upper bound
-    of what it would have had, so the longer the lists, the closer to the exact mixture. A view with an empty list
-    has no say.
+    An item that one list does not hold counts there with that list's floor, its lowest score: an upper bound
+    of what it would have had, so the longer the lists, the closer to the exact mixture. An empty list has no say.
 
     Returns:
         (item, score) of every item of any list, by falling score, equal scores by item.

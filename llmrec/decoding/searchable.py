@@ -168,7 +168,6 @@ def _items(
     _, first, place = np.unique(item_of_row[rows], return_index=True, return_inverse=True)
     totals = np.full(len(first), -np.inf)
     np.logaddexp.at(totals, place, row_scores)
-    return [
-        ScoredItem(int(item_of_row[rows[first[i]]]), float(totals[i]), int(rows[first[i]]))
-        for i in np.lexsort((rows[first], -totals))
-    ]
+    best = np.lexsort((rows[first], -totals))
+    rows = rows[first[best]]
+    return list(map(ScoredItem, item_of_row[rows].tolist(), totals[best].tolist(), rows.tolist()))

@@ -23,7 +23,7 @@ from llmrec.decoding.trie import SemIDTrie
 from llmrec.files import fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
-FILE = "self_check.json"
+FILE = ".self_check.json"  # hidden, for it is no part of what a stage wrote
 REVISION = 1  # of the searches and of this check: what was kept of another is asked again
 LENGTHS = (6, 4)  # of the prompts
 SEMIDS = torch.tensor([[0, 2, 4], [0, 3, 5], [1, 2, 5], [1, 3, 4]])
@@ -48,7 +48,7 @@ def first_exact(
     A way is a function `(model, input_ids, attention_mask, trie, normalize)` → `Search`.
 
     It costs a few short forward passes when a model, or its dtype, attention or wrapper, is new; what is found is
-    remembered, and kept in `folder`'s self_check.json if that can be written.
+    remembered, and kept in `folder`'s .self_check.json if that can be written.
 
     Raises:
         ValueError: the model's logits are not numbers.

@@ -205,8 +205,12 @@ def build_dataset(
 
 
 def encode_rows(rows: list[dict], prompt: Prompt, renderer: Renderer, max_length: int) -> Dataset:
-    """Renders and tokenises rows of one task at once, with the first template (see `build_dataset`)."""
-    read = _encode([dict(row) for row in rows], [TaskMix(prompt)] * len(rows), renderer, max_length, None, template=0)
+    """Renders and tokenises rows of one task at once, with the first template (see `build_dataset`).
+
+    Where an item tokenizer writes a history in several ways, each is written in a random one, as in training."""
+    varied = renderer.catalogue.sequence_tokenizer is not None and prompt.format != "stream"
+    way = {"variation": 0} if varied else {}
+    read = _encode([way | row for row in rows], [TaskMix(prompt)] * len(rows), renderer, max_length, None, template=0)
     columns = {name: [row.get(name) for row in read] for name in (read[0] if read else ()) if name != "cut"}
     return Dataset.from_dict(columns)
 

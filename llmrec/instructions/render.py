@@ -110,15 +110,19 @@ class Renderer:
         histories: Sequence[Sequence[str | tuple[str, str]]],
         max_history: int,
         behaviours: Sequence[str] | None = None,
+        variation: int | None = None,
     ) -> list[str]:
         """Prompts that ask for the next item after each history (its last `max_history` items).
+
+        `variation` is one of the ways in which an item tokenizer may write a history.
 
         Where the index has behaviours, a prompt ends with the token of the wanted one, by default the last of the
         index; histories are item ids or (item id, behaviour) pairs, and an id alone counts as the wanted behaviour.
         """
         index = self.catalogue.index
         if not index.behaviours:
-            rows = [{"history": list(map(item_of, list(h)[-max_history:])), "targets": []} for h in histories]
+            shown = [list(map(item_of, list(history)[-max_history:])) for history in histories]
+            rows = [{"history": history, "targets": [], "variation": variation} for history in shown]
             return [self.prompt(prompt, row) for row in rows]
         texts = []
         for history, wanted in zip(histories, behaviours or [index.behaviours[-1]] * len(histories), strict=True):

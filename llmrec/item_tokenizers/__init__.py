@@ -30,7 +30,6 @@ from llmrec.item_tokenizers.registry import (
     MBGen,
     RandomIDs,
     RQKMeans,
-    RQKMeansPlus,
     SequentialIDs,
     Tags,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "PQ",
     "Pctx",
     "RQKMeans",
-    "RQKMeansPlus",
     "RQVAE",
     "RVQ",
     "RandomIDs",

@@ -4,7 +4,7 @@ from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
 from llmrec.item_tokenizers.residual.etegrec import ETEGRec
-from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans, RQKMeansPlus
+from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
 from llmrec.item_tokenizers.residual.rq_vae import LETTER, RQVAE, CoST
 from llmrec.item_tokenizers.residual.rvq import RVQ
 from llmrec.item_tokenizers.trees.balanced_tree import BalancedTree
@@ -32,6 +32,5 @@ STAND_ALONE: dict[str, type[ItemTokenizer]] = {
     "tags": Tags,
     "letter": LETTER,
     "cost": CoST,
-    "rq_kmeans_plus": RQKMeansPlus,
     "etegrec": ETEGRec,
 }

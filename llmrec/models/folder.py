@@ -13,10 +13,12 @@ import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import llmrec
+from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
 from llmrec.files import read_json, read_parquet, write_json
 from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
+from llmrec.item_tokenizers.contextual.sequence_tokenizer import VARIATIONS
 
 CONFIG = "llmrec_config.json"
 SEMIDS = "semids.parquet"
@@ -35,6 +37,8 @@ class RecommenderConfig:
         normalize: `"vocabulary"` or `"catalogue"` (see `llmrec.decoding`).
         fuse: views of Semantic IDs that are searched, each with the prompt in its own, and fused; empty: the view of
             the prompt alone.
+        variations: of a context-aware item tokenizer: random ways of writing the history that are asked, each with its
+            own prompt, and fused; 0 is the usual way, without chance, which training does not show.
         behaviour: the kind of interaction that is recommended where the index has behaviours; empty: its last.
         thoughts: of a thinking prompt: rationales that are written before the search. One is greedy, several are
             sampled, 0 is the empty thought.
@@ -50,6 +54,7 @@ class RecommenderConfig:
     num_beams: int = 50
     normalize: str = "vocabulary"
     fuse: list[str] = field(default_factory=list)
+    variations: int = 0
     behaviour: str = ""
     thoughts: int = 1
     max_thought_tokens: int = 128
@@ -72,8 +77,19 @@ class RecommenderConfig:
         return cls(**{"bos": False, **fields})
 
     @classmethod
-    def of(cls, data: PreparedData, index: SemIDIndex, **fields) -> "RecommenderConfig":
+    def of(cls, data: PreparedData, index: SemIDIndex, variations: int | None = None, **fields) -> "RecommenderConfig":
+        """Of what a model is made of. `variations` are by default `VARIATIONS` of a contextual index, but for a prompt
+        in `stream` format, which trains on one way; those of another index, or fewer than 0, raise `ValueError`."""
+        if variations is None:
+            variations = VARIATIONS if index.contextual and fields["prompt"].get("format") != "stream" else 0
+        elif variations < 0 or (variations and not index.contextual):
+            made_by = f"these Semantic IDs are of {index.item_tokenizer!r}"
+            raise ValueError(
+                f"variations: {variations} should be at least 0, and is for item tokenizers that write a history in "
+                f"several ways ({', '.join(CONTEXTUAL)}); {made_by}: leave it out"
+            )
         return cls(
+            variations=variations,
             semid_fingerprint=index.fingerprint,
             catalogue_fingerprint=data.catalogue_fingerprint,
             trained_on={"name": data.info.get("name", ""), "fingerprint": data.fingerprint},

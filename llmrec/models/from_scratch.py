@@ -1,6 +1,6 @@
 """A small language model made on the spot: a BPE tokenizer trained on the catalogue and a model from a config.
 
-It stands in for a pretrained LLM where none can be had (the quickstart, tests, from-scratch baselines such as TIGER).
+It stands in for a pretrained LLM where none can be had (the quickstart, tests, comparisons of item tokenizers).
 Everything after it treats the result like any model of the Hub.
 """
 

@@ -34,10 +34,10 @@ from llmrec.recommenders.protocol import Recommendation, item_histories, per_req
 class LLMRecommender(PromptWriter):
     """A language model that speaks Semantic IDs, searched with the catalogue's trie.
 
-    Where an item has several views of Semantic IDs, the view of the prompt is searched, or all views in
-    `config.fuse`, each with its own prompt; `llmrec.decoding.fusion` makes one list of theirs. Where the index has
-    behaviours, histories may hold (item id, behaviour) pairs, and the wanted behaviour ends the prompt. Where the
-    prompt is thinking, `config.thoughts` rationales are written first, and items are searched after each of them
+    Of several views of Semantic IDs that of the prompt is searched, or all in `config.fuse`; of several ways to write
+    a history `config.variations`. Each has its own prompt, and `llmrec.decoding.fusion` makes one list. Where the
+    index has behaviours, histories may hold (item id, behaviour) pairs, and the wanted one ends the prompt. Where the
+    prompt thinks, `config.thoughts` rationales are written first, and items are searched after each of them
     (`llmrec.decoding.thoughts`). Whatever the search keeps on a device follows the model, when it is next called.
 
     Example:
@@ -50,7 +50,7 @@ class LLMRecommender(PromptWriter):
         items: one row per row of `index`, with `item_id`, `title` and the columns that filters may name.
         batch_size: histories that are searched together.
         sequence_tokenizer: the one that made `index`, if it is contextual.
-        seed: of several thoughts, which are sampled; the same request gets the same ones.
+        seed: of several thoughts, which are sampled, and of variations; the same request gets the same ones.
         texts: what training rows quote that are rendered with this recommender's `renderer`.
     """
 
@@ -183,29 +183,27 @@ class LLMRecommender(PromptWriter):
         behaviour: str | Sequence[str] | None = None,
         think: bool = True,
         num_beams: int | None = None,
+        variations: int | None = None,
     ) -> list[list[Recommendation]]:
         """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID.
 
         Args:
             behaviour: the wanted one, for all or one per history; by default `config.behaviour`.
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
-            num_beams: instead of `config.num_beams`.
+            num_beams, variations: instead of those of `config`.
         """
         histories, num_beams = item_histories(histories), self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):  # a tokenizer of transformers fails on an empty list
             return []
-        rest = requests, behaviour, think, num_beams
-        if len(self.views) == 1:
-            lists = self._search(next(iter(self.views)), histories, ks, *rest)
+        ways, rest = self.ways(variations), (requests, behaviour, think, num_beams)
+        if len(ways) == 1:
+            lists = self._search(*ways[0], histories, ks, *rest)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, num_beams) for number in ks]
-            by_view = [self._search(view, histories, wanted, *rest) for view in self.views]
-            lists = [
-                self._within(request, fuse(of_views))[:number]
-                for number, request, *of_views in zip(ks, requests, *by_view)
-            ]
+            found = zip(ks, requests, *(self._search(*way, histories, wanted, *rest) for way in ways))
+            lists = [self._within(request, fuse(of_ways))[:number] for number, request, *of_ways in found]
         return self._recommendations(lists)
 
     def ask(
@@ -247,7 +245,6 @@ class LLMRecommender(PromptWriter):
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
-        num_beams = self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(prompts), "k")]
         requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
@@ -283,6 +280,7 @@ class LLMRecommender(PromptWriter):
     def _search(
         self,
         view: str,
+        variation: int | None,
         histories: Sequence[Sequence],
         ks: list[int],
         requests: list[Filter | None],
@@ -290,8 +288,8 @@ class LLMRecommender(PromptWriter):
         think: bool,
         num_beams: int,
     ) -> list[list[tuple[int, float]]]:
-        """(number of the item, score) pairs for every history, from the Semantic IDs of one view."""
-        prompts = self.token_ids(self.prompts(histories, view, behaviour))
+        """(number of the item, score) pairs for every history, asked in one way."""
+        prompts = self.token_ids(self._prompts(histories, view, variation, behaviour))
         if self.block is None:
             return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]

@@ -18,6 +18,8 @@ from llmrec.recommenders.protocol import item_histories, item_id_of, per_request
 class PromptWriter:
     """What a model folder knows beside the model; see `LLMRecommender` for the arguments."""
 
+    seed: int = 0
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -46,24 +48,49 @@ class PromptWriter:
     def behaviours(self) -> list[str]:
         return self.index.behaviours
 
+    def ways(self, variations: int | None = None) -> list[tuple[str, int | None]]:
+        """How a history is asked: (view, seed of the item tokenizer) pairs; lists of several are fused.
+
+        `variations` stands instead of `config.variations`; `ValueError` where it is below 0, or above where the item
+        tokenizer writes a history in one way. The seeds follow from this recommender's.
+        """
+        number = self.config.variations if variations is None else variations
+        if number < 0 or (number and not self.index.contextual):
+            least = "at least 0" if self.index.contextual else "0: its item tokenizer writes a history in one way"
+            raise ValueError(f"variations is {number}, for this model it should be {least}")
+        seeds = range(self.seed * number, (self.seed + 1) * number) if number else [None]
+        return [(view, seed) for view in self.views for seed in seeds]
+
     def prompts(
         self, histories: Sequence[Sequence], view: str = "", behaviour: str | Sequence[str] | None = None
     ) -> list[str]:
-        """The exact text that the model reads for each history; of several views `view`, or the first searched.
+        """The exact text that the model reads for each history; of several `ways` the first, of several views in
+        `view`.
 
         A thought follows after it, or stands before the behaviour that ends it.
         """
+        first, variation = self.ways()[0]
+        return self._prompts(histories, view or first, variation, behaviour)
+
+    def _prompts(
+        self,
+        histories: Sequence[Sequence],
+        view: str,
+        variation: int | None,
+        behaviour: str | Sequence[str] | None,
+    ) -> list[str]:
         wanted = behaviour or self.config.behaviour or None
         if wanted is not None and not self.behaviours:
             raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
         wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
         prompt = self._in_view(self.prompt, view)
-        return self.renderer.next_item_prompts(prompt, item_histories(histories), self.config.max_history, wanted)
+        shown = item_histories(histories)
+        return self.renderer.next_item_prompts(prompt, shown, self.config.max_history, wanted, variation)
 
     def task_prompts(
         self, prompt: str | Prompt, rows: Sequence[dict], templates: Sequence[Template] = ()
     ) -> list[str]:
-        """The prompt of any task for every row, with the newest items of its history.
+        """The prompt of any task for every row, with the newest items of its history; of several `ways` the first.
 
         Args:
             prompt: a `Prompt`, or the name of a shipped one, or a YAML file.
@@ -76,10 +103,10 @@ class PromptWriter:
             ValueError: a row without a column that the task needs, or a history without its kinds of interaction.
         """
         prompt = self._in_view(prompt if isinstance(prompt, Prompt) else load_prompt(prompt))
-        wordings, texts = templates or prompt.templates[:1], []
+        wordings, texts, variation = templates or prompt.templates[:1], [], self.ways()[0][1]
         for number, row in enumerate(rows):
             [history] = item_histories([() if row.get("history") is None else row["history"]])
-            row = {"targets": [], **row, "history": history}
+            row = {"targets": [], "variation": variation, **row, "history": history}
             if row.get("about") is not None:
                 row["about"] = item_id_of(row["about"], "about")
             self._check(prompt, row)

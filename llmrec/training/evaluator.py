@@ -23,11 +23,11 @@ SHOWN = 10  # places of a list that valid, coverage and head look at
 class ValidationSample:
     """Fixed rows of the validation split; every evaluation of a run sees the same ones.
 
-    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. The
-    recommender's model is replaced at each evaluation; `train` says what is popular, `exclude_seen` whether lists
-    leave out the items of the history (`llmrec.data.excludes_seen`). Items that share a Semantic ID count as they do
-    in `llmrec.evaluation`: the expectation over a random order. Histories that the model has no positions for raise
-    `ValueError`.
+    A thinking model is asked with an empty thought: writing thoughts would cost more than the training between. A
+    history that may be written in several ways is asked in one random one. The recommender's model is replaced at each
+    evaluation; `train` says what is popular, `exclude_seen` whether lists leave out the items of the history
+    (`llmrec.data.excludes_seen`). Items that share a Semantic ID count as they do in `llmrec.evaluation`: the
+    expectation over a random order. Histories that the model has no positions for raise `ValueError`.
     """
 
     def __init__(
@@ -87,7 +87,9 @@ class ValidationSample:
             rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
             histories, wishes = requests_of(self.recommender, rows)
             asked = Filter(exclude_seen=True) if self.exclude_seen else None
-            lists = self.recommender.recommend(histories, self.ks[-1], asked, think=False, **wishes)
+            one = min(1, self.recommender.config.variations)
+            more = wishes | {"think": False, "variations": one}
+            lists = self.recommender.recommend(histories, self.ks[-1], asked, **more)
         model.train(was_training)
         places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
         for row, items in enumerate(lists):

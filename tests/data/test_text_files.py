@@ -141,6 +141,7 @@ def test_a_file_without_a_header_is_named_and_can_have_names(load, tmp_path):
         with pytest.raises(ValueError, match=r"column 'user_id', row 1: the value is the column's own name"):
             tables(tmp_path, "user_id,item_id,rating,timestamp\n" + rows, column_names=names)
     else:
+        (tmp_path / "log" / "train.csv").write_text(rows)
         log, _ = load_hub({"path": str(tmp_path / "log"), "column_names": names})
     assert log["user_id"].to_pylist() == ["A1", "A2", "A1"] and log["rating"].to_pylist() == [5.0, 4.0, 3.0]
 

@@ -91,16 +91,16 @@ def test_what_is_found_is_kept_in_the_folder_and_asked_again_when_it_may_change(
     open_new(model)
     open_new(model)
     open_new(tiny_model(seed=1))
-    assert len(judged) == 1 and len(json.loads((tmp_path / "self_check.json").read_text())) == 1
+    assert len(judged) == 1 and len(json.loads((tmp_path / ".self_check.json").read_text())) == 1
     open_new(tiny_model().to(torch.bfloat16))
     open_new(tiny_model(num_hidden_layers=1))
     model.config._attn_implementation = "eager"
     open_new(model)
-    assert len(judged) == 4 and len(json.loads((tmp_path / "self_check.json").read_text())) == 4
-    (tmp_path / "self_check.json").write_text("damaged")
+    assert len(judged) == 4 and len(json.loads((tmp_path / ".self_check.json").read_text())) == 4
+    (tmp_path / ".self_check.json").write_text("damaged")
     open_new(tiny_model())
-    assert len(judged) == 5 and len(json.loads((tmp_path / "self_check.json").read_text())) == 1
-    assert os.listdir(tmp_path) == ["self_check.json"]
+    assert len(judged) == 5 and len(json.loads((tmp_path / ".self_check.json").read_text())) == 1
+    assert os.listdir(tmp_path) == [".self_check.json"]
     (tmp_path / "file").touch()
     open_new(tiny_model(), tmp_path / "file")  # no folder that could be written to
     assert len(judged) == 6

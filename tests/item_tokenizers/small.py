@@ -20,10 +20,9 @@ SMALL = {
     "keywords": {"min_words": 2, "max_words": 4},
     "numbers": {},
     "tags": {"tags_column": "categories", "columns": ["title"], "max_words": 4},
-    "letter": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4, "collaborative_dim": 5},
+    "letter": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "cost": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "etegrec": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4, "cycles": 1, "width": 8},
-    "rq_kmeans_plus": {"codebook_sizes": [8, 6, 4], "hidden": [16], "epochs": 4, "niter": 5},
 }
 
 

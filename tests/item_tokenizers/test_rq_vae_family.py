@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_tokenizers.small import blobs, small_items, small_train
 
-from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, RQKMeans, RQKMeansPlus, make_item_tokenizer
+from llmrec.catalogue.report import neighbours_kept
+from llmrec.item_tokenizers import LETTER, RQVAE, CoST, ETEGRec, make_item_tokenizer
 from llmrec.item_tokenizers.residual.autoencoder import batches_of
 from llmrec.item_tokenizers.residual.etegrec import code_log_probabilities, training_windows
 from llmrec.item_tokenizers.residual.rq_vae import RQVAEModule
@@ -34,10 +35,6 @@ def test_wrong_arguments_are_named():
         make_item_tokenizer("rq_vae", {"epoch": 3})
     with pytest.raises(ValueError, match="preset 'paper' is not one of default, tiger"):
         RQVAE(preset="paper")
-    with pytest.raises(ValueError, match="preset 'tiger' is not one of default"):
-        RQKMeansPlus(preset="tiger")
-    with pytest.raises(ValueError, match="no argument 'latent_dim'"):
-        make_item_tokenizer("rq_kmeans_plus", {"latent_dim": 32})
     with pytest.raises(ValueError, match="reconstruction 'l1' is not one of mse"):
         RQVAE(reconstruction="l1")
     with pytest.raises(ValueError, match="optimizer 'sgd'"):
@@ -72,30 +69,34 @@ def test_train_is_needed_only_where_the_collaborative_loss_counts():
     LETTER(**SMALL, collaborative_weight=0, epochs=1).fit(blobs())
 
 
-def test_letter_puts_items_together_that_are_consumed_together():
-    """Features say nothing; the sequences hold two circles of items that never mix."""
+def test_letter_at_its_defaults_puts_items_together_that_are_consumed_together():
+    """Features say nothing; the sequences hold forty circles of fifteen items that never mix."""
     rng = np.random.default_rng(0)
-    items = small_items(80)
-    ids = items["item_id"].to_pylist()
-    lists = [[ids[i] for i in rng.choice(40, 8, False) + 40 * (u % 2)] for u in range(200)]
-    train = pa.table({"user_id": [str(u) for u in range(200)], "item_ids": lists})
-    features = rng.normal(size=(80, 12)).astype(np.float32)
+    items = small_items(600)
+    ids, members = items["item_id"].to_pylist(), np.arange(600).reshape(40, 15)
+    lists = [[ids[i] for i in rng.permutation(members[user % 40])[:8]] for user in range(1000)]
+    train = pa.table({"user_id": [str(user) for user in range(1000)], "item_ids": lists})
+    features = rng.normal(size=(600, 32)).astype(np.float32)
+    circles = np.stack([np.delete(members[item // 15], item % 15) for item in range(600)])
 
-    def purity(weight):
-        tokenizer = LETTER(
-            [4, 8], hidden=[32], latent_dim=6, epochs=60, collaborative_dim=4, collaborative_weight=weight
-        ).fit(features, items=items, train=train)
-        first = tokenizer.encode(features)[:, 0]
-        counts = np.stack([np.bincount(first[:40], minlength=4), np.bincount(first[40:], minlength=4)])
-        return counts.max(0).sum() / 80
+    def kept(kind):
+        tokenizer = kind().fit(features, items=items, train=train)
+        return neighbours_kept(tokenizer.encode(features), np.arange(600), circles), tokenizer.history
 
-    assert purity(3.0) > purity(0.0) + 0.15
+    (letter, history), (plain, _) = kept(LETTER), kept(RQVAE)
+    assert history[-1]["collaborative"] < 0.8 * history[0]["collaborative"]
+    assert letter > 2 * plain + 0.05
+
+
+def test_a_collaborative_loss_wants_an_even_latent():
+    with pytest.raises(ValueError, match="latent_dim=5 must be even"):
+        LETTER(**SMALL | {"latent_dim": 5})
 
 
 def test_the_collaborative_loss_ignores_items_without_neighbours():
     embeddings = np.zeros((5, 3), np.float32)
     embeddings[:2] = np.eye(3)[:2]
-    loss = Collaborative(embeddings, 3)
+    loss = Collaborative(embeddings)
     quantised = 10 * torch.eye(3)[[0, 1, 2]]
     rows = torch.tensor([0, 1, 4])
     with_stranger = loss(step_of(None, None, quantised, rows=rows))
@@ -149,26 +150,6 @@ def test_infonce_wants_the_own_item_not_its_length():
 def test_cost_learns_to_tell_items_apart():
     history = CoST([16, 16], hidden=[32], latent_dim=8, epochs=30, batch_size=50).fit(blobs(400, 24)).history
     assert history[-1]["reconstruction"] < 0.7 * history[0]["reconstruction"]
-
-
-@given(seed=st.integers(0, 99), mode=st.sampled_from(["none", "l2", "standardize"]))
-@settings(deadline=None, max_examples=5)
-def test_rq_kmeans_plus_starts_as_residual_kmeans(seed, mode):
-    features = blobs(300, 16, seed)
-    start = RQKMeans([16, 8, 4], normalize_residuals=False, preprocess=mode).fit(features, seed=seed)
-    plus = RQKMeansPlus([16, 8, 4], preprocess=mode, epochs=0).fit(features, seed=seed)
-    assert (plus.encode(features) == start.encode(features)).all()
-
-
-def test_rq_kmeans_plus_goes_on_learning():
-    """Items on a curved surface, which straight residuals describe badly."""
-    rng = np.random.default_rng(0)
-    place = rng.uniform(-1, 1, size=(600, 2))
-    features = (np.tanh(place @ rng.normal(size=(2, 24)) * 2) @ rng.normal(size=(24, 16))).astype(np.float32)
-    arguments = {"hidden": [32], "batch_size": 100, "learning_rate": 1e-3, "preprocess": "standardize"}
-    history = RQKMeansPlus([16, 8], epochs=60, **arguments).fit(features).history
-    assert history[-1]["reconstruction"] < 0.97 * history[0]["reconstruction"]
-    assert min(history[-1]["usage"]) == 1
 
 
 def test_etegrec_needs_sequences_of_two():

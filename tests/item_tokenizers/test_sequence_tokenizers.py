@@ -20,7 +20,7 @@ SMALL = {
         "num_buckets": 20,
         "vocabulary_size": 120,
     },
-    "pctx": {"codebook_sizes": [8, 6], "context_dim": 8, "feature_dim": 6},
+    "pctx": {"codebook_sizes": [8, 6], "context_dim": 8, "feature_dim": 6, "epochs": 2},
 }
 
 

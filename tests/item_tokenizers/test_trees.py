@@ -52,7 +52,7 @@ def test_assignment_is_nearer_to_the_best_than_first_come_first_served():
 @settings(deadline=None, max_examples=15)
 def test_siblings_are_equally_large_and_leaves_small(count, branching, seed):
     features = np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
-    codes = BalancedTree(branching).fit(features, seed=seed).encode(features)
+    codes = BalancedTree(branching, node_tokens=False).fit(features, seed=seed).encode(features)
     assert len(np.unique(codes, axis=0)) == count
     for level in range(codes.shape[1] - 1):
         sizes = Counter(tuple(row[: level + 1]) for row in codes if row[level] >= 0)
@@ -73,7 +73,7 @@ def test_the_first_codes_are_the_clusters_and_new_items_join_their_nearest():
     features, cluster = separated()
     tokenizer = BalancedTree(4).fit(features)
     codes = tokenizer.encode(features)
-    assert tokenizer.codebook_sizes == (4, 4, 4)
+    assert tokenizer.codebook_sizes == (4, 16, 64)
     assert len({*zip(cluster, codes[:, 0])}) == 4
     near = (features + 1e-3).astype(np.float32)
     assert (tokenizer.encode(near) == codes).mean() > 0.95
@@ -81,9 +81,10 @@ def test_the_first_codes_are_the_clusters_and_new_items_join_their_nearest():
     assert {*zip(far_cluster, tokenizer.encode(far)[:, 0])} == {*zip(cluster, codes[:, 0])}
 
 
-def test_node_tokens_number_nodes_and_items():
+def test_every_node_is_a_token_unless_children_are_numbered(tmp_path):
     features = blobs(count=83)
-    local, nodes = BalancedTree(4).fit(features), BalancedTree(4, node_tokens=True).fit(features)
+    local, nodes = BalancedTree(4, node_tokens=False).fit(features), BalancedTree(4).fit(features)
+    assert sum(nodes.codebook_sizes) == len(nodes.remembered.codes) + len(nodes._children) - 1 > 80
     codes, numbers = local.encode(features), nodes.encode(features)
     assert nodes.codebook_sizes[-1] == len(np.unique(codes, axis=0)) == 80
     for level in range(codes.shape[1]):
@@ -91,6 +92,11 @@ def test_node_tokens_number_nodes_and_items():
         assert (here == (numbers[:, level] >= 0)).all()
         prefixes = {(number, *path) for number, path in zip(numbers[here, level], codes[here, : level + 1])}
         assert len(prefixes) == len({number for number, *_ in prefixes}) == nodes.codebook_sizes[level]
+    for tokenizer in (local, nodes):  # which of the two is said in the folder, whatever the default is
+        tokenizer.save_pretrained(folder := tmp_path / str(tokenizer.node_tokens))
+        loaded = load_item_tokenizer(folder)
+        assert loaded.node_tokens == tokenizer.node_tokens
+        assert (loaded.encode(features) == tokenizer.encode(features)).all()
 
 
 def test_a_large_tree_is_loaded_with_the_members_of_every_leaf():

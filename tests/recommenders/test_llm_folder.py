@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec import LLMRecommender
-from llmrec.decoding import SemIDTrie
+from llmrec.decoding import SemIDTrie, self_check
 from llmrec.devices import best_device
 from llmrec.recommenders import files_of, llm, load_recommender
 
@@ -65,6 +65,7 @@ def test_dtypes_are_taken_as_transformers_takes_them(folder):
 
 def test_the_search_follows_the_model(folder, monkeypatch):
     recommender = LLMRecommender.from_pretrained(folder)
+    recommender.recommend(HISTORIES)  # checks itself
     trie, moved = recommender.trie, []
     monkeypatch.setattr(SemIDTrie, "to", lambda trie, device: moved.append(device) or trie)
     recommender.recommend(HISTORIES)
@@ -80,7 +81,9 @@ def test_the_search_follows_the_model(folder, monkeypatch):
 def test_a_saved_folder_is_whole_and_recommends_the_same(folder, tmp_path):
     recommender = LLMRecommender.from_pretrained(folder)
     recommender.save_pretrained(tmp_path / "copy")
-    assert {path.name for path in folder.iterdir()} <= {path.name for path in (tmp_path / "copy").iterdir()}
+    assert {path.name for path in folder.iterdir()} - {self_check.FILE} <= {
+        path.name for path in (tmp_path / "copy").iterdir()
+    }
     assert (tmp_path / "copy" / "item_tokenizer" / "config.json").exists()
     assert (tmp_path / "copy" / "generation_config.json").exists()
     again = LLMRecommender.from_pretrained(tmp_path / "copy")
@@ -150,7 +153,7 @@ def test_what_is_found_of_decoding_is_kept_in_the_folder_and_is_no_part_of_what_
     folder = write_tiny_base(tmp_path / "base", data, tiny_index(data))
     before, recommender = files_of(folder), LLMRecommender.from_pretrained(folder)
     recommender.recommend([["item-01"]])
-    assert (folder / "self_check.json").is_file() and files_of(folder) == before
+    assert (folder / self_check.FILE).is_file() and files_of(folder) == before
 
 
 def test_a_revision_is_of_the_hub(folder, monkeypatch):

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from llmrec.columns import plain_table
 from llmrec.data.convert import TEXT, exact_numbers
 from llmrec.data.rows import with_columns
 from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
 from llmrec.data.validate import ITEM_TYPES, items_without_text, standard_interactions, standard_items
-from llmrec.files import read_parquet
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -114,10 +115,10 @@ def read_file(
     kind = file_format(path)
     if kind is None:
         raise ValueError(f"{path}: unknown ending; use one of {', '.join(_FORMATS)} (also with .gz, .bz2 or .zst)")
-    if kind == "parquet":
-        return read_parquet(path)
     tabs = ".tsv" in map(str.lower, Path(path).suffixes)
     try:
+        if kind == "parquet":
+            return plain_table(pq.read_table(path))
         if kind == "json":
             return read_json_lines(lambda: pa.input_stream(str(path)))
         delimiter = "\t" if tabs else ","

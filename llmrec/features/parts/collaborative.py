@@ -19,7 +19,7 @@ from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists, list_array, lists_to_rows, offsets_of, ragged_arange
 from llmrec.features.cooccurrence import cooccurrence_embeddings, pairs_within
 from llmrec.features.parts.part import ItemVectors, rows_in_training
-from llmrec.features.sasrec_network import SASRecConfig, train_sasrec
+from llmrec.features.sasrec_network import SASRecConfig, SASRecModel, train_sasrec
 
 _VALIDATION = 1000  # sequences that give their last item to early stopping; at most a tenth of all
 _SHARED = 128  # negatives that the pairs of a batch share
@@ -28,18 +28,23 @@ _SHARED = 128  # negatives that the pairs of a batch share
 def sasrec_embeddings(
     item_ids: list[str], train: pa.Table, dim: int = 64, epochs: int = 20, patience: int = 3, seed: int = 0
 ) -> np.ndarray:
-    """float32 `[N, dim]`: SASRec's item embeddings; zeros for an item that no sequence it was trained on holds.
+    """float32 `[N, dim]`: the item embeddings of `train_sasrec_on`; `dim` is even, for SASRec has two heads."""
+    config = SASRecConfig(hidden_size=dim, max_epochs=epochs, patience=patience, seed=seed)
+    return train_sasrec_on(item_ids, train, config).items.weight.detach().cpu().numpy()
 
-    `item_ids` are the items of the training sequences; `dim` is even, for SASRec has two heads. `patience` epochs
-    without a better validation ndcg@10 end the training. Raises `ValueError` where no sequence is long enough to give
-    away its last item.
+
+def train_sasrec_on(item_ids: list[str], train: pa.Table, config: SASRecConfig) -> SASRecModel:
+    """A SASRec of training sequences alone: a tenth of them, 1000 at most, give their last item to early stopping.
+
+    `item_ids` are the items of the sequences; the embedding is zero of one that no sequence it was trained on holds.
+    Raises `ValueError` where no sequence is long enough to give away its last item.
     """
     flat, offsets = flatten_lists(train["item_ids"])
     context = train["num_context"].to_numpy() if "num_context" in train.column_names else np.ones(len(train), np.int32)
     long = np.flatnonzero(np.diff(offsets) > np.maximum(context, 1) + 1)
     if not len(long):
         raise ValueError("method 'sasrec' needs training sequences with two targets: one to learn, one to stop early")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(long, max(1, min(_VALIDATION, len(long) // 10)), replace=False))
     stops = offsets[1:].copy()
     stops[chosen] -= 1
@@ -50,11 +55,11 @@ def sasrec_embeddings(
     items = pa.table({"item_id": item_ids})
     data = PreparedData(items, sequences, valid, valid.slice(0, 0))
     with torch.random.fork_rng():
-        model = train_sasrec(data, SASRecConfig(hidden_size=dim, max_epochs=epochs, patience=patience, seed=seed))
-    vectors = np.zeros((len(item_ids), dim), np.float32)
-    learned = rows_in_training(items, sequences)
-    vectors[learned] = model.items.weight.detach().cpu().numpy()[learned]
-    return vectors
+        model = train_sasrec(data, config)
+    unseen = np.setdiff1d(np.arange(len(item_ids)), rows_in_training(items, sequences))
+    with torch.no_grad():
+        model.items.weight[torch.from_numpy(unseen).to(model.items.weight.device)] = 0
+    return model
 
 
 def item2vec_embeddings(

@@ -1,10 +1,10 @@
-"""Pctx: personalised context-aware SemIDs (Zhong et al., 2025): an item has a few SemIDs, one for each kind of
-context in which users come to it, and a user's own context picks among them.
+"""Pctx: personalised context-aware SemIDs (Zhong et al., 2025, 2510.21276): an item has a few SemIDs, one for each
+kind of context in which users come to it, and a user's own context picks among them.
 
-What the paper takes from DuoRec, a sequential model trained beforehand, is here a decayed sum of the co-occurrence
-embeddings of the items before (`prefix_contexts`): no training, the same result everywhere, and no model to carry
-along. Further differences: contexts of a prefix do not see the item itself; SemIDs of few interactions merge before
-the conflict digit is given, and only items that collide get one.
+A context is the hidden state of a sequential model, trained beforehand, after the user's items up to this one. Unlike
+the paper this model is SASRec with a full softmax, not DuoRec; the number of clusters follows from an item's
+interactions, not from groups of popularity; SemIDs of few interactions merge before the conflict digit is given, and
+only items that collide get one.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from llmrec.arguments import one_of
 from llmrec.arrays import blocks, kmeans, l2_normalize, unique_rows
 from llmrec.catalogue.collisions import append
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import lists_to_rows, offsets_of, ragged_arange
-from llmrec.features.cooccurrence import cooccurrence_embeddings
 from llmrec.features.parts.part import rows_in_training
+from llmrec.files import part_of
+from llmrec.item_tokenizers.contextual.contexts import CooccurrenceContexts, SASRecContexts
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import Histories, SequenceTokenizer
 from llmrec.item_tokenizers.protocol import check_sizes
 from llmrec.item_tokenizers.residual.rq_kmeans import RQKMeans
@@ -33,9 +35,12 @@ class Pctx(SequenceTokenizer):
 
     Args:
         codebook_sizes: codes per level, coarse to fine; a level of conflict digits follows.
-        context_dim: width of the co-occurrence embeddings that contexts are sums of.
+        contexts: `sasrec`, or `cooccurrence`, which trains no network: a decayed sum of the co-occurrence embeddings
+            of the items before.
+        context_dim: width of the contexts, even with `sasrec`.
+        epochs: of the SASRec, at most.
         feature_dim: principal components of the features.
-        decay: weight in a context of an item against the one after it.
+        decay: with `cooccurrence`, the weight in a context of an item against the one after it.
         max_clusters: of contexts, per item.
         min_share: a SemID that holds less of an item's interactions merges into the item's nearest one.
         augment: share of a history's items that get a random one of their SemIDs where a seed is given.
@@ -44,7 +49,9 @@ class Pctx(SequenceTokenizer):
     name = "pctx"
 
     codebook_sizes: Sequence[int] = (256, 256, 256)
+    contexts: str = "sasrec"
     context_dim: int = 64
+    epochs: int = 20
     feature_dim: int = 128
     decay: float = 0.8
     max_clusters: int = 8
@@ -53,8 +60,11 @@ class Pctx(SequenceTokenizer):
 
     def __post_init__(self):
         self.codebook_sizes = check_sizes(self.codebook_sizes)
-        if min(self.context_dim, self.feature_dim, self.max_clusters) < 1:
-            raise ValueError("context_dim, feature_dim and max_clusters must be at least 1")
+        one_of(self.contexts, ("sasrec", "cooccurrence"), "contexts")
+        if min(self.context_dim, self.epochs, self.feature_dim, self.max_clusters) < 1:
+            raise ValueError("context_dim, epochs, feature_dim and max_clusters must be at least 1")
+        if self.contexts == "sasrec" and self.context_dim % 2:
+            raise ValueError(f"context_dim={self.context_dim} must be even: the SASRec has two heads")
         for name in ("decay", "min_share", "augment"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}={share} must be between 0 and 1")
@@ -62,11 +72,12 @@ class Pctx(SequenceTokenizer):
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
         item_ids = self.item_ids_of(features, items)
         seen = rows_in_training(items, train)
-        embeddings = np.zeros((len(item_ids), self.context_dim), np.float32)
-        known = [item_ids[row] for row in seen]
-        embeddings[seen] = cooccurrence_embeddings(known, train, self.context_dim, seed=seed)
+        if self.contexts == "sasrec":
+            reader = SASRecContexts.fit(item_ids, seen, train, self.context_dim, self.epochs, seed)
+        else:
+            reader = CooccurrenceContexts.fit(item_ids, seen, train, self.context_dim, self.decay, seed)
         values, offsets = lists_to_rows(train["item_ids"], item_ids)
-        contexts = prefix_contexts(embeddings, values, offsets, self.decay)
+        contexts = reader(values, offsets)
         informed = contexts.any(1)
         values, contexts = values[informed], contexts[informed]
         centroids, clusters = _cluster_contexts(values, contexts, len(item_ids), self.max_clusters, seed)
@@ -94,7 +105,7 @@ class Pctx(SequenceTokenizer):
         digits[in_training] = append(codes[in_training], None, digits[:0])
         digits[~in_training] = append(codes[~in_training], None, digits[in_training])
         arrays = {
-            "embeddings": embeddings,
+            **reader.arrays,
             "centroids": centroids,
             "clusters": clusters,
             "semid_of_cluster": semid_of_cluster,
@@ -106,7 +117,7 @@ class Pctx(SequenceTokenizer):
     def _semids(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the index for every interaction int64 `[n]`, and the offsets of the histories."""
         values, offsets = self.rows_of(histories)
-        contexts = prefix_contexts(self.arrays["embeddings"], values, offsets, self.decay)
+        contexts = self._reader(values, offsets)
         semids = self._bounds[values]
         told = contexts.any(1)
         centroids, clusters = self.arrays["centroids"], self.arrays["clusters"]
@@ -148,28 +159,15 @@ class Pctx(SequenceTokenizer):
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
         self.arrays = arrays
+        if network := part_of(arrays, "contexts."):
+            self._reader = SASRecContexts.of(network)
+        else:
+            self.contexts = "cooccurrence"  # the only kind when older folders were written, which do not name it
+            self._reader = CooccurrenceContexts(arrays["embeddings"], self.decay)
         # The SemIDs of item i are the rows from bounds[i] to bounds[i + 1].
         self._bounds = np.searchsorted(arrays["item_of_semid"], np.arange(len(self.item_ids) + 1))
         index = self.index()
         self._tokens = [index.tokens_of_row(row) for row in range(len(index))]
-
-
-def prefix_contexts(embeddings: np.ndarray, values: np.ndarray, offsets: np.ndarray, decay: float) -> np.ndarray:
-    """What a user was about before each interaction of sequences of item rows (see `llmrec.data.rows`).
-
-    Returns:
-        float32 `[len(values), d]`: the sum of the embeddings `[N, d]` of the items before it in its sequence, the k-th
-        last weighted `decay ** (k - 1)`, at unit length; zero where nothing stands before it.
-    """
-    contexts = np.zeros((len(values), embeddings.shape[1]), np.float32)
-    lengths = np.diff(offsets)
-    state = np.zeros((len(lengths), embeddings.shape[1]), np.float32)
-    for step in range(lengths.max(initial=0)):
-        rows = np.flatnonzero(lengths > step)
-        at = offsets[rows] + step
-        contexts[at] = state[rows]
-        state[rows] = decay * state[rows] + embeddings[values[at]]
-    return l2_normalize(contexts).astype(np.float32)
 
 
 def _nearest_cluster(

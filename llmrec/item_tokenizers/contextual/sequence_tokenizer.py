@@ -16,6 +16,7 @@ from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.protocol import BaseTokenizer, Traits, tokenizer_fingerprint
 
 Histories = Sequence[Sequence[str]]
+VARIATIONS = 5  # seeds of a history that are asked where nothing else is said, as in ActionPiece's and Pctx's code
 
 
 class SequenceTokenizer(BaseTokenizer):
@@ -37,9 +38,9 @@ class SequenceTokenizer(BaseTokenizer):
     def encode_history(self, histories: Histories, seed: int | None = None) -> list[list[str]]:
         """The tokens of every history (item ids, oldest first), one flat list each; an empty one has none.
 
-        A seed varies the tokens at random, a regularisation of training. The same seed and history give the same
-        tokens, whatever stands beside it. Raises `ValueError` where not fitted, or for an item that is not in the
-        catalogue.
+        A seed varies the tokens at random: training shows every row in another way, and a recommender asks in several
+        and fuses what it finds. The same seed and history give the same tokens, whatever stands beside it. Raises
+        `ValueError` where not fitted, or for an item that is not in the catalogue.
         """
         raise NotImplementedError
 

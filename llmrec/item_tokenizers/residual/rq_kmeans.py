@@ -17,25 +17,17 @@ and OpenOneRec draw them at random.
 
 All of them begin with the centroids of plain k-means instead of random ones, and hold K x N distances in memory.
 Balance costs reconstruction and makes no SemID unique: that is the collision policy's job.
-
-RK-Means+ goes on learning as an RQ-VAE (GPR; also in MiniOneRec). The encoder is x + MLP(x) with a last layer of zeros
-and the codebooks start as those of residual k-means, so training starts exactly at
-`RQKMeans(normalize_residuals=False)`. Unlike MiniOneRec's, the decoder starts as the identity too, so the first steps
-do not have to learn it while they move the codes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 
 from llmrec.arguments import one_of
 from llmrec.arrays import blocks, kmeans, logsumexp
 from llmrec.item_tokenizers.residual.quantizer import ResidualCodebooks
-from llmrec.item_tokenizers.residual.rq_vae import DEFAULT, RQVAE, RQVAEModule
 
 BALANCES = ("none", "greedy", "sinkhorn", "constrained")
 
@@ -66,33 +58,6 @@ class RQKMeans(ResidualCodebooks):
         if self.balance == "none":
             return centroids, None
         return balanced_kmeans(self.balance, rows, centroids, self.niter, seed)
-
-
-@dataclass(eq=False)
-class RQKMeansPlus(RQVAE):
-    """Residual k-means, fine-tuned as an RQ-VAE whose latent is as wide as its input.
-
-    Args: those of `RQVAE` but `latent_dim`, without presets, and `niter` (`int`): iterations of k-means.
-    """
-
-    name = "rq_kmeans_plus"
-    presets = {"default": DEFAULT}
-
-    preprocess: str = "none"
-    hidden: Sequence[int] = (256,)
-    latent_dim: None = field(default=None, init=False)
-    batch_size: int = 2048
-    learning_rate: float = 1e-4
-    reset_every: int = 0
-    refit: bool = False
-    niter: int = 25
-
-    def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
-        settings = {name: self.config[name] for name in ("codebook_sizes", "preprocess", "preprocess_dim", "niter")}
-        kmeans = RQKMeans(**settings, normalize_residuals=False).fit(features, seed=seed)
-        with torch.no_grad():
-            for codebook, centroids in zip(module.codebooks, kmeans.codebooks):
-                codebook.copy_(torch.from_numpy(centroids))
 
 
 def balanced_kmeans(

@@ -12,8 +12,8 @@ The network differs from most public code in one line that matters: between leve
 With the straight-through estimate inside every level the residual's gradient is zero, and the commitment terms of all
 levels but the first never reach the encoder.
 
-LETTER's collaborative embeddings come from SASRec in the paper, from co-occurrence in the training sequences here; its
-start from constrained k-means and its Sinkhorn assignment at the last level are absent.
+LETTER's collaborative embeddings are those of a SASRec of the training sequences, as wide as the latent, as long as it
+learned them. Its start from constrained k-means and its Sinkhorn assignment at the last level are absent.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from llmrec.arguments import one_of
 from llmrec.arrays import check_loss, kmeans
 from llmrec.devices import best_device
-from llmrec.features.cooccurrence import cooccurrence_embeddings
+from llmrec.features.parts.collaborative import sasrec_embeddings
 from llmrec.item_tokenizers.preprocess import Preprocess
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
 from llmrec.item_tokenizers.residual.autoencoder import Autoencoder, batches_of, mlp, nearest_code
@@ -40,10 +40,11 @@ WITH_TRAIN = ("features", "items", "train")
 
 DEFAULT = {
     "preprocess": "standardize",
-    "hidden": (256, 128),
+    "hidden": (512,),
     "epochs": 40,
+    "batch_size": 256,
     "optimizer": "adamw",
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "reset_every": 1,
     "refit": True,
@@ -52,6 +53,7 @@ TIGER = {
     "preprocess": "l2",
     "hidden": (512, 256, 128),
     "epochs": 20_000,
+    "batch_size": 1024,
     "optimizer": "adagrad",
     "learning_rate": 0.4,
     "weight_decay": 0.0,
@@ -60,29 +62,14 @@ TIGER = {
 }
 
 
-class Residual(nn.Module):
-    """x + MLP(x), the last layer zero: the identity, until it is trained."""
-
-    def __init__(self, sizes: list[int]):
-        super().__init__()
-        self.mlp = mlp(sizes)
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.mlp(x)
-
-
 class RQVAEModule(nn.Module):
-    """MLP encoder and decoder, its mirror image, around residual quantisation. Without `latent_dim` both are
-    `Residual`, and the latent is as wide as the input."""
+    """MLP encoder and decoder, its mirror image, around residual quantisation."""
 
-    def __init__(self, dim: int, hidden: list[int], latent_dim: int | None, codebook_sizes):
+    def __init__(self, dim: int, hidden: list[int], latent_dim: int, codebook_sizes):
         super().__init__()
-        kind, width = (mlp, latent_dim) if latent_dim is not None else (Residual, dim)
-        self.encoder = kind([dim, *hidden, width])
-        self.decoder = kind([width, *reversed(hidden), dim])
-        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, width)) for size in codebook_sizes)
+        self.encoder = mlp([dim, *hidden, latent_dim])
+        self.decoder = mlp([latent_dim, *reversed(hidden), dim])
+        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, latent_dim)) for size in codebook_sizes)
 
     def forward(self, x: torch.Tensor, beta: float) -> Step:
         """Quantises and decodes rows `[B, D]`; `beta` weighs the commitment loss."""
@@ -142,15 +129,16 @@ class RQVAE(Autoencoder):
             collapse, and its 20,000 epochs are hours on a CPU.
         device: `"auto"` takes a GPU where there is one.
         preprocess, preprocess_dim: see `llmrec.item_tokenizers.preprocess`.
-        hidden, latent_dim: layers of the encoder; the decoder mirrors them.
+        hidden, latent_dim: layers of the encoder, mirrored by the decoder. Latents of a collaborative loss are of an
+            even width, as a SASRec's.
         epochs: more of them reconstruct better and leave more collisions.
         optimizer: `"adamw"` with cosine decay, or `"adagrad"`.
         beta: weight of the commitment loss.
         reset_every: epochs between two resets of unused codes; 0 for none.
         refit: k-means once more at the end.
         reconstruction, temperature: `"mse"`, `"cosine"`, or `"infonce"` of CoST, which alone has a temperature.
-        collaborative_weight, collaborative_dim: of LETTER's loss that draws items together that are consumed
-            together, and the width of their embeddings. Where it counts, `fit` needs items and train.
+        collaborative_weight: of LETTER's loss that draws items together that are consumed together. Where it counts,
+            `fit` needs items and train.
         diversity_weight: of LETTER's loss that spreads the codes.
 
     Attributes:
@@ -168,9 +156,9 @@ class RQVAE(Autoencoder):
     preprocess: str | None = None
     preprocess_dim: int | None = None
     hidden: Sequence[int] | None = None
-    latent_dim: int | None = 32
+    latent_dim: int = 32
     epochs: int | None = None
-    batch_size: int = 1024
+    batch_size: int | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -180,7 +168,6 @@ class RQVAE(Autoencoder):
     reconstruction: str = "mse"
     temperature: float = 0.1
     collaborative_weight: float = 0.0
-    collaborative_dim: int = 32
     diversity_weight: float = 0.0
 
     def __post_init__(self):
@@ -193,18 +180,20 @@ class RQVAE(Autoencoder):
         self.preprocessing = Preprocess(self.preprocess, self.preprocess_dim)
         if self.collaborative_weight > 0:
             self.traits = Traits(needs=WITH_TRAIN)
+            if self.latent_dim % 2:
+                raise ValueError(f"latent_dim={self.latent_dim} must be even where collaborative_weight counts")
 
     def learn(self, features: np.ndarray, items: pa.Table | None, train: pa.Table | None, seed: int) -> None:
         rows, distinct = self._distinct(features, max(self.codebook_sizes), "codebook_sizes")
         collaborative = None
         if self.collaborative_weight > 0:
             ids = items["item_id"].to_pylist()
-            collaborative = cooccurrence_embeddings(ids, train, self.collaborative_dim, seed=seed)[distinct]
+            collaborative = sasrec_embeddings(ids, train, self.latent_dim, seed=seed)[distinct]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.new_module(rows.shape[1])
             losses = losses_of(self.config, module, collaborative, seed)
-        self.start(module, features, rows, seed)
+        fit_codebooks(module, torch.from_numpy(rows), seed)
         self.history = self.train(module, rows, losses, seed)
         self.adopt(module)
 
@@ -256,10 +245,6 @@ class RQVAE(Autoencoder):
             fit_codebooks(module, x, seed)
         module.to("cpu")
         return history
-
-    def start(self, module: RQVAEModule, features: np.ndarray, rows: np.ndarray, seed: int) -> None:
-        """Sets the codebooks before training; `rows` are the distinct rows of the preprocessed features."""
-        fit_codebooks(module, torch.from_numpy(rows), seed)
 
     def new_module(self, dim: int) -> RQVAEModule:
         return RQVAEModule(dim, self.hidden, self.latent_dim, self.codebook_sizes)

@@ -64,20 +64,18 @@ def in_batch(logits: torch.Tensor) -> torch.Tensor:
 
 class Collaborative(nn.Module):
     """LETTER's L_CF: cross-entropy of `quantised . e^T` inside the batch, e the items' collaborative `embeddings`
-    (float32 `[N, d']`), zero where nothing is known. A linear map is learned where d' differs from `latent_dim`."""
+    (float32 `[N, d]`, as wide as the latent), zero where nothing is known."""
 
-    def __init__(self, embeddings: np.ndarray, latent_dim: int):
+    def __init__(self, embeddings: np.ndarray):
         super().__init__()
         self.register_buffer("embeddings", torch.from_numpy(embeddings))
-        same = embeddings.shape[1] == latent_dim
-        self.project = nn.Identity() if same else nn.Linear(latent_dim, embeddings.shape[1], bias=False)
 
     def forward(self, step: Step) -> torch.Tensor:
         targets = self.embeddings[step.rows]
         known = targets.any(1)
         if not known.any():
             return step.quantised.new_zeros(())
-        return in_batch(self.project(step.quantised[known]) @ targets[known].T)
+        return in_batch(step.quantised[known] @ targets[known].T)
 
 
 class Diversity:
@@ -141,8 +139,7 @@ def losses_of(settings: dict, module: nn.Module, collaborative: np.ndarray | Non
     reconstruction = {"mse": mse, "cosine": cosine, "infonce": partial(infonce, temperature=settings["temperature"])}
     losses: dict[str, tuple[float, Loss]] = {"reconstruction": (1.0, reconstruction[kind])}
     if collaborative is not None:
-        loss = Collaborative(collaborative, module.codebooks[0].shape[1])
-        losses["collaborative"] = (settings["collaborative_weight"], loss)
+        losses["collaborative"] = (settings["collaborative_weight"], Collaborative(collaborative))
     if settings["diversity_weight"] > 0:
         losses["diversity"] = (settings["diversity_weight"], Diversity(list(module.codebooks), seed))
     return losses

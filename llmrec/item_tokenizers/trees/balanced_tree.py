@@ -1,8 +1,8 @@
 """A balanced tree over the features (SEATER, SIGIR-AP 2024, 2309.13375): k-means with clusters of equal size, again
 inside every cluster, until one holds no more items than a node has children.
 
-SEATER builds it on SASRec's item embeddings and makes every node a token; here any features do, and a token is the
-number of a child, the same for all parents, unless `node_tokens` asks for the former.
+As in SEATER every node is a token. It builds the tree on SASRec's item embeddings; here any features do, these too
+(`features: [{kind: collaborative}]`). Its two further losses on the tokens are left out.
 
 Items with equal features are one leaf. Balance is exact: the children of a node with n items have n // k or
 n // k + 1. Who goes where is decided greedily: all items name their nearest cluster with room, a cluster that too many
@@ -28,14 +28,16 @@ class BalancedTree(ItemTokenizer):
 
     Args:
         branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16.
-        node_tokens: every node is a token of its own, items too: as many tokens as items, and more.
+        node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Without,
+            a token is the number of a child, the same for all parents: `branching` tokens a level for any number of
+            items, but a number means something else in every branch, which small models do not learn.
     """
 
     name = "balanced_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
     branching: int = 8
-    node_tokens: bool = False
+    node_tokens: bool = True
 
     def __post_init__(self):
         if self.branching < 2:

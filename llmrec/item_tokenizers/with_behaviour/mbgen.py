@@ -5,9 +5,13 @@ its codes mean something below their first code only; level 3 is random, and dif
 Fitted items are known by their ids. A new item takes the nearest clusters and, by the hash of its id, a number that is
 free there; two new items may meet, which the collision policy settles.
 
-The paper trains larger layers for 1,000 epochs of Adagrad, on item vectors of a sequential recommender; the defaults
-here take seconds. In MBGen's sequences a token for the user's behaviour stands before every item; that is the
-sequences' matter, not the tokenizer's.
+The paper quantises item vectors of a sequential recommender, which text features are not: fit it on
+`features: [{kind: collaborative, method: sasrec}]`, as the comparison of docs/tokenizers.md does. It trains larger
+layers for 1,000 epochs of Adagrad; the defaults here take seconds. An item that no training sequence holds has zeros
+for such features: all of these share two codes, and only their numbers differ.
+
+In MBGen's sequences a token for the user's behaviour stands before every item; that is the sequences' matter, not the
+tokenizer's (docs/tokenizers.md, "Behaviour tokens").
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ class Asked:
     Args:
         history: item ids, or (item id, behaviour) pairs.
         direct: whether items are searched right after `prompt`. Otherwise the recommender makes more of the history: a
-            thought after the prompt, or a prompt for each of several views of Semantic IDs.
+            thought after the prompt, or a prompt for each of several ways to write it.
     """
 
     body: RecommendRequest
@@ -102,7 +102,7 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     if most is not None and len(prompt_ids) > most:
         message = f"the prompt of {source} has {len(prompt_ids)} tokens, the limit here is {most}"
         raise ApiError(400, message, source)
-    direct = source != "history" or (recommender.block is None and len(recommender.views) == 1)
+    direct = source != "history" or (recommender.block is None and len(recommender.ways()) == 1)
     num_beams = max(body.num_beams or recommender.config.num_beams, body.k)
     return Asked(body, history, allowed, prompt, prompt_ids, direct, num_beams)
 
