@@ -142,14 +142,18 @@ def write_json(path: str | Path, value) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path):
-    """Reads JSON; a missing or damaged file raises a `ValueError` that names it."""
+def read_json(path: str | Path, kind: type = dict):
+    """Reads JSON that holds a mapping, or what `kind` says; a missing or damaged file, or one that holds something
+    else, raises a `ValueError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid UTF-8 JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds {json.dumps(value)[:80]}, it should hold a mapping")
+    return value
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
@@ -181,7 +185,7 @@ def check_readable(path: str | Path) -> None:
         elif path.suffix == ".npy":
             np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.suffix == ".json":
-            read_json(path)
+            read_json(path, object)
     except (OSError, ValueError, SafetensorError) as error:  # Arrow's are among them
         raise ValueError(f"{path} is missing or damaged ({error})") from error
 

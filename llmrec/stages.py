@@ -99,7 +99,7 @@ def _record(folder: Path) -> dict | None:
     if not (folder / RECORD).exists():
         return None
     record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or not {"settings", "complete"} <= record.keys():
+    if not {"settings", "complete"} <= record.keys():
         raise ValueError(f"{folder / RECORD} is not what a stage wrote: remove {folder}, or choose another output_dir")
     return record
 

@@ -46,7 +46,7 @@ def _read(items: pa.Table, source: str) -> Mapping | SemIDIndex:
     if source in items.column_names:
         return dict(zip(items["item_id"].to_pylist(), items[source].to_pylist()))
     if source.endswith(".json"):
-        return mapping_of_semids(read_json(source), source)
+        return mapping_of_semids(read_json(source, object), source)
     if source.endswith(".parquet"):
         table = read_parquet(source)
         if b"llmrec" in (table.schema.metadata or {}):

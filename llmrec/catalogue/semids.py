@@ -270,7 +270,7 @@ class SemIDIndex(Record):
         a one, see `from_semids`."""
         path = Path(path)
         if path.suffix == ".json":
-            semids = mapping_of_semids(read_json(path), str(path))
+            semids = mapping_of_semids(read_json(path, object), str(path))
             return cls.from_semids(semids, codebook_sizes, info={"source": path.name})
         table = read_parquet(path, ["item_id", "codes"])
         header = (table.schema.metadata or {}).get(b"llmrec")

@@ -7,7 +7,8 @@ train.parquet   one row per training sequence, in order of time:
                 num_context: int32 (the first `num_context` items are context only; every later one is a target)
 valid.parquet   one row per target: user_id: string, history: list<string> (oldest first), target: string,
 test.parquet    timestamp: int64 (of the target; null where unknown)
-dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, behaviours, fingerprint
+dataset.json    name, source, rules (k-core, ties, repeats, split), statistics, behaviours, content (the fingerprint of
+                the four tables as they are read)
 
 Where interactions have a kind (view, cart, buy), the three tables of interactions have a column behaviours:
 list<string> besides, parallel to `item_ids` or to `history`, and valid and test have target_behaviour: string.
@@ -83,11 +84,14 @@ class PreparedData:
             temporary.mkdir()
             for name in ("items", "train", "valid", "test"):
                 write_parquet(temporary / f"{name}.parquet", getattr(self, name))
-            write_json(temporary / "dataset.json", {**self.info, "fingerprint": self.fingerprint})
+            info = {name: value for name, value in self.info.items() if name != "content"}
+            write_json(temporary / "dataset.json", info)
+            write_json(temporary / "dataset.json", info | {"content": self.load(temporary).fingerprint})
 
     @classmethod
     def load(cls, folder: str | Path) -> "PreparedData":
-        """Reads a folder written by `save`; raises `ValueError` naming the file and column that is wrong."""
+        """Reads a folder written by `save`; raises `ValueError` naming the file and column that is wrong, and where
+        the tables are no longer those that were saved."""
         folder = Path(folder)
         if not (folder / "dataset.json").exists():
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
@@ -99,4 +103,10 @@ class PreparedData:
                 if column not in tables[name].column_names:
                     raise ValueError(f"{folder / name}.parquet has no column {column!r}")
             tables[name] = tables[name].select(schema.names).cast(schema)
-        return cls(**tables, info=read_json(folder / "dataset.json"))
+        data = cls(**tables, info=read_json(folder / "dataset.json"))
+        if data.info.get("content", data.fingerprint) != data.fingerprint:
+            raise ValueError(
+                f"{folder}: the tables are not those that dataset.json was written with: prepare the data again "
+                "(overwrite: true), or write changed tables with PreparedData.save"
+            )
+        return data

@@ -121,15 +121,15 @@ def test_a_network_s_context_is_its_state_after_the_item():
 
 
 def test_the_defaults_tell_users_of_one_world_from_those_of_another():
-    """Two worlds of 30 items, whose users all come to the same 20: which SemID they see there says whose it is."""
+    """Two worlds of 150 items, whose users all come to the same 20: which SemID they see there says whose it is."""
     rng = np.random.default_rng(0)
     world = np.arange(1500) % 2
-    lists = [list(rng.choice(30, 7, replace=False) + 20 + 30 * w) for w in world]
+    lists = [list(rng.choice(150, 7, replace=False) + 20 + 150 * w) for w in world]
     for row in lists:
         row[5] = rng.integers(0, 20)
-    items = pa.table({"item_id": [f"i{i}" for i in range(80)]})
+    items = pa.table({"item_id": [f"i{i}" for i in range(320)]})
     train = pa.table({"item_ids": [[f"i{i}" for i in row] for row in lists]})
-    tokenizer = Pctx().fit(rng.normal(size=(80, 130)).astype(np.float32), items, train)
+    tokenizer = Pctx().fit(rng.normal(size=(320, 130)).astype(np.float32), items, train)
     histories, targets = zip(*((row[:5], row[5]) for row in train["item_ids"].to_pylist()))
     semids = np.array(["".join(tokens) for tokens in tokenizer.encode_target(histories, targets)])
     owner = {semid: np.bincount(world[semids == semid], minlength=2).argmax() for semid in set(semids)}

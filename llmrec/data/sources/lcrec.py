@@ -103,7 +103,7 @@ def _read_info(path: Path) -> pa.Table:
 
 
 def _mapping(path: Path) -> dict:
-    value = read_json(path)
+    value = read_json(path, object)
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path} should hold a non-empty JSON object")
     return value
