@@ -70,11 +70,10 @@ def main(args: CompareArguments) -> None:
     if args.sft and args.reference not in (args.downstream or args.tokenizers):
         raise ValueError(f"reference {args.reference!r} is not among the tokenizers that train a model")
     with Lock(args.output_dir):
-        compare(args, Path(args.output_dir))
+        compare(args, Path(args.output_dir), figures={})
 
 
-def compare(args: CompareArguments, output: Path) -> None:
-    figures = {}
+def compare(args: CompareArguments, output: Path, figures: dict) -> None:
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
         own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}

@@ -80,7 +80,11 @@ def decode(campaign: Campaign, seed: int) -> None:
         normalize, beams = ["vocabulary", "catalogue"][number % 2], int(rng.integers(1, 12))
         ids, mask = naive.prompts(rng.integers(1, 16, 2).tolist(), seed=number)
         output = tree_beam_search(model, ids, mask, trie, beams, normalize=normalize)
-        generated = constrained_generate(model, ids, mask, trie, beams, normalize=normalize) if rows < 40 else None
+        generated = (
+            constrained_generate(model, ids, mask, trie, beams, normalize=normalize)
+            if rows < 40 and beams > 1
+            else None
+        )
         for row in range(2):
             ours = naive.found(output, row)
             theirs = naive.reference_search(model, ids[row][mask[row].bool()].tolist(), semids, beams, normalize)

@@ -120,6 +120,7 @@ STAGES = {
     ),
 }
 OUTPUT = {"llmrec.serving.batch.recommend_file": "output"}  # what the setting is called where it is not output_dir
+_LATER = ("stage.json", "trainer_state.json", "training_args.bin", "self_check.json")  # of a run, or of a model's use
 # What differs between equal runs: times, places and what is drawn from them.
 _PASSING = re.compile(
     r"second|time|runtime|memory|_per_|flos|dir|path|fingerprint of|inputs fingerprint|base|settings"
@@ -160,6 +161,7 @@ def run(name: str, settings: dict, log: Path, kill_after: float | None = None) -
     config = log.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     failure.unlink(missing_ok=True)
+    log.touch()
     began = time.monotonic()
     child = os.fork()
     if not child:
@@ -223,14 +225,19 @@ def content(output: Path) -> dict[str, object]:
     files = {"": output} if output.is_file() else {str(path.relative_to(output)): path for path in output.rglob("*")}
     found: dict[str, object] = {}
     for name, path in sorted(files.items()):
-        if path.name in ("stage.json", "trainer_state.json", "training_args.bin") or "checkpoint-" in name:
+        if path.name in _LATER or "checkpoint-" in name:
             continue
-        if path.suffix in (".parquet", ".safetensors"):
+        if path.suffix == ".parquet":  # its metadata names the model's files
+            found[name] = pq.read_table(path).replace_schema_metadata(None).to_pylist()
+        elif path.suffix == ".safetensors":
             found[name] = path.read_bytes()
         elif path.suffix == ".npy":
             found[name] = np.load(path).tobytes()
         elif path.suffix == ".json":
-            found[name] = _figures(json.loads(path.read_text(encoding="utf-8")))
+            try:
+                found[name] = _figures(json.loads(path.read_text(encoding="utf-8")))
+            except ValueError:
+                found[name] = "no JSON"
     return found
 
 

@@ -15,7 +15,7 @@ from trl import ModelConfig
 from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import panels as panels_of
 from llmrec.data import PreparedData
-from llmrec.files import atomic_path, fingerprint
+from llmrec.files import atomic_path, check_whole, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
@@ -81,6 +81,7 @@ class TrainingRun:
         self.base, self.checkpoint = model_args.model_name_or_path, None
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
         self.config.check_catalogue(self.data.items, self.base)
+        check_whole(self.base)
         self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
 
     def begin(self, prompts: list[Prompt], texts: Texts | None = None, more_args: tuple = ()) -> bool:

@@ -181,7 +181,7 @@ def test_the_published_settings_of_minionerec_run(tmp_path):
     described = [f"A {title} of the shop" for title in data.items["title"].to_pylist()]
     data.items = data.items.append_column("description", [described])
     data.save(tmp_path / "data")
-    write_tiny_base(tmp_path / "base", data, tiny_index(data))
+    write_tiny_base(tmp_path / "base", data, tiny_index(data), max_position_embeddings=512)
     where = ["--model_name_or_path", str(tmp_path / "base"), "--data_dir", str(tmp_path / "data")]
     where += ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--disable_tqdm", "true"]
     config = "recipes/configs/mixtures/minionerec_grpo.yaml"
