@@ -169,7 +169,7 @@ def test_a_template_without_system_gets_it_in_the_first_user_turn_and_says_so_on
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A lamp?"}]
     with caplog.at_level(logging.WARNING):
         texts = [conversation(tokenizer, asked) for _ in range(3)]
-    assert set(texts) == {"<bos><start_of_turn>user\nBe brief.\n\nA lamp?<end_of_turn>\n<start_of_turn>model\n"}
+    assert set(texts) == {"<bos><start_of_turn>user\nBe brief.\n\nA lamp?<end_of_turn>\n<start_of_turn>model"}
     assert len(caplog.records) == 1 and "no place for a system message" in caplog.text
     tokenizer.chat_template = GEMMA.replace("{{ raise_exception('System role not supported') }}", "").replace(
         "{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"
