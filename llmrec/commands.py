@@ -11,7 +11,8 @@ _SHAPES = {_VALUE: _VALUE, list: "a list", dict: "a mapping", NoneType: "empty"}
 
 class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
-    else, or one value where it is a list or a mapping, raises a `ValueError` that names the setting."""
+    else, or one value where it is a list or a mapping, raises a `ValueError` that names the setting. A number where
+    the field takes text is text."""
 
     def set_defaults_with_config(self, **config) -> list[str]:
         for kind in self.dataclass_types:
@@ -21,6 +22,8 @@ class Parser(TrlParser):
                 if (type(value) if type(value) in _SHAPES else _VALUE) not in allowed:
                     takes = " or ".join(text for shape, text in _SHAPES.items() if shape in allowed)
                     raise ValueError(f"{name} is {value!r}, it should be {takes}")
+                if type(value) in (int, float) and {str, NoneType}.issuperset(get_args(hints[name]) or [hints[name]]):
+                    config[name] = str(value)
         return super().set_defaults_with_config(**config)
 
 

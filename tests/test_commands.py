@@ -29,6 +29,11 @@ def test_values_of_the_right_shape_arrive(tmp_path):
     assert (sft.learning_rate, sft.report_to) == (1e-3, ["tensorboard"])
 
 
+def test_a_number_is_text_where_text_is_wanted(tmp_path):
+    given, _ = parse(tmp_path, name=-1)
+    assert given.name == "-1"
+
+
 @pytest.mark.parametrize(
     "name, value, should",
     [

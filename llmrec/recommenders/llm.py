@@ -21,7 +21,7 @@ from llmrec.decoding.fusion import fuse
 from llmrec.decoding.search import open_search
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
 from llmrec.devices import best_device
-from llmrec.files import atomic_path
+from llmrec.files import atomic_path, check_whole
 from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
@@ -109,6 +109,7 @@ class LLMRecommender(PromptWriter):
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype {dtype!r} is none of PyTorch's: write auto, float32, bfloat16 or float16")
         config = RecommenderConfig.load(folder)
+        check_whole(folder)
         index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if dtype is not None:
