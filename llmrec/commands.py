@@ -7,12 +7,14 @@ from trl import TrlParser
 
 _VALUE = "one value"
 _SHAPES = {_VALUE: _VALUE, list: "a list", dict: "a mapping", NoneType: "empty"}
+_KINDS = {str: "text: write it in quotes", int: "a whole number", bool: "true or false"}
+_MISTAKEN = {str: (int, float), int: (bool, float), bool: (int, float)}
 
 
 class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
-    else, or one value where it is a list or a mapping, raises a `ValueError` that names the setting. A number where
-    the field takes text is text."""
+    else, one value where it is a list or a mapping, and a value of another kind (a number where it is text: YAML reads
+    007 as 7) raise a `ValueError` that names the setting."""
 
     def set_defaults_with_config(self, **config) -> list[str]:
         for kind in self.dataclass_types:
@@ -22,8 +24,10 @@ class Parser(TrlParser):
                 if (type(value) if type(value) in _SHAPES else _VALUE) not in allowed:
                     takes = " or ".join(text for shape, text in _SHAPES.items() if shape in allowed)
                     raise ValueError(f"{name} is {value!r}, it should be {takes}")
-                if type(value) in (int, float) and {str, NoneType}.issuperset(get_args(hints[name]) or [hints[name]]):
-                    config[name] = str(value)
+                wanted = _scalar(hints[name])
+                for one in value if isinstance(value, list) else [value]:
+                    if type(one) in _MISTAKEN.get(wanted, ()):
+                        raise ValueError(f"{name} is {one!r}, it should be {_KINDS[wanted]}")
         return super().set_defaults_with_config(**config)
 
 
@@ -34,3 +38,10 @@ def _shapes(hint: object) -> set:
         return set().union(*map(_shapes, get_args(hint)))
     kind = get_origin(hint) or hint
     return {kind if kind in _SHAPES else _VALUE}
+
+
+def _scalar(hint: object) -> object:
+    """What the values of a field are, or `None` where they may be of several kinds."""
+    kinds = {*(get_args(hint) or [hint])} - {NoneType}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return _scalar(kind) if get_origin(kind) is list else kind

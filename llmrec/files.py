@@ -78,7 +78,7 @@ class Lock:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 logger.warning("no locks where %s lies: take care that one process writes there", self._file.parent)
                 return handle
             os.close(handle)
@@ -238,11 +238,12 @@ def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
 
 
 def files_fingerprint(paths: Sequence[Path]) -> str:
-    """Changes with the content of the files, and with name, size or time of change of any file in the folders."""
+    """Changes with the content of the files, and with name, size or time of change of any file in the folders that is
+    not hidden (locks, and what the use of a model remembers, are)."""
     parts = []
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
             parts += [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
         elif path.exists():
             with path.open("rb") as file:

@@ -6,16 +6,20 @@ behind its first character, so that it is read as the letters that it is. All ot
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cache
+from itertools import pairwise
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.arguments import one_of
+
 logger = logging.getLogger(__name__)
+ROLES = ("system", "developer", "user", "assistant", "tool")
 # What chat templates print as today, on every day: the one that Llama 3.1's falls back on.
 TODAY = date(2024, 7, 26)
 _STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -54,20 +58,26 @@ class ControlTokens:
         if not any(self._ends.search(text, *run.span()) for run in runs):
             return text
         while cuts := self._cuts(text, owners):
-            for cut in reversed(cuts):
-                text, owners = f"{text[:cut]} {text[cut:]}", f"{owners[:cut]}{OTHERS}{owners[cut:]}"
+            parts = list(pairwise([0, *cuts, len(text)]))
+            text = " ".join(text[start:end] for start, end in parts)
+            owners = OTHERS.join(owners[start:end] for start, end in parts)
         return text
 
     def plain_messages(self, messages: Sequence[dict]) -> list[dict]:
-        """Messages with `plain` contents; a content may be a list of parts, as OpenAI has it."""
-        return [message | {"content": self._plain_content(message.get("content"))} for message in messages]
+        """Messages all of whose texts are `plain`, in whatever field; a content may be a list of parts, as OpenAI has
+        it. Raises `ValueError` for a message that is no mapping, or of a role that is none of `ROLES`."""
+        for message in messages:
+            if not isinstance(message, Mapping):
+                raise ValueError(f"message {message!r} is no mapping of role and content")
+            one_of(str(message.get("role")), ROLES, "message role")
+        return [{"content": None, **self._plain_value(message)} for message in messages]
 
-    def _plain_content(self, content):
-        if content is None or isinstance(content, str):
-            return content and self.plain(content)
-        if isinstance(content, dict):
-            return content | ({"text": self.plain(content["text"])} if isinstance(content.get("text"), str) else {})
-        return [self._plain_content(part) for part in content]
+    def _plain_value(self, value):
+        if isinstance(value, str):
+            return self.plain(value)
+        if isinstance(value, Mapping):
+            return {key: self._plain_value(one) for key, one in value.items()}
+        return [self._plain_value(one) for one in value] if isinstance(value, (list, tuple)) else value
 
     def _cuts(self, text: str, owners: str) -> list[int]:
         cuts = []
@@ -106,6 +116,8 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict], think
     """Messages (`role`, `content`) up to the assistant's turn, by the chat template or, without one, on lines of their
     own. Raises `ValueError` where the template refuses them."""
     if not tokenizer.chat_template:
+        if not all(isinstance(message["content"], str) for message in messages):
+            raise ValueError("without a chat template the content of a message is one text")
         return "\n".join(message["content"] for message in messages) + "\n"
     try:
         return _apply(tokenizer, with_system(tokenizer, messages), thinking)

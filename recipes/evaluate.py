@@ -2,9 +2,8 @@
 
     python recipes/evaluate.py --config recipes/configs/quickstart/evaluate.yaml
 
-`recommenders` maps a name to a folder: a model folder, or a baseline that recipes/train_baselines.py wrote. Writes
-metrics.json, predictions/<name>.parquet, report.md and report.html (with plots) into `output_dir`, and alignment.json
-for the models that `alignment` names (docs/alignment.md).
+`recommenders` maps a name to a folder, of a model or a baseline. Writes metrics.json, predictions/<name>.parquet,
+report.md and report.html (with plots), and alignment.json for the models of `alignment` (docs/alignment.md).
 """
 
 import logging
@@ -16,7 +15,7 @@ import numpy as np
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.commands import Parser
-from llmrec.data import PreparedData
+from llmrec.data import PreparedData, excludes_seen
 from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
 from llmrec.evaluation.report import alignment_text, headline, is_report_of, write_report
@@ -47,6 +46,7 @@ def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner,
     rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
     shared = {name: getattr(args, name) for name in ("ks", "batch_size", "bootstrap", "seed")}
     shared["index"] = SemIDIndex.load(args.semids) if args.semids else None
+    seen = excludes_seen(args.exclude_seen, data)
     results, alignment = [], {}
     for name, folder in args.recommenders.items():
         check_trained_on(folder, data)
@@ -54,10 +54,9 @@ def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner,
         if name in more.alignment:
             alignment[name] = aligner(recommender, sample)
         results.append(evaluate(recommender, rows, data, name, exclude_seen=args.exclude_seen, **shared))
-        seen = results[-1].exclude_seen  # said outright: a control needs no second column
         for control, shuffle in CONTROLS.items() if name in args.controls else ():
-            rest = {"name": f"{name}, {control}", "exclude_seen": seen, **shared}
-            results.append(evaluate(recommender, shuffle(rows, args.seed), data, **rest))
+            given = (recommender, shuffle(rows, args.seed), data, f"{name}, {control}")
+            results.append(evaluate(*given, exclude_seen=seen, **shared))  # not auto: one column is enough
     facts = {
         "data": data.info.get("name", Path(args.data_dir).name),
         "data fingerprint": data.fingerprint,
@@ -73,12 +72,13 @@ def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner,
 
 def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     one_of(args.split, ("test", "valid"), "split")
+    if not args.recommenders:
+        raise ValueError("recommenders is empty: give a name and the folder of a model or a baseline")
     at_least(args, max_rows=1, ks=1, batch_size=1, bootstrap=0)
     for name in (*args.controls, *more.alignment):
         one_of(name, args.recommenders, "controls or alignment names")
     names = [*args.recommenders, *(f"{name}, {control}" for name in args.controls for control in CONTROLS)]
-    if args.reference is not None:
-        one_of(args.reference, names, "reference")
+    one_of(args.reference or names[0], names, "reference")
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"

@@ -120,7 +120,7 @@ STAGES = {
     ),
 }
 OUTPUT = {"llmrec.serving.batch.recommend_file": "output"}  # what the setting is called where it is not output_dir
-_LATER = ("stage.json", "trainer_state.json", "training_args.bin", "self_check.json")  # of a run, or of a model's use
+_LATER = ("stage.json", "trainer_state.json", "training_args.bin", ".self_check.json")  # of a run, or of a model's use
 # What differs between equal runs: times, places and what is drawn from them.
 _PASSING = re.compile(
     r"second|time|runtime|memory|_per_|flos|dir|path|fingerprint of|inputs fingerprint|base|settings"

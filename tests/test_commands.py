@@ -29,9 +29,19 @@ def test_values_of_the_right_shape_arrive(tmp_path):
     assert (sft.learning_rate, sft.report_to) == (1e-3, ["tensorboard"])
 
 
-def test_a_number_is_text_where_text_is_wanted(tmp_path):
-    given, _ = parse(tmp_path, name=-1)
-    assert given.name == "-1"
+@pytest.mark.parametrize(
+    "setting, should",
+    [
+        ({"name": 7}, "name is 7, it should be text: write it in quotes"),
+        ({"ids": ["a", 7]}, "ids is 7, it should be text"),
+        ({"k": 2.5}, "k is 2.5, it should be a whole number"),
+        ({"k": True}, "k is True, it should be a whole number"),
+        ({"gradient_checkpointing": 3}, "gradient_checkpointing is 3, it should be true or false"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(tmp_path, setting, should):
+    with pytest.raises(ValueError, match=should):
+        parse(tmp_path, **setting)
 
 
 @pytest.mark.parametrize(

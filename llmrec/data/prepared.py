@@ -102,9 +102,16 @@ class PreparedData:
             for column in schema.names:
                 if column not in tables[name].column_names:
                     raise ValueError(f"{folder / name}.parquet has no column {column!r}")
+                try:
+                    tables[name][column].cast(schema.field(column).type)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise ValueError(f"{folder / name}.parquet, column {column!r}: {error}") from error
             tables[name] = tables[name].select(schema.names).cast(schema)
+        for column in ("item_id", "title"):
+            if column not in tables["items"].column_names:
+                raise ValueError(f"{folder / 'items.parquet'} has no column {column!r}")
         data = cls(**tables, info=read_json(folder / "dataset.json"))
-        if data.info.get("content", data.fingerprint) != data.fingerprint:
+        if "content" in data.info and data.info["content"] != data.fingerprint:
             raise ValueError(
                 f"{folder}: the tables are not those that dataset.json was written with: prepare the data again "
                 "(overwrite: true), or write changed tables with PreparedData.save"

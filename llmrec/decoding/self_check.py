@@ -63,7 +63,7 @@ def first_exact(
     key = fingerprint(json.dumps([*parts, *versions, type(inner).__qualname__, inner.config.to_json_string()]))
     kept = _read(folder)
     choice = _of_keys[key] = _of_keys.get(key) or kept.get(key) or _judge(model, ways, device)
-    if folder is not None and key not in kept:
+    if folder is not None and choice.way and key not in kept:  # what failed may do better another time
         _keep(folder, {**kept, key: choice})
     _of_models[inner] = parts, choice
     return choice

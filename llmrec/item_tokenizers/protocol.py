@@ -77,12 +77,14 @@ class BaseTokenizer:
         name (`str`): its key in `TOKENIZERS` or `SEQUENCE_TOKENIZERS`, recorded in `config.json`.
         traits (`Traits`).
         learned (`tuple` of `str`): attributes of plain JSON values.
+        gone (`tuple` of `str`): settings that folders of older versions hold and that say nothing any more.
         dim (`int`, *optional*): width of the features that it was fitted with.
     """
 
     name: str
     traits: Traits
     learned: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
     dim: int | None = None
     preprocessing: Preprocess | None = None
     remembered: Remembered | None = None
@@ -166,7 +168,7 @@ class BaseTokenizer:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         saved, arrays = load_state(folder)
-        tokenizer = cls(**saved["config"])
+        tokenizer = cls(**{name: value for name, value in saved["config"].items() if name not in cls.gone})
         tokenizer.restore(saved["state"], arrays)
         return tokenizer
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import llmrec
+from llmrec.arguments import at_least
 from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
@@ -64,6 +65,10 @@ class RecommenderConfig:
     catalogue_fingerprint: str = ""
     trained_on: dict = field(default_factory=dict)
     llmrec_version: str = llmrec.__version__
+
+    def __post_init__(self):
+        least = {"max_history": 1, "num_beams": 1, "variations": 0, "thoughts": 0, "max_thought_tokens": 1}
+        at_least(self, **least, thought_temperature=0.0)
 
     @classmethod
     def load(cls, folder: str | Path) -> "RecommenderConfig":

@@ -91,8 +91,7 @@ class LLMRecommender(PromptWriter):
             device: by default the GPU where there is one; with `device_map`, or a quantised model, where transformers
                 puts it.
             dtype: `"auto"`, `"bfloat16"`, ...; by default that of the folder.
-            revision: branch, tag or commit on the Hub.
-            model_kwargs: of transformers' `from_pretrained`, such as `device_map` and `attn_implementation`.
+            revision: branch, tag or commit on the Hub; model_kwargs: of transformers' `from_pretrained`.
 
         Raises:
             ValueError: no llmrec model folder, a revision of a local one, no such device or dtype, or Semantic IDs
@@ -196,7 +195,7 @@ class LLMRecommender(PromptWriter):
         histories, num_beams = item_histories(histories), self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
-        if not len(histories):  # a tokenizer of transformers fails on an empty list
+        if not len(histories):
             return []
         ways, rest = self.ways(variations), (requests, behaviour, think, num_beams)
         if len(ways) == 1:

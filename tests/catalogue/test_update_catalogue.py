@@ -38,7 +38,9 @@ def run(**flags):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All but what a model's use remembers (`.self_check.json`)."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def reading(path: str | Path) -> Iterator[None]:
     """What goes wrong with a file while it is read becomes a `ValueError` that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -123,7 +123,7 @@ def read_file(
             return read_json_lines(lambda: pa.input_stream(str(path)))
         delimiter = "\t" if tabs else ","
         return read_csv(lambda: pa.input_stream(str(path)), str(path), delimiter, encoding, quote_char, column_names)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, LookupError, csv.Error) as error:
+    except (pa.ArrowException, OSError, UnicodeError, LookupError, csv.Error) as error:
         advice = ""
         if kind == "csv" and re.search("utf-?8", str(error), re.IGNORECASE):
             advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"

@@ -116,7 +116,7 @@ def read_json_lines(opened: Callable[[], BinaryIO]) -> pa.Table:
     except pa.ArrowInvalid as error:
         try:
             return _read_mixed(opened)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        except (json.JSONDecodeError, UnicodeError, RecursionError):
             raise error from None  # it is no JSON, rather than of several kinds
     # Arrow takes text that looks like a moment for one.
     fields = [field.with_type(_moments_as_text(field.type)) for field in table.schema]

@@ -149,6 +149,7 @@ class RQVAE(Autoencoder):
     name = "rq_vae"
     traits = Traits()
     presets = {"default": DEFAULT, "tiger": TIGER}
+    gone = ("collaborative_dim",)
 
     codebook_sizes: Sequence[int] = (256, 256, 256)
     preset: str = "default"

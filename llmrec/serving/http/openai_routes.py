@@ -52,7 +52,10 @@ def add_openai_routes(app: FastAPI, generate: State) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
-    body.messages = served.recommender.renderer.chat_messages(body.messages)
+    try:
+        body.messages = served.recommender.renderer.chat_messages(body.messages)
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages") from error
     call = request.app.state.generate.openai_serving_chat.create_chat_completion
     return await _answer(call, body, request, served)
 
