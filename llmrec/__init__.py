@@ -7,7 +7,7 @@ import importlib
 
 from llmrec import moved as moved  # old names of modules
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _EXPORTS = {
     "PreparedData": "llmrec.data",
