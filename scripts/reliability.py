@@ -154,7 +154,8 @@ def _bad_case(campaign: Campaign, way: Path, scratch: Path, case: tuple, expecte
         shutil.copytree(way / top, copy) if (way / top).is_dir() else shutil.copy(way / top, copy)
         settings[key] = str(copy)
         small_way.damages(way / file)[damage](scratch / file)
-        clue, what = [file.name, str(copy)], f"{name}: {file} {damage}"
+        # A recommender says that the data are not those that it was trained on.
+        clue, what = [file.name, str(copy), "was trained on other data"], f"{name}: {file} {damage}"
     outcome = small_way.run(name, settings, scratch / "run.log")
     campaign.counts["cases"] += 1
     campaign.counts["settings" if file is None else "files"] += 1
@@ -164,6 +165,7 @@ def _bad_case(campaign: Campaign, way: Path, scratch: Path, case: tuple, expecte
             one in outcome.message for one in clue
         )
         first = outcome.message.strip().splitlines()[0] if outcome.message.strip() else ""
+        first = first.replace(f"{scratch.parent}/", "")
         campaign.check(clear, f"{what}: {outcome.error}: {first[:160]}")
         finished = (
             output.is_file() or (output / "stage.json").exists() and read_json(output / "stage.json")["complete"]
