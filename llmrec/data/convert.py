@@ -29,7 +29,8 @@ _MOMENT = (
     r"\s*(?P<zone>Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?$"
 )
 _BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
-_EXACT_FLOATS = 2**53  # from here on, neighbouring whole numbers are the same float
+# From here on, neighbouring whole numbers are the same float.
+_EXACT_FLOATS = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
 
 def cast_column(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
@@ -69,11 +70,7 @@ def as_ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
     """Ids as text; whole floats and decimals, as ids with gaps come from pandas and databases, as whole numbers."""
     column = plain_column(column)
     if pa.types.is_floating(column.type):
-        ids = _without_nan(column.cast(pa.float64()))
-        row = pc.index(pc.greater_equal(pc.abs(ids), _EXACT_FLOATS), True).as_py()
-        if row >= 0:
-            _refuse(column, row, "is an id that has lost digits as a float; give ids as text", where, name)
-        ids = cast_column(ids, pa.int64(), where, name)
+        ids = cast_column(_exact_floats(column, "an id", where, name), pa.int64(), where, name)
     elif pa.types.is_decimal(column.type):
         ids = cast_column(column, pa.decimal128(38, 0), where, name)
     else:
@@ -113,6 +110,8 @@ def as_number(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str)
             except pa.ArrowInvalid:
                 pass  # "12.0" is a whole number, too
         column = cast_column(column, pa.float64(), where, name)
+    if kind == pa.int64():
+        column = _exact_floats(column, "a number", where, name)
     return cast_column(_without_nan(column), kind, where, name)
 
 
@@ -137,7 +136,7 @@ def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
     elif pa.types.is_temporal(kind) or pa.types.is_boolean(kind):
         _refuse(column, 0, f"({kind}) is no moment", where, name)
     if not pa.types.is_integer(column.type):
-        column = pc.floor(_without_nan(column))
+        column = pc.floor(_exact_floats(column, "a moment", where, name, UNITS_PER_SECOND[unit]))
     seconds = _floor_divided(cast_column(column, pa.int64(), where, name), UNITS_PER_SECOND[unit])
     row = pc.index(pc.greater(seconds, 10**11), True).as_py()
     if row >= 0:
@@ -209,7 +208,7 @@ def _nested(value, depth: int):
         return "true" if value else "false"
     return (
         str(int(value))
-        if isinstance(value, float) and abs(value) < _EXACT_FLOATS and value == int(value)
+        if isinstance(value, float) and abs(value) < _EXACT_FLOATS[pa.float64()] and value == int(value)
         else str(value)
     )
 
@@ -271,6 +270,18 @@ def _offsets(lists: pa.ListArray) -> pa.Array:
 def _parents(lists: pa.ListArray) -> np.ndarray:
     """The number of the list that each of the flat values stands in."""
     return np.repeat(np.arange(len(lists)), _lengths(lists))
+
+
+def _exact_floats(column: pa.ChunkedArray, what: str, where: str, name: str, unit: int = 1) -> pa.ChunkedArray:
+    """Floats as float64 without NaN, refused where they are too large to tell whole units apart; others as is."""
+    if not pa.types.is_floating(column.type):
+        return column
+    floats = _without_nan(column.cast(pa.float64()))
+    row = pc.index(pc.greater_equal(pc.abs(floats), _EXACT_FLOATS[column.type] * unit), True).as_py()
+    if row >= 0:
+        problem = f"is {what} that has lost digits as a {column.type}; give text or whole numbers"
+        _refuse(column, row, problem, where, name)
+    return floats
 
 
 def _without_nan(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -73,6 +73,7 @@ def test_moments_of_every_type(values, kind, seconds):
         (["2014-04-07T10:51:09Z", "2014-04-07T10:51:09+99:99"], pa.string(), "row 2: '2014-04-07T10:51:09\\+99:99'"),
         (["2014-13-07"], pa.string(), "row 1: '2014-13-07'"),
         (["07.04.2014"], pa.string(), "ISO 8601 moment such as"),
+        ([1.0, 1396867869.0], pa.float32(), "row 2: 1396867840.0 is a moment that has lost digits as a float"),
         ([datetime.time(1, 2)], pa.time32("s"), "is no moment"),
         ([datetime.timedelta(1)], pa.duration("s"), "is no moment"),
         ([True], pa.bool_(), "is no moment"),
@@ -103,6 +104,8 @@ def test_ids_of_every_type(ids, kind, text):
     "ids, kind, problem",
     [
         ([1.0, 9007199254740992.0], pa.float64(), "row 2: 9007199254740992.0 is an id that has lost digits"),
+        ([1.0, 2.0**24], pa.float32(), "row 2: 16777216.0 is an id that has lost digits as a float; give text"),
+        ([1.0, 2048.0], pa.float16(), "row 2: 2048.0 is an id that has lost digits as a halffloat"),
         ([Decimal("1.50")], pa.decimal128(10, 2), "row 1: Decimal"),
         (["a", " "], pa.string(), r"row 2: the id is missing \(' '\)"),
         ([None, None], pa.null(), r"row 1: the id is missing \(None\)"),
