@@ -36,6 +36,7 @@ def log(**columns):
             {},
             r"'order', row 2: 16777216\.0 is a number that has lost",
         ),
+        ({**LOG, "order": ["1", "0x10"]}, {}, r"column 'order', row 2: '0x10' \(string\) is not double"),
         ({**LOG, "order": [1, 2.5]}, {}, r"column 'order', row 2: 2\.5 \(double\) is not int64"),
         ({**LOG, "user_id": [b"u", b"\xff"]}, {}, r"column 'user_id', row 2: b'\\xff' is not valid UTF-8"),
     ],
