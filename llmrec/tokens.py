@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What chat templates print as today, on every day: the one that Llama 3.1's falls back on.
 TODAY = date(2024, 7, 26)
-_STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_STRFTIME = re.compile(r"""\bstrftime_now\s*\(\s*(["'])([^"'\\]*)\1\s*\)""")
+_OTHER_DAY = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
 _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 OTHERS, OURS, SEMIDS = "012"  # whose a character is: SEMIDS are ours too, and begin and end no other token
 
@@ -128,25 +129,40 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict], think
 def with_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[dict]:
     """The same messages; where the chat template has no place for a system message, its text is at the head of the
     first user message."""
-    heads = [message["role"] == "system" and isinstance(message["content"], str) for message in messages[:1]]
+    heads = [message["role"] == "system" for message in messages[:1]]
     if not any(heads) or not tokenizer.chat_template or _takes_system(tokenizer, messages):
         return messages
     _say_once("the chat template has no place for a system message: its text begins the first user message instead")
     system, *rest = messages
-    first = rest.pop(0)["content"] if rest and rest[0]["role"] == "user" else ""
-    return [{"role": "user", "content": f"{system['content']}\n\n{first}".strip()}, *rest]
+    first = rest.pop(0) if rest and rest[0]["role"] == "user" else {"role": "user", "content": None}
+    return [{**first, "content": _joined(system["content"], first["content"])}, *rest]
+
+
+def _joined(system: str | list | None, text: str | list | None) -> str | list:
+    """Two contents as one; a list of parts where one of them is a list."""
+    contents = [content for content in (system, text) if content]
+    if not any(isinstance(content, list) for content in contents):
+        return "\n\n".join(contents).strip()
+    if len(contents) == 2:
+        contents.insert(1, "\n\n")
+    return [part for one in contents for part in (one if isinstance(one, list) else [{"type": "text", "text": one}])]
 
 
 def _takes_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> bool:
+    """Whether another system text makes another text of the messages."""
+    system, *rest = messages
+    marks = [[{"type": "text", "text": mark}] if isinstance(system["content"], list) else mark for mark in "xy"]
     try:
-        return messages[0]["content"].strip() in _apply(tokenizer, messages, False)
+        one, other = (_apply(tokenizer, [{**system, "content": mark}, *rest], False) for mark in marks)
     except TemplateError:
         return False
+    return one != other
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], thinking: bool) -> str:
     rest = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
-    return tokenizer.apply_chat_template(messages, **rest)
+    said = [{**message, "content": message.get("content") or ""} for message in messages]  # and not the word None
+    return tokenizer.apply_chat_template(said, **rest)
 
 
 def fix_today(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -155,7 +171,7 @@ def fix_today(tokenizer: PreTrainedTokenizerBase) -> None:
 
     def fixed(template: str) -> str:
         template = _STRFTIME.sub(lambda call: repr(TODAY.strftime(call[2])), template)
-        if "strftime_now(" in template:
+        if _OTHER_DAY.search(template):
             raise ValueError("the chat template prints the day in a format of its own: write a date into the template")
         return template
 

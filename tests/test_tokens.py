@@ -181,6 +181,30 @@ def test_a_template_without_system_gets_it_in_the_first_user_turn_and_says_so_on
     assert alone == [{"role": "user", "content": "Be brief."}]
 
 
+def test_a_system_text_joins_contents_of_every_kind():
+    parts = [{"type": "text", "text": "A lamp?"}]
+    brief, gap = {"type": "text", "text": "Be brief."}, {"type": "text", "text": "\n\n"}
+
+    def joined(system, content):
+        return with_system(gemma(), [{"role": "system", "content": system}, {"role": "user", "content": content}])
+
+    assert joined("Be brief.", parts) == [{"role": "user", "content": [brief, gap, *parts]}]
+    assert joined([brief], "A lamp?") == [{"role": "user", "content": [brief, gap, *parts]}]
+    assert joined("Be brief.", None) == [{"role": "user", "content": "Be brief."}]
+    assert joined(None, "A lamp?") == [{"role": "user", "content": "A lamp?"}]
+    assert "None" not in conversation(smollm2(), [{"role": "user", "content": None}])
+
+
+@pytest.mark.parametrize("said", ["upper", "replace('e', '')", "truncate(3, True)"])
+def test_a_template_takes_a_system_text_whatever_it_makes_of_it(said):
+    tokenizer = smollm2()
+    asked = [{"role": "system", "content": "the\nshop"}, {"role": "user", "content": "I like the\nshop"}]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | " + said + " }}{% endfor %}"
+    assert with_system(tokenizer, asked) is asked
+    tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    assert conversation(tokenizer, asked) == "the\nshop\n\nI like the\nshop"  # though the user says the same words
+
+
 def test_what_a_template_refuses_is_a_value_error():
     tokenizer = gemma()
     tokenizer.chat_template = "{{ raise_exception('never') }}"
@@ -194,6 +218,7 @@ def test_what_a_template_refuses_is_a_value_error():
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ('{% set d = strftime_now( "%Y-%m-%d" ) %}{{ d }}', "2024-07-26"),
         ("{% if strftime_now is defined %}{{ strftime_now('%B %d, %Y') }}{% endif %}", "July 26, 2024"),
+        ("{% if strftime_now is not defined %}no{% endif %}{{ strftime_now (\n'%d' ) }}", "26"),
     ],
 )
 def test_a_template_prints_the_same_day_on_every_day(template, expected, tmp_path):
@@ -206,9 +231,19 @@ def test_a_template_prints_the_same_day_on_every_day(template, expected, tmp_pat
     assert again.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False) == expected + "?"
 
 
-def test_a_day_in_an_unknown_format_is_refused():
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set f = '%d' %}{{ strftime_now(f) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        "{{ strftime_now('%d' ~ ' %b') }}",
+        "{{ strftime_now(format='%d') }}",
+        "{{ strftime_now('%d o\\'clock') }}",
+    ],
+)
+def test_a_day_in_an_unknown_format_is_refused(template):
     tokenizer = smollm2()
-    tokenizer.chat_template = "{% set f = '%d' %}{{ strftime_now(f) }}"
+    tokenizer.chat_template = template
     with pytest.raises(ValueError, match="prints the day in a format of its own"):
         fix_today(tokenizer)
 

@@ -18,7 +18,7 @@ from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
 from llmrec.files import fingerprint
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
-from llmrec.instructions.tasks import TASKS, check_prompt
+from llmrec.instructions.tasks import TASKS, check_prompt, check_recommends
 from llmrec.instructions.wishes import kinds_of
 
 _CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
@@ -168,10 +168,9 @@ def parse_mixture(
     entries: list[str | dict], prompt: Prompt, index: SemIDIndex, views: Sequence[str] = ()
 ) -> list[TaskMix]:
     """A mixture (`TaskMix.parse`) that teaches what `prompt` will ask, in the Semantic IDs of each of `views`. Raises
-    `ValueError`: a bad entry, a prompt that asks for no item or needs more than a history, a view that the index does
+    `ValueError`: a bad entry, a prompt that the search cannot answer (`check_recommends`), a view that the index does
     not have or that is asked for twice, or no entry that teaches the prompt."""
-    if not TASKS[check_prompt(prompt).task].recommends:
-        raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
+    check_recommends(prompt)
     if len(set(views)) < len(views):
         raise ValueError(f"the views to fuse are {list(views)}: name each of them once")
     mixture = [TaskMix.parse(entry) for entry in entries]

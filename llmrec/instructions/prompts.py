@@ -85,6 +85,13 @@ class Prompt:
     where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self):
+        for name in ("task", "system", "format", "separator", "semids"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} should be a text, not {getattr(self, name)!r}: put it in quotes")
+        if not isinstance(self.thinking, bool):
+            raise ValueError(f"thinking should be true or false, not {self.thinking!r}")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
+            raise ValueError(f"weight should be a number, not {self.weight!r}")
         one_of(self.format, ("chat", "stream"), f"prompt of task {self.task!r}: format")
         if not self.templates:
             raise ValueError(f"prompt of task {self.task!r} has no templates")
@@ -99,7 +106,7 @@ class Prompt:
 
     @classmethod
     def from_dict(cls, fields: dict, where: str = "") -> "Prompt":
-        """Raises `ValueError` naming the unknown or missing field."""
+        """Raises `ValueError` naming the field that is unknown, missing or of another type."""
         known = [name for name in cls.__dataclass_fields__ if name != "where"]
         unknown = sorted(set(fields) - set(known))
         missing = sorted({"task", "templates"} - set(fields))
@@ -114,7 +121,10 @@ class Prompt:
             raise ValueError(
                 f"{where or 'prompt'}: every template needs exactly prompt and completion ({error})"
             ) from error
-        return cls(**{**fields, **wordings}, where=where)
+        try:
+            return cls(**{**fields, **wordings}, where=where)
+        except ValueError as error:
+            raise ValueError(f"{where or 'prompt'}: {error}") from error
 
 
 def prompts_folder() -> Path:

@@ -77,6 +77,11 @@ class TrainingRun:
 
     def __init__(self, script_args, training_args: TrainingArguments, model_args: ModelConfig):
         at_least(training_args, **_LEAST)
+        if training_args.max_steps == 0 or (training_args.max_steps < 0 and training_args.num_train_epochs == 0):
+            raise ValueError(
+                f"num_train_epochs is {training_args.num_train_epochs} and max_steps {training_args.max_steps}, which "
+                "trains nothing: give one that is more than 0 (max_steps: -1 leaves it to num_train_epochs)"
+            )
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.base, self.checkpoint = model_args.model_name_or_path, None
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)

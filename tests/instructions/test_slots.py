@@ -6,7 +6,7 @@ from marked_store import marked_setting
 
 from llmrec.instructions import TASKS, Prompt, TaskMix, Template, load_prompt, parse_mixture, task_rows
 from llmrec.instructions.prompts import fill, pieces_of
-from llmrec.instructions.tasks import check_prompt
+from llmrec.instructions.tasks import check_prompt, check_recommends
 from llmrec.instructions.teacher import ROWS, check_question
 
 every_task = pytest.mark.parametrize("name", sorted(TASKS))
@@ -67,6 +67,41 @@ def test_a_system_text_has_no_slots():
     fields = load_prompt("next_item").to_dict() | {"system": "Speak of {history} in {braces}."}
     with pytest.raises(ValueError, match="own.yaml: slot 'history' stands in system, which has no slots"):
         check_prompt(Prompt.from_dict(fields, "own.yaml"))
+
+
+@pytest.mark.parametrize("completion", ["something", "Next: {target}", "{target} enjoy", "{target}{target}", ""])
+def test_what_recommends_is_answered_with_the_item_alone(setting, tmp_path, completion):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        yaml.safe_dump({"task": "next_item", "templates": [{"prompt": "{history}?", "completion": completion}]})
+    )
+    with pytest.raises(ValueError, match=r"own.yaml: the completion .* should be '\{target\}' alone"):
+        parse_mixture([str(path)], load_prompt(path), setting[1])
+    fields = load_prompt("think_next_item").to_dict()
+    fields["templates"][1]["completion"] = completion
+    with pytest.raises(ValueError, match="own.yaml: the completion of a thinking prompt should read like '<think>"):
+        check_recommends(Prompt.from_dict(fields, "own.yaml"))
+
+
+def test_what_recommends_shows_the_history():
+    blind = [{"prompt": "After nothing", "completion": "{target}"}]
+    with pytest.raises(ValueError, match=r"own.yaml: 'After nothing' shows no history: write \{history\} into it"):
+        check_recommends(Prompt.from_dict({"task": "next_item", "templates": blind}, "own.yaml"))
+    check_recommends(Prompt.from_dict({"task": "next_item", "templates": blind, "format": "stream"}))
+    for name in TASKS:
+        if TASKS[name].recommends:
+            check_recommends(load_prompt(name))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"system": ["a"]}, {"separator": 1}, {"semids": {}}, {"task": 2}, {"format": None}, {"thinking": "no"},
+     {"weight": "much"}, {"templates": 3}, {"templates": "ab"}, {"unseen": {"a": 1}}],
+)  # fmt: skip
+def test_fields_of_another_type_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"own.yaml: .*{'template' if name in ('templates', 'unseen') else name}"):
+        Prompt.from_dict(load_prompt("next_item").to_dict() | wrong, "own.yaml")
 
 
 def test_slots_are_plain_names():

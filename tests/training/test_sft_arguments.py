@@ -9,7 +9,7 @@ from small_runs import base_folder, make_trainer, settings
 from transformers.integrations import deepspeed
 from trl import ModelConfig
 
-from llmrec.training import SFTArguments, callbacks, check_sft, plot_training
+from llmrec.training import SFTArguments, TrainingRun, callbacks, check_sft, plot_training
 
 LORA = {"use_peft": True}
 BEST = {"metric_for_best_model": "eval_ndcg@10", "load_best_model_at_end": True}
@@ -33,6 +33,12 @@ BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
 def test_contradictions_are_refused(tmp_path, stage, training, model, message):
     with pytest.raises(ValueError, match=message):
         check_sft(SFTArguments(**stage), settings(tmp_path, **training), ModelConfig(**model))
+
+
+@pytest.mark.parametrize("fields", [{"max_steps": 0}, {"num_train_epochs": 0, "max_steps": -1}])
+def test_a_run_of_no_steps_is_refused(tmp_path, fields):
+    with pytest.raises(ValueError, match="^num_train_epochs is .* and max_steps .* trains nothing"):
+        TrainingRun(None, settings(tmp_path, **fields), ModelConfig())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 
 from llmrec.arguments import one_of
 from llmrec.data import PreparedData
+from llmrec.decoding.thoughts import ThoughtBlock
 from llmrec.instructions.prompts import Prompt, Template, slots_of
 from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks import conversation, items, reasoning, sequential
@@ -57,10 +58,34 @@ def check_template(prompt: Prompt, wording: Template) -> None:
         raise ValueError(f"{where}: {error}") from error
 
 
+def check_recommends(prompt: Prompt) -> Prompt:
+    """The prompt, if a history is all that it takes and the search can answer it: each wording shows the history,
+    and the item follows right after it, or after a thought. Else `ValueError` naming the file and what to write."""
+    task, where = TASKS[check_prompt(prompt).task], prompt.where or f"prompt of task {prompt.task!r}"
+    if not task.recommends:
+        raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")
+    answers = [f"{{{name}}}" for name in ("both", "target", "targets") if name in task.answers][:1]
+    for wording in (*prompt.templates, *prompt.unseen):
+        if prompt.format == "chat" and not any(map(slots_of, wording.turns)):
+            asked = " or ".join(f"{{{name}}}" for name in task.asks)
+            raise ValueError(f"{where}: {wording.prompt!r} shows no history: write {asked} into it")
+        if prompt.thinking:
+            try:
+                ThoughtBlock.of(wording.completion)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        elif wording.completion not in answers:
+            raise ValueError(
+                f"{where}: the completion {wording.completion!r} should be {answers[0]!r} alone, with nothing "
+                "before or after it: the search expects the item right after the prompt"
+            )
+    return prompt
+
+
 def task_rows(task: str, data: PreparedData, max_history: int, seed: int = 0, limit: int | None = None) -> list[dict]:
     """The rows of a task as dicts with their item ids; the first `limit` of them."""
     rows = TASKS[task].rows(data, max_history, np.random.default_rng(seed))
     return Sequences(data.train).rows(rows if limit is None else rows.slice(0, limit))
 
 
-__all__ = ["TASKS", "Task", "check_prompt", "check_template", "task_rows"]
+__all__ = ["TASKS", "Task", "check_prompt", "check_recommends", "check_template", "task_rows"]
