@@ -117,19 +117,31 @@ def remove_partial(path: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def check_folder(path: Path) -> Path:
+    """`path`; raises `ValueError` where it is a file."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, and should be a folder: move it, or choose another folder")
+    return path
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
 
-    Works for a file (write to the yielded path) and for a folder (`mkdir` it). An existing folder is replaced.
+    Works for a file (write to the yielded path) and for a folder (`mkdir` it). An existing folder is replaced; where
+    `path` is a link, what it points to is. Raises `ValueError` where a file is in a folder's way, or a folder that has
+    no name in common with the new one: it is somebody else's.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     temporary = scratch / path.name
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
+        if temporary.is_dir() and path.exists():
+            names = os.listdir(check_folder(path))
+            if names and {*names}.isdisjoint(os.listdir(temporary)):
+                raise ValueError(f"{path} holds files of somebody else: move them, or choose another folder")
             os.rename(path, scratch / "replaced")
         os.replace(temporary, path)
     finally:

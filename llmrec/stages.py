@@ -9,7 +9,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from llmrec.files import Lock, check_whole, fingerprint, read_json, remove_partial, sizes_of, write_json
+from llmrec.files import Lock, check_folder, check_whole, fingerprint, read_json, remove_partial, sizes_of, write_json
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
@@ -33,13 +33,14 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, wri
         ValueError: the folder holds a run with other settings (named in the message), files of somebody else, or a
             finished result of which a file is missing or damaged; there is a `<folder>.old` of somebody else; or
             another process writes there. A run that failed before it wrote anything is in nobody's way.
+
+    Where `folder` is a link, all of this is about the folder that it points to.
     """
-    folder, settings = Path(folder), json.loads(json.dumps(settings, default=str))
+    folder, settings = check_folder(Path(folder).resolve()), json.loads(json.dumps(settings, default=str))
     if not overwrite and _holds_result_of(folder, settings):
         return "done"  # to look needs no lock
-    key = folder.resolve()
-    if writes and not (key in _locks and _locks[key].held):
-        _locks[key] = Lock(folder)
+    if writes and not (folder in _locks and _locks[folder].held):
+        _locks[folder] = Lock(folder)
     try:
         if writes:
             _remove_partial(folder)
@@ -86,7 +87,7 @@ def _begin(folder: Path, settings: dict, overwrite: bool) -> str:
 
 def finish_stage(folder: str | Path, **results) -> None:
     """Marks the folder as finished; `results` (figures, seconds) are kept beside the settings."""
-    record = Path(folder) / RECORD
+    record = Path(folder).resolve() / RECORD
     begun, files = read_json(record), sizes_of(record.parent)
     del files[RECORD]
     write_json(record, {**begun, "complete": True, "replaces": False, "results": results, "files": files})
@@ -99,7 +100,8 @@ def _record(folder: Path) -> dict | None:
     if not (folder / RECORD).exists():
         return None
     record = read_json(folder / RECORD)
-    if not {"settings", "complete"} <= record.keys():
+    kinds = {"settings": dict, "complete": bool, "files": dict}
+    if not all(isinstance(({"files": {}} | record).get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"{folder / RECORD} is not what a stage wrote: remove {folder}, or choose another output_dir")
     return record
 
@@ -113,7 +115,7 @@ def _remove_partial(folder: Path) -> None:
 
 
 def _release(folder: Path) -> None:
-    if (lock := _locks.pop(folder.resolve(), None)) is not None:
+    if (lock := _locks.pop(folder, None)) is not None:
         lock.release()
 
 

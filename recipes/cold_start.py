@@ -17,6 +17,7 @@ from llmrec.arguments import at_least, one_of
 from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
+from llmrec.data.prepared import check_replaceable
 from llmrec.data.statistics import statistics_table
 from llmrec.evaluation import KS
 from llmrec.evaluation.cold_start import evaluate_cold, write_cold_report
@@ -48,8 +49,6 @@ def hold_out(args: ColdStartArguments) -> None:
     folder = Path(args.cold_dir)
     if Path(args.data_dir).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"cold_dir {folder} would replace data_dir {args.data_dir}: choose another cold_dir")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "dataset.json").exists():
-        raise ValueError(f"{folder} holds files that are no prepared data: choose another cold_dir")
     data = PreparedData.load(args.data_dir)
     rule = {"fraction": args.fraction, "seed": args.seed, "from_training": args.from_training, "of": data.fingerprint}
     if (folder / "dataset.json").exists() and not args.overwrite:
@@ -58,6 +57,7 @@ def hold_out(args: ColdStartArguments) -> None:
         print(f"Reusing {folder}: same settings, same data.")
     else:
         with Lock(folder):
+            check_replaceable(folder)
             hold_out_items(data, args.fraction, args.seed, args.from_training).save(folder)
     cold = PreparedData.load(folder)
     print(statistics_table(cold.info["statistics"]))

@@ -15,6 +15,7 @@ import pyarrow as pa
 from llmrec.arguments import at_least
 from llmrec.commands import Parser
 from llmrec.data import PreparedData, prepare
+from llmrec.data.prepared import check_replaceable
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
 from llmrec.data.statistics import statistics_table
@@ -67,6 +68,7 @@ def main(args: DataArguments) -> PreparedData:
     else:
         rules = dict(settings)
         with Lock(output_dir):
+            check_replaceable(output_dir)
             interactions, items = load(settings["source"], rules.pop("source_args"))
             data = prepare(interactions, items, **rules)
             data.info |= {"settings": settings, "inputs_fingerprint": inputs}

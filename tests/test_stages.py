@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.data.provenance import can_reuse
-from llmrec.files import Lock, check_readable, read_parquet, write_json, write_parquet
+from llmrec.files import Lock, check_readable, read_json, read_parquet, save_state, write_json, write_parquet
 from llmrec.recommenders import check_trained_on
 from llmrec.stages import RECORD, begin_stage, content_of, finish_stage
 
@@ -105,7 +105,38 @@ def test_files_of_somebody_else_are_never_removed(tmp_path):
         begin_stage(tmp_path, {}, overwrite=True)
     with pytest.raises(ValueError, match="no prepared data"):
         can_reuse(tmp_path, {}, "")
+    with pytest.raises(ValueError, match=r"no prepared data \(mine.csv\)"):
+        tiny_data().save(tmp_path)
+    with pytest.raises(ValueError, match="files of somebody else"):
+        save_state(tmp_path, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
     assert (tmp_path / "mine.csv").read_text() == "precious"
+    for write in (lambda file: begin_stage(file, {}, overwrite=True), tiny_data().save):
+        with pytest.raises(ValueError, match="mine.csv is a file, and should be a folder"):
+            write(tmp_path / "mine.csv")
+
+
+def test_where_the_output_is_a_link_what_it_points_to_is_replaced(tmp_path):
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "disk")  # which is not there yet
+    for attempt in range(3):
+        assert begin_stage(link, {"a": attempt}, overwrite=True) == "new"
+        finish_stage(link)
+    (tmp_path / "data").symlink_to(tmp_path / "disk2")
+    for _ in range(2):
+        tiny_data().save(tmp_path / "data")
+    links = {path.name: path.is_symlink() for path in tmp_path.iterdir()}
+    assert links == {"out": True, "disk": False, "data": True, "disk2": False}
+
+
+@pytest.mark.parametrize("change", [{"settings": []}, {"files": []}, {"complete": "yes"}])
+def test_a_record_of_other_kinds_is_named(tmp_path, change):
+    begin_stage(tmp_path / "stage", {"a": 1})
+    finish_stage(tmp_path / "stage")
+    record = tmp_path / "stage" / "stage.json"
+    write_json(record, read_json(record) | change)
+    with pytest.raises(ValueError, match="stage.json is not what a stage wrote"):
+        begin_stage(tmp_path / "stage", {"a": 1})
 
 
 def test_evaluation_refuses_a_model_of_other_data(tmp_path):

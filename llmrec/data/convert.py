@@ -28,8 +28,12 @@ _MOMENT = (
     r"^(?P<day>\d{4}-\d\d-\d\d)(?:[T ](?P<time>\d\d:\d\d(?::\d\d)?)(?:[.,]\d+)?)?"
     r"\s*(?P<zone>Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?$"
 )
+# 20140407, with the hour, minute and second or without: a date to whoever wrote it, and seconds by its digits.
+_DATE_IN_DIGITS = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d){1,2})?$"
+_YEAR_1, _YEAR_5000 = -62_135_596_800, 10**11
 _BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
-_EXACT_FLOATS = 2**53  # from here on, neighbouring whole numbers are the same float
+# From here on, neighbouring whole numbers are the same float.
+_EXACT_FLOATS = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
 
 def cast_column(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str) -> pa.ChunkedArray:
@@ -69,11 +73,7 @@ def as_ids(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
     """Ids as text; whole floats and decimals, as ids with gaps come from pandas and databases, as whole numbers."""
     column = plain_column(column)
     if pa.types.is_floating(column.type):
-        ids = _without_nan(column.cast(pa.float64()))
-        row = pc.index(pc.greater_equal(pc.abs(ids), _EXACT_FLOATS), True).as_py()
-        if row >= 0:
-            _refuse(column, row, "is an id that has lost digits as a float; give ids as text", where, name)
-        ids = cast_column(ids, pa.int64(), where, name)
+        ids = cast_column(_exact_floats(column, "an id", where, name), pa.int64(), where, name)
     elif pa.types.is_decimal(column.type):
         ids = cast_column(column, pa.decimal128(38, 0), where, name)
     else:
@@ -109,10 +109,12 @@ def as_number(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str)
         column = _without_words(column)
         if kind == pa.int64():
             try:
-                return column.cast(kind)
+                return _whole_numbers(column)
             except pa.ArrowInvalid:
                 pass  # "12.0" is a whole number, too
         column = cast_column(column, pa.float64(), where, name)
+    if kind == pa.int64():
+        column = _exact_floats(column, "a number", where, name)
     return cast_column(_without_nan(column), kind, where, name)
 
 
@@ -123,7 +125,7 @@ def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
     if kind == TEXT:
         column = _without_words(column)
         try:
-            column = column.cast(pa.int64())
+            column = _whole_numbers(column)
         except pa.ArrowInvalid:
             try:
                 column = column.cast(pa.float64())
@@ -137,14 +139,20 @@ def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
     elif pa.types.is_temporal(kind) or pa.types.is_boolean(kind):
         _refuse(column, 0, f"({kind}) is no moment", where, name)
     if not pa.types.is_integer(column.type):
-        column = pc.floor(_without_nan(column))
-    seconds = _floor_divided(cast_column(column, pa.int64(), where, name), UNITS_PER_SECOND[unit])
-    row = pc.index(pc.greater(seconds, 10**11), True).as_py()
-    if row >= 0:
-        value = column[row].as_py()
-        raise ValueError(
-            f"{where}, column {name!r}, row {row + 1}: {value} {unit} lies past the year 5000; set timestamp_unit: ms?"
-        )
+        column = pc.floor(_exact_floats(column, "a moment", where, name, UNITS_PER_SECOND[unit]))
+    column = cast_column(column, pa.int64(), where, name)
+    if _are_dates_in_digits(column):
+        row = pc.index(column.is_valid(), True).as_py()
+        problem = "and all others look like dates without hyphens; write 2014-04-07, or give a column of timestamps"
+        _refuse(column, row, problem, where, name)
+    seconds = _floor_divided(column, UNITS_PER_SECOND[unit])
+    for outside, problem in (
+        (pc.greater(seconds, _YEAR_5000), "lies past the year 5000; set timestamp_unit: ms?"),
+        (pc.less(seconds, _YEAR_1), "lies before the year 1; check timestamp_unit"),
+    ):
+        row = pc.index(outside, True).as_py()
+        if row >= 0:
+            _refuse(column, row, f"{unit} {problem}", where, name)
     return seconds
 
 
@@ -209,7 +217,7 @@ def _nested(value, depth: int):
         return "true" if value else "false"
     return (
         str(int(value))
-        if isinstance(value, float) and abs(value) < _EXACT_FLOATS and value == int(value)
+        if isinstance(value, float) and abs(value) < _EXACT_FLOATS[pa.float64()] and value == int(value)
         else str(value)
     )
 
@@ -273,6 +281,18 @@ def _parents(lists: pa.ListArray) -> np.ndarray:
     return np.repeat(np.arange(len(lists)), _lengths(lists))
 
 
+def _exact_floats(column: pa.ChunkedArray, what: str, where: str, name: str, unit: int = 1) -> pa.ChunkedArray:
+    """Floats as float64 without NaN, refused where they are too large to tell whole units apart; others as is."""
+    if not pa.types.is_floating(column.type):
+        return column
+    floats = _without_nan(column.cast(pa.float64()))
+    row = pc.index(pc.greater_equal(pc.abs(floats), _EXACT_FLOATS[column.type] * unit), True).as_py()
+    if row >= 0:
+        problem = f"is {what} that has lost digits as a {column.type}; give text or whole numbers"
+        _refuse(column, row, problem, where, name)
+    return floats
+
+
 def _without_nan(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
 
@@ -281,6 +301,21 @@ def _without_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text of numbers or moments without white space around it, null where it says that there is none."""
     column = pc.utf8_trim_whitespace(column)
     return pc.if_else(pc.is_in(column, _MISSING_NUMBERS), None, column)
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as int64; raises `pa.ArrowInvalid` where it is none, 0x10 included."""
+    if pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
+        raise pa.ArrowInvalid("hexadecimal")
+    return column.cast(pa.int64())
+
+
+def _are_dates_in_digits(numbers: pa.ChunkedArray) -> bool:
+    given = numbers.drop_null()
+    parts = (given.slice(0, 100), given)  # the first few say no for nearly every column
+    return len(given) > 0 and all(
+        pc.all(pc.match_substring_regex(part.cast(TEXT), _DATE_IN_DIGITS)).as_py() for part in parts
+    )
 
 
 def _moments(column: pa.ChunkedArray) -> pa.ChunkedArray:

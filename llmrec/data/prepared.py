@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llmrec.files import atomic_path, fingerprint, read_json, read_parquet, write_json, write_parquet
+from llmrec.files import atomic_path, check_folder, fingerprint, read_json, read_parquet, write_json, write_parquet
 
 SEQUENCES = pa.schema(
     {
@@ -79,7 +79,8 @@ class PreparedData:
         return catalogue_fingerprint(self.items)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder whole or not at all."""
+        """Writes the folder whole or not at all; one that `check_replaceable` refuses is left as it is."""
+        check_replaceable(folder)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             for name in ("items", "train", "valid", "test"):
@@ -117,3 +118,14 @@ class PreparedData:
                 "(overwrite: true), or write changed tables with PreparedData.save"
             )
         return data
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Raises `ValueError` where `PreparedData.save` would remove what it did not write: a file, or a folder that holds
+    anything but prepared data."""
+    names = {"dataset.json", *(f"{name}.parquet" for name in ("items", "train", "valid", "test"))}
+    foreign = {file.name for file in Path(folder).iterdir()} - names if check_folder(Path(folder)).exists() else ()
+    if foreign:
+        raise ValueError(
+            f"{folder} holds files that are no prepared data ({min(foreign)}): move them, or choose another folder"
+        )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from llmrec.data.prepared import check_replaceable
 from llmrec.files import fingerprint, read_json
 
 
@@ -45,8 +46,7 @@ def can_reuse(folder: str | Path, settings: dict, inputs: str) -> bool:
     """
     path = Path(folder) / "dataset.json"
     if not path.exists():
-        if Path(folder).is_dir() and any(Path(folder).iterdir()):
-            raise ValueError(f"{folder} holds files that are no prepared data: choose another output_dir")
+        check_replaceable(folder)
         return False
     info = read_json(path)
     before, now = info.get("settings", {}), json.loads(json.dumps(settings))

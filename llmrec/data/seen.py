@@ -17,11 +17,11 @@ def repeats(rows: pa.Table, item_ids: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def excludes_seen(choice: str | bool, data: PreparedData) -> bool:
-    """Whether lists leave out the items of the history. `"auto"`: where no target of validation or test is one of
-    these, for a place that they take can never be right there; `"true"` and `"false"` say it themselves. Raises
-    `ValueError` for any other word."""
+def excludes_seen(choice: str | bool, data: PreparedData, *more: pa.Table) -> bool:
+    """Whether lists leave out the items of the history. `"auto"`: where no target of validation, test or `more` rows
+    is one of these, for a place that they take can never be right there; `"true"` and `"false"` say it themselves.
+    Raises `ValueError` for any other word."""
     choice = one_of(str(choice).lower(), ("auto", "true", "false"), "exclude_seen:")
     if choice != "auto":
         return choice == "true"
-    return not any(repeats(rows, data.items["item_id"]).any() for rows in (data.valid, data.test))
+    return not any(repeats(rows, data.items["item_id"]).any() for rows in (data.valid, data.test, *more))

@@ -12,9 +12,10 @@ from llmrec.arguments import whole_number
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.logits_processor import generate_search
+from llmrec.decoding.rotary import check_rotary
 from llmrec.decoding.searchable import ScoredItem, widen
 from llmrec.decoding.self_check import Choice, first_exact
-from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
+from llmrec.decoding.tree_attention import Tree, extend, prefill, prompt_lengths, unsupported
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def open_search(
     kept in `folder`. If that is not the first, a warning says so once per reason.
 
     Raises:
-        ValueError: no way does, or the trie holds tokens that the model has not.
+        ValueError: no way does, the trie holds tokens that the model has not, or `check_rotary` refuses a prompt.
     """
     if normalize not in ("vocabulary", "catalogue"):
         raise ValueError(f"normalize is {normalize!r}; it can be 'vocabulary' or 'catalogue'")
@@ -82,9 +83,11 @@ def open_search(
     choice = way_of(model, input_ids.device, folder)
     if choice.way not in WAYS:
         raise ValueError(f"{type(unwrap(model)).__name__} cannot be searched: {choice.why}")
-    if choice.way != TREE:
-        warn_of_generate(choice.why, choice.way)
-    return WAYS[choice.way](model, input_ids, attention_mask, trie, normalize)
+    together = check_rotary(model, prompt_lengths(attention_mask), trie.depth)
+    way, why = (choice.way, choice.why) if together else ("generate()", "prompts on both sides of a rotary limit")
+    if way != TREE:
+        warn_of_generate(why, way)
+    return WAYS[way](model, input_ids, attention_mask, trie, normalize)
 
 
 @cache

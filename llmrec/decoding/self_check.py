@@ -62,6 +62,8 @@ def first_exact(
     versions = REVISION, torch.__version__, transformers.__version__
     key = fingerprint(json.dumps([*parts, *versions, type(inner).__qualname__, inner.config.to_json_string()]))
     kept = _read(folder)
+    if key in kept and kept[key].way not in ways:
+        del kept[key]
     choice = _of_keys[key] = _of_keys.get(key) or kept.get(key) or _judge(model, ways, device)
     if folder is not None and choice.way and key not in kept:  # what failed may do better another time
         _keep(folder, {**kept, key: choice})
@@ -71,7 +73,8 @@ def first_exact(
 
 def _read(folder: Path | None) -> dict[str, Choice]:
     try:
-        return {} if folder is None else {key: Choice(**value) for key, value in read_json(folder / FILE).items()}
+        kept = {} if folder is None else {key: Choice(**value) for key, value in read_json(folder / FILE).items()}
+        return {key: choice for key, choice in kept.items() if all(isinstance(part, str) for part in choice)}
     except (ValueError, TypeError, AttributeError, OSError):  # not there, or not ours: it is made again
         return {}
 

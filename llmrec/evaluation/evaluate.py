@@ -92,16 +92,22 @@ def evaluate(
             list of k items holds at most k SemIDs, so the SemID level at the largest k is a lower bound.
         bootstrap: resamples of the users; 0 leaves the intervals out.
         exclude_seen: whether lists leave out the items of the history, by the recommender's own filter
-            (`llmrec.data.excludes_seen`).
+            (`llmrec.data.excludes_seen`, where `rows` count too).
 
     Raises:
-        ValueError: no rows, an item outside the catalogue, a SemID index over other items, or a recommender that lists
-            items of the history though it was asked to leave them out.
+        ValueError: no rows, no `ks`, an item outside the catalogue, a SemID index over other items, or a recommender
+            that lists items of the history though it was asked to leave them out.
     """
+    if len(ks) == 0:
+        raise ValueError("ks is empty: give at least one length of list")
     if rows.num_rows == 0:
         raise ValueError("there is no row to evaluate")
     seen = lists_to_rows(rows["history"], data.items["item_id"])
-    excluded = excludes_seen(exclude_seen, data)
+    repeated = repeats(rows, data.items["item_id"])
+    excluded = excludes_seen(exclude_seen, data, rows)
+    if excluded and repeated.any():
+        text = "%s: lists leave out the items of histories, but the target is one in %d of %d rows: never found there"
+        logger.warning(text, name, repeated.sum(), len(repeated))
     targets = ids_to_rows(rows["target"], data.items["item_id"]).astype(np.int64)
     trained, _ = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     counts = np.bincount(trained, minlength=data.items.num_rows)
@@ -141,7 +147,7 @@ def evaluate(
     values, users = np.stack(list(per_row.values()), 1), rows["user_id"]
     metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks, left_out)
     metrics |= {"users_per_second": rows.num_rows / seconds, "items_per_second": len(item_ids) / seconds}
-    sliced = row_slices(np.diff(seen[1]), repeats(rows, data.items["item_id"]), targets, counts)
+    sliced = row_slices(np.diff(seen[1]), repeated, targets, counts)
     if "target_behaviour" in rows.column_names:
         sliced |= behaviour_slices(rows["target_behaviour"])
     return EvaluationResult(

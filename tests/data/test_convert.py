@@ -61,6 +61,7 @@ def test_iso_text_with_zones_and_fractions(text, kind):
         (["2014-04-07", "2014-04-07T10:51"], pa.string(), [1396828800, 1396867860]),
         ([None, None], pa.null(), [None, None]),
         ([1.9, None], pa.float32(), [1, None]),
+        (["20140407", "20149999"], pa.string(), [20140407, 20149999]),  # one is no date, so these are seconds
     ],
 )
 def test_moments_of_every_type(values, kind, seconds):
@@ -73,6 +74,13 @@ def test_moments_of_every_type(values, kind, seconds):
         (["2014-04-07T10:51:09Z", "2014-04-07T10:51:09+99:99"], pa.string(), "row 2: '2014-04-07T10:51:09\\+99:99'"),
         (["2014-13-07"], pa.string(), "row 1: '2014-13-07'"),
         (["07.04.2014"], pa.string(), "ISO 8601 moment such as"),
+        (["5", "0x10"], pa.string(), "row 1: '5' .*ISO 8601|row 2: '0x10' .*ISO 8601"),
+        (["", "20140407", "20140408"], pa.string(), "row 2: 20140407 and all others look like dates"),
+        (["20140407105109"], pa.string(), "row 1: 20140407105109 and all others look like dates"),
+        ([20140407.0, None], pa.float64(), "row 1: 20140407 and all others look like dates"),
+        ([0, 10**14], pa.int64(), "row 2: 100000000000000 s lies past the year 5000"),
+        ([0, -(10**14)], pa.int64(), "row 2: -100000000000000 s lies before the year 1;"),
+        ([1.0, 1396867869.0], pa.float32(), "row 2: 1396867840.0 is a moment that has lost digits as a float"),
         ([datetime.time(1, 2)], pa.time32("s"), "is no moment"),
         ([datetime.timedelta(1)], pa.duration("s"), "is no moment"),
         ([True], pa.bool_(), "is no moment"),
@@ -103,6 +111,8 @@ def test_ids_of_every_type(ids, kind, text):
     "ids, kind, problem",
     [
         ([1.0, 9007199254740992.0], pa.float64(), "row 2: 9007199254740992.0 is an id that has lost digits"),
+        ([1.0, 2.0**24], pa.float32(), "row 2: 16777216.0 is an id that has lost digits as a float; give text"),
+        ([1.0, 2048.0], pa.float16(), "row 2: 2048.0 is an id that has lost digits as a halffloat"),
         ([Decimal("1.50")], pa.decimal128(10, 2), "row 1: Decimal"),
         (["a", " "], pa.string(), r"row 2: the id is missing \(' '\)"),
         ([None, None], pa.null(), r"row 1: the id is missing \(None\)"),

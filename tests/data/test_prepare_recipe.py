@@ -75,6 +75,18 @@ def test_other_settings_do_not_replace_a_folder_unasked(config, tmp_path):
     run("--config", config, "--ties", "item_id", "--overwrite", "true")
 
 
+def test_overwrite_replaces_prepared_data_alone(config, tmp_path):
+    run("--config", config)
+    for folder, file in ((tmp_path / "mine", "thesis.txt"), (tmp_path / "out", "notes.txt")):
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text("precious")
+        with pytest.raises(ValueError, match=rf"{folder.name} holds files that are no prepared data \({file}\)"):
+            run("--config", config, "--output_dir", folder, "--overwrite", "true")
+        assert (folder / file).read_text() == "precious"
+    with pytest.raises(ValueError, match="log.csv is a file, and should be a folder"):
+        run("--config", config, "--output_dir", tmp_path / "log.csv")
+
+
 def test_nothing_half_written_remains(config, tmp_path):
     with open(tmp_path / "log.csv", "a") as file:
         file.write("8,unknown\n")

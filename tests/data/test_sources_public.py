@@ -75,6 +75,14 @@ def test_amazon2014_executes_nothing(tmp_path):
         load_amazon2014(reviews, metadata)
 
 
+def test_half_a_character_in_metadata_is_named(tmp_path):
+    reviews = write_gz(tmp_path / "r.json.gz", [review_2014_2018("A1", "B01", 1)])
+    metadata = write_gz(tmp_path / "m.json.gz", ['{"asin": "B00"}', '{"asin": "B01", "title": "x \\ud83d"}'])
+    for load in (load_amazon2014, load_amazon2018):
+        with pytest.raises(ValueError, match=r"m\.json\.gz cannot be read: line 2 holds '.ud83d', one half"):
+            load(reviews, metadata)
+
+
 def test_amazon2018_first_of_a_repeated_item_counts(tmp_path):
     reviews = write_gz(
         tmp_path / "Office_5.json.gz", [review_2014_2018("A1", "B01", 5), review_2014_2018("A1", "B02", 6)]

@@ -109,6 +109,19 @@ def test_json_strings_stay_strings_and_mixed_ids_are_text(load, tmp_path):
     assert items["tags"].to_pylist() == [["2020-01-01"], None]
 
 
+@BOTH
+@pytest.mark.parametrize("first", ['"a"', "1"])
+def test_half_a_character_is_named_with_its_file_and_row(load, first, tmp_path):
+    good = json.dumps({"item_id": "b", "title": "\U0001f600"})
+    log = '{"user_id": "u", "item_id": "b"}\n'
+    items = f'{{"item_id": {first}, "title": "x"}}\n{good}\n'
+    _, read = load(tmp_path, log, items, "jsonl")
+    assert read["title"].to_pylist() == ["x", "\U0001f600"]
+    for text in ('"x \\ud83d"', '["x", "\\uDC00 y"]'):
+        with pytest.raises(ValueError, match=r"\.jsonl cannot be read: row 3 holds '.ud\w+', one half of a character"):
+            load(tmp_path, log, items + f'{{"item_id": "c", "title": {text}}}\n', "jsonl")
+
+
 def test_json_lists_of_every_kind_and_a_key_that_stands_twice(tmp_path):
     items = (
         '{"item_id": "a", "title": "x", "description": ["One.", null, {"b": 1}, "Two."], "categories": [["A", null]]}'
@@ -165,6 +178,14 @@ def test_a_table_with_a_name_twice_is_refused():
         standard_interactions(twice, "log")
     with pytest.raises(ValueError, match="items: 2 columns are called 'own'"):
         standard_items(pa.table([["a"], ["A"], ["x"], ["y"]], names=["item_id", "title", "own", "own"]))
+
+
+def test_a_hub_csv_with_another_delimiter_or_encoding(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id;item_id\nJos\u00e9;a\n", encoding="latin-1")
+    log, _ = load_hub({"path": str(tmp_path), "delimiter": ";", "encoding": "latin-1"})
+    assert log.to_pylist() == [{"user_id": "Jos\u00e9", "item_id": "a"}]
+    with pytest.raises(ValueError, match=r"log\.csv cannot be read: .*it is not utf-8: .*encoding: latin-1"):
+        load_hub({"path": str(tmp_path), "delimiter": ";"})
 
 
 def test_a_part_of_a_hub_split_and_gz(tmp_path):

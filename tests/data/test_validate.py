@@ -31,6 +31,12 @@ def log(**columns):
         ({**LOG, "timestamp": [1, 1588687728923]}, {}, r"row 2: 1588687728923 s lies past the year 5000; .*ms"),
         ({**LOG, "timestamp": [1, 2]}, {"timestamp_unit": "h"}, "timestamp_unit 'h' is not one of s, ms, us, ns"),
         ({**LOG, "rating": ["5", "good"]}, {}, r"column 'rating', row 2: 'good' \(string\) is not double"),
+        (
+            {**LOG, "order": pa.array([1, 2**24], pa.float32())},
+            {},
+            r"'order', row 2: 16777216\.0 is a number that has lost",
+        ),
+        ({**LOG, "order": ["1", "0x10"]}, {}, r"column 'order', row 2: '0x10' \(string\) is not double"),
         ({**LOG, "order": [1, 2.5]}, {}, r"column 'order', row 2: 2\.5 \(double\) is not int64"),
         ({**LOG, "user_id": [b"u", b"\xff"]}, {}, r"column 'user_id', row 2: b'\\xff' is not valid UTF-8"),
     ],

@@ -100,10 +100,15 @@ def test_what_is_found_is_kept_in_the_folder_and_asked_again_when_it_may_change(
     (tmp_path / ".self_check.json").write_text("damaged")
     open_new(tiny_model())
     assert len(judged) == 5 and len(json.loads((tmp_path / ".self_check.json").read_text())) == 1
+    (key,) = json.loads((tmp_path / ".self_check.json").read_text())
+    for count, value in enumerate([{"way": "by magic", "why": ""}, {"way": 5, "why": []}], 6):
+        (tmp_path / ".self_check.json").write_text(json.dumps({key: value}))
+        open_new(tiny_model())
+        assert len(judged) == count
     assert os.listdir(tmp_path) == [".self_check.json"]
     (tmp_path / "file").touch()
     open_new(tiny_model(), tmp_path / "file")  # no folder that could be written to
-    assert len(judged) == 6
+    assert len(judged) == 8
 
 
 def test_the_check_leaves_a_model_as_it_was_and_is_asked_in_evaluation_mode():
@@ -121,6 +126,43 @@ def test_low_precision_is_no_fault():
     for dtype in (torch.bfloat16, torch.float16):
         for family in ("llama", "qwen3_moe"):
             assert search.no_tree(of_family(family).to(dtype)) is None
+
+
+def of_rope(kind: str, family: str = "qwen3", **more):
+    """A model whose rotary positions change at 32 tokens."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **more}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    longest = 128 if kind == "longrope" else 32
+    return tiny_model(family, max_position_embeddings=longest, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("lengths", [(20, 29), (20, 50), (33, 50), (50, 20, 29, 33)])
+def test_prompts_on_both_sides_of_a_rotary_limit_get_the_scores_of_a_plain_pass(lengths):
+    model, semids = of_rope("longrope"), random_semids(0)
+    ids, mask, trie = asked(semids, lengths)
+    output = tree_beam_search(model, ids, mask, trie, len(semids))
+    for number, length in enumerate(lengths):
+        prompt = ids[number, -length:].tolist()
+        with torch.no_grad():
+            steps = model(torch.tensor([prompt + list(semid) for semid in semids])).logits.log_softmax(-1)
+        own = [
+            sum(float(row[length - 1 + i, token]) for i, token in enumerate(semid))
+            for row, semid in zip(steps, semids)
+        ]
+        scores = {tuple(tokens): score for tokens, score in zip(output.tokens[number].tolist(), output.scores[number])}
+        assert [float(scores[semid]) for semid in semids] == pytest.approx(own, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind, length", [("longrope", 30), ("longrope", 32), ("dynamic", 30), ("dynamic", 50)])
+def test_a_prompt_that_crosses_a_rotary_limit_is_named(kind, length):
+    model = of_rope(kind, **({"factor": 4.0} if kind == "dynamic" else {}))
+    with pytest.raises(ValueError, match=rf"prompt 1 has {length} tokens, .* crosses the 32 .*\({kind}\) change"):
+        tree_beam_search(model, *asked(lengths=(7, length)), 5)
+    tree_beam_search(model, *asked(lengths=(7, 29)), 5)
+    if kind == "longrope":
+        with pytest.raises(ValueError, match="past the length at which the model's rotary positions change"):
+            sample_without_replacement(model, *asked(lengths=(7, 50)), 2, [0, 1])
 
 
 def test_prompts_of_any_length_and_order_through_generate():

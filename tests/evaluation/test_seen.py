@@ -98,6 +98,17 @@ def test_a_target_that_was_left_out_is_no_hit():
     assert result.predictions["rank"].to_pylist() == [0] and result.metrics["recall@50"] == 0
 
 
+def test_rows_that_are_not_of_the_data_count_too(caplog):
+    """`auto` looked at the data alone, so a row of repeats was never found; where that is asked for it is said."""
+    data = tiny_data()
+    rows = with_repeats("test").test.slice(39)
+    assert not evaluate(Popularity.fit(data), rows, data, "x", bootstrap=0).exclude_seen and not caplog.messages
+    assert evaluate(Popularity.fit(data), rows, data, "x", bootstrap=0, exclude_seen=True).exclude_seen
+    assert "the target is one in 1 of 2 rows" in caplog.text
+    with pytest.raises(ValueError, match="^ks is empty"):
+        evaluate(Popularity.fit(data), rows, data, "x", ks=())
+
+
 def test_a_recommender_that_heeds_no_filter_is_named():
     class Stubborn:
         def recommend(self, histories, k=10, filters=None):

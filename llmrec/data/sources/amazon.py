@@ -21,7 +21,7 @@ import pyarrow.json
 
 from llmrec.data.convert import column_of
 from llmrec.data.sources.tables import reading
-from llmrec.data.sources.text_files import BLOCK
+from llmrec.data.sources.text_files import BLOCK, check_characters
 from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES, standard_interactions, standard_items
 
 _REVIEWS_2014_2018 = {"user_id": "reviewerID", "item_id": "asin", "timestamp": "unixReviewTime", "rating": "overall"}
@@ -73,6 +73,8 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
         except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}, line {number}: not the metadata of an item: {error!r}") from error
         if item["item_id"] in wanted:
+            with reading(path):
+                check_characters(line, item, f"line {number}")
             items.setdefault(item["item_id"], item)
     if not items:
         raise ValueError(f"{path} describes none of the {len(wanted)} reviewed items: is it of the same category?")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from llmrec.columns import plain_table
-from llmrec.data.sources.tables import with_own_numbers
+from llmrec.data.sources.tables import reading, with_own_numbers
 from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
 from llmrec.data.validate import INTERACTION_TYPES, items_without_text, standard_interactions, standard_items
 
@@ -108,12 +108,15 @@ def _read_text_files(arguments: Mapping) -> tuple[pa.Table, bool] | None:
                 stated = config.quoting or config.quotechar != '"'
                 quote = (config.quotechar if config.quoting != csv.QUOTE_NONE else "") if stated else None
                 names = config.column_names or config.names
-                read.append(read_csv(opened, str(name), config.sep, config.encoding or "utf-8", quote, names))
+                separator, encoding = config.delimiter or config.sep, config.encoding or "utf-8"
+                with reading(name, encoding):
+                    read.append(read_csv(opened, str(name), separator, encoding, quote, names))
                 continue
             with opened() as file:
                 if file.read(1 << 10).lstrip()[:1] == b"[":
                     return None
-            read.append(read_json_lines(opened))
+            with reading(name):
+                read.append(read_json_lines(opened))
         tables[str(part)] = pa.concat_tables(read, promote_options="permissive")
     lengths = {str(part): len(tables.get(str(part), ())) for part in files}
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)

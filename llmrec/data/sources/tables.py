@@ -69,12 +69,16 @@ def with_own_numbers(items: pa.Table, where: str) -> pa.Table:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """What goes wrong with a file while it is read becomes a `ValueError` that names it."""
+def reading(path: str | Path, encoding: str | None = None) -> Iterator[None]:
+    """What goes wrong with a file while it is read becomes a `ValueError` that names it, and the `encoding` that can be
+    chosen where the file is in another."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (pa.ArrowException, OSError, EOFError, UnicodeError, LookupError, csv.Error) as error:
+        advice = ""
+        if encoding and re.search("utf-?8", str(error), re.IGNORECASE):
+            advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
+        raise ValueError(f"{path} cannot be read: {error}{advice}") from error
 
 
 def read_fields(path: Path, separator: str, names: Sequence[str], encoding: str = "utf-8") -> pa.Table:

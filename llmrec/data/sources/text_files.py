@@ -124,6 +124,16 @@ def read_json_lines(opened: Callable[[], BinaryIO]) -> pa.Table:
     return read(pa.schema(changed)) if changed else table
 
 
+def check_characters(line: str, row: dict, where: str) -> None:
+    """Raises `pa.ArrowInvalid` where the row of a line holds half a character (a surrogate without the other)."""
+    if "\\ud" in line.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise pa.ArrowInvalid(f"{where} holds {half}, one half of a character; take it out") from error
+
+
 def _moments_as_text(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind):
         return pa.string()
@@ -141,6 +151,7 @@ def _read_mixed(opened: Callable[[], BinaryIO]) -> pa.Table:
             rows.append(json.loads(line, object_pairs_hook=_no_key_twice))
             if not isinstance(rows[-1], dict):
                 raise pa.ArrowInvalid(f"line {len(rows)} is no JSON object")
+            check_characters(line, rows[-1], f"row {len(rows)}")
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: column_of([row.get(name) for row in rows]) for name in names})
 
