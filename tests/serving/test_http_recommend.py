@@ -237,7 +237,7 @@ BAD = [
     ({"history": HISTORY, "filter": {"where": [["price", "in", [1, "a"]]]}}, "filter"),
     ({"history": HISTORY, "filter": {"at_most": {"brand": 0}}}, "filter.at_most.brand"),
     ({"history": HISTORY, "filter": {"at_most": {"maker": 1}}}, "filter"),
-    ({"history": ["\ud800"]}, "history[0]"),
+    ({"history": ["\ud800"]}, "history"),
     ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, None),
 ]
 
@@ -284,7 +284,6 @@ def test_unreadable_bodies(client, content, said):
         ({"history": ["\ud800"], "history_format": "title"}, "history"),
         ({"history": HISTORY, "filter": {"where": [["brand", "=", "\ud800"]]}}, "filter"),
         ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, "filter"),
-        ({"\ud800": 1}, "?"),
     ],
 )
 def test_half_a_character_is_refused(client, body, param):
