@@ -31,8 +31,8 @@ from llmrec.recommenders.protocol import Recommender
 from llmrec.serving.batch.parts import Job, PartMaker, RayActors, load
 
 logger = logging.getLogger("llmrec.serving.batch.recommend_file")  # also where this is __main__
-METADATA = b"llmrec.recommend_file"  # in the footer of the output: the settings that made it, as JSON
-CONTENT = "content"  # among them: the bytes before the footer, how many and their fingerprint
+METADATA = b"llmrec.recommend_file"  # of the output's schema: the settings that made it, as JSON
+CONTENT = b"llmrec.content"  # in the footer: the bytes before it, how many and their fingerprint; goes when rewritten
 
 
 def recommend_file(
@@ -118,13 +118,11 @@ def _write(output: Path, settings: dict, schema: pa.Schema, maker: PartMaker, ac
     made = actors.make(job, missing) if actors and left else map(maker.make, missing)
     with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
         for part in made:
-            rows = part.rows.replace_schema_metadata(None)
-            _write_with_facts(files[part.number], [rows], rows.schema, {"part": part.number, "of": made_by})
+            _write_with_facts(files[part.number], [part.rows], part.rows.schema, {"part": part.number, "of": made_by})
             progress.update(len(part.rows))
     seconds = time.perf_counter() - began
     logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
-    metadata = {name: value for name, value in (schema.metadata or {}).items() if name != METADATA}
-    schema = pa.schema([*schema, *job.new_columns()], metadata)
+    schema = pa.schema([*schema, *job.new_columns()], schema.metadata)
     _write_with_facts(output, (read_parquet(file).cast(schema) for file in files), schema, settings)
     shutil.rmtree(folder)
     logger.info("Wrote %s", output)
@@ -136,13 +134,14 @@ def model_settings(model: str | Path, backend: str, engine: dict) -> dict:
 
 
 def _write_with_facts(file: Path, tables: Iterable[pa.Table], schema: pa.Schema, facts: dict) -> None:
-    """Writes parquet whose footer holds `facts`, and how many bytes of what fingerprint stand before it."""
+    """Writes parquet whose schema holds `facts`, and its footer how many bytes of what fingerprint stand before it."""
+    schema = schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(facts)})
     with atomic_path(file) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table)
             content = _fingerprint(temporary, size := temporary.stat().st_size)
-            writer.add_key_value_metadata({METADATA: json.dumps({**facts, CONTENT: [size, content]})})
+            writer.add_key_value_metadata({CONTENT: f"{size} {content}"})
 
 
 def _fingerprint(file: Path, size: int) -> str:
@@ -163,8 +162,8 @@ def _facts_of(file: Path, advice: str) -> dict:
     if METADATA not in metadata:
         raise ValueError(f"{file} exists and recommend_file did not make it: move it, or choose another output")
     facts = _settings_of(file, metadata[METADATA])
-    size, content = facts.pop(CONTENT, (0, ""))
-    if content != _fingerprint(file, size):
+    size, content = metadata.get(CONTENT, b"0 ").decode().split(" ")
+    if content != _fingerprint(file, int(size)):
         raise ValueError(f"{file} is damaged, or changed since recommend_file wrote it: {advice}")
     return facts
 
