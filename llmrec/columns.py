@@ -42,9 +42,11 @@ def plain_column(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Arr
         plain = plain_column(column.storage)
         return plain.cast(pa.bool_()) if isinstance(kind, pa.Bool8Type) else plain
     if types.is_dictionary(kind):
-        return plain_column(column.dictionary_decode())
+        return plain_column(column.dictionary).take(column.indices)
     if types.is_run_end_encoded(kind):
-        return plain_column(pc.run_end_decode(column))
+        places = np.arange(column.offset, column.offset + len(column))
+        runs = np.searchsorted(column.run_ends.to_numpy(), places, side="right")
+        return plain_column(column.values).take(pa.array(runs))
     if _any(_TEXTS, kind):
         return column.cast(pa.string())
     if _any(_BYTES, kind):

@@ -24,6 +24,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 TODAY = date(2024, 7, 26)
 _STRFTIME = re.compile(r"""\bstrftime_now\s*\(\s*(["'])([^"'\\]*)\1\s*\)""")
 _OTHER_DAY = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
+_SPACES = re.compile(r"[\s▁]*")
 _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 OTHERS, OURS, SEMIDS = "012"  # whose a character is: SEMIDS are ours too, and begin and end no other token
 
@@ -33,20 +34,29 @@ class ControlTokens:
     (`<think>`), and `more`, such as the tokens of Semantic IDs; `but` are none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, more: Iterable[str] = (), but: Iterable[str] = ()):
-        added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
-        marked = [content for content, special in added if special or _MARKUP.fullmatch(content)]
+        added = list(tokenizer.added_tokens_decoder.values())
+        marked = [token.content for token in added if token.special or _MARKUP.fullmatch(token.content)]
+        normalized = {token.content for token in added if token.normalized}
         left_out = {*but}
         self.tokens = [t for t in dict.fromkeys([*marked, *more]) if t.strip() and t not in left_out]
         # The library's own search for added tokens: the leftmost, the longest, in time linear in the text.
         self._finder = Tokenizer(WordLevel({"": 0}, unk_token=""))
-        self._finder.add_tokens([AddedToken(token, normalized=False) for token in self.tokens])
+        normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
         ends = {end for token in self.tokens for end in (token[0], token[-1])}
         self._ends = re.compile("[" + "".join(map(re.escape, sorted(ends))) + "]") if ends else re.compile(r"(?!)")
+        if normalizer is not None and not normalized.isdisjoint(self.tokens):
+            if normalizer.normalize_str("< >") == normalizer.normalize_str("<>"):
+                raise ValueError("the tokenizer's normalizer drops spaces, so that no control token can be broken")
+            self._finder.normalizer = normalizer  # other characters may be read as a token's, such as capitals
+            self._ends = re.compile("")
+        self._finder.add_tokens([AddedToken(token, normalized=token in normalized) for token in self.tokens])
 
     def find(self, text: str) -> list[tuple[int, int]]:
         """Where control tokens stand in a text: [start, end) each."""
         found = self._finder.encode(text, add_special_tokens=False)
-        return [place for number, place in zip(found.ids, found.offsets) if number]
+        places = [place for number, place in zip(found.ids, found.offsets) if number]
+        # A normalizer that writes spaces as letters may count one before a token to it.
+        return [(min(start + len(_SPACES.match(text, start, end)[0]), end - 1), end) for start, end in places]
 
     def plain(self, text: str, owners: str | None = None) -> str:
         """The text with every control token broken that others have a hand in.

@@ -48,6 +48,24 @@ def test_extensions_and_run_ends():
     assert plain_column(pc.run_end_encode(pa.array(["a", "a", "b"]))).to_pylist() == ["a", "a", "b"]
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.binary_view(), DICTIONARY, pa.list_view(pa.string_view()), LISTS]
+)
+def test_views_and_dictionaries_inside_dictionaries_and_run_ends(kind):
+    values = {pa.binary_view(): [b"a", None, b"b"]}.get(
+        kind, [["a"], None, ["b"]] if "list" in str(kind) else ["a", None, "b"]
+    )
+    inner = pa.array(values, kind)
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 1, 2], pa.uint8()), inner)
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3, 5], pa.int16()), inner)
+    for column in (dictionary, runs, pa.RunEndEncodedArray.from_arrays(pa.array([2, 5], pa.int64()), dictionary[:2])):
+        lists = pa.ListArray.from_arrays(pa.array([0, 2, 5]), column)
+        for encoded in (column, column.slice(1), column.slice(1, 3), column.slice(0, 0), lists, lists.slice(1)):
+            done = plain_column(encoded)
+            assert done.to_pylist() == encoded.to_pylist() and done.type == plain_column(encoded.slice(0, 0)).type
+            done.validate(full=True)
+
+
 def test_parquet_is_read_in_plain_types_with_its_metadata(tmp_path):
     table = pa.table({"a": pa.array(["x"], pa.string_view()), "b": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))})
     pq.write_table(table.replace_schema_metadata({"llmrec": "{}"}), tmp_path / "t.parquet")

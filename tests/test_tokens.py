@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tokenizer_families import CHATML, FAMILIES, GEMMA, gemma, llama2, llama3, smollm2
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
@@ -87,6 +87,37 @@ def test_no_control_token_survives_in_a_text_of_real_tokenizers():
         tokenizer = with_semids(AutoTokenizer.from_pretrained(folder))
         check_every_control_token(tokenizer)
         check_other_texts_stay(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "normalizer, texts",
+    [
+        (normalizers.NFKC(), ["＜think＞", "a ＜think＞ b", "<think>＜think>"]),
+        (normalizers.Lowercase(), ["<THINK>", "a<Think><think>"]),
+        (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), ["ﬁ＜THINK＞"]),
+        (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+         ["<think>", "a <think>", "▁<think>", "a  <think> <think>"]),
+    ],
+)  # fmt: skip
+def test_tokens_that_are_looked_for_in_normalized_texts_are_broken_there(normalizer, texts):
+    tokenizer = smollm2()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens(["<think>"])  # `normalized`, as it is by default
+    control = ControlTokens(tokenizer)
+    for text in texts:
+        plain = control.plain(text)
+        assert counted(tokenizer, control, text) > 0 == counted(tokenizer, control, plain), (text, plain)
+        assert plain.replace(" ", "") == text.replace(" ", "") and control.plain(plain) == plain
+    assert control.plain("A Lamp ﬁ <thin k>") == "A Lamp ﬁ <thin k>"
+
+
+def test_a_normalizer_that_drops_spaces_is_refused():
+    tokenizer = smollm2()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "")
+    assert ControlTokens(tokenizer).plain("a <file_sep>") == "a < file_sep>"
+    tokenizer.add_tokens(["<think>"])
+    with pytest.raises(ValueError, match="drops spaces, so that no control token can be broken"):
+        ControlTokens(tokenizer)
 
 
 def test_words_that_were_added_to_a_vocabulary_are_no_control_tokens():

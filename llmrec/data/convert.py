@@ -59,7 +59,7 @@ def as_text(column: pa.ChunkedArray, where: str, name: str, separators: Sequence
         element = column.type
         while is_list(element):
             element = element.value_type
-        if pa.types.is_struct(element):
+        if pa.types.is_struct(element) or pa.types.is_map(element):
             logger.warning("%s, column %r: its lists hold objects (%s), which are no text", where, name, element)
 
         def join(part: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -91,6 +91,9 @@ def as_id_lists(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArr
     column = plain_column(column)
     if not is_list(column.type):
         return cast_column(column, pa.list_(TEXT), where, name)
+    row = pc.index(column.is_null(), True).as_py()
+    if row >= 0:
+        _refuse(column, row, "is no list of ids; give an empty list where there is no history", where, name)
     lists = column.combine_chunks()
     values = pa.chunked_array([lists.flatten()])
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from llmrec.arguments import one_of
 from llmrec.columns import plain_column
@@ -103,6 +104,7 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
             table[name] = pc.fill_null(as_text(column, where, source, separators), "")
         else:
             column = plain_column(column)
+            _check_storable(column, where, source)
             table[name] = cast_column(column, TEXT, where, source) if column.type == TEXT else column
     codes = table["item_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     repeats = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
@@ -138,6 +140,15 @@ def items_of_interactions(interactions: pa.Table, items: pa.Table, unknown_items
     return interactions, rows.to_numpy(zero_copy_only=False)
 
 
+def _check_storable(column: pa.ChunkedArray, where: str, name: str) -> None:
+    try:
+        pq.write_table(pa.table({name: column.slice(0, 0)}), pa.BufferOutputStream())
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(
+            f"{where}, column {name!r}: parquet files cannot hold its type ({column.type}); leave it out, or give text"
+        ) from error
+
+
 def _select(raw: pa.Table, where: str, columns: Mapping, names: Iterable[str], required: tuple) -> dict:
     counts, selected = Counter(raw.column_names), {}
     for name in names:
@@ -147,7 +158,9 @@ def _select(raw: pa.Table, where: str, columns: Mapping, names: Iterable[str], r
         elif counts[source]:
             raise ValueError(f"{where}: {counts[source]} columns are called {source!r}; each needs a name of its own")
         elif name in required or name in columns:
-            hint = "" if name in columns else f"; map it, e.g. columns: {{{name}: your_column}}"
+            hint = f"; map it, e.g. columns: {{{name}: your_column}}" if name not in columns else ""
+            if hint:
+                hint += "; if a text file has no header, give column_names (item_column_names for the items)"
             raise ValueError(f"{where}: no column {source!r}; it has {', '.join(map(str, raw.column_names))}{hint}")
     if not raw.num_rows:
         raise ValueError(f"{where}: the table has no rows")

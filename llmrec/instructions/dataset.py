@@ -77,6 +77,7 @@ class RowReader:
         self._drawn: tuple[int, list[np.ndarray]] | None = None
         self.starts = np.concatenate([[0], np.cumsum([part.size for part in parts], dtype=np.int64)])
         self.columns: dict[str, None] = {}
+        self._longest: list[np.ndarray] = []  # of every part the places whose items have the longest texts
         lengths = [self._estimate(number) for number in range(len(parts))]
         self.lengths = np.concatenate([np.zeros(0, np.int32), *lengths])
         self._counts.zero_()
@@ -100,6 +101,14 @@ class RowReader:
     @property
     def read(self) -> int:
         return int(self._counts[0])
+
+    def limit(self, max_length: int) -> None:
+        """No row gets longer than this, either. Raises `ValueError` where one without a history would."""
+        if max_length < self.max_length:
+            self.max_length, counts = max_length, self._counts.clone()
+            for places in self._longest:
+                self.rows(places)
+            self._counts.copy_(counts)
 
     def set_epoch(self, epoch: int) -> None:
         """Fresh templates and draws; the trainer calls it at the beginning of every epoch."""
@@ -148,7 +157,8 @@ class RowReader:
         if "about" in part.table.column_names:
             texts = self.renderer.catalogue.text_lengths
             size = np.array([texts.get(item, 0) for item in part.table["about"].to_pylist()])[drawn]
-            self.rows(start + np.argsort(-size, kind="stable")[:20])  # those with the longest texts may be too long
+            self._longest.append(start + np.argsort(-size, kind="stable")[:20])
+            self.rows(self._longest[-1])  # they may be too long
         if "start" not in part.table.column_names:
             return np.full(part.size, round(tokens.mean()), np.int32)
         items = (part.table["stop"].to_numpy() - part.table["start"].to_numpy())[drawn].astype(float)
@@ -262,7 +272,8 @@ def _encode(
                 about = f" about item {row['about']!r}" if row.get("about") else ""
                 raise ValueError(
                     f"a row of task {mixes[n].prompt.task!r}{about} has {excess + max_length} tokens without a "
-                    f"history, more than max_length {max_length}: raise max_length"
+                    f"history, more than max_length {max_length}: raise max_length, or, where the model has no more "
+                    "positions, shorten the texts of the item"
                 )
             # At least one item, and about as many as are too many.
             per_item = max(1, len(prompts[n]) // len(row["history"]))

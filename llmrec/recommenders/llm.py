@@ -192,7 +192,7 @@ class LLMRecommender(PromptWriter):
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
             num_beams, variations: instead of those of `config`.
         """
-        histories, num_beams = item_histories(histories), self._beams(num_beams)
+        histories, num_beams = item_histories(histories, bool(self.behaviours)), self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):
@@ -249,7 +249,7 @@ class LLMRecommender(PromptWriter):
         requests = per_request(filters, len(prompts), "filters")
         if not len(prompts):
             return []
-        histories = None if histories is None else item_histories(histories)
+        histories = None if histories is None else item_histories(histories, bool(self.behaviours))
         hits = self.search(self.token_ids(prompts), ks, histories, requests, num_beams=num_beams)
         return self._recommendations(_pairs(hits))
 

@@ -84,7 +84,7 @@ class PromptWriter:
             raise ValueError(f"behaviour is {wanted!r}, but the model knows no behaviours")
         wanted = None if wanted is None else per_request(wanted, len(histories), "behaviour")
         prompt = self._in_view(self.prompt, view)
-        shown = item_histories(histories)
+        shown = item_histories(histories, bool(self.behaviours))
         return self.renderer.next_item_prompts(prompt, shown, self.config.max_history, wanted, variation)
 
     def task_prompts(

@@ -54,8 +54,8 @@ def per_request(value, count: int, name: str) -> list:
     return list(value)
 
 
-def item_histories(histories: Sequence[Sequence]) -> list[list]:
-    """Histories as lists of item ids (str) or, where they are given so, (item id, behaviour) pairs.
+def item_histories(histories: Sequence[Sequence], pairs: bool = False) -> list[list]:
+    """Histories as lists of item ids (str) or, with `pairs`, of (item id, behaviour) pairs where they are given so.
 
     Ids may be numbers, as in a table that `prepare` reads, and values of numpy and pyarrow. Raises `ValueError` naming
     the place of what is no id, and for a single history where several are asked for.
@@ -70,16 +70,18 @@ def item_histories(histories: Sequence[Sequence]) -> list[list]:
                 f"history {number + 1} is {history!r}: recommend takes a list of histories, each a list of item ids; "
                 "put the ids of one history in brackets once more"
             )
-        lists.append([_entry(one, number, place) for place, one in enumerate(history)])
+        lists.append([_entry(one, number, place, pairs) for place, one in enumerate(history)])
     return lists
 
 
-def _entry(entry, number: int, place: int) -> str | tuple[str, str]:
+def _entry(entry, number: int, place: int, pairs: bool) -> str | tuple[str, str]:
     if type(entry) is str:
         return entry
     where = f"history {number + 1}, item {place + 1}"
     entry = entry.as_py() if isinstance(entry, pa.Scalar) else entry
     if isinstance(entry, (tuple, list)) and len(entry) == 2:
+        if not pairs:
+            raise ValueError(f"{where}: {entry!r} is a pair, but the model knows no behaviours: give item ids alone")
         return item_id_of(entry[0], where), entry[1]
     return item_id_of(entry, where)
 

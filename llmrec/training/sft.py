@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from llmrec.instructions import reader_of
 from llmrec.models.positions import positions_of
 from llmrec.training.batches import SemIDCollator, right_aligned
 from llmrec.training.recommender_trainer import RecommenderTrainer
@@ -21,7 +22,8 @@ TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has los
 
 
 def check_row_lengths(model: PreTrainedModel, rows: Dataset | None) -> None:
-    """Raises `ValueError` where a row, by its estimated length, has more tokens than the model has positions."""
+    """Raises `ValueError` where a row, by its estimated length, has more tokens than the model has positions. Where an
+    estimate is too low, the row is cut as at `max_length`, and refused without a history."""
     limit, names = positions_of(model), getattr(rows, "column_names", ())
     if limit is None or not {"length", "seq_lengths"} & {*names}:
         return
@@ -32,6 +34,8 @@ def check_row_lengths(model: PreTrainedModel, rows: Dataset | None) -> None:
             f"training or validation rows have up to {longest} tokens, the model has {limit} positions: set "
             f"max_length: {limit} or less, or lower max_history"
         )
+    if (reader := reader_of(rows)) is not None:
+        reader.limit(limit)
 
 
 class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec.data.sources import load_hub, load_tables
+from llmrec.data.validate import standard_interactions, standard_items
 
 HEADER = "user_id,item_id,timestamp\n"
 
@@ -171,8 +172,6 @@ def test_a_name_that_stands_twice_is_named_with_its_file(load, tmp_path):
 
 
 def test_a_table_with_a_name_twice_is_refused():
-    from llmrec.data.validate import standard_interactions, standard_items
-
     twice = pa.table([["u"], ["a"], ["b"]], names=["user_id", "item_id", "item_id"])
     with pytest.raises(ValueError, match="log: 2 columns are called 'item_id'"):
         standard_interactions(twice, "log")
@@ -186,6 +185,23 @@ def test_a_hub_csv_with_another_delimiter_or_encoding(tmp_path):
     assert log.to_pylist() == [{"user_id": "Jos\u00e9", "item_id": "a"}]
     with pytest.raises(ValueError, match=r"log\.csv cannot be read: .*it is not utf-8: .*encoding: latin-1"):
         load_hub({"path": str(tmp_path), "delimiter": ";"})
+
+
+def test_what_a_hub_folder_of_two_formats_leaves_out_is_named(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text('{"user_id": "u", "item_id": "a"}\n')
+    load_hub({"path": str(tmp_path)})
+    assert "left out" not in caplog.text
+    (tmp_path / "b.csv").write_text("user_id,item_id\nv,b\n")
+    log, _ = load_hub({"path": str(tmp_path)})
+    left_out = "b.csv" if log["user_id"].to_pylist() == ["u"] else "a.jsonl"
+    assert f"left out: {tmp_path / left_out}" in caplog.text and "data_files" in caplog.text
+
+
+def test_lists_of_maps_lose_them_with_a_warning(caplog):
+    maps = pa.array([[[("x", "y")]], []], pa.list_(pa.map_(pa.string(), pa.string())))
+    items = pa.table({"item_id": ["a", "b"], "title": ["A", "B"], "description": maps})
+    assert standard_items(items, "items")["description"].to_pylist() == ["", ""]
+    assert "items, column 'description': its lists hold objects" in caplog.text
 
 
 def test_a_part_of_a_hub_split_and_gz(tmp_path):

@@ -36,6 +36,11 @@ def log(**columns):
             {},
             r"'order', row 2: 16777216\.0 is a number that has lost",
         ),
+        (
+            {**LOG, "history": [["a"], None]},
+            {},
+            r"log\.csv, column 'history', row 2: None is no list of ids; give an empty",
+        ),
         ({**LOG, "order": ["1", "0x10"]}, {}, r"column 'order', row 2: '0x10' \(string\) is not double"),
         ({**LOG, "order": [1, 2.5]}, {}, r"column 'order', row 2: 2\.5 \(double\) is not int64"),
         ({**LOG, "user_id": [b"u", b"\xff"]}, {}, r"column 'user_id', row 2: b'\\xff' is not valid UTF-8"),
@@ -55,6 +60,28 @@ def test_bad_interactions_are_named(table, options, message):
             r"items\.csv, column 'item_id', row 3: item 'a' repeats",
         ),
         ({"item_id": ["a", None], "title": ["A", "B"]}, r"column 'item_id', row 2: the id is missing"),
+        (
+            {**ITEMS, "own": pa.array([{}, None], pa.struct([]))},
+            r"items\.csv, column 'own': parquet files cannot hold",
+        ),
+        ({**ITEMS, "own": pa.array([[{}], None], pa.list_(pa.struct([])))}, "column 'own': parquet files cannot hold"),
+        (
+            {**ITEMS, "own": pa.array([(1, 2, 3)] * 2, pa.month_day_nano_interval())},
+            "column 'own': parquet files cannot",
+        ),
+        (
+            {
+                **ITEMS,
+                "own": pa.UnionArray.from_sparse(
+                    pa.array([0, 1], pa.int8()), [pa.array(["x", "y"]), pa.array([1, 2])]
+                ),
+            },
+            "column 'own': parquet files cannot hold its type",
+        ),
+        (
+            {"B001": ["B002"], "Pen": ["Ink"]},
+            r"no column 'item_id'.*has no header, give column_names \(item_column_names",
+        ),
         ({**ITEMS, "price": ["1.5", "$2"]}, r"column 'price', row 2: '\$2' \(string\) is not double"),
         ({"item_id": pa.array([], pa.string()), "title": pa.array([], pa.string())}, "the table has no rows"),
     ],

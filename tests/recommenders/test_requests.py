@@ -13,7 +13,16 @@ from tokenizer_families import llama2
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.evaluation import evaluate
-from llmrec.instructions import Prompt, Template, encode_rows, load_prompt
+from llmrec.instructions import (
+    Catalogue,
+    Prompt,
+    Renderer,
+    Template,
+    build_dataset,
+    encode_rows,
+    load_prompt,
+    parse_mixture,
+)
 from llmrec.models.folder import RecommenderConfig
 from llmrec.models.from_scratch import model_from_config
 from llmrec.models.positions import positions_of
@@ -93,10 +102,19 @@ def test_a_flat_list_is_refused(numbered):
             recommender.recommend("12")
     with pytest.raises(ValueError, match="history 2 is None"):
         item_histories([["a"], None])
-    assert item_histories([[("a", "view"), ["b", "buy"]], []]) == [[("a", "view"), ("b", "buy")], []]
+    assert item_histories([[("a", "view"), ["b", "buy"]], []], pairs=True) == [[("a", "view"), ("b", "buy")], []]
 
 
 # How much a model can read
+
+
+@pytest.mark.parametrize("pair", [("1", "2"), ["1", "buy"], pa.scalar(["1", "2"])], ids=repr)
+def test_pairs_are_refused_where_the_model_knows_no_behaviours(numbered, pair):
+    for recommender in numbered:
+        with pytest.raises(ValueError, match="history 2, item 2: .* pair, but the model knows no behaviours"):
+            recommender.recommend([["1"], ["1", pair]])
+    with pytest.raises(ValueError, match="history 1, item 1: .* pair, but the model knows no behaviours"):
+        numbered[0].ask("next_item", [{"history": [pair]}])
 
 
 def positioned(config: dict, prompt: str = "stream", tokenizer=None, **fields):
@@ -161,6 +179,24 @@ def test_training_refuses_rows_that_are_too_long():
         with pytest.raises(ValueError, match="rows have up to .*, the model has 40 positions: set max_length: 40"):
             check_row_lengths(recommender.model, one)
     check_row_lengths(recommender.model, None)
+
+
+def test_training_cuts_or_refuses_rows_that_were_estimated_too_short():
+    data, recommender = positioned(QWEN3 | {"max_position_embeddings": 100})
+    titles = data.items["title"].to_pylist()
+    data.items = data.items.set_column(1, "title", pa.array([titles[0], " ".join(["word"] * 60), *titles[2:]]))
+    renderer = Renderer(recommender.tokenizer, Catalogue(recommender.index, data.items))
+
+    def rows(task: str):
+        mixture = parse_mixture(["stream", task], recommender.prompt, recommender.index)
+        return build_dataset(data, mixture, renderer, 20, 512)
+
+    cut = rows("titles_to_title")
+    assert max(cut.with_format(None)["length"]) < 100 < max(map(len, cut["input_ids"]))
+    check_row_lengths(recommender.model, cut)
+    assert max(map(len, cut["input_ids"])) <= 100
+    with pytest.raises(ValueError, match=r"item_to_title.*'item-01' has \d+ tokens .* more than max_length 100"):
+        check_row_lengths(recommender.model, rows("item_to_title"))
 
 
 def test_stretched_positions_count():

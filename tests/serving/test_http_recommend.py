@@ -275,6 +275,30 @@ def test_unreadable_bodies(client, content, said):
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        ({"task": "query_to_item", "query": "\ud800"}, "query"),
+        ({"task": "like_but", "about": "item-01", "wish": "a\udfff"}, "wish"),
+        ({"messages": [{"role": "user", "content": "\ud83d lamp"}]}, "messages"),
+        ({"history": ["\ud800"], "history_format": "title"}, "history"),
+        ({"history": HISTORY, "filter": {"where": [["brand", "=", "\ud800"]]}}, "filter"),
+        ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, "filter"),
+        ({"\ud800": 1}, "?"),
+    ],
+)
+def test_half_a_character_is_refused(client, body, param):
+    for path, one, where in (("", body, param), ("/batch", {"requests": [body]}, "requests")):
+        answer = client.post(f"/v1/recommend{path}", content=json.dumps(one), headers=JSON)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == where
+
+
+def test_a_whole_character_is_read(client):
+    body = {"task": "query_to_item", "query": "\U0001f4a1", "k": 1}  # JSON writes it in two halves
+    assert client.post("/v1/recommend", content=json.dumps(body), headers=JSON).status_code == 200
+
+
 def test_other_content_types_are_refused(client):
     answer = client.post("/v1/recommend", content=b'{"history": ["item-01"]}', headers={"content-type": "text/plain"})
     assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]

@@ -5,15 +5,19 @@ CSV, TSV and JSON lines are found and downloaded by `datasets`, and read as the 
 """
 
 import csv
+import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pyarrow as pa
 
 from llmrec.columns import plain_table
-from llmrec.data.sources.tables import reading, with_own_numbers
+from llmrec.data.sources.tables import file_format, reading, with_own_numbers
 from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
 from llmrec.data.validate import INTERACTION_TYPES, items_without_text, standard_interactions, standard_items
+
+logger = logging.getLogger(__name__)
 
 # What can be said of a CSV or JSON data set, in the arguments or in its card, and is heeded.
 _KNOWN = {"name", "version", "data_dir", "data_files", "description", "features"} | {
@@ -84,6 +88,7 @@ def _read_text_files(arguments: Mapping) -> tuple[pa.Table, bool] | None:
     split = str(arguments.get("split", "train"))
     builder = datasets.load_dataset_builder(**{key: arguments[key] for key in arguments if key not in _OF_LOADING})
     config = builder.config
+    _name_what_is_left_out(arguments, config.data_files or {})
     if not isinstance(builder, (Csv, Json)) or not config.data_files:
         return None
     is_csv, files = isinstance(builder, Csv), config.data_files
@@ -122,6 +127,18 @@ def _read_text_files(arguments: Mapping) -> tuple[pa.Table, bool] | None:
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     kept = [tables[each.splitname].slice(each.from_, each.to - each.from_) for each in ranges]
     return pa.concat_tables(kept, promote_options="permissive"), is_csv
+
+
+def _name_what_is_left_out(arguments: Mapping, files: Mapping) -> None:
+    """`load_dataset` reads the format that most files of a folder have, and says nothing of the others."""
+    if "data_files" in arguments or not Path(arguments["path"]).is_dir():
+        return
+    read = {Path(file) for part in files.values() for file in part}
+    beside = {file for folder in {file.parent for file in read} for file in folder.glob("*")}
+    others = sorted(str(file) for file in beside if file_format(file) not in {None, *map(file_format, read)})
+    if others:
+        logger.warning("%s: only files of one format are read (choose with data_files); left out: %s",
+                       _name(arguments), ", ".join(others))  # fmt: skip
 
 
 def _name(arguments: Mapping) -> str:

@@ -70,7 +70,7 @@ def with_own_numbers(items: pa.Table, where: str) -> pa.Table:
 
 @contextlib.contextmanager
 def reading(path: str | Path, encoding: str | None = None) -> Iterator[None]:
-    """What goes wrong with a file while it is read becomes a `ValueError` that names it, and the `encoding` that can be
+    """What goes wrong with a file while it is read becomes a `ValueError` that names it, and an `encoding` that can be
     chosen where the file is in another."""
     try:
         yield

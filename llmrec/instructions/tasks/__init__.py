@@ -60,7 +60,7 @@ def check_template(prompt: Prompt, wording: Template) -> None:
 
 def check_recommends(prompt: Prompt) -> Prompt:
     """The prompt, if a history is all that it takes and the search can answer it: each wording shows the history,
-    and the item follows right after it, or after a thought. Else raises `ValueError` naming the file and what to write."""
+    and the item follows right after it, or after a thought. Else `ValueError` naming the file and what to write."""
     task, where = TASKS[check_prompt(prompt).task], prompt.where or f"prompt of task {prompt.task!r}"
     if not task.recommends:
         raise ValueError(f"a prompt of task {prompt.task!r} cannot recommend: ask for an item after a history")

@@ -84,7 +84,7 @@ def _validation_error(error: RequestValidationError) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {one['ctx']['error']} at character {one['loc'][-1]}")
         if one["type"] == "extra_forbidden":
             name = one["loc"][-1]
-            path = path or str(name)
+            path = path or str(name).encode(errors="replace").decode()
             problems.append(f"unknown field {name!r}: leave it out; /openapi.json lists the fields")
         elif one["loc"] == ("body",) and one["type"] != "value_error":
             problems.append("the body should be a JSON object, sent with `Content-Type: application/json`")

@@ -1,9 +1,11 @@
 """The API's bodies: what clients send and get, strictly read (no unknown field, no number that is a text)."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can write one alone, UTF-8 cannot
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}  # what a column can hold
 Scalar = str | Annotated[int, Field(**_INT64)] | float | bool
 Operator = Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"]
@@ -14,6 +16,17 @@ class Body(BaseModel):
     """What clients send."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_whole_characters(cls, value):
+        left = [value]
+        while left:
+            one = left.pop()
+            if isinstance(one, str) and (half := _HALF.search(one)):
+                raise ValueError(f"{half[0]!r} is half a character (a lone surrogate): leave it out")
+            left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        return value
 
 
 class FilterBody(Body):
