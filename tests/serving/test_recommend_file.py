@@ -158,32 +158,68 @@ def other_columns(path):
     pq.write_table(pq.read_table(path).drop_columns(["scores"]), path)
 
 
+def rewritten(change):
+    def damage(path):  # what the file says of itself is kept
+        table = pq.read_table(path)
+        pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+
+    return damage
+
+
+def no_items(table):
+    empty = pa.array([[]] * len(table), pa.list_(pa.string()))
+    return table.set_column(table.column_names.index("items"), "items", empty)
+
+
+def other_order(table):
+    return table.take(list(reversed(range(len(table)))))
+
+
 def one_byte(path):
     changed = bytearray(path.read_bytes())
     changed[30] ^= 1  # in the first page: head and end are whole
     path.write_bytes(changed)
 
 
-@pytest.mark.parametrize("damage", [cut, fewer_rows, other_columns, one_byte])
+DAMAGE = [cut, fewer_rows, other_columns, one_byte, rewritten(no_items), rewritten(other_order)]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_part_or_a_result_is_believed_only_where_it_is_whole(recommender, users, tmp_path, damage):
     output = tmp_path / "lists.parquet"
     with pytest.raises(KeyboardInterrupt):
         recommend_file(Interrupted(recommender, 2), users, output, 5, part_rows=10)
     part = tmp_path / "lists.parquet.parts" / "000001.parquet"
     damage(part)
-    with pytest.raises(ValueError, match=r"parts/000001.parquet (is damaged|has \d+ rows).*remove it, and it is made"):
+    with pytest.raises(ValueError, match=r"parts/000001.parquet is damaged.*remove it, and it is made"):
         recommend_file(recommender, users, output, 5, part_rows=10)
     part.unlink()
     recommend_file(recommender, users, output, 5, part_rows=10)
     whole = output.read_bytes()
-    if damage is not fewer_rows and damage is not other_columns:  # those lose the settings too
-        damage(output)
-        with pytest.raises(
-            ValueError, match=r"lists.parquet (exists and )?is damaged.*remove it, and the same command"
-        ):
-            recommend_file(recommender, users, output, 5, part_rows=10)
-        output.unlink()
-        assert recommend_file(recommender, users, output, 5, part_rows=10).read_bytes() == whole
+    damage(output)
+    with pytest.raises(ValueError, match=r"lists.parquet is damaged.*remove it, and the same command"):
+        recommend_file(recommender, users, output, 5, part_rows=10)
+    output.unlink()
+    assert recommend_file(recommender, users, output, 5, part_rows=10).read_bytes() == whole
+
+
+def test_a_part_is_that_of_its_own_rows_and_an_output_may_be_a_link(recommender, users, tmp_path):
+    (tmp_path / "disk").mkdir()
+    output = tmp_path / "lists.parquet"
+    output.symlink_to(tmp_path / "disk" / "there.parquet")  # which is not there yet
+    with pytest.raises(KeyboardInterrupt):
+        recommend_file(Interrupted(recommender, 2), users, output, 5, part_rows=10)
+    first, second = (tmp_path / "disk" / "there.parquet.parts" / f"00000{number}.parquet" for number in (0, 1))
+    before = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=r"000000.parquet was made with other settings \(part\): remove it"):
+        recommend_file(recommender, users, output, 5, part_rows=10)
+    first.write_bytes(before)
+    recommend_file(recommender, users, output, 5, part_rows=10)
+    assert output.is_symlink() and pq.read_table(output)["user_id"].equals(rows_of()["user_id"])
+    (tmp_path / "file.parquet.parts").touch()
+    with pytest.raises(ValueError, match="file.parquet.parts is a file, and should be a folder"):
+        recommend_file(recommender, users, tmp_path / "file.parquet", 5)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"k": 5', b"\xff"])

@@ -12,9 +12,9 @@ makes the parts (`RayActors`).
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from tqdm import tqdm
 from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
 from llmrec.commands import Parser
-from llmrec.files import Lock, fingerprint, read_parquet, write_json, write_parquet
+from llmrec.files import Lock, atomic_path, check_folder, fingerprint, read_parquet, write_json
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
 from llmrec.serving.batch.parts import Job, PartMaker, RayActors, load
 
 logger = logging.getLogger("llmrec.serving.batch.recommend_file")  # also where this is __main__
 METADATA = b"llmrec.recommend_file"  # of the output's schema: the settings that made it, as JSON
+CONTENT = b"llmrec.content"  # in the footer: the bytes before it, how many and their fingerprint; goes when rewritten
 
 
 def recommend_file(
@@ -71,32 +72,31 @@ def recommend_file(
         ValueError: an input that cannot be read, a row that cannot be recommended for (all are looked at before the
             work begins), a result of other settings in the way, or a result or part that is damaged.
     """
-    output = Path(output)
+    output = Path(output).resolve()  # where it is a link, what it points to is written
     job = Job(str(input), k, filters, batch_size, part_rows, on_unknown, titles, options)
     maker, on_ray, settings = PartMaker(recommender, job), isinstance(recommender, RayActors), settings or {}
     if on_ray:
         recommender.filter.check(filters)  # what does not fit is refused before actors start
         settings = model_settings(recommender.model, recommender.backend, recommender.engine) | settings
-    file = maker.open()
-    schema, total = file.schema_arrow, file.metadata.num_rows
+    schema = maker.open().schema_arrow
     with open(input, "rb") as opened:
         content = fingerprint(hashlib.file_digest(opened, "sha256").digest())
     asked = {name: value for name, value in asdict(job).items() if name != "batch_size"}
     settings = asked | {"input": content, "semids": maker.semids} | settings
     settings = json.loads(json.dumps(settings, default=str))
-    if not _is_there(output, settings, total):
+    if not _is_there(output, settings):
         with Lock(output):
-            if not _is_there(output, settings, total):  # now that no other process can be at it
+            if not _is_there(output, settings):  # now that no other process can be at it
                 _write(output, settings, schema, maker, recommender if on_ray else None)
     return output
 
 
 def _write(output: Path, settings: dict, schema: pa.Schema, maker: PartMaker, actors: RayActors | None) -> None:
     job, folder = maker.job, Path(f"{output}.parts")
-    record, columns = folder / "settings.json", [*schema.names, *(column.name for column in job.new_columns())]
+    record, made_by = folder / "settings.json", fingerprint(json.dumps(settings))
     if record.exists():
         _check_same(_settings_of(record), settings, folder)
-    elif folder.exists() and any(folder.glob("[!.]*")):
+    elif check_folder(folder).exists() and any(folder.glob("[!.]*")):
         raise ValueError(f"{folder} holds files of somebody else: move them, or choose another output")
     rows_of, dropped = {}, 0  # file of a part -> its rows
     for part in maker.read(whole=False):
@@ -107,8 +107,10 @@ def _write(output: Path, settings: dict, schema: pa.Schema, maker: PartMaker, ac
     write_json(record, settings)
     files, total = list(rows_of), sum(rows_of.values())
     there = [file for file in files if file.exists()]
-    for file in there:
-        _check_whole(file, rows_of[file], columns, "remove it, and it is made again")
+    for number, file in enumerate(files):
+        if file.exists():
+            facts = _facts_of(file, "remove it, and it is made again")
+            _check_same(facts, {"part": number, "of": made_by}, file)
     left = total - sum(rows_of[file] for file in there)
     logger.info("%s: %s of %s rows to do, in parts of %s", job.input, f"{left:,}", f"{total:,}", folder)
     began = time.perf_counter()
@@ -116,16 +118,12 @@ def _write(output: Path, settings: dict, schema: pa.Schema, maker: PartMaker, ac
     made = actors.make(job, missing) if actors and left else map(maker.make, missing)
     with tqdm(total=total, initial=total - left, desc="recommend", unit="row", unit_scale=True) as progress:
         for part in made:
-            write_parquet(files[part.number], part.rows)
+            _write_with_facts(files[part.number], [part.rows], part.rows.schema, {"part": part.number, "of": made_by})
             progress.update(len(part.rows))
     seconds = time.perf_counter() - began
     logger.info("%s rows in %.1f s: %.1f rows/s", f"{left:,}", seconds, left / seconds)
-    metadata = {**(schema.metadata or {}), METADATA: json.dumps(settings)}
-    schema, whole = pa.schema([*schema, *job.new_columns()], metadata), folder / "whole.parquet"
-    with pq.ParquetWriter(whole, schema, compression="zstd", write_page_checksum=True) as writer:
-        for file in files:
-            writer.write_table(read_parquet(file).cast(schema))
-    os.replace(whole, output)
+    schema = pa.schema([*schema, *job.new_columns()], schema.metadata)
+    _write_with_facts(output, (read_parquet(file).cast(schema) for file in files), schema, settings)
     shutil.rmtree(folder)
     logger.info("Wrote %s", output)
 
@@ -135,18 +133,46 @@ def model_settings(model: str | Path, backend: str, engine: dict) -> dict:
     return {"model": fingerprint(files_of(Path(model).resolve()) or str(model)), "backend": backend, "engine": engine}
 
 
-def _is_there(output: Path, settings: dict, rows: int) -> bool:
+def _write_with_facts(file: Path, tables: Iterable[pa.Table], schema: pa.Schema, facts: dict) -> None:
+    """Writes parquet whose schema holds `facts`, and its footer how many bytes of what fingerprint stand before it."""
+    schema = schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(facts)})
+    with atomic_path(file) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table)
+            content = _fingerprint(temporary, size := temporary.stat().st_size)
+            writer.add_key_value_metadata({CONTENT: f"{size} {content}"})
+
+
+def _fingerprint(file: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while size > 0 and (read := opened.read(min(size, 2**20))):
+            digest.update(read)
+            size -= len(read)
+    return digest.hexdigest()
+
+
+def _facts_of(file: Path, advice: str) -> dict:
+    """What `_write_with_facts` wrote into a file; raises `ValueError` where it did not, or not all of it is there."""
+    try:
+        metadata = pq.read_metadata(file).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is damaged, or no parquet file ({error}): {advice}") from error
+    if METADATA not in metadata:
+        raise ValueError(f"{file} exists and recommend_file did not make it: move it, or choose another output")
+    facts = _settings_of(file, metadata[METADATA])
+    size, content = metadata.get(CONTENT, b"0 ").decode().split(" ")
+    if content != _fingerprint(file, int(size)):
+        raise ValueError(f"{file} is damaged, or changed since recommend_file wrote it: {advice}")
+    return facts
+
+
+def _is_there(output: Path, settings: dict) -> bool:
     if not output.exists():
         return False
-    again = "remove it, and the same command makes it again, or choose another output"
-    try:
-        metadata, names = (pq.read_schema(output).metadata or {}), pq.read_schema(output).names
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{output} exists and is damaged, or no parquet file ({error}): {again}") from error
-    if METADATA not in metadata:
-        raise ValueError(f"{output} exists and recommend_file did not make it: choose another output")
-    _check_same(_settings_of(output, metadata[METADATA]), settings, output)
-    _check_whole(output, rows, names, again)
+    facts = _facts_of(output, "remove it, and the same command makes it again, or choose another output")
+    _check_same(facts, settings, output)
     logger.info("%s is there already, made with these settings", output)
     return True
 
@@ -161,17 +187,6 @@ def _settings_of(file: Path, text: bytes | None = None) -> dict:
     except ValueError as raised:
         error = raised
     raise ValueError(f"the settings in {file} are damaged ({error}): remove {file.parent if text is None else file}")
-
-
-def _check_whole(file: Path, rows: int, columns: list[str], advice: str) -> None:
-    """Reads it to its end."""
-    try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            names, found = opened.schema_arrow.names, sum(len(batch) for batch in opened.iter_batches())
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}): {advice}") from error
-    if (found, names) != (rows, columns):
-        raise ValueError(f"{file} has {found} rows of {names}, it should have {rows} of {columns}: {advice}")
 
 
 def _check_same(before: dict, settings: dict, where: Path) -> None:
