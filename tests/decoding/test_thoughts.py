@@ -227,9 +227,9 @@ def test_a_completion_that_is_no_thought_is_refused():
 
 
 def test_bad_numbers_are_named(recommender):
-    with pytest.raises(ValueError, match="should be at least 1"):
+    with pytest.raises(ValueError, match="thoughts is -1, it should be a whole number of at least 0"):
         thinking(recommender, thoughts=-1).recommend(HISTORIES)
-    with pytest.raises(ValueError, match="thought_temperature is -1"):
+    with pytest.raises(ValueError, match="thought_temperature is -1.0, it should be"):
         thinking(recommender, thoughts=2, thought_temperature=-1.0).recommend(HISTORIES)
     with pytest.raises(ValueError, match="thought_temperature is 0"):
         thinking(recommender, thoughts=2, thought_temperature=0.0).recommend(HISTORIES)
