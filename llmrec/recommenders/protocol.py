@@ -56,6 +56,7 @@ def per_request(value, count: int, name: str) -> list:
 
 def item_histories(histories: Sequence[Sequence], pairs: bool = False) -> list[list]:
     """Histories as lists of item ids (str) or, with `pairs`, of (item id, behaviour) pairs where they are given so.
+    Without, of a pair the item is taken: a model that knows no behaviours leaves them unsaid.
 
     Ids may be numbers, as in a table that `prepare` reads, and values of numpy and pyarrow. Raises `ValueError` naming
     the place of what is no id, and for a single history where several are asked for.
@@ -80,9 +81,8 @@ def _entry(entry, number: int, place: int, pairs: bool) -> str | tuple[str, str]
     where = f"history {number + 1}, item {place + 1}"
     entry = entry.as_py() if isinstance(entry, pa.Scalar) else entry
     if isinstance(entry, (tuple, list)) and len(entry) == 2:
-        if not pairs:
-            raise ValueError(f"{where}: {entry!r} is a pair, but the model knows no behaviours: give item ids alone")
-        return item_id_of(entry[0], where), entry[1]
+        item = item_id_of(entry[0], where)
+        return (item, entry[1]) if pairs else item
     return item_id_of(entry, where)
 
 
