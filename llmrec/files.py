@@ -197,7 +197,7 @@ def check_readable(path: str | Path) -> None:
         elif path.suffix == ".npy":
             np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.suffix == ".json":
-            read_json(path, object)
+            read_json(path, dict if path.name.endswith("config.json") else object)
     except (OSError, ValueError, SafetensorError) as error:  # Arrow's are among them
         raise ValueError(f"{path} is missing or damaged ({error})") from error
 
