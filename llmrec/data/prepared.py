@@ -85,9 +85,8 @@ class PreparedData:
             temporary.mkdir()
             for name in ("items", "train", "valid", "test"):
                 write_parquet(temporary / f"{name}.parquet", getattr(self, name))
-            info = {name: value for name, value in self.info.items() if name != "content"}
-            write_json(temporary / "dataset.json", info)
-            write_json(temporary / "dataset.json", info | {"content": self.load(temporary).fingerprint})
+            content = PreparedData(**_tables(temporary)).fingerprint  # of what will be read
+            write_json(temporary / "dataset.json", {**self.info, "content": content})
 
     @classmethod
     def load(cls, folder: str | Path) -> "PreparedData":
@@ -96,28 +95,33 @@ class PreparedData:
         folder = Path(folder)
         if not (folder / "dataset.json").exists():
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
-        tables = {name: read_parquet(folder / f"{name}.parquet") for name in ("items", "train", "valid", "test")}
-        typed = "behaviours" in tables["train"].column_names
-        for name in ("train", "valid", "test"):
-            schema = schema_of(name, typed)
-            for column in schema.names:
-                if column not in tables[name].column_names:
-                    raise ValueError(f"{folder / name}.parquet has no column {column!r}")
-                try:
-                    tables[name][column].cast(schema.field(column).type)
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise ValueError(f"{folder / name}.parquet, column {column!r}: {error}") from error
-            tables[name] = tables[name].select(schema.names).cast(schema)
-        for column in ("item_id", "title"):
-            if column not in tables["items"].column_names:
-                raise ValueError(f"{folder / 'items.parquet'} has no column {column!r}")
-        data = cls(**tables, info=read_json(folder / "dataset.json"))
+        data = cls(**_tables(folder), info=read_json(folder / "dataset.json"))
         if "content" in data.info and data.info["content"] != data.fingerprint:
             raise ValueError(
                 f"{folder}: the tables are not those that dataset.json was written with: prepare the data again "
                 "(overwrite: true), or write changed tables with PreparedData.save"
             )
         return data
+
+
+def _tables(folder: Path) -> dict[str, pa.Table]:
+    """The four tables of a folder, in the columns and types of `schema_of`; errors as of `PreparedData.load`."""
+    tables = {name: read_parquet(folder / f"{name}.parquet") for name in ("items", "train", "valid", "test")}
+    for column in ("item_id", "title"):
+        if column not in tables["items"].column_names:
+            raise ValueError(f"{folder / 'items.parquet'} has no column {column!r}")
+    typed = "behaviours" in tables["train"].column_names
+    for name in ("train", "valid", "test"):
+        columns, schema = [], schema_of(name, typed)
+        for wanted in schema:
+            if wanted.name not in tables[name].column_names:
+                raise ValueError(f"{folder / name}.parquet has no column {wanted.name!r}")
+            try:
+                columns.append(tables[name][wanted.name].cast(wanted.type))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise ValueError(f"{folder / name}.parquet, column {wanted.name!r}: {error}") from error
+        tables[name] = pa.Table.from_arrays(columns, schema=schema)
+    return tables
 
 
 def check_replaceable(folder: str | Path) -> None:

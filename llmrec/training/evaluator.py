@@ -10,6 +10,7 @@ import torch
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, excludes_seen
 from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
+from llmrec.decoding.self_check import evaluating
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_occurrences, row_metrics, seen_items, target_ranks
 from llmrec.evaluation.slices import popularity_classes
@@ -79,18 +80,15 @@ class ValidationSample:
         """
         if not self.rows.num_rows:
             return {}
-        was_training = model.training
-        model.eval()
         self.recommender.model = model
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
             histories, wishes = requests_of(self.recommender, rows)
             asked = Filter(exclude_seen=True) if self.exclude_seen else None
             one = min(1, self.recommender.config.variations)
             more = wishes | {"think": False, "variations": one}
             lists = self.recommender.recommend(histories, self.ks[-1], asked, **more)
-        model.train(was_training)
         places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
         for row, items in enumerate(lists):
             places[row, : len(items)] = [self.place[item.item_id] for item in items]
