@@ -9,26 +9,33 @@ from collections.abc import Mapping
 import torch
 
 from llmrec.decoding.head import unwrap
+from llmrec.decoding.tree_attention import prompt_lengths
 
 
-def check_rotary(model: torch.nn.Module, lengths: torch.Tensor, answer: int) -> bool:
+def rope_kinds(config) -> list[Mapping]:
+    """The settings of rotary positions in a text config, of every kind of layer; none without such."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [kind for kind in (rope, *rope.values()) if isinstance(kind, Mapping)]
+
+
+def check_rotary(model: torch.nn.Module, attention_mask: torch.Tensor, answer: int) -> bool:
     """Whether prompts may share a forward pass: false where some stay below the model's limit and others are past it.
 
     Args:
-        lengths (int64 [N]): tokens of each prompt.
+        attention_mask ([N, P]): non-zero at the tokens of each prompt; looked at only where a limit is.
         answer: tokens after it.
 
     Raises:
         ValueError: a prompt with its answer crosses the limit, where scores depend on what passes they come from.
     """
     config = unwrap(model).config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
     fits = True
-    for kind in (one for one in (rope, *rope.values()) if isinstance(one, Mapping)):
+    for kind in rope_kinds(config):
         name = kind.get("rope_type") or ""
         if name != "longrope" and "dynamic" not in name:
             continue
         limit = config.max_position_embeddings if name != "longrope" else kind["original_max_position_embeddings"]
+        lengths = prompt_lengths(attention_mask)
         past = lengths + answer > limit
         crossing = past if name != "longrope" else past & (lengths <= limit)
         if bool(crossing.any()):

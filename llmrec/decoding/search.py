@@ -15,7 +15,7 @@ from llmrec.decoding.logits_processor import generate_search
 from llmrec.decoding.rotary import check_rotary
 from llmrec.decoding.searchable import ScoredItem, widen
 from llmrec.decoding.self_check import Choice, first_exact
-from llmrec.decoding.tree_attention import Tree, extend, prefill, prompt_lengths, unsupported
+from llmrec.decoding.tree_attention import Tree, extend, prefill, unsupported
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
 
 
 # Ways to search, the fastest first: a model is searched by the first that gives its own scores.
-TREE = "the tree search"
-WAYS = {TREE: tree_search, "generate()": generate_search}
+TREE, GENERATE = "the tree search", "generate()"
+WAYS = {TREE: tree_search, GENERATE: generate_search}
 
 
 def no_tree(model) -> str | None:
@@ -83,8 +83,8 @@ def open_search(
     choice = way_of(model, input_ids.device, folder)
     if choice.way not in WAYS:
         raise ValueError(f"{type(unwrap(model)).__name__} cannot be searched: {choice.why}")
-    together = check_rotary(model, prompt_lengths(attention_mask), trie.depth)
-    way, why = (choice.way, choice.why) if together else ("generate()", "prompts on both sides of a rotary limit")
+    together = check_rotary(model, attention_mask, trie.depth)
+    way, why = (choice.way, choice.why) if together else (GENERATE, "prompts on both sides of a rotary limit")
     if way != TREE:
         warn_of_generate(why, way)
     return WAYS[way](model, input_ids, attention_mask, trie, normalize)

@@ -1,10 +1,9 @@
 """How much a model can read at once."""
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from llmrec.decoding.head import unwrap
+from llmrec.decoding.rotary import rope_kinds
 
 
 def positions_of(model: nn.Module) -> int | None:
@@ -14,11 +13,9 @@ def positions_of(model: nn.Module) -> int | None:
     """
     config = unwrap(model).config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, Mapping)]
     stretched = [
         int(kind["original_max_position_embeddings"] * (kind.get("factor") or 1))
-        for kind in kinds
+        for kind in rope_kinds(config)
         if kind.get("original_max_position_embeddings")
     ]
     return max([limit, *stretched]) if isinstance(limit, int) else None

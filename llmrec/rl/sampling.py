@@ -17,7 +17,7 @@ from llmrec.decoding.beam_search import Beams
 from llmrec.decoding.head import token_scores
 from llmrec.decoding.rotary import check_rotary
 from llmrec.decoding.search import no_tree
-from llmrec.decoding.tree_attention import Tree, extend, prefill, prompt_lengths
+from llmrec.decoding.tree_attention import Tree, extend, prefill
 from llmrec.decoding.trie import SemIDTrie
 
 
@@ -59,7 +59,7 @@ def sample_without_replacement(
     """
     if (reason := no_tree(model)) is not None:
         raise ValueError(f"items cannot be sampled from this model: {reason}")
-    if not check_rotary(model, prompt_lengths(attention_mask), trie.depth):
+    if not check_rotary(model, attention_mask, trie.depth):
         raise ValueError("some prompts are past the length at which the model's rotary positions change: shorten them")
     if not 1 <= k <= trie.num_leaves:
         raise ValueError(f"{k} distinct samples of a catalogue of {trie.num_leaves} Semantic IDs")
