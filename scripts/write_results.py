@@ -3,8 +3,8 @@
     python scripts/write_results.py industrial=out/industrial/evaluation beauty=out/beauty/evaluation
 
 Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`. Writes `{"figures": {...}}` with keys such as
-`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Data sets that are already
-in the file and are not named keep their figures. Prints the main figures as Markdown.
+`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Recommenders that the folder
+does not name keep their figures. Prints the main figures as Markdown.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main():
         if not separator:
             parser.error(f"{argument!r} should be DATASET=FOLDER")
         fresh = figures_of(read_json(Path(folder) / "metrics.json"), dataset)
-        kept = {key: value for key, value in figures.items() if not key.startswith(f"{dataset}/")}
+        measured = {key.split("/")[1] for key in fresh}
+        kept = {key: value for key, value in figures.items() if key.split("/")[:2] not in [[dataset, n] for n in measured]}
         figures = kept | fresh
         print(markdown(fresh, dataset))
     write_json(path, {"figures": dict(sorted(figures.items()))})
