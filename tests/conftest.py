@@ -1,9 +1,25 @@
 """Settings that hold for every test; they must stand before the first import of torch or a Hugging Face library."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a bug
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The models of the tests are tiny: one thread is as fast as many, gives equal results everywhere, and leaves room.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real pretrained model, SmolLM2-135M-Instruct in bfloat16, for tests marked `pretrained`: the folder that
+    LLMREC_PRETRAINED names, or the one that scripts/setup_pretrained.sh makes."""
+    named = os.environ.get("LLMREC_PRETRAINED")
+    folder = Path(named or Path(__file__).parent.parent / "out" / "smollm2")
+    if not (folder / "config.json").is_file():
+        if named:
+            pytest.fail(f"LLMREC_PRETRAINED names {folder}, which holds no model")
+        pytest.skip("needs SmolLM2-135M-Instruct: bash scripts/test.sh -m pretrained fetches it")
+    return folder

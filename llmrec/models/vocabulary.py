@@ -14,9 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.tokens import ControlTokens
+from llmrec.decoding.head import head_replaced
+from llmrec.tokens import ControlTokens, conversation, prompt_ids
 
 INITIALISATIONS = ("mean", "text", "codebook")
+_MOST_MASS = 1e-3  # of all new tokens together, anywhere in the text below, before any training
+_TEXT = (
+    ("What is the largest ocean?", "The Pacific Ocean is the largest ocean on Earth."),
+    ("Say hello in French.", "Bonjour!"),
+    ("What is 12 plus 30?", "12 + 30 = 42."),
+    ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci in the early 16th century."),
+    ("Is ice colder than steam? Answer yes or no.", "Yes."),
+    ("List two colours.", "1. Blue\n2. Green"),
+    ("Write one line of Python that prints hi.", 'print("hi")'),
+    ("Why do we sleep?", "Sleep lets the body and the brain rest, repair themselves and store what was learned."),
+)
 
 
 def add_semid_tokens(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> int:
@@ -66,11 +78,16 @@ def extend_vocabulary(
 ) -> None:
     """Adds the SemID tokens to tokenizer and model, in place, and initialises their rows (input and untied output).
 
+    A model that has learned a language keeps it: rows of the output head are drawn so near their mean that all new
+    tokens together have less than 0.1 % of the probability at every position of some plain text, and tokens that no
+    item uses (spare codes) lie below the mean. What an untrained model says of a text is of no worth, and its rows
+    have the old rows' full spread.
+
     Tokens of behaviours start from `"mean"`, whatever `init` says.
 
     Args:
         init: where a new row starts.
-            `"mean"`: the mean of the old rows plus noise of their per-dimension standard deviation.
+            `"mean"`: the mean of the old rows plus noise of their per-dimension standard deviation, or less (above).
             `"text"`: the mean embedding of the title tokens of the items behind the code, centred per level and
             scaled to the old rows' spread (needs `texts`). TS-Rec, GTI (arXiv 2604.02324) call this grounded.
             `"codebook"`: the code's vector under a seeded random projection, which keeps the codebook's geometry,
@@ -98,14 +115,16 @@ def extend_vocabulary(
     for level, ids in enumerate(semid_token_ids(tokenizer, index)):
         levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
-    layers = model.get_input_embeddings(), model.get_output_embeddings()
-    for matrix in dict.fromkeys(layer.weight for layer in layers if layer is not None):
+    head = model.get_output_embeddings()
+    states = None if head is None else _states_of_text(model, tokenizer)
+    for matrix in dict.fromkeys(layer.weight for layer in (model.get_input_embeddings(), head) if layer is not None):
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
+        apart = {}  # token id → its row, less the mean
         for ids, levels in levels_of_ids.items():
-            level, ids = levels[0], torch.tensor(ids)
+            level = levels[0]
             noise = torch.randn(len(ids), matrix.shape[1], generator=generator) * spread
-            rows_of_level = mean + noise
+            rows_of_level = noise.clone()
             grounded = None
             if init == "text":
                 grounded, known = _text_vectors(matrix, tokenizer, index, levels, texts)
@@ -121,11 +140,53 @@ def extend_vocabulary(
                 known &= norms > 1e-6 * grounded.norm(dim=1).max()  # a code alone in its level says nothing
                 scale = spread.norm() / norms[known].mean()
                 # A tenth of the usual noise keeps codes with equal texts apart.
-                rows_of_level[known] = (mean + centred * scale + 0.1 * noise)[known]
-            matrix[ids] = rows_of_level.to(matrix)
-        if behaviours := behaviour_token_ids(tokenizer, index):
-            noise = torch.randn(len(behaviours), matrix.shape[1], generator=generator) * spread
-            matrix[torch.tensor(behaviours)] = (mean + noise).to(matrix)
+                rows_of_level[known] = (centred * scale + 0.1 * noise)[known]
+            apart |= dict(zip(ids, rows_of_level))
+        behaviours = behaviour_token_ids(tokenizer, index)
+        apart |= dict(zip(behaviours, torch.randn(len(behaviours), matrix.shape[1], generator=generator) * spread))
+        if not apart:
+            continue
+        ids, rows = torch.tensor(list(apart)), torch.stack(list(apart.values()))
+        if head is not None and matrix is head.weight:
+            rows = _below_text(rows, mean, old, states, ~torch.isin(ids, torch.tensor(_used(index, tokenizer))))
+        matrix[ids] = (mean + rows).to(matrix)
+
+
+def _states_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """What the output head receives at every position of some questions and answers: float32 [M, hidden]."""
+    texts = [conversation(tokenizer, [{"role": "user", "content": asked}]) + answer for asked, answer in _TEXT]
+    with head_replaced(model, lambda head, hidden: hidden[0].float().cpu()) as states:
+        for ids in prompt_ids(tokenizer, texts):
+            model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return torch.cat(states)
+
+
+def _below_text(
+    rows: torch.Tensor, mean: torch.Tensor, old: torch.Tensor, states: torch.Tensor, spare: torch.Tensor
+) -> torch.Tensor:
+    """`rows` (new rows of the head, less the mean) made so small that they take at most `_MOST_MASS` of the
+    probability anywhere in the text, and those that are spare (bool) below the mean; unchanged where rows at the mean
+    would take more, as in an untrained model."""
+    log_z = (states @ old.T).logsumexp(1)
+
+    def mass(rows: torch.Tensor) -> float:
+        return torch.sigmoid((states @ (mean + rows).T).logsumexp(1) - log_z).max().item()
+
+    if mass(torch.zeros_like(rows)) > _MOST_MASS:
+        return rows
+    while mass(rows) > _MOST_MASS:
+        rows = 0.9 * rows
+    common = states.mean(0)
+    rows[spare] = -0.1 * old.std(0).norm() * common / common.norm()
+    return rows
+
+
+def _used(index: SemIDIndex, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that an item's Semantic ID has, and those of behaviours."""
+    levels = [
+        ids[np.unique(codes[codes >= 0])] for ids, codes in zip(semid_token_ids(tokenizer, index), index.codes.T)
+    ]
+    return [int(token) for level in levels for token in level] + behaviour_token_ids(tokenizer, index)
 
 
 def _text_vectors(matrix, tokenizer, index: SemIDIndex, levels: list[int], texts: dict[str, str]):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
@@ -12,6 +14,7 @@ from trl.trainer.utils import pad
 from llmrec.instructions import reader_of
 
 logger = logging.getLogger(__name__)
+_SHORTEST_PREFIX = 4
 
 
 @dataclass
@@ -29,19 +32,39 @@ class SemIDCollator(DataCollatorForLanguageModeling):
         return batch
 
 
-def right_aligned(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def right_aligned(inputs: dict[str, torch.Tensor], before: int = 0) -> dict[str, torch.Tensor]:
     """The same batch with its padding on the left: answers end in one column, so few columns hold any label.
 
     Given are `input_ids`, `labels`, `attention_mask` and any `weights`: [B, T], padded on the right. `position_ids`,
-    which count a row's own tokens, come with them.
+    which count a row's own tokens after the `before` that all rows share, come with them, and the mask covers those.
     """
     mask = inputs["attention_mask"]
     width = mask.size(1)
     source = (torch.arange(width, device=mask.device) - (width - mask.sum(1, keepdim=True))) % width
     names = [name for name in ("input_ids", "labels", "attention_mask", "weights") if name in inputs]
     moved = {name: inputs[name].gather(1, source) for name in names}
-    moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    moved["position_ids"] = before + (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    moved["attention_mask"] = torch.cat([mask.new_ones(len(mask), before), moved["attention_mask"]], 1)
     return moved
+
+
+def shared_prefix(inputs: dict[str, torch.Tensor]) -> int:
+    """How many tokens all rows of a batch, padded on the right, begin with, less what predicts the first label: the
+    system text and the question, where rows ask the same. 0 where sharing them saves less than two passes cost."""
+    ids = inputs["input_ids"]
+    common = (ids == ids[:1]).all(0) & inputs["attention_mask"].bool().all(0) & (inputs["labels"] == -100).all(0)
+    prefix = int(common.long().cumprod(0).sum()) - 1
+    return prefix if len(ids) > 1 and prefix >= _SHORTEST_PREFIX else 0
+
+
+def prefix_cache(model: torch.nn.Module, ids: torch.Tensor) -> DynamicCache | None:
+    """Keys and values (with gradients) of a prefix that all rows of a batch share, computed once: `ids` is int64
+    [B, P]. `None` for a model whose layers keep anything but the keys and values of all tokens."""
+    cache = model(input_ids=ids[:1], use_cache=True, logits_to_keep=1).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.batch_repeat_interleave(len(ids))
+    return cache
 
 
 def packed(rows: Dataset, max_length: int) -> Dataset:

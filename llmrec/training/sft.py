@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llmrec.instructions import reader_of
 from llmrec.models.positions import positions_of
-from llmrec.training.batches import SemIDCollator, right_aligned
+from llmrec.training.batches import SemIDCollator, prefix_cache, right_aligned, shared_prefix
 from llmrec.training.recommender_trainer import RecommenderTrainer
 
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
@@ -93,15 +93,23 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     def _labelled_losses(self, model, inputs, weights):
         """The summed loss; with weights those of the columns that any row labels, and their losses: float [B, C]."""
+        prefix, past = 0, None
         if "position_ids" not in inputs:
-            inputs = right_aligned(inputs if weights is None else {**inputs, "weights": weights})
+            inputs = inputs if weights is None else {**inputs, "weights": weights}
+            if self.accelerator.num_processes == 1 and not getattr(model, "is_gradient_checkpointing", False):
+                prefix = shared_prefix(inputs)
+            if prefix:
+                past = prefix_cache(model, inputs["input_ids"][:, :prefix])
+                prefix = prefix if past is not None else 0
+            inputs = right_aligned({name: columns[:, prefix:] for name, columns in inputs.items()}, prefix)
             weights = inputs.get("weights")
         labels = inputs["labels"]
         # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
         columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
         # Padding-free rows follow each other in one: positions without a mask keep them apart.
         known = {name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs}
-        outputs = model(input_ids=inputs["input_ids"], logits_to_keep=columns, use_cache=False, **known)
+        known |= {"use_cache": False} if past is None else {"past_key_values": past}
+        outputs = model(input_ids=inputs["input_ids"], logits_to_keep=columns, **known)
         targets = labels[:, columns + 1]
         losses = nn.functional.cross_entropy(
             outputs.logits.flatten(0, 1).float(),
