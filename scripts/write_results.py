@@ -2,8 +2,8 @@
 
     python scripts/write_results.py industrial=out/industrial/evaluation beauty=out/beauty/evaluation
 
-Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`, or `pretrained=<file that recipes/language.py
-wrote>` for `pretrained/questions_kept` and `pretrained/perplexity_ratio`. Writes `{"figures": {...}}` with keys such as
+Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`, or `pretrained=<file of recipes/language.py>`
+for `pretrained/questions_kept` and `pretrained/perplexity_ratio`. Writes `{"figures": {...}}` with keys such as
 `industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Data sets that are already
 in the file and are not named keep their figures. Prints the main figures as Markdown.
 """
