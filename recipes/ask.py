@@ -66,7 +66,7 @@ def main(args: AskArguments) -> None:
 
     wished = [{"about": best, "wish": wish} for wish in args.wishes]
     for wish, found in zip(args.wishes, recommender.ask(args.like_but, wished, args.k)):
-        print(f'\n— Like {name(best)}, but: {wish.replace("_", " ")} —')
+        print(f"\n— Like {name(best)}, but: {wish.replace('_', ' ')} —")
         missed = {item.item_id for item in found if not catalogue.wishes.satisfies(item.item_id, wish, best)}
         show(found, dict.fromkeys(missed, f"   (not {wish})"))
 
