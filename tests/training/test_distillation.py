@@ -1,6 +1,5 @@
 """KL(base || model) on general conversations: its value, the base behind it, what it keeps, and that a run goes on."""
 
-import copy
 import json
 import runpy
 import sys
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from llmrec.instructions import Catalogue, Renderer, build_dataset, load_prompt, parse_mixture
+from llmrec.models.from_scratch import train_tokenizer
 from llmrec.training import Distillation, SemIDSFTTrainer, SFTArguments, check_sft, distillation, lora_config
 from llmrec.training.loading import load_model
 
@@ -121,13 +121,16 @@ def test_without_its_adapter_the_model_is_its_base(base, talks, tmp_path):
     assert trainer.distillation.base is None
     model, batch = trainer.model.train(), trainer.data_collator(chats(trainer)[:4])
     batch.pop("general")
-    assert trainer.distillation.losses(model, batch, model).max() < 0.01  # only the new tokens' mass
-    shaken(model)
+    start = trainer.distillation.losses(model, batch, model)
+    said = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
+    mass = said[..., trainer.distillation.new].sum(-1)[:, :-1][batch["labels"][:, 1:] != -100]
+    assert start.tolist() == pytest.approx((-(1 - mass).log()).tolist(), rel=1e-3)  # all that differs yet
+    shaken(model, 1.0)
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     own = trainer.distillation.losses(model, batch, model)
     apart = Distillation(1.0, trainer.distillation.new, AutoModelForCausalLM.from_pretrained(base).eval())
     assert own.tolist() == pytest.approx(apart.losses(model, batch, model).tolist(), rel=1e-4)
-    assert own.mean() > 0.05 and model.training
+    assert (own - start).abs().min() > 1e-3 and model.training
     assert {name for name, one in model.named_parameters() if one.requires_grad} == trained
     own.mean().backward()
     assert all(one.grad is not None for name, one in model.named_parameters() if name in trained)
@@ -168,10 +171,7 @@ def test_the_loss_of_a_step_is_that_of_both_kinds_of_rows(base, talks, tmp_path,
 def test_a_base_that_was_never_extended_can_be_distilled_from(base, talks, tmp_path):
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
     new = tokenizer.convert_tokens_to_ids(INDEX.tokens)
-    plain = json.loads(tokenizer.backend_tokenizer.to_str())
-    plain["added_tokens"] = [token for token in plain["added_tokens"] if token["id"] not in new]
-    short = copy.deepcopy(tokenizer)
-    short._tokenizer = type(tokenizer._tokenizer).from_str(json.dumps(plain))
+    short = train_tokenizer(DATA.items["title"].to_pylist(), 300)
     assert min(new) == len(short) == len(tokenizer) - 16
     model.resize_token_embeddings(min(new))
     model.save_pretrained(tmp_path / "plain")
