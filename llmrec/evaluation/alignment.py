@@ -15,6 +15,7 @@ from typing import NamedTuple
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least, one_of
+from llmrec.devices import best_dtype
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.evaluation.language import perplexity
@@ -129,5 +130,6 @@ class Aligner:
 
 @lru_cache(maxsize=1)
 def _base_perplexity(folder: str, device: str, text: str, blocks: int) -> dict[str, float]:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
+    dtype = best_dtype(None, torch.device(device))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
     return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)
