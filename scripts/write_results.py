@@ -2,9 +2,10 @@
 
     python scripts/write_results.py industrial=out/industrial/evaluation beauty=out/beauty/evaluation
 
-Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`. Writes `{"figures": {...}}` with keys such as
-`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Recommenders that the folder
-does not name keep their figures. Prints the main figures as Markdown.
+Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`, or `pretrained=<file of recipes/language.py>`
+for `pretrained/questions_kept` and `pretrained/perplexity_ratio`. Writes `{"figures": {...}}` with keys such as
+`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Recommenders that the
+folder does not name keep their figures. Prints the main figures as Markdown.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from llmrec.files import read_json, write_json
 
 METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 3, 5, 10, 20, 50)]
+LANGUAGE = ("questions_kept", "perplexity_ratio")
 LIST_METRICS = ("valid@10", "coverage@10")
 
 
@@ -37,7 +39,7 @@ def figures_of(summary: dict, dataset: str) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", metavar="DATASET=FOLDER")
+    parser.add_argument("evaluations", nargs="+", metavar="DATASET=FOLDER_OR_FILE")
     parser.add_argument("--json", default="docs/results.json", help="the file to write (docs/results.json)")
     arguments = parser.parse_args()
     path = Path(arguments.json)
@@ -46,9 +48,15 @@ def main():
         dataset, separator, folder = argument.partition("=")
         if not separator:
             parser.error(f"{argument!r} should be DATASET=FOLDER")
+        if folder.endswith(".json"):
+            found = read_json(folder)
+            if missing := [name for name in LANGUAGE if name not in found]:
+                parser.error(f"{folder} has no {missing[0]}: name a file that recipes/language.py wrote for a model")
+            figures |= {f"{dataset}/{name}": round(found[name], 6) for name in LANGUAGE}
+            continue
         fresh = figures_of(read_json(Path(folder) / "metrics.json"), dataset)
-        measured = {key.split("/")[1] for key in fresh}
-        kept = {key: value for key, value in figures.items() if key.split("/")[:2] not in [[dataset, n] for n in measured]}
+        measured = {tuple(key.split("/")[:2]) for key in fresh}
+        kept = {key: value for key, value in figures.items() if tuple(key.split("/")[:2]) not in measured}
         figures = kept | fresh
         print(markdown(fresh, dataset))
     write_json(path, {"figures": dict(sorted(figures.items()))})

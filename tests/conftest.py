@@ -23,3 +23,18 @@ def smollm2() -> Path:
             pytest.fail(f"LLMREC_PRETRAINED names {folder}, which holds no model")
         pytest.skip("needs SmolLM2-135M-Instruct: bash scripts/test.sh -m pretrained fetches it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def extended(smollm2, tmp_path_factory) -> Path:
+    """What recipes/init_model.py makes of it for the tiny store of `training.small_runs`."""
+    from training.small_runs import DATA, INDEX
+
+    from recipes.init_model import InitArguments, main
+
+    folder = tmp_path_factory.mktemp("real")
+    DATA.save(folder / "data")
+    INDEX.save(folder / "semids.parquet", DATA.items)
+    inputs = str(folder / "data"), str(folder / "semids.parquet"), str(folder / "base")
+    main(InitArguments(*inputs, model_name_or_path=str(smollm2), embedding_init="text"))
+    return folder / "base"

@@ -12,21 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least, one_of
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
+from llmrec.evaluation.language import perplexity
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.tasks import check_prompt
 from llmrec.instructions.wishes import phrases
-from llmrec.models.positions import positions_of
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.loading import files_of
-from llmrec.tokens import text_start
 
 logger = logging.getLogger(__name__)
 
@@ -87,29 +84,6 @@ class AlignmentArguments:
 
     def __post_init__(self):
         at_least(self, alignment_rows=1)
-
-
-@torch.no_grad()
-def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512) -> dict[str, float]:
-    """`{"perplexity": ..., "tokens": how many were predicted}`: exp of the mean negative log-likelihood (nats) of a
-    token, given those before it in its block of `length` tokens, or of what the model has positions for. Each block
-    begins as the tokenizer begins a text (BOS), which is given and not predicted. The first
-    `blocks` are read; fewer than two tokens raise `ValueError`."""
-    ids, start = tokenizer(text, add_special_tokens=False)["input_ids"], text_start(tokenizer)
-    length = min(length, positions_of(model) or length) - len(start)
-    pieces = [[*start, *ids[place : place + length]] for place in range(0, len(ids), length)][:blocks]
-    first = max(len(start), 1)  # predicted
-    pieces = [piece for piece in pieces if len(piece) > first]
-    if not pieces:
-        raise ValueError(f"a text of {len(ids)} tokens has no perplexity: give one of at least two")
-    device = next(model.parameters()).device
-    total = 0.0
-    for piece in pieces:  # one at a time: a block's logits over a large vocabulary fill memory
-        input_ids = torch.tensor([piece], device=device)
-        logits = model(input_ids=input_ids).logits[0, first - 1 : -1].float()
-        total += torch.nn.functional.cross_entropy(logits, input_ids[0, first:], reduction="sum").item()
-    count = sum(map(len, pieces)) - first * len(pieces)
-    return {"perplexity": float(np.exp(total / count)), "tokens": count}
 
 
 class Aligner:

@@ -14,7 +14,7 @@ import yaml
 from tiny import MODEL, tiny_data, tiny_index, tiny_model, write_tiny_base
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts, perplexity
+from llmrec.evaluation.alignment import SECTIONS, Aligner, alignment_prompts
 from llmrec.evaluation.alignment_sections import (
     LeftOut,
     Sample,
@@ -307,26 +307,6 @@ def test_answers_in_words_do_not_depend_on_the_batch(trained):
     prompts = recommender.token_ids(texts)
     assert [*recommender.write(prompts, 12)] == [next(recommender.write([ids], 12)) for ids in prompts]
     assert len(recommender.search(prompts[:2], [4, 4])[0]) == 4
-
-
-def test_perplexity_is_that_of_the_tokens(untrained):
-    _, recommender = untrained
-    model, tokenizer = recommender.model, recommender.tokenizer
-    text = "The museum opens at nine and closes at five. " * 4
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        whole = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.exp().item()
-        halves = [torch.tensor([ids[:40]]), torch.tensor([ids[40:80]])]
-        losses = [model(half, labels=half).loss.item() for half in halves]
-    assert perplexity(model, tokenizer, text, length=len(ids)) == {
-        "perplexity": pytest.approx(whole, rel=1e-4),
-        "tokens": len(ids) - 1,
-    }
-    assert perplexity(model, tokenizer, text, blocks=2, length=40)["perplexity"] == pytest.approx(
-        np.exp(np.mean(losses))
-    )
-    with pytest.raises(ValueError, match="at least two"):
-        perplexity(model, tokenizer, "")
 
 
 def test_what_cannot_be_asked_is_left_out_or_refused(untrained, tmp_path):

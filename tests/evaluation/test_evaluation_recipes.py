@@ -81,6 +81,15 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     assert figures["tiny/sasrec/item/ndcg@10/low"] <= figure <= figures["tiny/sasrec/item/ndcg@10/high"]
     assert "tiny/ours/semid/recall@10" in figures
 
+    (tmp_path / "sft.json").write_text('{"questions_kept": 33, "perplexity_ratio": 1.25, "answers": []}')
+    run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
+    kept = {"tiny/questions_kept": 33, "tiny/perplexity_ratio": 1.25}
+    assert json.loads(results.read_text())["figures"] == figures | kept
+    (tmp_path / "base.json").write_text('{"answers": []}')
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'base.json'}", "--json", results)
+    assert "base.json has no questions_kept" in capsys.readouterr().err
+
     with pytest.raises(ValueError, match="nobody"):
         run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--controls", "nobody")
     with pytest.raises(ValueError, match="reference 'typo'.*sasrec, shuffled order"):  # before the data is read

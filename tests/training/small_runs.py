@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, SFTConfig
 
 from llmrec.instructions import (
+    TASKS,
     Catalogue,
     Renderer,
     build_dataset,
@@ -51,7 +52,8 @@ def evaluation_rows(tokenizer, count: int = 6):
 
 def rows(tokenizer, weigh=None, prompt: str = "stream"):
     """The training rows of one task."""
-    mixture = parse_mixture([prompt], load_prompt(prompt), INDEX)
+    asked = load_prompt(prompt)
+    mixture = parse_mixture([prompt], asked if TASKS[asked.task].recommends else load_prompt("stream"), INDEX)
     renderer = Renderer(tokenizer, Catalogue(INDEX, DATA.items))
     return build_dataset(DATA, mixture, renderer, 20, 128, 0, weigh)
 

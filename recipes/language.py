@@ -1,0 +1,78 @@
+"""What models keep of their base's language: 40 plain questions and the perplexity of general English.
+
+    python recipes/language.py --base HuggingFaceTB/SmolLM2-135M-Instruct --output_dir out/pretrained/language \
+        --models init=out/pretrained/init sft=out/pretrained/sft
+
+`base` is the model before it got Semantic IDs. Writes `<name>.json` for every model, with its answers beside the
+base's (docs/alignment.md says which count as kept), and prints a table. What was measured before is read again.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmrec.commands import Parser
+from llmrec.evaluation.language import against, general_text, load_language_model, measure, questions
+from llmrec.files import Lock, fingerprint, read_json, write_json
+from llmrec.recommenders.loading import files_of
+
+BASE = "base"
+COLUMNS = {
+    "kept": ("questions_kept", "d"),
+    "exact": ("questions_exact", "d"),
+    "with SemIDs": ("answers_with_semids", "d"),
+    "SemID mass, mean": ("mass_mean", ".4f"),
+    "max": ("mass_max", ".4f"),
+    "perplexity": ("perplexity", ".3f"),
+    "ratio": ("perplexity_ratio", ".4f"),
+}
+
+
+@dataclass
+class LanguageArguments:
+    base: str = field(metadata={"help": "The language model that training started from: a folder or of the Hub."})
+    models: list[str] = field(metadata={"help": "name=folder of each model that was made from it."})
+    output_dir: str = field(metadata={"help": "Where <name>.json goes."})
+    general_text: str | None = field(default=None, metadata={"help": "A text file in place of the packages' READMEs."})
+
+
+def measured(folder: str, path: Path, asked: list[str], text: str) -> dict:
+    """What `path` says of the model, if that is about these files, questions and text; or it is measured."""
+    made_from = fingerprint(files_of(folder), folder, *asked, text)
+    found = read_json(path) if path.exists() else {}
+    if found.get("made_from") != made_from:
+        found = {"folder": folder, "made_from": made_from, **measure(*load_language_model(folder), asked, text)}
+        write_json(path, found)
+    return found
+
+
+def main(args: LanguageArguments) -> None:
+    models = {name: model for name, _, model in (given.partition("=") for given in args.models)}
+    wrong = [name for name, model in models.items() if name in (BASE, "") or Path(name).name != name or not model]
+    if wrong or len(models) < len(args.models):
+        raise ValueError(f"models {args.models}: write name=folder, each name once, other than {BASE!r} and no path")
+    asked, (text, packages) = questions(), ("", {})
+    if args.general_text is None:
+        text, packages = general_text()
+    else:
+        text = Path(args.general_text).read_text(encoding="utf-8")
+    folder = Path(args.output_dir)
+    with Lock(folder):
+        base = measured(args.base, folder / f"{BASE}.json", asked, text)
+        results = {BASE: against(base, base)}
+        for name, model in models.items():
+            found = measured(model, folder / f"{name}.json", asked, text)
+            results[name] = against(found, base)
+            about = {"folder": model, "made_from": found["made_from"], "base": args.base, "packages": packages}
+            write_json(folder / f"{name}.json", about | results[name])
+    print(f"{len(asked)} questions; perplexity of {base['tokens']} tokens of {packages or args.general_text}\n")
+    print("|".join(["", " model ", *(f" {column} " for column in COLUMNS), ""]))
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    for name, result in results.items():
+        print("|".join(["", f" {name} ", *(f" {result[key]:{form}} " for key, form in COLUMNS.values()), ""]))
+    print(f"\nAnswers: {folder}/<name>.json")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    main(Parser((LanguageArguments,)).parse_args_and_config()[0])
