@@ -35,14 +35,16 @@ def points(history: list[dict], name: str) -> dict[int, float]:
 
 
 def history_of(folder: str) -> list[dict]:
-    """The logs of a run. Raises `ValueError` where it left none, or none that counts tokens."""
+    """The logs of a run. Raises `ValueError` where it left none, or some that do not count tokens."""
     whole, checkpoint = Path(folder) / "trainer_state.json", last_complete_checkpoint(folder)
     if not whole.exists() and checkpoint is None:
         raise ValueError(f"{folder} holds neither trainer_state.json nor a checkpoint: name the output of a run")
-    state = read_json(whole if whole.exists() else Path(checkpoint) / "trainer_state.json")
-    history = [log for log in state["log_history"] if SEEN in log]
-    if not history:
-        raise ValueError(f"{folder}: its logs do not count tokens ({SEEN}): run recipes/sft.py again")
+    history = read_json(whole if whole.exists() else Path(checkpoint) / "trainer_state.json")["log_history"]
+    if not history or not all(SEEN in log for log in history):
+        raise ValueError(
+            f"{folder}: not all of its logs count tokens ({SEEN}): name a run of recipes/sft.py, or train it again "
+            "where an older version began it"
+        )
     return history
 
 

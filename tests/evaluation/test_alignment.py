@@ -362,6 +362,20 @@ def test_the_recipe_writes_and_prints_it(monkeypatch, tmp_path, capsys):
     for name in ("report.md", "report.html"):
         report = (tmp_path / "evaluation" / name).read_text()
         assert shown in report and "Steering: ours" in report and "description_to_item (the items have no" in report
+    results = tmp_path / "results.json"
+    results.write_text('{"figures": {"pretrained/search/ours/low": 0.5, "pretrained/search/ours 2": 0.25}}')
+    source = f"pretrained={tmp_path / 'evaluation' / 'alignment.json'}"
+    monkeypatch.setattr(sys, "argv", ["write_results.py", source, "--json", str(results)])
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "write_results.py"), run_name="__main__")
+    of_title, of_search = written["sections"]["title_to_item"], written["sections"]["search"]
+    figures = json.loads(results.read_text())["figures"]
+    assert figures["pretrained/title_to_item/ours"] == pytest.approx(of_title["figures"]["recall@10"], abs=1e-6)
+    unseen = "recall@10, unseen wordings"
+    assert figures["pretrained/search/ours"] == pytest.approx(of_search["figures"][unseen], abs=1e-6)
+    assert figures["pretrained/search/ours/low"] == pytest.approx(of_search["ci"][unseen][0], abs=1e-6)
+    assert figures["pretrained/search/ours 2"] == 0.25
+    assert f"| pretrained/search/ours | {of_search['figures'][unseen]:.4f} [" in capsys.readouterr().out
+
     again = run()
     assert "Reusing" in again and shown in again
     (tmp_path / "general.txt").write_text("Something else is expected.")

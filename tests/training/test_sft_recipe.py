@@ -107,6 +107,10 @@ def test_learning_curves_over_tokens(trained, tmp_path):
             found = lines[start + number]
             assert [found[0], *found[1:3], *found[4:]] == [name, *figures]
     assert len(lines) == 24
+    state = json.loads((unfinished / "checkpoint-240" / "trainer_state.json").read_text())
+    del state["log_history"][0]["num_input_tokens_seen"]
+    (unfinished / "checkpoint-240" / "trainer_state.json").write_text(json.dumps(state))
+    assert "not all of its logs count tokens" in curves(unfinished).stderr
     nothing = curves(tmp_path)
     assert nothing.returncode != 0 and "holds neither trainer_state.json nor a checkpoint" in nothing.stderr
 
