@@ -21,7 +21,7 @@ from transformers import (
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
 from llmrec.decoding.semid_states import CatalogueTokens, SemIDRequest, SemIDStates
-from llmrec.devices import best_device
+from llmrec.devices import best_device, best_dtype
 from llmrec.tokens import ControlTokens, conversation, fix_today, prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ def load_writer(
 
 
 def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(best_device(device)).eval()
+    where = best_device(device)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=best_dtype(None, where)).to(where).eval()
 
     def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
         return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)

@@ -20,7 +20,7 @@ from llmrec.decoding.free_text import continue_text
 from llmrec.decoding.fusion import fuse
 from llmrec.decoding.search import open_search
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
-from llmrec.devices import best_device
+from llmrec.devices import best_device, best_dtype
 from llmrec.files import atomic_path, check_whole
 from llmrec.instructions import TASKS, Prompt, Texts, in_words, load_prompt
 from llmrec.instructions.render import item_of
@@ -90,7 +90,8 @@ class LLMRecommender(PromptWriter):
         Args:
             device: by default the GPU where there is one; with `device_map`, or a quantised model, where transformers
                 puts it.
-            dtype: `"auto"`, `"bfloat16"`, ...; by default that of the folder.
+            dtype: `"bfloat16"`, ...; `"auto"` is that of the folder, and the default but on a CPU, which is faster in
+                float32.
             revision: branch, tag or commit on the Hub; model_kwargs: of transformers' `from_pretrained`.
 
         Raises:
@@ -105,14 +106,11 @@ class LLMRecommender(PromptWriter):
         elif revision is not None:
             raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
         device = None if device is None else best_device(device)
-        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"dtype {dtype!r} is none of PyTorch's: write auto, float32, bfloat16 or float16")
+        model_kwargs["dtype"] = best_dtype(dtype, device or best_device())
         config = RecommenderConfig.load(folder)
         check_whole(folder)
         index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if dtype is not None:
-            model_kwargs["dtype"] = dtype
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):

@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from http_fixtures import front
 
 from llmrec.catalogue.filters import Filter
 from llmrec.recommenders import LLMRecommender
+from llmrec.serving.vllm.engines import RECOMMEND, engine_arguments
 
 pytestmark = [pytest.mark.pretrained, pytest.mark.vllm]
 HISTORIES = [["item-03"], ["item-20", "item-21", "item-22"], ["item-05", "item-06"]]
@@ -30,8 +32,9 @@ def assert_equal(found, expected):
 def test_recommend_mode_finds_what_transformers_finds(hf, extended):
     from llmrec.serving.vllm.recommender import VLLMRecommender
 
-    engine = {"dtype": "float32", "distributed_executor_backend": "uni", "max_num_batched_tokens": 2048}
-    ours = VLLMRecommender.from_pretrained(extended, max_model_len=512, **engine)
+    engine = {"distributed_executor_backend": "uni", "max_num_batched_tokens": 2048, "max_model_len": 512}
+    assert torch.cuda.is_available() or engine_arguments(extended, RECOMMEND)["dtype"] == "float32"  # of bfloat16
+    ours = VLLMRecommender.from_pretrained(extended, dtype="float32", **engine)
     filters = [None, Filter(exclude_seen=True), Filter(where=[("price", "<", 9)])]
     assert_equal(ours.recommend(HISTORIES, [5, 24, 9], filters), hf.recommend(HISTORIES, [5, 24, 9], filters))
     assert_equal(ours.ask("title_to_item", TITLES, 5), hf.ask("title_to_item", TITLES, 5))

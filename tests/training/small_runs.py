@@ -7,13 +7,12 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, SFTConfig
 
 from llmrec.instructions import (
-    TASKS,
     Catalogue,
     Renderer,
+    TaskMix,
     build_dataset,
     encode_rows,
     load_prompt,
-    parse_mixture,
     target_rows,
 )
 from llmrec.training import SemIDSFTTrainer, lora_config, packed
@@ -52,10 +51,8 @@ def evaluation_rows(tokenizer, count: int = 6):
 
 def rows(tokenizer, weigh=None, prompt: str = "stream"):
     """The training rows of one task."""
-    asked = load_prompt(prompt)
-    mixture = parse_mixture([prompt], asked if TASKS[asked.task].recommends else load_prompt("stream"), INDEX)
     renderer = Renderer(tokenizer, Catalogue(INDEX, DATA.items))
-    return build_dataset(DATA, mixture, renderer, 20, 128, 0, weigh)
+    return build_dataset(DATA, [TaskMix(load_prompt(prompt))], renderer, 20, 128, 0, weigh)
 
 
 def make_trainer(
