@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.commands import Parser
-from llmrec.evaluation.language import against, general_text, load_language_model, measure, questions
+from llmrec.evaluation.language import against, general_text, load_language_model, measure
 from llmrec.files import Lock, fingerprint, read_json, write_json
+from llmrec.instructions.general import plain_questions
 from llmrec.recommenders.loading import files_of
 
 BASE = "base"
@@ -51,7 +52,7 @@ def main(args: LanguageArguments) -> None:
     wrong = [name for name, model in models.items() if name in (BASE, "") or Path(name).name != name or not model]
     if wrong or len(models) < len(args.models):
         raise ValueError(f"models {args.models}: write name=folder, each name once, other than {BASE!r} and no path")
-    asked, (text, packages) = questions(), ("", {})
+    asked, (text, packages) = plain_questions(), ("", {})
     if args.general_text is None:
         text, packages = general_text()
     else:

@@ -61,13 +61,15 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
     sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
+    adapter = training.lora_config(model_args, model, tokenizer, index, sft.train)
     trainer = training.SemIDSFTTrainer(
         model,
         training_args,
         train_dataset=train,
         eval_dataset=encode_rows(target_rows(sample.rows, args.max_history), prompt, renderer, limit),
         processing_class=tokenizer,
-        peft_config=training.lora_config(model_args, model, tokenizer, index, sft.train),
+        peft_config=adapter,
+        distillation=training.distillation(sft, mixture, model, tokenizer, index, run.base, adapter is not None),
         callbacks=training.callbacks(sft, training_args),
         sample=sample,
         write_sidecars=run.write_sidecars,

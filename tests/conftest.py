@@ -17,7 +17,7 @@ def smollm2() -> Path:
     """A real pretrained model, SmolLM2-135M-Instruct in bfloat16, for tests marked `pretrained`: the folder that
     LLMREC_PRETRAINED names, or the one that scripts/setup_pretrained.sh makes."""
     named = os.environ.get("LLMREC_PRETRAINED")
-    folder = Path(named or Path(__file__).parent.parent / "out" / "smollm2")
+    folder = Path(named or Path(__file__).parents[1] / "out/pretrained/SmolLM2-135M-Instruct")
     if not (folder / "config.json").is_file():
         if named:
             pytest.fail(f"LLMREC_PRETRAINED names {folder}, which holds no model")

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.decoding.free_text import continue_text
 from llmrec.devices import best_device
 from llmrec.instructions.item_words import same_text, token_f1
-from llmrec.instructions.prompts import prompts_folder
 from llmrec.models.folder import CONFIG, RecommenderConfig, load_index
 from llmrec.models.positions import positions_of
 from llmrec.tokens import conversation, fix_today, prompt_ids, text_start
@@ -29,11 +27,6 @@ GENERAL_TEXTS = ("torch", "transformers", "peft", "accelerate/LICENSE")
 CHARACTERS = 2500  # of each
 _MARKUP = re.compile(r"[<|`]|\]\(|http")
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\n\d\.)\s")  # `1.` at the beginning of a line ends none
-
-
-def questions() -> list[str]:
-    """The 40 plain questions of prompts/general/questions.yaml."""
-    return yaml.safe_load((prompts_folder() / "general" / "questions.yaml").read_text(encoding="utf-8"))["questions"]
 
 
 def general_text(sources: Sequence[str] = GENERAL_TEXTS) -> tuple[str, dict[str, str]]:

@@ -22,6 +22,7 @@ from llmrec.instructions.tasks import TASKS, check_prompt, check_recommends
 from llmrec.instructions.wishes import kinds_of
 
 _CHOICES = ("weight", "cap", "max_per_item", "where", "wishes", "since", "semids")
+CHAT = "chat"  # the task of general conversations
 _CHAT = ("chat", "split", "weight", "cap")
 _ROLES = ("system", "user", "assistant")
 
@@ -38,7 +39,7 @@ class ChatData:
         self.path, self.split = path, split
         # Stands where a task's prompt stands; its texts come from the data, so a local file's content is part of it.
         content = fingerprint(Path(path).read_bytes()) if Path(path).is_file() else ""
-        self.prompt = Prompt("chat", (Template(f"{path} {content}", split),))
+        self.prompt = Prompt(CHAT, (Template(f"{path} {content}", split),))
 
     @cached_property
     def rows(self) -> Dataset:

@@ -1,6 +1,7 @@
 """Training with TRL: what SFT on Semantic IDs needs beside the stock trainer, and what every run of a recipe does."""
 
 from llmrec.training.batches import packed
+from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import add_dropout, without_dropout
 from llmrec.training.lora import lora_config, save_final_model
@@ -11,6 +12,7 @@ from llmrec.training.sft import SemIDSFTTrainer
 from llmrec.training.sft_arguments import SFTArguments, callbacks, check_sft
 
 __all__ = [
+    "Distillation",
     "RecommenderTrainer",
     "SFTArguments",
     "SemIDSFTTrainer",
@@ -19,6 +21,7 @@ __all__ = [
     "add_dropout",
     "callbacks",
     "check_sft",
+    "distillation",
     "lora_config",
     "loss_weights",
     "packed",

@@ -12,6 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
 from llmrec.instructions import reader_of
+from llmrec.instructions.mixture import CHAT
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PREFIX = 4
@@ -19,7 +20,10 @@ _SHORTEST_PREFIX = 4
 
 @dataclass
 class SemIDCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also carries `weights` (float, the shape of `labels`) where rows have them."""
+    """TRL's collator, which also carries `weights` (float, the shape of `labels`) where rows have them, and `general`
+    (bool [B]: which rows are general conversations) where it is to tell them."""
+
+    tells_general: bool = False
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = super().torch_call(examples)
@@ -29,7 +33,15 @@ class SemIDCollator(DataCollatorForLanguageModeling):
             batch["weights"] = pad(
                 weights, padding_value=0.0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
             )
+        if self.tells_general:
+            batch["general"] = torch.tensor([example.get("task") == CHAT for example in examples])
         return batch
+
+
+def rows_of(inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The chosen rows (bool [B]) of a batch that is padded on the right, as wide as the longest of them."""
+    width = int(inputs["attention_mask"][chosen].sum(1).max())
+    return {name: columns[chosen, :width] for name, columns in inputs.items()}
 
 
 def right_aligned(inputs: dict[str, torch.Tensor], before: int = 0) -> dict[str, torch.Tensor]:

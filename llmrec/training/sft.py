@@ -15,7 +15,8 @@ from trl import SFTConfig, SFTTrainer
 
 from llmrec.instructions import reader_of
 from llmrec.models.positions import positions_of
-from llmrec.training.batches import SemIDCollator, prefix_cache, right_aligned, shared_prefix
+from llmrec.training.batches import SemIDCollator, prefix_cache, right_aligned, rows_of, shared_prefix
+from llmrec.training.distillation import Distillation
 from llmrec.training.recommender_trainer import RecommenderTrainer
 
 TINY = torch.finfo(torch.float32).tiny  # a step whose weights are all 0 has loss 0, not 0 / 0
@@ -46,19 +47,27 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     Rows with more tokens than the model has positions raise `ValueError`.
 
-    Arguments are those of `SFTTrainer` and `RecommenderTrainer`; `args.dataset_kwargs` is set here, and `max_length`
-    where batches are padding-free: TRL refuses that, and no row is longer anyway.
+    Every log says how many tokens training has seen (`num_input_tokens_seen`: prompts and answers without padding, of
+    all processes, from the first step on where a run was resumed). TRL's `num_tokens` begins anew then.
+
+    Arguments are those of `SFTTrainer` and `RecommenderTrainer`, and `distillation`, which takes the place of the
+    cross-entropy in general conversations (logged as `general_kl`, without its weight). `args.dataset_kwargs` is set
+    here, and `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
     """
 
-    def __init__(self, model: PreTrainedModel, args: SFTConfig, **kwargs):
+    def __init__(self, model: PreTrainedModel, args: SFTConfig, *, distillation: Distillation | None = None, **kwargs):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        # Without padding there is no mask, and rows hold the pad token where it ends turns.
+        args.include_num_input_tokens_seen = "all" if args.padding_free or args.packing else "non_padding"
         if args.padding_free and not args.packing:
             args.max_length = None
         for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
             check_row_lengths(model, rows)
         super().__init__(model, args, **kwargs)
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
-        self.data_collator = SemIDCollator(**{field.name: getattr(self.data_collator, field.name) for field in fields})
+        known = {field.name: getattr(self.data_collator, field.name) for field in fields}
+        self.distillation = distillation
+        self.data_collator = SemIDCollator(**known, tells_general=distillation is not None)
 
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -69,11 +78,31 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         return sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Of general conversations what `distillation` says, if there is any; see `_row_loss` for all others."""
+        inputs = dict(inputs)
+        general = inputs.pop("general", None)
+        if general is None or return_outputs or not general.any():
+            return self._row_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            counted = inputs["weights"][:, 1:] if "weights" in inputs else inputs["labels"][:, 1:] != -100
+            num_items_in_batch = counted.sum().clamp(min=TINY)
+        rows = rows_of(inputs, general)
+        weights, labelled = rows.pop("weights", None), rows["labels"][:, 1:] != -100
+        losses = self.distillation.losses(model, rows, self.accelerator.unwrap_model(model))
+        self._metrics["train" if self.model.training else "eval"]["general_kl"].append(losses.mean().item())
+        loss = losses.sum() if weights is None else (losses * weights[:, 1:][labelled]).sum()
+        if self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        loss = self.distillation.weight * loss / num_items_in_batch
+        if general.all():
+            return loss
+        return loss + self._row_loss(model, rows_of(inputs, ~general), False, num_items_in_batch)
+
+    def _row_loss(self, model, inputs, return_outputs, num_items_in_batch):
         """On a CPU the cross-entropy of the labelled positions alone; elsewhere TRL's fused head.
 
         TRL's fused head needs Triton; without it every position is projected, twice. The losses are equal.
         """
-        inputs = dict(inputs)
         weights = inputs.pop("weights", None)
         fast = inputs["input_ids"].device.type == "cpu" and self.args.loss_type == "nll" and not self.aux_loss_enabled
         if return_outputs or (weights is None and not fast):

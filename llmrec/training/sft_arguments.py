@@ -1,6 +1,7 @@
 """What a stage of supervised fine-tuning adds to TRL's own settings, and what is refused before it starts."""
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -30,6 +31,10 @@ class SFTArguments:
     behaviour_values: dict[str, float] | None = field(
         default=None, metadata={"help": "Loss weight of each kind of interaction: {view: 0.1, buy: 1.0}."}
     )
+    distill_weight: float = field(
+        default=0.0, metadata={"help": "Weight of KL(base || model) on general conversations; 0: cross-entropy."}
+    )
+    distill_from: str = field(default="", metadata={"help": "The model to distil from; by default the run's base."})
 
 
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -52,6 +57,15 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
         raise ValueError(
             f"metric_for_best_model: {metric} cannot be measured while training under {sharded()}, where no process "
             "holds the whole model: use eval_loss, or launch with ddp.yaml or deepspeed_zero2.yaml"
+        )
+    if not 0 <= sft.distill_weight < math.inf or (sft.distill_from and not sft.distill_weight):
+        raise ValueError(
+            f"distill_weight: {sft.distill_weight} should be a number from 0 on, and above 0 with distill_from"
+        )
+    if sft.distill_weight and (training_args.packing or training_args.padding_free or sharded()):
+        raise ValueError(
+            "distill_weight needs rows of their own and a whole model: set packing and padding_free to false, and "
+            "launch with ddp.yaml or deepspeed_zero2.yaml"
         )
     if training_args.max_length is None:
         raise ValueError("max_length is empty: give the most tokens that a row may have, such as 512")

@@ -17,7 +17,6 @@ from llmrec.evaluation.language import (
     measure,
     new_token_mass,
     perplexity,
-    questions,
 )
 from llmrec.models.vocabulary import semid_token_ids
 from recipes import language
@@ -29,10 +28,6 @@ def tiny():
     index = tiny_index(data)
     model, tokenizer = tiny_model(data, index)
     return model.eval(), tokenizer, np.concatenate(semid_token_ids(tokenizer, index)).tolist()
-
-
-def test_there_are_40_different_questions():
-    assert len(set(questions())) == 40
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def test_the_recipe_measures_every_folder_once(tmp_path, monkeypatch, capsys):
     model.save_pretrained(plain)
     tokenizer.save_pretrained(plain)
     assert load_language_model(plain)[2] == []
-    monkeypatch.setattr(language, "questions", lambda: ["What is red?", "What is green?"])
+    monkeypatch.setattr(language, "plain_questions", lambda: ["What is red?", "What is green?"])
     (tmp_path / "text.txt").write_text("The museum opens at nine and closes at five. " * 9)
     args = language.LanguageArguments(str(plain), [f"made={base}"], str(out), str(tmp_path / "text.txt"))
     language.main(args)
