@@ -3,6 +3,7 @@
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from trl import TrlParser
 
 _VALUE = "one value"
@@ -14,7 +15,13 @@ _MISTAKEN = {str: (int, float), int: (bool, float), bool: (int, float)}
 class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
     else, one value where it is a list or a mapping, and a value of another kind (a number where it is text: YAML reads
-    007 as 7) raise a `ValueError` that names the setting."""
+    007 as 7) raise a `ValueError` that names the setting. Without a GPU `bf16` is off unless it is asked for."""
+
+    def __init__(self, dataclass_types, **rest):
+        super().__init__(dataclass_types, **rest)
+        trains = any("bf16" in kind.__dataclass_fields__ for kind in self.dataclass_types)
+        if trains and not torch.accelerator.is_available():  # both are on, and then a GPU is asked for, or missed
+            self.set_defaults(bf16=False, dataloader_pin_memory=False)
 
     def set_defaults_with_config(self, **config) -> list[str]:
         for kind in self.dataclass_types:

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from llmrec.columns import plain_table
 
 logger = logging.getLogger(__name__)
-CHECKED = (".parquet", ".safetensors", ".npy", ".json")  # what `check_readable` can tell from a damaged file
+CHECKED = (".parquet", ".safetensors", ".npy", ".json", ".jinja")  # what `check_readable` can tell from a damaged file
 
 
 class Lock:
@@ -186,8 +186,8 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table
 
 
 def check_readable(path: str | Path) -> None:
-    """Raises a `ValueError` that names a parquet, safetensors, `.npy` or JSON file which is missing or cut short. Only
-    JSON is read whole: of the others heads, ends and sizes must fit."""
+    """Raises a `ValueError` that names a parquet, safetensors, `.npy`, JSON or `.jinja` file which is missing or cut
+    short. Only JSON is read whole: of the others heads, ends and sizes must fit."""
     path = Path(path)
     try:
         if path.suffix == ".parquet":
@@ -198,6 +198,8 @@ def check_readable(path: str | Path) -> None:
             np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.suffix == ".json":
             read_json(path, dict if path.name.endswith("config.json") else object)
+        elif path.suffix == ".jinja":
+            path.stat()
     except (OSError, ValueError, SafetensorError) as error:  # Arrow's are among them
         raise ValueError(f"{path} is missing or damaged ({error})") from error
 

@@ -20,6 +20,7 @@ _MOVED = {
     "llmrec.serving.plugin": "llmrec.serving.vllm.plugin",  # in the metadata of older installations
     "llmrec.serving.recommend_file": "llmrec.serving.batch.recommend_file",
     "llmrec.serving.recommender": "llmrec.serving.vllm.recommender",
+    "llmrec.serving.vllm.semid_states": "llmrec.decoding.semid_states",
     "llmrec.serving.vllm_routes": "llmrec.serving.vllm.routes",
     "llmrec.text_generation": "llmrec.decoding.free_text",
     "llmrec.vocabulary": "llmrec.models.vocabulary",

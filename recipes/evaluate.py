@@ -42,7 +42,7 @@ class EvaluateArguments:
 
 def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner, data: PreparedData, inputs: str):
     rows = getattr(data, args.split)
-    sample = Sample(data, rows, more.alignment_rows, args.seed, args.bootstrap)
+    sample = Sample(data, rows, more.alignment_rows, args.seed, args.bootstrap, more.search_encoder, more.search_cache)
     rows = rows.take(np.sort(np.random.default_rng(args.seed).permutation(rows.num_rows)[: args.max_rows]))
     shared = {name: getattr(args, name) for name in ("ks", "batch_size", "bootstrap", "seed")}
     shared["index"] = SemIDIndex.load(args.semids) if args.semids else None

@@ -1,65 +1,140 @@
 """Collects the figures of evaluations into one JSON file.
 
     python scripts/write_results.py industrial=out/industrial/evaluation beauty=out/beauty/evaluation
+    python scripts/write_results.py pretrained=out/evaluation/alignment.json pretrained=out/language/sft.json
 
-Every argument is `<data set>=<folder that recipes/evaluate.py wrote>`, or `pretrained=<file of recipes/language.py>`
-for `pretrained/questions_kept` and `pretrained/perplexity_ratio`. Writes `{"figures": {...}}` with keys such as
-`industrial/ours/item/recall@10`, and `/low` and `/high` after a key for its 95 % interval. Data sets that are already
-in the file and are not named keep their figures. Prints the main figures as Markdown.
+Every argument is `<data set>=<file>`, or the folder of a metrics.json. Writes `{"figures": {...}}`, with `/low` and
+`/high` after a key for its 95 % interval:
+
+- metrics.json (recipes/evaluate.py): `industrial/ours/item/recall@10`, ..., `industrial/ours/cold/recall@10` and
+  `.../tail/...` over the rows with a rare target
+- alignment.json (the same): one figure of each section and model, `pretrained/title_to_item/ours`
+- cold_start.json (recipes/cold_start.py): `pretrained/cold/ours/recall@10`
+- <name>.json (recipes/language.py): `pretrained/questions_kept`, `pretrained/perplexity_ratio`
+
+Recommenders and models that a file does not name keep their figures. Prints the main figures as Markdown.
 """
 
 import argparse
 from pathlib import Path
 
+from llmrec.evaluation.cold_start import COLD
 from llmrec.files import read_json, write_json
 
 METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 3, 5, 10, 20, 50)]
-LANGUAGE = ("questions_kept", "perplexity_ratio")
+RARE, RARE_METRICS = ("tail", "cold"), ("recall@10", "ndcg@10")
 LIST_METRICS = ("valid@10", "coverage@10")
+LANGUAGE = ("questions_kept", "perplexity_ratio")
+ALIGNMENT = {
+    "title_to_item": "recall@10",
+    "item_to_title": "token F1",
+    "description_to_item": "recall@10",
+    "search": "recall@10, unseen wordings",
+    "steering": "precision@10",
+    "explanation": "faithfulness",
+    "robustness": "recall@10 unseen mean",
+}
 
 
-def figures_of(summary: dict, dataset: str) -> dict[str, float]:
-    """The figures of one metrics.json."""
-    figures = {}
-    for name, result in summary["recommenders"].items():
-        start = f"{dataset}/{name}"
+def _figure(key: str, figures: dict, ci: dict, name: str) -> dict[str, float]:
+    """A figure under `key` with its interval; nothing where there is no such figure."""
+    if name not in figures:
+        return {}
+    ends = dict(zip((f"{key}/low", f"{key}/high"), ci.get(name, ())))
+    return {key: round(figures[name], 6)} | {end: round(bound, 6) for end, bound in ends.items()}
+
+
+def of_evaluation(found: dict) -> dict[str, dict[str, float]]:
+    """What belongs together → the end of each key, with its value: here by recommender."""
+    owners: dict[str, dict[str, float]] = {}
+    for owner, result in found["recommenders"].items():
+        figures = owners[owner] = {"/rows": result["rows"]}
         for metric in METRICS:
-            for level, key in (("item", metric), ("semid", f"semid/{metric}"), ("kept", f"kept/{metric}")):
-                if key not in result["metrics"]:
-                    continue
-                figures[f"{start}/{level}/{metric}"] = round(result["metrics"][key], 6)
-                for side, bound in zip(("low", "high"), result["ci"].get(key, ())):
-                    figures[f"{start}/{level}/{metric}/{side}"] = round(bound, 6)
+            for level, name in (("item", metric), ("semid", f"semid/{metric}"), ("kept", f"kept/{metric}")):
+                figures |= _figure(f"/{level}/{metric}", result["metrics"], result["ci"], name)
         for metric in LIST_METRICS:
-            if metric in result["metrics"]:
-                figures[f"{start}/{metric}"] = round(result["metrics"][metric], 6)
-        figures[f"{start}/rows"] = result["rows"]
-    return figures
+            figures |= _figure(f"/{metric}", result["metrics"], {}, metric)
+        for one in result["slices"]:
+            family, _, label = one["slice"].partition(" / ")
+            if family == "target popularity" and (rare := label.split()[0]) in RARE:
+                figures[f"/{rare}/rows"] = one["rows"]
+                for metric in RARE_METRICS:
+                    figures |= _figure(f"/{rare}/{metric}", one, one["ci"], metric)
+    return owners
+
+
+def of_alignment(found: dict) -> dict[str, dict[str, float]]:
+    return {
+        f"{section}/{model}": _figure(
+            "", report["sections"][section]["figures"], report["sections"][section]["ci"], name
+        )
+        for model, report in found["models"].items()
+        for section, name in ALIGNMENT.items()
+        if section in report["sections"]
+    }
+
+
+def of_cold_start(found: dict) -> dict[str, dict[str, float]]:
+    owners: dict[str, dict[str, float]] = {}
+    for owner, result in found["views"][COLD].items():
+        figures = owners[f"cold/{owner}"] = {"/rows": result["rows"]}
+        for metric in RARE_METRICS:
+            figures |= _figure(f"/{metric}", result["metrics"], result["ci"], metric)
+    return owners
+
+
+def of_language(found: dict) -> dict[str, dict[str, float]]:
+    return {name: _figure("", found, {}, name) for name in LANGUAGE}
+
+
+READERS = {
+    "recommenders": of_evaluation,
+    "models": of_alignment,
+    "views": of_cold_start,
+    "questions_kept": of_language,
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", metavar="DATASET=FOLDER_OR_FILE")
+    parser.add_argument("evaluations", nargs="+", metavar="DATASET=FILE_OR_FOLDER")
     parser.add_argument("--json", default="docs/results.json", help="the file to write (docs/results.json)")
     arguments = parser.parse_args()
     path = Path(arguments.json)
     figures = read_json(path)["figures"] if path.exists() else {}
     for argument in arguments.evaluations:
-        dataset, separator, folder = argument.partition("=")
+        dataset, separator, file = argument.partition("=")
         if not separator:
-            parser.error(f"{argument!r} should be DATASET=FOLDER")
-        if folder.endswith(".json"):
-            found = read_json(folder)
-            if missing := [name for name in LANGUAGE if name not in found]:
-                parser.error(f"{folder} has no {missing[0]}: name a file that recipes/language.py wrote for a model")
-            figures |= {f"{dataset}/{name}": round(found[name], 6) for name in LANGUAGE}
-            continue
-        fresh = figures_of(read_json(Path(folder) / "metrics.json"), dataset)
-        kept = {key: value for key, value in figures.items() if not key.startswith(f"{dataset}/")}
-        figures = kept | fresh
-        print(markdown(fresh, dataset))
+            parser.error(f"{argument!r} should be DATASET=FILE_OR_FOLDER")
+        file = file if file.endswith(".json") else Path(file) / "metrics.json"
+        found = read_json(file)
+        reader = next((reader for name, reader in READERS.items() if name in found), None)
+        if reader is None:
+            parser.error(f"{file} has none of {', '.join(READERS)}: name a file that the text above lists")
+        fresh = {}
+        for owner, values in reader(found).items():
+            start = f"{dataset}/{owner}"
+            figures = {
+                key: value for key, value in figures.items() if key != start and not key.startswith(f"{start}/")
+            }
+            fresh |= {f"{start}{end}": value for end, value in values.items()}
+        figures |= fresh
+        print(markdown(fresh, dataset) if reader is of_evaluation else listing(fresh))
     write_json(path, {"figures": dict(sorted(figures.items()))})
     print(f"{len(figures)} figures -> {path}")
+
+
+def _cell(figures: dict[str, float], key: str) -> str:
+    if key not in figures:
+        return "–"
+    low, high = figures.get(f"{key}/low"), figures.get(f"{key}/high")
+    return f"{figures[key]:.4f}" if low is None else f"{figures[key]:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def listing(figures: dict[str, float]) -> str:
+    """A line of Markdown for each figure."""
+    keys = [key for key in figures if not key.endswith(("/low", "/high"))]
+    return "\n".join(["| figure | value |", "|---|---:|", *(f"| {key} | {_cell(figures, key)} |" for key in keys)])
 
 
 def markdown(figures: dict[str, float], dataset: str) -> str:
@@ -71,13 +146,7 @@ def markdown(figures: dict[str, float], dataset: str) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for name in names:
-        cells = []
-        for level, metric in columns:
-            key = f"{dataset}/{name}/{level}/{metric}"
-            interval = (
-                f" [{figures[f'{key}/low']:.4f}, {figures[f'{key}/high']:.4f}]" if f"{key}/low" in figures else ""
-            )
-            cells.append(f"{figures[key]:.4f}{interval}" if key in figures else "–")
+        cells = [_cell(figures, f"{dataset}/{name}/{level}/{metric}") for level, metric in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -17,9 +17,24 @@ def smollm2() -> Path:
     """A real pretrained model, SmolLM2-135M-Instruct in bfloat16, for tests marked `pretrained`: the folder that
     LLMREC_PRETRAINED names, or the one that scripts/setup_pretrained.sh makes."""
     named = os.environ.get("LLMREC_PRETRAINED")
-    folder = Path(named or Path(__file__).parent.parent / "out" / "smollm2")
+    folder = Path(named or Path(__file__).parents[1] / "out/pretrained/SmolLM2-135M-Instruct")
     if not (folder / "config.json").is_file():
         if named:
             pytest.fail(f"LLMREC_PRETRAINED names {folder}, which holds no model")
         pytest.skip("needs SmolLM2-135M-Instruct: bash scripts/test.sh -m pretrained fetches it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def extended(smollm2, tmp_path_factory) -> Path:
+    """What recipes/init_model.py makes of it for the tiny store of `training.small_runs`."""
+    from training.small_runs import DATA, INDEX
+
+    from recipes.init_model import InitArguments, main
+
+    folder = tmp_path_factory.mktemp("real")
+    DATA.save(folder / "data")
+    INDEX.save(folder / "semids.parquet", DATA.items)
+    inputs = str(folder / "data"), str(folder / "semids.parquet"), str(folder / "base")
+    main(InitArguments(*inputs, model_name_or_path=str(smollm2), embedding_init="text"))
+    return folder / "base"

@@ -29,6 +29,16 @@ def test_values_of_the_right_shape_arrive(tmp_path):
     assert (sft.learning_rate, sft.report_to) == (1e-3, ["tensorboard"])
 
 
+def test_bf16_is_off_without_a_gpu_unless_it_is_asked_for(tmp_path, monkeypatch):
+    def of(available: bool, *flags: str):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: available)
+        return Parser((Arguments, SFTConfig)).parse_args_and_config(["--output_dir", str(tmp_path), *flags])[1].bf16
+
+    on_cpu = ["--use_cpu", "true"]
+    assert not of(False) and not of(False, *on_cpu) and of(False, *on_cpu, "--bf16", "true") and of(True, *on_cpu)
+    assert Parser((Arguments,)).parse_args_and_config([]) == (Arguments(),)
+
+
 @pytest.mark.parametrize(
     "setting, should",
     [

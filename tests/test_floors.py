@@ -33,6 +33,7 @@ ROOMS = (
 HEAVY = {
     "datasets",
     "faiss",
+    "gguf",
     "k_means_constrained",
     "peft",
     "ray",

@@ -192,7 +192,11 @@ def longer(path):
 
 @pytest.mark.parametrize(
     "name, damage",
-    [(name, damage) for name in ("a.parquet", "b/c.safetensors", "d.npy", "e.json") for damage in (cut, os.remove)]
+    [
+        (name, damage)
+        for name in ("a.parquet", "b/c.safetensors", "d.npy", "e.json", "f.jinja")
+        for damage in (cut, os.remove)
+    ]
     + [("b/c.safetensors", longer), ("d.npy", longer)],
 )
 def test_done_is_believed_only_of_what_can_be_read_whole(tmp_path, name, damage):
@@ -203,6 +207,7 @@ def test_done_is_believed_only_of_what_can_be_read_whole(tmp_path, name, damage)
     save_file({"x": np.zeros(100)}, folder / "b/c.safetensors")
     np.save(folder / "d.npy", np.zeros(100))
     write_json(folder / "e.json", {"x": 1})
+    (folder / "f.jinja").write_text("{{ messages }}")
     finish_stage(folder)
     write_json(folder / "e.json", {"x": "edited"})
     (folder / "checkpoint-3").mkdir()

@@ -1,7 +1,8 @@
 """Free text from causal language models: a teacher's answers, tags, thoughts.
 
-A checkpoint's own sampling defaults never apply. Sampled text follows from the seed of its row alone, so a row is
-written the same beside any neighbours, and in a run that was killed and resumed.
+A checkpoint's own sampling defaults never apply. Of a catalogue's Semantic IDs whole ones are written, or none
+(`llmrec.decoding.semid_states`). Sampled text follows from the seed of its row alone, so a row is written the same
+beside any neighbours, and in a run that was killed and resumed.
 """
 
 import logging
@@ -19,7 +20,8 @@ from transformers import (
 
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
-from llmrec.devices import best_device
+from llmrec.decoding.semid_states import CatalogueTokens, SemIDRequest, SemIDStates
+from llmrec.devices import best_device, best_dtype
 from llmrec.tokens import ControlTokens, conversation, fix_today, prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,36 @@ class SeededSampling(LogitsProcessor):
         return scores.float() / self.temperature - noise.log()
 
 
+class SemIDsInText(LogitsProcessor):
+    """Lets a catalogue's trie rule over the tokens of Semantic IDs in free text.
+
+    For one call of `generate` whose rows stay in their places: no beams.
+
+    Args:
+        prompts: token ids, without padding.
+        room: tokens that each text may have.
+        mode: `"inside"` or `"never"`, see `llmrec.decoding.semid_states`.
+    """
+
+    def __init__(self, tokens: CatalogueTokens, prompts: Sequence[Sequence[int]], room: int, mode: str = "inside"):
+        size, device = len(prompts), tokens.trie.device
+        self._states, self._slots = SemIDStates(size, device), torch.arange(size, device=device)
+        of_each = [tokens] * size, [False] * size, [room] * size
+        self._states.begin(range(size), [SemIDRequest(mode)] * size, [*map(tokens.prefix, prompts)], *of_each)
+        self._catalogues, self._width = self._states.catalogues_of(range(size)), max(map(len, prompts))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Masks scores (float [N, V]) of the token after `input_ids` (int64 [N, T]); called once for every token."""
+        states, slots, catalogues = self._states, self._slots, self._catalogues
+        place = states.places_of(slots)
+        if input_ids.shape[1] > self._width:
+            place = states.read(place, slots, input_ids[:, -1], torch.ones_like(slots, dtype=torch.bool), catalogues)
+            states.keep(slots, place)
+        scores = scores.to(torch.float32, copy=True)
+        states.constrain(scores, slots, place, catalogues)
+        return scores
+
+
 @torch.no_grad()
 def continue_text(
     model,
@@ -56,6 +88,8 @@ def continue_text(
     seeds: Sequence[int] = (),
     stop: str | None = None,
     batch_size: int = 16,
+    catalogue: CatalogueTokens | None = None,
+    semid: str = "inside",
 ) -> Iterator[str]:
     """What a model writes after every prompt, up to EOS, `stop` (included, if it was written) or `max_new_tokens`.
 
@@ -64,6 +98,8 @@ def continue_text(
         prompts: token ids, none of them empty.
         temperature: 0 is greedy; above it tokens are sampled from the whole vocabulary.
         seeds: of the rows; needed for sampling only.
+        catalogue: whose Semantic IDs the text may hold, on the device of the model; `semid`: `"inside"`, whole ones;
+            `"never"`, none.
     """
     eos = unwrap(model).generation_config.eos_token_id
     eos = eos if eos is not None else tokenizer.eos_token_id
@@ -86,9 +122,10 @@ def continue_text(
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch], device=device)
         lengths = torch.tensor(list(map(len, batch)), device=device)
         mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        noise = SeededSampling(seeds[start : start + batch_size], temperature) if temperature else None
+        ruled = [] if catalogue is None else [SemIDsInText(catalogue, batch, max_new_tokens, semid)]
+        noise = [SeededSampling(seeds[start : start + batch_size], temperature)] if temperature else []
         told = tokenizer if stop is not None else None
-        output = generate_as_told(model, config, noise, input_ids=ids, attention_mask=mask, tokenizer=told)
+        output = generate_as_told(model, config, [*ruled, *noise], input_ids=ids, attention_mask=mask, tokenizer=told)
         for text in tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True):
             yield text if stop is None else "".join(text.partition(stop)[:2])
 
@@ -107,7 +144,8 @@ def load_writer(
 
 
 def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(best_device(device)).eval()
+    where = best_device(device)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=best_dtype(None, where)).to(where).eval()
 
     def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
         return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)

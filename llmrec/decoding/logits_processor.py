@@ -1,6 +1,6 @@
 """The trie as a `LogitsProcessor` of transformers, and `generate` with every decoding field set by us."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -78,7 +78,7 @@ class SemIDLogitsProcessor(LogitsProcessor):
         return torch.isin(tail, known).flip(1).long().cumprod(1).sum(1)
 
 
-def generate_as_told(model, config: GenerationConfig, processor: LogitsProcessor | None = None, **inputs):
+def generate_as_told(model, config: GenerationConfig, processors: Sequence[LogitsProcessor] = (), **inputs):
     """`model.generate`, where what `config` leaves at None stays so: it would be filled from the model's own."""
     inner = unwrap(model)
     of_the_model = inner.generation_config
@@ -86,7 +86,7 @@ def generate_as_told(model, config: GenerationConfig, processor: LogitsProcessor
     try:
         return getattr(model, "module", model).generate(
             generation_config=config,
-            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+            logits_processor=LogitsProcessorList(processors),
             **inputs,
         )
     finally:
@@ -137,7 +137,7 @@ def constrained_generate(
         output_scores=True,
     )
     processor = SemIDLogitsProcessor(trie, input_ids.shape[1], normalize, allowed)
-    return generate_as_told(model, config, processor, input_ids=input_ids, attention_mask=attention_mask)
+    return generate_as_told(model, config, [processor], input_ids=input_ids, attention_mask=attention_mask)
 
 
 @torch.no_grad()

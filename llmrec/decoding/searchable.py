@@ -13,6 +13,7 @@ from llmrec.catalogue.filters import CatalogueFilter, Filter, Limit, full_groups
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows
 from llmrec.decoding.beam_search import Search
+from llmrec.decoding.semid_states import CatalogueTokens
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
 
@@ -57,6 +58,12 @@ class SearchableCatalogue:
         return SemIDTrie.from_index(self.index, self._tokenizer)
 
     @cached_property
+    def tokens(self) -> CatalogueTokens:
+        """What free text needs to know, of the spare codes too."""
+        levels = self.index.level_tokens if self.index.adds_tokens else []
+        return CatalogueTokens(self.trie, [self._tokenizer.convert_tokens_to_ids(tokens) for tokens in levels])
+
+    @cached_property
     def item_of_row(self) -> np.ndarray:
         """int64 [R]: the number of every row's item in `index.items`."""
         index = self.index
@@ -78,6 +85,14 @@ class SearchableCatalogue:
             both = {id(mask): within if mask is None else mask & within for mask in masks}
             masks = [both[id(mask)] for mask in masks]
         return Restrictions(list(masks), list(denied), [self.filter.limits(request) for request in requests])
+
+    def within_limits(self, request: Filter | None, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """What the limits of a filter leave of (item, score) pairs, a list that was made of several."""
+        limits = self.filter.limits(request)
+        if not limits:
+            return pairs
+        rows = [self.index.row(self.index.items[item]) for item, _ in pairs]
+        return [pairs[place] for place in within_limits(rows, limits)]
 
     def find(
         self, search: Search, k: Sequence[int], num_beams: Sequence[int], within: Restrictions | None = None

@@ -12,9 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least, one_of
+from llmrec.devices import best_dtype
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
 from llmrec.evaluation.language import perplexity
@@ -73,6 +75,10 @@ class AlignmentArguments:
     alignment_prompts: dict = field(
         default_factory=dict, metadata={"help": "Section -> prompt (a YAML file), where it is not the shipped one."}
     )
+    search_encoder: str = field(
+        default="auto", metadata={"help": "Of the search by content beside ours: auto, tfidf or a text encoder."}
+    )
+    search_cache: str = field(default="out/feature_cache", metadata={"help": "Text embeddings by content."})
     general_text: str | None = field(default=None, metadata={"help": "A text file, for the perplexity."})
     general_text_base: str | None = field(
         default=None, metadata={"help": "The model that training started from, to see what was forgotten."}
@@ -129,5 +135,6 @@ class Aligner:
 
 @lru_cache(maxsize=1)
 def _base_perplexity(folder: str, device: str, text: str, blocks: int) -> dict[str, float]:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
+    dtype = best_dtype(None, torch.device(device))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
     return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)

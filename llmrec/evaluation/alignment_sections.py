@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.decoding import ScoredItem
 from llmrec.evaluation.bootstrap import intervals_of
+from llmrec.evaluation.content_search import ContentSearch
 from llmrec.evaluation.evaluate import semid_groups
 from llmrec.evaluation.metrics import first_positions, row_metrics
 from llmrec.instructions import TASKS, Catalogue, Prompt, Template, target_rows
@@ -20,6 +22,11 @@ from llmrec.recommenders.protocol import requests_of
 
 K = 10
 WISHES = (*RELATIVE, "with")
+_WORDS = {
+    "title_to_item": "title",
+    "description_to_item": "description",
+    "query_to_item": "query",
+}  # the slot asked by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Sample:
         targets: rows of valid or test, for what needs histories that nothing was trained on.
         rows: at most so many in a section, of each kind of wish, and blocks of general text.
         bootstrap: resamples of the intervals; 0 = none.
+        text_encoder, cache_dir: of the search by content that ours is compared with (`ContentSearch`).
     """
 
     data: PreparedData
@@ -37,6 +45,12 @@ class Sample:
     rows: int = 200
     seed: int = 0
     bootstrap: int = 1000
+    text_encoder: str = "auto"
+    cache_dir: str | None = None
+
+    @cached_property
+    def content(self) -> ContentSearch:
+        return ContentSearch(self.data, self.text_encoder, self.cache_dir)
 
     def of_task(self, task: str, recommender: LLMRecommender) -> list[dict]:
         """Rows of a task that is about single items."""
@@ -116,7 +130,7 @@ def title_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
     catalogue, score, items = sample.catalogue(recommender), TASKS[prompt.task].score, recommender.index.items
     exact = [score(catalogue, row, items[hits[0].item]) for row, hits in zip(rows, answers)]
     targets = [row["about"] for row in rows]
-    recalls = retrieval(recommender, _items(answers), targets, (K,))
+    recalls = found_by_words(recommender, prompt, sample, rows, answers, (K,))
     return sample.means({"exact": exact, **prefixes(recommender, answers, targets), **recalls}, targets)
 
 
@@ -124,8 +138,35 @@ def asked_to_item(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -
     """Descriptions and queries: does the constrained beam hold the item?"""
     rows = sample.of_task(prompt.task, recommender)
     answers = best_items(recommender, prompt, rows)
+    recalls = found_by_words(recommender, prompt, sample, rows, answers, (1, K))
+    return sample.means(recalls, [row["about"] for row in rows])
+
+
+def found_by_words(
+    recommender: LLMRecommender,
+    prompt: Prompt,
+    sample: Sample,
+    rows: list[dict],
+    answers: Sequence[Sequence[ScoredItem]],
+    ks: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """recall@k of every row, float64 [n] each: of `answers`; in the unseen wordings (row i in wording i modulo their
+    number); of a search by content for the same words; ours minus that, in unseen wordings where there are any."""
     targets = [row["about"] for row in rows]
-    return sample.means(retrieval(recommender, _items(answers), targets, (1, K)), targets)
+    ours, how = retrieval(recommender, _items(answers), targets, ks), ""
+    values = dict(ours)
+    if prompt.unseen:
+        unseen = best_items(recommender, prompt, rows, prompt.unseen)
+        ours, how = retrieval(recommender, _items(unseen), targets, ks), ", unseen"
+        values |= {f"{name}{how} wordings": recalls for name, recalls in ours.items()}
+    catalogue, slots = sample.catalogue(recommender), TASKS[prompt.task].slots
+    asked = {"targets": [], "variation": recommender.ways()[0][1]}  # as `task_prompts` asks
+    words = [slots(catalogue, asked | row, "")[_WORDS[prompt.task]] for row in rows]
+    content = row_metrics(sample.content.ranks(words, targets), ks=ks)
+    for name, recalls in ours.items():
+        values[f"{name}, content"] = content[name]
+        values[f"{name}{how} minus content"] = recalls - content[name]
+    return values
 
 
 def item_to_title(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dict:

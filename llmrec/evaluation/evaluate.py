@@ -45,6 +45,7 @@ class EvaluationResult:
             `kept/seen@1` is the share of the first places that they take there.
         ci: 95 % bootstrap intervals over users, `[low, high]`, of those that are means over rows.
         slices: one dict per slice with `slice`, `rows`, recall@10, ndcg@10 and `ci`.
+        masks: of the same slices, bool [rows] each.
         exclude_seen: whether lists leave out the items of the history.
         exposure: share of the places 1 to 10 that popularity classes of items get, and of the targets.
         predictions: one row per test row: user_id, target, item_ids, scores, rank (from 1, 0 = absent; where the
@@ -55,6 +56,7 @@ class EvaluationResult:
     metrics: dict[str, float]
     ci: dict[str, list[float]]
     slices: list[dict]
+    masks: dict[str, np.ndarray] = field(repr=False)
     exposure: dict[str, dict[str, float]]
     seconds: float
     exclude_seen: bool
@@ -155,6 +157,7 @@ def evaluate(
         metrics=metrics,
         ci=intervals_of(per_row, users, bootstrap, seed),
         slices=[_slice(label, mask, ranks, sizes, users, bootstrap, seed) for label, mask in sliced.items()],
+        masks=sliced,
         exposure=_exposure(lists, targets, counts),
         seconds=seconds,
         exclude_seen=excluded,
@@ -172,14 +175,23 @@ def evaluate(
     )
 
 
-def compare(ours: EvaluationResult, theirs: EvaluationResult, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """Paired differences (ours - theirs) at item level: `{"recall@10": {"difference", "low", "high", "p"}, ...}`.
-    Raises `ValueError`: the two were not evaluated on the same rows, or one of them without the items of histories."""
+def compare(
+    ours: EvaluationResult,
+    theirs: EvaluationResult,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    mask: np.ndarray | None = None,
+) -> dict:
+    """Paired differences (ours - theirs) at item level: `{"recall@10": {"difference", "low", "high", "p"}, ...}`, over
+    the rows of a mask (bool [rows], such as one of `masks`) or all. Raises `ValueError`: the two were not evaluated on
+    the same rows, or one of them without the items of histories."""
     tables = [result.predictions for result in (ours, theirs)]
     if not tables[0].select(["user_id", "target"]).equals(tables[1].select(["user_id", "target"])):
         raise ValueError(f"{ours.name} and {theirs.name} were evaluated on different rows")
     if ours.exclude_seen != theirs.exclude_seen:
         raise ValueError(f"of {ours.name} and {theirs.name} one was evaluated with exclude_seen: set it for both")
+    if mask is not None:
+        tables = [table.filter(pa.array(mask)) for table in tables]
     values = [row_metrics(table["rank"].to_numpy(), table["group_size"].to_numpy(), (_SLICE_K,)) for table in tables]
     stacked = [np.stack(list(metrics.values()), 1) for metrics in values]
     result = paired_difference(*stacked, tables[0]["user_id"], bootstrap, seed)

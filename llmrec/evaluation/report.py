@@ -93,7 +93,8 @@ def write_report(
         alignment (*optional*): name → what `llmrec.evaluation.alignment.Aligner` returned; written to alignment.json.
 
     Returns:
-        What metrics.json holds: `{"facts", "recommenders": {name: ...}, "differences": {name: ...}, "reference"}`.
+        What metrics.json holds: `{"facts", "recommenders": {name: ...}, "reference", "differences": {name: ...},
+        "slice_differences": {name: {slice: ...}}}`; the slices are those of the reference.
 
     Raises:
         ValueError: no results, two with one name, an unknown reference, or results of different rows.
@@ -104,15 +105,20 @@ def write_report(
     if reference is not None and reference not in names:
         raise ValueError(f"reference {reference!r} is not one of the recommenders {names}")
     by_name = dict(zip(names, results))
-    differences = {}
+    differences, of_slices = {}, {}
     if reference is not None and bootstrap:
-        others = [result for result in results if result.name != reference]
-        differences = {one.name: compare(one, by_name[reference], bootstrap, seed) for one in others}
+        other = by_name[reference]
+        for one in results:
+            if one is not other:
+                differences[one.name] = compare(one, other, bootstrap, seed)
+                masks = other.masks.items()
+                of_slices[one.name] = {label: compare(one, other, bootstrap, seed, mask) for label, mask in masks}
     summary = {
         "facts": facts or {},
         "recommenders": {result.name: result.to_dict() for result in results},
         "reference": reference,
         "differences": differences,
+        "slice_differences": of_slices,
     }
     folder = Path(folder)
     plots = {"recall": metric_curves(results, "recall"), "ndcg": metric_curves(results, "ndcg")}
@@ -128,7 +134,8 @@ def write_report(
     context = {
         "title": title,
         "facts": summary["facts"],
-        "tables": _tables(results, differences, reference) + (alignment_tables(alignment) if alignment else []),
+        "tables": _tables(results, differences, of_slices, reference)
+        + (alignment_tables(alignment) if alignment else []),
         "plots": plots,
         "images": {name: base64.b64encode(png).decode() for name, png in plots.items()},
     }
@@ -210,7 +217,7 @@ def _steering_table(name: str, steering: dict) -> dict:
     return {"title": f"Steering: {name}", "note": note, "header": header, "rows": rows}
 
 
-def _tables(results, differences, reference) -> list[dict]:
+def _tables(results, differences, of_slices, reference) -> list[dict]:
     """Tables as `{"title", "note", "header", "rows"}`, the same for Markdown and HTML; none without rows."""
     tables = []  # as tuples of these four
     for title, columns, note in _METRICS:
@@ -226,10 +233,16 @@ def _tables(results, differences, reference) -> list[dict]:
     note = "Paired bootstrap over the users of the same rows, item level."
     tables.append((f"Difference to {reference}", note, header, rows))
     sliced = [{one["slice"]: one for one in result.slices} for result in results]
-    rows = [
-        [one["slice"], str(one["rows"]), *(cell(slices.get(one["slice"], {}), {}, "recall@10") for slices in sliced)]
-        for one in results[0].slices
-    ]
+    rows = []
+    for one in results[0].slices:
+        of_label = [slices.get(one["slice"], {"ci": {}}) for slices in sliced]
+        rows.append([one["slice"], str(one["rows"]), *(cell(each, each["ci"], "recall@10") for each in of_label)])
     header = ["slice", "rows", *(result.name for result in results)]
     tables.append(("recall@10 by slice", "", header, rows))
+    paired = "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map
+    rows = [
+        [label, *(paired(one[label]["recall@10"]) for one in of_slices.values())]
+        for label in next(iter(of_slices.values()), ())
+    ]
+    tables.append((f"recall@10 by slice minus {reference}", note, ["slice", *of_slices], rows))
     return [dict(zip(("title", "note", "header", "rows"), one)) for one in tables if one[-1]]

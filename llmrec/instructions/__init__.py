@@ -5,7 +5,7 @@ from llmrec.instructions.dataset import build_dataset, encode_rows, reader_of, t
 from llmrec.instructions.mixture import TaskMix, parse_mixture
 from llmrec.instructions.prompts import Prompt, Template, load_prompt
 from llmrec.instructions.render import Renderer
-from llmrec.instructions.tasks import TASKS, Task, task_rows
+from llmrec.instructions.tasks import TASKS, Task, in_words, task_rows
 from llmrec.instructions.texts import Texts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Texts",
     "build_dataset",
     "encode_rows",
+    "in_words",
     "load_prompt",
     "parse_mixture",
     "reader_of",

@@ -133,9 +133,11 @@ def prompts_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "prompts"
 
 
-def load_prompt(name: str | Path) -> Prompt:
-    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path. Raises `ValueError`: no such
-    file, no valid YAML, unknown or missing fields."""
+def load_prompt(name: "str | Path | Prompt") -> Prompt:
+    """Reads a shipped template by its name (`"next_item"`) or any YAML file by its path; a `Prompt` is returned as it
+    is. Raises `ValueError`: no such file, no valid YAML, unknown or missing fields."""
+    if isinstance(name, Prompt):
+        return name
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
     if not path.exists():
         shipped = sorted(p.stem for p in prompts_folder().glob("*.yaml"))

@@ -7,7 +7,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.files import read_json
 from llmrec.models.folder import CARD, RecommenderConfig
+from llmrec.stages import RECORD
 
 _SHOWN = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps weight_decay "
@@ -59,14 +61,14 @@ def write_model_card(
     Args:
         metrics: of validation, `{"ndcg@10": 0.08, ...}`; they enter the card's model index too.
         script_args: the recipe's dataclass; all its fields are shown.
-        base_model: what the run started from, named in the card if it is a model of the Hub.
+        base_model: what the run started from; the card names the model of the Hub that this was made of, if any.
     """
     folder = Path(folder)
     settings = asdict(script_args) | {name: getattr(training_args, name) for name in _SHOWN}
     data = config.trained_on.get("name", "unknown")
     method = type(training_args).__name__.removesuffix("Config").lower()  # sft, grpo, dpo
     header = ModelCardData(
-        base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,
+        base_model=_of_the_hub(base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["llmrec", "semantic-id", "recommendation", "trl", method],
@@ -98,3 +100,12 @@ def write_model_card(
         semids=config.semid_fingerprint,
     )
     ModelCard(text, ignore_metadata_errors=True).save(folder / CARD)
+
+
+def _of_the_hub(base_model: str) -> str | None:
+    """The model that a chain of stages began with, `None` where it is none of the Hub."""
+    seen = set()  # a run may have replaced its own base
+    while base_model not in seen and (made := Path(base_model) / RECORD).is_file():
+        seen.add(base_model)
+        base_model = read_json(made)["settings"].get("model_name_or_path") or ""
+    return base_model if base_model.count("/") == 1 and not Path(base_model).exists() else None

@@ -132,8 +132,9 @@ def write_sidecars(
 
 def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Greedy and unpenalised: an Instruct checkpoint's own sampling defaults filter constrained beams away."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=pad if pad is not None else eos)
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    pad = pad if pad is not None else eos
+    return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
 
 
 def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:

@@ -20,8 +20,8 @@ from llmrec.tokens import ControlTokens, conversation, prompt_ids
 INITIALISATIONS = ("mean", "text", "codebook")
 _MOST_MASS = 1e-3  # of all new tokens together, anywhere in the text below, before any training
 _TEXT = (
-    ("What is the largest ocean?", "The Pacific Ocean is the largest ocean on Earth."),
-    ("Say hello in French.", "Bonjour!"),
+    ("What is the highest mountain?", "Mount Everest is the highest mountain above sea level."),
+    ("Say thank you in Italian.", "Grazie!"),
     ("What is 12 plus 30?", "12 + 30 = 42."),
     ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci in the early 16th century."),
     ("Is ice colder than steam? Answer yes or no.", "Yes."),

@@ -13,16 +13,16 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import whole_number
-from llmrec.catalogue.filters import Filter, within_limits
+from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import ScoredItem
 from llmrec.decoding.free_text import continue_text
 from llmrec.decoding.fusion import fuse
 from llmrec.decoding.search import open_search
 from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
-from llmrec.devices import best_device
+from llmrec.devices import best_device, best_dtype
 from llmrec.files import atomic_path, check_whole
-from llmrec.instructions import TASKS, Prompt, Texts, load_prompt
+from llmrec.instructions import TASKS, Prompt, Texts, in_words, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
@@ -90,7 +90,8 @@ class LLMRecommender(PromptWriter):
         Args:
             device: by default the GPU where there is one; with `device_map`, or a quantised model, where transformers
                 puts it.
-            dtype: `"auto"`, `"bfloat16"`, ...; by default that of the folder.
+            dtype: `"bfloat16"`, ...; `"auto"` is that of the folder, and the default but on a CPU, which is faster in
+                float32.
             revision: branch, tag or commit on the Hub; model_kwargs: of transformers' `from_pretrained`.
 
         Raises:
@@ -105,14 +106,11 @@ class LLMRecommender(PromptWriter):
         elif revision is not None:
             raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
         device = None if device is None else best_device(device)
-        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"dtype {dtype!r} is none of PyTorch's: write auto, float32, bfloat16 or float16")
+        model_kwargs["dtype"] = best_dtype(dtype, device or best_device())
         config = RecommenderConfig.load(folder)
         check_whole(folder)
         index, items, contextual = load_parts(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if dtype is not None:
-            model_kwargs["dtype"] = dtype
         model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):
@@ -203,7 +201,8 @@ class LLMRecommender(PromptWriter):
         else:  # what the beams hold anyway, so that few items count with the floor of a list
             wanted = [max(number, num_beams) for number in ks]
             found = zip(ks, requests, *(self._search(*way, histories, wanted, *rest) for way in ways))
-            lists = [self._within(request, fuse(of_ways))[:number] for number, request, *of_ways in found]
+            within = self.catalogue.within_limits
+            lists = [within(request, fuse(of_ways))[:number] for number, request, *of_ways in found]
         return self._recommendations(lists)
 
     def ask(
@@ -227,7 +226,7 @@ class LLMRecommender(PromptWriter):
         Raises:
             ValueError: a row without a column that its task needs, or one answered in words or after a thought.
         """
-        prompt = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
+        prompt = load_prompt(prompt)
         if not TASKS[prompt.task].ends_with_item:
             raise ValueError(f"task {prompt.task!r} is answered in words: use generate_text")
         if prompt.thinking:
@@ -254,13 +253,15 @@ class LLMRecommender(PromptWriter):
         return self._recommendations(_pairs(hits))
 
     def generate_text(self, prompt: str | Prompt, rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
-        """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`."""
+        """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`. They hold
+        whole Semantic IDs of the catalogue, or where the task's answers are words alone, such as a title, none."""
         if not rows:
             return []
-        prompts = self.token_ids(self.task_prompts(prompt, rows))
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length share a batch
-        written = dict(zip(order, self.write([prompts[i] for i in order], max_new_tokens)))
-        return [written[number].strip() for number in range(len(prompts))]
+        prompt = load_prompt(prompt)
+        asked, semid = self.token_ids(self.task_prompts(prompt, rows)), "never" if in_words(prompt) else "inside"
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # neighbours in length share a batch
+        written = dict(zip(order, self.write([asked[i] for i in order], max_new_tokens, semid=semid)))
+        return [written[number].strip() for number in range(len(asked))]
 
     def after(self, *args, **kwargs) -> list[list[Recommendation]]:
         warnings.warn("LLMRecommender.after is now recommend_after", FutureWarning, stacklevel=2)
@@ -304,17 +305,9 @@ class LLMRecommender(PromptWriter):
         asked = [[*ids[:end], *block, *(ids[end:] if end else ())] for ids, block in zip(asked, blocks)]
         lists = _pairs(self.search(asked, wanted, histories, each, view, num_beams))
         return [
-            self._within(request, after_thoughts(lists[i * number : (i + 1) * number]))[:k]
+            self.catalogue.within_limits(request, after_thoughts(lists[i * number : (i + 1) * number]))[:k]
             for i, (k, request) in enumerate(zip(ks, requests))
         ]
-
-    def _within(self, request: Filter | None, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """What the limits of a filter leave of a list that was made of several."""
-        limits = self.filter.limits(request)
-        if not limits:
-            return pairs
-        rows = [self.index.row(self.index.items[item]) for item, _ in pairs]
-        return [pairs[place] for place in within_limits(rows, limits)]
 
     def think(self, histories: Sequence[Sequence], behaviour: str | Sequence[str] | None = None) -> list[list[str]]:
         """The rationales that `recommend` writes for each history, `config.thoughts` of them; `ValueError` where the
@@ -350,10 +343,13 @@ class LLMRecommender(PromptWriter):
         temperature: float = 0.0,
         seeds: Sequence[int] = (),
         stop: str | None = None,
+        semid: str = "inside",
     ) -> Iterator[str]:
-        """What the model writes after any prompts (token ids); see `llmrec.decoding.free_text.continue_text`."""
+        """What the model writes after any prompts (token ids), with whole Semantic IDs of the catalogue or, `semid`
+        being `"never"`, without; see `llmrec.decoding.free_text.continue_text`."""
         check_length(self, prompts, max_new_tokens, "words (max_new_tokens)")
-        rest = max_new_tokens, temperature, seeds, stop, self.batch_size
+        tokens = self.catalogue.tokens.to(self.device) if self.index.adds_tokens else None
+        rest = max_new_tokens, temperature, seeds, stop, self.batch_size, tokens, semid
         return continue_text(self.model, self.tokenizer, prompts, *rest)
 
     @property

@@ -102,7 +102,7 @@ class PromptWriter:
         Raises:
             ValueError: a row without a column that the task needs, or a history without its kinds of interaction.
         """
-        prompt = self._in_view(prompt if isinstance(prompt, Prompt) else load_prompt(prompt))
+        prompt = self._in_view(load_prompt(prompt))
         wordings, texts, variation = templates or prompt.templates[:1], [], self.ways()[0][1]
         for number, row in enumerate(rows):
             [history] = item_histories([() if row.get("history") is None else row["history"]])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
 
@@ -140,15 +141,16 @@ class TrainingRun:
     def finish(
         self, trainer: Trainer, plot: Callable[[list[dict], Path], None] = plot_training, **results: float
     ) -> None:
-        """Writes one plain model, its plot and card, uploads them where asked to, and marks the stage as finished,
-        with `results` (and whether lists left out the items of histories) beside the validation metrics of the model
-        that was written."""
+        """Writes one plain model, its logs (trainer_state.json, as in a checkpoint), their plot and a card, uploads
+        them where asked to, and marks the stage as finished, with `results` (and whether lists left out the items of
+        histories) beside the validation metrics of the model that was written."""
         output_dir = self.training_args.output_dir
         metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         if trainer.sample is not None:
             results["exclude_seen"] = trainer.sample.exclude_seen
         if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(Path(output_dir) / TRAINER_STATE_NAME))
             plot(trainer.state.log_history, Path(output_dir) / "training.png")
             arguments = (self.script_args, self.training_args)
             write_model_card(output_dir, self.config, self.index, metrics, *arguments, base_model=self.base)

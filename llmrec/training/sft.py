@@ -47,6 +47,9 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     Rows with more tokens than the model has positions raise `ValueError`.
 
+    Every log says how many tokens training has seen (`num_input_tokens_seen`: prompts and answers without padding, of
+    all processes, from the first step on where a run was resumed). TRL's `num_tokens` begins anew then.
+
     Arguments are those of `SFTTrainer` and `RecommenderTrainer`, and `distillation`, which takes the place of the
     cross-entropy in general conversations (logged as `general_kl`, without its weight). `args.dataset_kwargs` is set
     here, and `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
@@ -54,6 +57,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     def __init__(self, model: PreTrainedModel, args: SFTConfig, *, distillation: Distillation | None = None, **kwargs):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        # Without padding there is no mask, and rows hold the pad token where it ends turns.
+        args.include_num_input_tokens_seen = "all" if args.padding_free or args.packing else "non_padding"
         if args.padding_free and not args.packing:
             args.max_length = None
         for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):

@@ -24,7 +24,9 @@ from llmrec.evaluation.alignment_sections import (
     steering,
     wish_rows,
 )
+from llmrec.evaluation.bootstrap import paired_difference
 from llmrec.evaluation.report import alignment_tables
+from llmrec.features.text_encoders import TfidfEncoder, item_text
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, build_dataset, load_prompt
 from llmrec.instructions.item_words import same_text, token_f1
 from llmrec.instructions.mixture import TaskMix
@@ -108,7 +110,7 @@ def untrained():
 
 def test_a_trained_model_shows_what_it_learned(trained, prompt_files):
     data, recommender = trained
-    report = Aligner(prompt_files)(recommender, Sample(data, data.test, 50))
+    report = Aligner(prompt_files)(recommender, Sample(data, data.test, 50, text_encoder="tfidf"))
     figures = {name: section["figures"] for name, section in report["sections"].items()}
     assert figures["title_to_item"]["exact"] > 0.9 and figures["title_to_item"]["recall@10"] > 0.9
     assert figures["title_to_item"]["prefix@1"] >= figures["title_to_item"]["prefix@2"] > 0.9
@@ -117,14 +119,14 @@ def test_a_trained_model_shows_what_it_learned(trained, prompt_files):
     told = figures["explanation"]
     assert told["coverage"] > 0.9 and told["faithfulness"] > told["of another item"] + 0.2
     assert "description" in report["left_out"]["description_to_item"] and "general_text" in report["left_out"]
-    again = Aligner(prompt_files)(recommender, Sample(data, data.test, 50))
+    again = Aligner(prompt_files)(recommender, Sample(data, data.test, 50, text_encoder="tfidf"))
     assert again == report  # seeded
     assert json.loads(json.dumps(report)) == report
 
 
 def test_a_random_model_is_near_chance(untrained, prompt_files):
     data, recommender = untrained
-    sections = Aligner(prompt_files)(recommender, Sample(data, data.test, 72))["sections"]
+    sections = Aligner(prompt_files)(recommender, Sample(data, data.test, 72, text_encoder="tfidf"))["sections"]
     assert sections["title_to_item"]["figures"]["exact"] < 0.1
     assert abs(sections["title_to_item"]["figures"]["recall@10"] - 10 / 72) < 0.1
     assert sections["item_to_title"]["figures"]["exact"] == 0
@@ -185,9 +187,42 @@ def test_steering_by_hand(untrained):
     assert found["wordings"] == "unseen" and set(found["kinds"]) == {kinds_of(row["wish"]) for row in rows}
 
 
+def test_search_in_unseen_wordings_and_by_content_by_hand(untrained):
+    data, recommender = untrained
+    recommender = recommender_of(
+        data, recommender.index, recommender.model, recommender.tokenizer, PROMPTS["robustness"]
+    )
+    recommender.config.num_beams = 72  # every SemID: the beam search is exhaustive
+    unseen = Template("have you {query} ?", "{target}"), Template("{query} please", "{target}")
+    prompt = Prompt("query_to_item", (Template("find {query}", "{target}"),), unseen)
+    sample = Sample(data, data.test, 24, bootstrap=200, text_encoder="tfidf")
+    ids, titles = data.items["item_id"].to_pylist(), data.items["title"].to_pylist()
+    encoder = TfidfEncoder().fit(texts := item_text(data.items))
+    vectors = encoder.encode(texts)
+    found = {"recall@10": [], "recall@10, unseen wordings": [], "recall@10, content": []}
+    for number, row in enumerate(sample.of_task("query_to_item", recommender)):
+        query = " ".join(titles[ids.index(row["about"])].split()[:3])  # the first of the composed queries
+        asked = "find {}", ("have you {} ?", "{} please")[number % 2]
+        lists = [exhaustive(recommender, f"<|user|>{text.format(query)}<|assistant|>") for text in asked]
+        near = (vectors @ encoder.encode([query])[0]).round(5).tolist()
+        lists.append([ids[place] for place in sorted(range(72), key=lambda place: (-near[place], place))])
+        for recalls, items in zip(found.values(), lists):
+            recalls.append(row["about"] in items[:10])
+    result = SECTIONS["search"].score(recommender, prompt, sample)
+    means = {name: np.mean(recalls) for name, recalls in found.items()}
+    assert {name: result["figures"][name] for name in found} == pytest.approx(means)
+    assert 0.1 < means["recall@10, content"] < 1
+    difference = "recall@10, unseen minus content"
+    ours, content = map(np.array, [*found.values()][1:])
+    assert result["figures"][difference] == pytest.approx(ours.mean() - content.mean())
+    paired = paired_difference(ours[:, None], content[:, None], None, 200)
+    assert result["ci"][difference] == pytest.approx([paired["low"][0], paired["high"][0]])
+    assert result["figures"]["recall@1, content"] <= means["recall@10, content"]
+
+
 def test_the_report_judges_as_the_rewards_do(untrained):
     data, recommender = untrained
-    sample, items = Sample(data, data.test, 9, bootstrap=0), recommender.index.items
+    sample, items = Sample(data, data.test, 9, bootstrap=0, text_encoder="tfidf"), recommender.index.items
     facts = Facts(recommender.index, data.items, data.train)
 
     def judged(reward: str, rows: list[dict], answers: list[list], **columns) -> list[float]:
@@ -306,6 +341,7 @@ def test_the_recipe_writes_and_prints_it(monkeypatch, tmp_path, capsys):
         "bootstrap": 10,
         "alignment": ["ours"],
         "alignment_rows": 2,
+        "search_encoder": "tfidf",
         "general_text": str(tmp_path / "general.txt"),
         "general_text_base": str(base),
     }
@@ -326,6 +362,20 @@ def test_the_recipe_writes_and_prints_it(monkeypatch, tmp_path, capsys):
     for name in ("report.md", "report.html"):
         report = (tmp_path / "evaluation" / name).read_text()
         assert shown in report and "Steering: ours" in report and "description_to_item (the items have no" in report
+    results = tmp_path / "results.json"
+    results.write_text('{"figures": {"pretrained/search/ours/low": 0.5, "pretrained/search/ours 2": 0.25}}')
+    source = f"pretrained={tmp_path / 'evaluation' / 'alignment.json'}"
+    monkeypatch.setattr(sys, "argv", ["write_results.py", source, "--json", str(results)])
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "write_results.py"), run_name="__main__")
+    of_title, of_search = written["sections"]["title_to_item"], written["sections"]["search"]
+    figures = json.loads(results.read_text())["figures"]
+    assert figures["pretrained/title_to_item/ours"] == pytest.approx(of_title["figures"]["recall@10"], abs=1e-6)
+    unseen = "recall@10, unseen wordings"
+    assert figures["pretrained/search/ours"] == pytest.approx(of_search["figures"][unseen], abs=1e-6)
+    assert figures["pretrained/search/ours/low"] == pytest.approx(of_search["ci"][unseen][0], abs=1e-6)
+    assert figures["pretrained/search/ours 2"] == 0.25
+    assert f"| pretrained/search/ours | {of_search['figures'][unseen]:.4f} [" in capsys.readouterr().out
+
     again = run()
     assert "Reusing" in again and shown in again
     (tmp_path / "general.txt").write_text("Something else is expected.")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_cold_targets_among_cold_items_are_asked_for_as_everywhere():
     assert lists != whole.recommend(histories, 5, Filter(allow=index.items[:9]))
 
 
-def test_the_recipe_from_holding_out_to_the_report(tmp_path, data, capsys):
+def test_the_recipe_from_holding_out_to_the_report(monkeypatch, tmp_path, data, capsys):
     data.save(tmp_path / "data")
     config = tmp_path / "cold_start.yaml"
     settings = {
@@ -208,6 +209,14 @@ def test_the_recipe_from_holding_out_to_the_report(tmp_path, data, capsys):
     assert summary["views"][COLD_ONLY]["ours"]["metrics"]["recall@10"] == 1  # five cold items, all of them shown
     assert summary["views"][WARM]["ours"]["rows"] == 20
     assert (tmp_path / "report" / "cold_targets_cold_items_only" / "report.html").exists()
+    source, results = f"pretrained={tmp_path / 'report' / 'cold_start.json'}", tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["write_results.py", source, "--json", str(results)])
+    runpy.run_path(str(ROOT / "scripts" / "write_results.py"), run_name="__main__")
+    of_cold = summary["views"][COLD]["content_knn"]
+    figures = json.loads(results.read_text())["figures"]
+    assert figures["pretrained/cold/content_knn/recall@10"] == pytest.approx(of_cold["metrics"]["recall@10"], abs=1e-6)
+    assert figures["pretrained/cold/content_knn/rows"] == of_cold["rows"] > 0
+    capsys.readouterr()
     assert set(LLMRecommender.from_pretrained(tmp_path / "ours").item_ids) >= set(held.info["cold_items"])
     Popularity.fit(data).save_pretrained(tmp_path / "leaky", {"data_fingerprint": data.fingerprint})
     leaky = {"recommenders": {"leaky": str(tmp_path / "leaky")}, "reference": None}

@@ -158,6 +158,15 @@ def test_report_holds_the_figures(data, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     difference = summary["differences"]["oracle <b>"]["recall@10"]
     assert difference["difference"] == pytest.approx(1 - popular.metrics["recall@10"]) and difference["low"] > 0
+    few = next(label for label, mask in oracle.masks.items() if 0 < mask.sum() < 40)
+    by_hand = np.array(popular.predictions["rank"])[oracle.masks[few]]
+    sliced = summary["slice_differences"]["oracle <b>"]
+    assert sliced.keys() == popular.masks.keys()
+    paired = sliced[few]["recall@10"]
+    assert paired["difference"] == pytest.approx(1 - ((by_hand > 0) & (by_hand <= 10)).mean())
+    assert f"{few} | {paired['difference']:+.4f} [{paired['low']:+.4f}, {paired['high']:+.4f}]" in markdown
+    of_popular = next(one for one in popular.slices if one["slice"] == few)
+    assert "{:.4f} [{:.4f}, {:.4f}]".format(of_popular["recall@10"], *of_popular["ci"]["recall@10"]) in markdown
     table = pq.read_table(tmp_path / "predictions" / "popularity.parquet")
     assert table.num_rows == 40 and len(table["item_ids"][0].as_py()) == 24 == len(table["scores"][0].as_py())
     with pytest.raises(ValueError, match="reference"):

@@ -72,14 +72,18 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     assert f"{found['sasrec']['metrics']['recall@10']:.4f}" in again
 
     results = tmp_path / "results.json"
-    results.write_text('{"figures": {"beauty/ours/item/recall@10": 0.5, "tiny/gone": 1}}')
+    elsewhere = {"beauty/ours/item/recall@10": 0.5, "tiny/sasrec 2/item/recall@10": 0.25}
+    results.write_text(json.dumps({"figures": elsewhere | {"tiny/sasrec/gone": 1}}))
     run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'evaluation'}", "--json", results)
     figures = json.loads(results.read_text())["figures"]
-    assert figures["beauty/ours/item/recall@10"] == 0.5 and "tiny/gone" not in figures
+    assert figures.items() >= elsewhere.items() and "tiny/sasrec/gone" not in figures
     figure = figures["tiny/sasrec/item/ndcg@10"]
     assert figure == pytest.approx(found["sasrec"]["metrics"]["ndcg@10"], abs=1e-6)
     assert figures["tiny/sasrec/item/ndcg@10/low"] <= figure <= figures["tiny/sasrec/item/ndcg@10/high"]
     assert "tiny/ours/semid/recall@10" in figures
+    of_tail = next(one for one in found["ours"]["slices"] if one["slice"].startswith("target popularity / tail"))
+    assert figures["tiny/ours/tail/ndcg@10"] == pytest.approx(of_tail["ndcg@10"], abs=1e-6)
+    assert figures["tiny/ours/tail/ndcg@10/high"] == pytest.approx(of_tail["ci"]["ndcg@10"][1], abs=1e-6)
 
     (tmp_path / "sft.json").write_text('{"questions_kept": 33, "perplexity_ratio": 1.25, "answers": []}')
     run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
@@ -88,7 +92,7 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     (tmp_path / "base.json").write_text('{"answers": []}')
     with pytest.raises(SystemExit):
         run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'base.json'}", "--json", results)
-    assert "base.json has no questions_kept" in capsys.readouterr().err
+    assert "base.json has none of recommenders, models, views, questions_kept" in capsys.readouterr().err
 
     with pytest.raises(ValueError, match="nobody"):
         run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--controls", "nobody")

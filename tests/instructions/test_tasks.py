@@ -15,9 +15,11 @@ from marked_store import KINDS, USERS, marked_setting
 from llmrec.instructions import (
     TASKS,
     Catalogue,
+    Prompt,
     Renderer,
     TaskMix,
     build_dataset,
+    in_words,
     load_prompt,
     parse_mixture,
     reader_of,
@@ -140,6 +142,24 @@ def test_a_rows_own_answer_has_the_full_score_and_others_have_not(setting, name)
 
 def test_tasks_that_are_answered_with_an_item_know_what_is_right():
     assert all(task.score for task in TASKS.values() if task.ends_with_item)
+
+
+# Words
+
+
+@every_task
+def test_answers_in_words_hold_no_semantic_id(setting, name):
+    data, _, _, renderer = setting
+    prompt = load_prompt(name)
+    rows = task_rows(name, data, 6, limit=60)
+    answers = [renderer.render(prompt, row, number)[1] for row in rows for number in range(len(prompt.templates))]
+    assert in_words(prompt) == (not any(map(SEMID.search, answers)) and name != "next_behaviour")
+
+
+def test_a_wording_of_its_own_may_answer_with_a_semantic_id():
+    wordings = [{"prompt": "What is {item} called?", "completion": text} for text in ("{title}", "{title} ({item})")]
+    assert in_words(Prompt.from_dict({"task": "item_to_title", "templates": wordings[:1]}))
+    assert not in_words(Prompt.from_dict({"task": "item_to_title", "templates": wordings}))
 
 
 # Splits

@@ -80,3 +80,38 @@ def test_errors_name_what_is_missing():
         extend_vocabulary(model, tokenizer, index, "codebook")
     with pytest.raises(ValueError, match="no field hidden_sise"):
         model_from_config({"model_type": "qwen3", "hidden_sise": 8}, tokenizer)
+
+
+@pytest.mark.parametrize("init", ["mean", "text", "codebook"])
+@pytest.mark.parametrize("sure", [1.0, 6.0])
+def test_new_tokens_lie_below_the_text_of_a_model_that_is_sure_of_its_words(sure, init):
+    data = tiny_data()
+    index = tiny_index(data)
+    index = type(index)(index.item_ids, index.codes, [size + 2 for size in index.codebook_sizes])  # spare codes
+    tokenizer = train_tokenizer(data.items["title"].to_pylist(), 300)
+    config = {"model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 16, "tie_word_embeddings": False}
+    model = model_from_config(config, tokenizer)
+    model.get_output_embeddings().weight.data.normal_()
+    model.model.norm.weight.data.fill_(sure / 8)  # the standard deviation of the logits is `sure`
+    old = len(tokenizer)
+    spread = model.get_output_embeddings().weight.std(0).norm()
+    texts = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
+    codebooks = [
+        np.random.default_rng(level).normal(size=(size, 5)) for level, size in enumerate(index.codebook_sizes)
+    ]
+    extend_vocabulary(model, tokenizer, index, init, texts=texts, codebooks=codebooks)
+    rows = model.get_output_embeddings().weight.detach()
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer("What does a red tent cost?", add_special_tokens=False)["input_ids"]])
+        mass = model(ids).logits[0].softmax(-1)[:, old:].sum(-1)
+    norms = (rows[old:] - rows[:old].mean(0)).norm(dim=1)
+    used = {token for row in range(len(index)) for token in index.tokens_of_row(row)}
+    spare = torch.tensor([token not in used for token in index.tokens])
+    if sure == 1.0:  # as an untrained model, whose words are all alike: nothing to protect
+        assert mass.max() > 0.01 and norms.mean() > 0.5 * spread
+        return
+    assert mass.max() < 1e-2 and 0.01 * spread < norms[~spare].mean() < 0.8 * spread
+    hidden = model.model(ids).last_hidden_state[0].mean(0)
+    logits = rows[old:] @ hidden
+    assert spare.any() and logits[spare].max() < logits[~spare].mean()

@@ -8,7 +8,7 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec import LLMRecommender
 from llmrec.decoding import SemIDTrie, self_check
-from llmrec.devices import best_device
+from llmrec.devices import best_device, best_dtype
 from llmrec.recommenders import files_of, llm, load_recommender
 
 HISTORIES = [["item-01"], ["item-02", "item-03"], []]
@@ -61,6 +61,13 @@ def test_dtypes_are_taken_as_transformers_takes_them(folder):
     assert LLMRecommender.from_pretrained(folder, dtype="auto").model.dtype == plain.model.dtype == torch.float32
     assert plain.to(torch.bfloat16) is plain and plain.model.dtype == torch.bfloat16
     assert len({item.item_id for item in plain.recommend(HISTORIES, k=24)[1]}) == 24
+
+
+def test_halves_are_read_as_float32_on_a_cpu_unless_they_are_asked_for(folder, tmp_path, monkeypatch):
+    LLMRecommender.from_pretrained(folder, dtype="bfloat16").save_pretrained(tmp_path / "half")
+    assert LLMRecommender.from_pretrained(tmp_path / "half", device="cpu").model.dtype == torch.float32
+    assert LLMRecommender.from_pretrained(tmp_path / "half", dtype="auto").model.dtype == torch.bfloat16
+    assert best_dtype(None, torch.device("cuda")) == "auto"
 
 
 def test_the_search_follows_the_model(folder, monkeypatch):

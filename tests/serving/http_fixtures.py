@@ -1,10 +1,12 @@
 """A whole server on a tiny real model, for tests of the HTTP front."""
 
+import asyncio
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import httpx
 import uvicorn
 from fastapi.testclient import TestClient
 from tiny import tiny_data, tiny_index, write_tiny_base
@@ -18,6 +20,7 @@ from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
+from llmrec.serving.vllm.engines import GENERATE, engine_arguments
 
 
 class LockedRecommender(LLMRecommender):
@@ -115,6 +118,28 @@ def listening_app(app):
     finally:
         web.should_exit = True
         thread.join()
+
+
+@asynccontextmanager
+async def front(folder, log, **settings):
+    """`(client, gates)` of an application with a generating engine in this event loop."""
+    from llmrec.serving.http.openai_routes import add_openai_routes
+    from llmrec.serving.server import open_service, openai_serving, start_engine
+
+    with CatalogueStore(folder, log) as store:
+        engine = start_engine(
+            engine_arguments(folder, GENERATE, log, dtype="float32", distributed_executor_backend="uni")
+        )
+        try:
+            service = await open_service(folder, store, {GENERATE: engine})
+            app = create_app(service, Settings("shop", **settings))
+            add_openai_routes(app, await openai_serving(engine, "shop", folder))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=300) as client:
+                yield client, service
+            await asyncio.to_thread(service.close)
+        finally:
+            engine.shutdown()
 
 
 def tiny_folder(path: Path, data: PreparedData | None = None, index: SemIDIndex | None = None, prompt="stream"):

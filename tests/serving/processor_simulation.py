@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from reference_states import Case, expected_row
+from decoding.reference_states import Case, expected_row
 from transformers import AutoConfig
 
-from llmrec.serving.vllm.semid_states import SemIDRequest
+from llmrec.decoding.semid_states import SemIDRequest
 
 
 def prompts_of(case: Case, count: int, seed: int = 0) -> list[list[int]]:
@@ -29,13 +29,17 @@ class Live(SimpleNamespace):
 class Simulation:
     """An engine that hands the same requests to a processor of each interface, in batches of their own order."""
 
+    longest = 40
+
     def __init__(self, folder, case: Case, size: int, seed: int, mode: str, drafts: int = 0):
         from llmrec.serving.vllm.semid_processor import SemIDProcessor
 
         self.case, self.size, self.rng, self.mode = case, size, np.random.default_rng(seed), mode
         self.vocabulary = AutoConfig.from_pretrained(folder).vocab_size
         config = SimpleNamespace(
-            model_config=SimpleNamespace(model=str(folder), logprobs_mode="processed_logits"),
+            model_config=SimpleNamespace(
+                model=str(folder), logprobs_mode="processed_logits", max_model_len=self.longest
+            ),
             scheduler_config=SimpleNamespace(max_num_seqs=size),
             additional_config={"semid": {"default": mode}},
             speculative_config=SimpleNamespace(num_speculative_tokens=drafts) if drafts else None,
@@ -66,19 +70,21 @@ class Simulation:
             prompt = prompt[: len(prompt) - int(rng.integers(0, 3))]
         extra = {"other": 1}
         if rng.random() < 0.7:
-            extra["semid"] = ["inside", "next"][rng.integers(2)]
+            extra["semid"] = ["inside", "never", "next"][rng.integers(3)]
         if rng.random() < 0.2:
             extra["semid_start"] = int(rng.integers(len(prompt) - 2, len(prompt) + 1))
         if rng.random() < 0.5:
             extra["semid_normalize"] = "catalogue"
-        params = SamplingParams(extra_args=extra, logprobs=[None, 3][rng.integers(2)])
+        longest = [None, 3, 16][rng.integers(3)]
+        params = SamplingParams(extra_args=extra, logprobs=[None, 3][rng.integers(2)], max_tokens=longest)
         request = SemIDRequest.of(extra, self.mode)
         return Live(prompt=prompt, output=[], params=params, request=request, chunked=bool(rng.random() < 0.3))
 
     def expected(self, live: Live, logits: torch.Tensor, drafts: tuple = ()) -> torch.Tensor:
         reported = live.params.logprobs is not None
         output = [*live.output, *drafts]
-        return expected_row(logits, live.request, live.prompt, output, self.case, True, reported)
+        room = min(live.params.max_tokens or self.longest, self.longest - len(live.prompt))
+        return expected_row(logits, live.request, live.prompt, output, self.case, True, reported, room)
 
     def change(self) -> None:
         """Requests finish, are preempted, come, and move."""

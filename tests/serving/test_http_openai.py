@@ -2,38 +2,10 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
-import httpx
 import pytest
+from http_fixtures import front
 from serving_folders import random_folder
-
-from llmrec.serving.http.app import create_app
-from llmrec.serving.http.settings import Settings
-from llmrec.serving.living_catalogue.store import CatalogueStore
-from llmrec.serving.vllm.engines import GENERATE, engine_arguments
-
-
-@asynccontextmanager
-async def front(folder, log, **settings):
-    """`(client, gates)` of an application with a generating engine in this event loop."""
-    from llmrec.serving.http.openai_routes import add_openai_routes
-    from llmrec.serving.server import open_service, openai_serving, start_engine
-
-    with CatalogueStore(folder, log) as store:
-        engine = start_engine(
-            engine_arguments(folder, GENERATE, log, dtype="float32", distributed_executor_backend="uni")
-        )
-        try:
-            service = await open_service(folder, store, {GENERATE: engine})
-            app = create_app(service, Settings("shop", **settings))
-            add_openai_routes(app, await openai_serving(engine, "shop", folder))
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=300) as client:
-                yield client, service
-            await asyncio.to_thread(service.close)
-        finally:
-            engine.shutdown()
 
 
 @pytest.mark.vllm

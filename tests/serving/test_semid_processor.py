@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from decoding.reference_search import assert_same, found, matrix, reference_search, step_scores
+from decoding.reference_states import Case, expected_row
 from processor_simulation import Simulation, prompts_of
-from reference_states import Case, expected_row
 from serving_folders import random_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import tree_beam_search
+from llmrec.decoding.semid_states import SemIDRequest
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.models.folder import SEMIDS
-from llmrec.serving.vllm.semid_states import SemIDRequest
 
 DEPTH = 4
 PROCESSOR = "llmrec.serving.vllm.semid_processor:SemIDProcessor"
@@ -102,7 +102,7 @@ def test_tokens_that_vllm_takes_back_are_forgotten(folder, case):
     del output[1:]
     masked = simulation.v1.apply(torch.zeros(1, simulation.vocabulary))[0]
     expected = expected_row(
-        torch.zeros(simulation.vocabulary), SemIDRequest("next"), [5, 6], output, case, True, False
+        torch.zeros(simulation.vocabulary), SemIDRequest("next"), [5, 6], output, case, True, False, 16
     )
     torch.testing.assert_close(masked, expected)
 
@@ -113,13 +113,13 @@ def test_wrong_settings_of_an_engine_are_refused(folder, case, tmp_path):
         from llmrec.serving.vllm.semid_processor import SemIDProcessor
 
         config = SimpleNamespace(
-            model_config=SimpleNamespace(model=str(model), logprobs_mode="raw_logprobs"),
+            model_config=SimpleNamespace(model=str(model), logprobs_mode="raw_logprobs", max_model_len=64),
             scheduler_config=SimpleNamespace(max_num_seqs=2),
             additional_config={"semid": settings},
         )
         return SemIDProcessor(config, torch.device("cpu"), False)
 
-    with pytest.raises(ValueError, match="default 'tail' is not one of inside, next"):
+    with pytest.raises(ValueError, match="default 'tail' is not one of inside, never, next"):
         start({"default": "tail"})
     with pytest.raises(ValueError, match="normalize 'no' is not one of"):
         start({"normalize": "no"})
@@ -242,17 +242,18 @@ def test_every_semid_in_a_text_is_an_item(engine, model, case):
 
     prompts = prompts_of(case, 16, seed=2)
     first = {semid[0] for semid in case.semids}
-    settings = SamplingParams(max_tokens=200, ignore_eos=True, seed=0, extra_args={"semid": "inside"})
+    inside = SamplingParams(max_tokens=200, ignore_eos=True, seed=0, extra_args={"semid": "inside"})
     count = 0
-    for answer in engine.generate(tokens_of(prompts), settings):
+    for answer in engine.generate(tokens_of(prompts), inside):
         tokens = list(answer.outputs[0].token_ids)
         semids, strays = semids_in(tokens, case, first)
-        unfinished = semids.pop() if tokens[-1] in case.tokens else ()
         assert set(semids) <= case.semids and not strays
-        assert any(semid[: len(unfinished)] == unfinished for semid in case.semids)
         assert any(token not in case.tokens for token in tokens)
         count += len(semids)
     assert count > 20
+    never = SamplingParams(max_tokens=200, ignore_eos=True, seed=0, extra_args={"semid": "never"})
+    for answer in engine.generate(tokens_of(prompts), never):
+        assert case.tokens.isdisjoint(answer.outputs[0].token_ids)
     torch.manual_seed(0)  # the same without the processor
     free = model.generate(torch.tensor([prompts[0]]), max_new_tokens=200, min_new_tokens=200, do_sample=True, top_k=0)
     semids, strays = semids_in(free[0, len(prompts[0]) :].tolist(), case, first)

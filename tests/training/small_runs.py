@@ -9,10 +9,10 @@ from trl import ModelConfig, SFTConfig
 from llmrec.instructions import (
     Catalogue,
     Renderer,
+    TaskMix,
     build_dataset,
     encode_rows,
     load_prompt,
-    parse_mixture,
     target_rows,
 )
 from llmrec.training import SemIDSFTTrainer, lora_config, packed
@@ -51,9 +51,8 @@ def evaluation_rows(tokenizer, count: int = 6):
 
 def rows(tokenizer, weigh=None, prompt: str = "stream"):
     """The training rows of one task."""
-    mixture = parse_mixture([prompt], load_prompt(prompt), INDEX)
     renderer = Renderer(tokenizer, Catalogue(INDEX, DATA.items))
-    return build_dataset(DATA, mixture, renderer, 20, 128, 0, weigh)
+    return build_dataset(DATA, [TaskMix(load_prompt(prompt))], renderer, 20, 128, 0, weigh)
 
 
 def make_trainer(

@@ -68,3 +68,14 @@ def test_it_trains_with_weights(base, tmp_path, how):
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses[-1] < 0.8 * losses[0]
     assert 0 < trainer.evaluate()["eval_loss"] < losses[0]  # unpacked and unweighted
+
+
+@pytest.mark.parametrize("how", [{}, {"packing": True}, {"padding_free": True}])
+def test_the_tokens_that_were_seen_are_those_of_the_rows(base, tmp_path, how):
+    trainer = make_trainer(base, settings(tmp_path, **how))
+    trainer.processing_class.pad_token_id = trainer.train_dataset[0]["input_ids"][0]  # as where it ends turns
+    collate, lengths = trainer.data_collator, []
+    trainer.data_collator = lambda rows: lengths.append(sum(len(row["input_ids"]) for row in rows)) or collate(rows)
+    trainer.train()
+    seen = [log["num_input_tokens_seen"] for log in trainer.state.log_history if "loss" in log]
+    assert seen == [sum(lengths[:1]), sum(lengths[:2]), sum(lengths[:3])]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,37 @@ def test_the_folder_is_a_recommender_that_learned(trained, base):
     assert stage(trained)["complete"] and stage(trained)["results"]["recall@10"] > 0.8
 
 
+def test_learning_curves_over_tokens(trained, tmp_path):
+    def curves(folder: Path) -> subprocess.CompletedProcess:
+        arguments = [f"whole={trained}", f"other={folder}", "--png", str(tmp_path / "curves.png")]
+        script = [sys.executable, str(ROOT / "scripts" / "learning_curves.py"), *arguments]
+        return subprocess.run(script, capture_output=True, text=True, timeout=600)
+
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(last_complete_checkpoint(trained), unfinished / "checkpoint-240")
+    result = curves(unfinished)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("|")][2:]
+    log = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    evaluated = [one for one in log if "eval_recall@10" in one]
+    assert len(evaluated) == 13 and evaluated[-1]["step"] == evaluated[-2]["step"]  # the last: of the best model
+    for number, one in enumerate(evaluated[:-1]):
+        loss = [each["loss"] for each in log if "loss" in each and each["step"] <= one["step"]][-1]
+        figures = [f"{one['num_input_tokens_seen']:,}", f"{loss:.4f}"]
+        figures += [f"{one[name]:.4f}" for name in ("eval_recall@10", "eval_ndcg@10")]
+        for start, name in ((0, "whole"), (12, "other")):
+            found = lines[start + number]
+            assert [found[0], *found[1:3], *found[4:]] == [name, *figures]
+    assert len(lines) == 24
+    state = json.loads((unfinished / "checkpoint-240" / "trainer_state.json").read_text())
+    del state["log_history"][0]["num_input_tokens_seen"]
+    (unfinished / "checkpoint-240" / "trainer_state.json").write_text(json.dumps(state))
+    assert "not all of its logs count tokens" in curves(unfinished).stderr
+    nothing = curves(tmp_path)
+    assert nothing.returncode != 0 and "holds neither trainer_state.json nor a checkpoint" in nothing.stderr
+
+
 def test_a_second_run_reuses_and_other_settings_are_refused(trained, base):
     again = run(base, "whole")
     assert again.returncode == 0 and "Reusing the model" in again.stdout
@@ -109,8 +141,9 @@ def test_a_killed_run_resumes_to_the_same_loss(trained, base):
         json.loads(Path(last_complete_checkpoint(base / name), "trainer_state.json").read_text())
         for name in ("whole", "killed")
     ]
-    losses = [{log["step"]: log["loss"] for log in state["log_history"] if "loss" in log} for state in states]
-    assert losses[0] == losses[1]
+    for name in ("loss", "num_input_tokens_seen"):
+        values = [{log["step"]: log[name] for log in state["log_history"] if name in log} for state in states]
+        assert values[0] == values[1] and len(values[0]) > 10
     weights = [LLMRecommender.from_pretrained(base / name).model.state_dict() for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -130,9 +163,9 @@ def test_lora_trains_the_new_rows_and_is_merged(base):
     assert not (base / "lora" / "adapter_config.json").exists()
 
 
-def curve(folder: Path) -> dict[int, float]:
-    state = json.loads(Path(last_complete_checkpoint(folder), "trainer_state.json").read_text())
-    return {log["step"]: log["loss"] for log in state["log_history"] if "loss" in log}
+def curve(folder: Path, name: str = "loss") -> dict[int, float]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return {log["step"]: log[name] for log in state["log_history"] if name in log}
 
 
 @pytest.mark.parametrize("weights", [[], ["--level_weights", "1.0", "0.25", "--value_column", "price"]])
@@ -153,6 +186,8 @@ def test_two_processes_give_the_loss_curve_of_one(base, weights):
     for step, loss in curves[0].items():
         assert math.isclose(loss, curves[1][step], rel_tol=1e-3), step
     assert curves[0][1] > 1.2 * curves[0][10]
+    seen = [curve(base / name, "num_input_tokens_seen") for name in names]
+    assert seen[0] == seen[1] and len(set(seen[0].values())) == 10
     assert (base / names[1] / "training.png").stat().st_size > 5000
 
 

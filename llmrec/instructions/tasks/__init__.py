@@ -27,6 +27,17 @@ TASKS: dict[str, Task] = {
     **reasoning.TASKS,
     **conversation.TASKS,
 }
+# What answers are made of without a Semantic ID in them.
+WORDS = frozenset(
+    "attribute caption description explanation intention part parts preference query target_title title title_part "
+    "value wish".split()
+)
+
+
+def in_words(prompt: Prompt) -> bool:
+    """Whether no wording of a prompt has a Semantic ID in its answer."""
+    wordings = (*prompt.templates, *prompt.unseen)
+    return all(name in WORDS for wording in wordings for name in slots_of(wording.completion))
 
 
 def check_prompt(prompt: Prompt) -> Prompt:
@@ -88,4 +99,4 @@ def task_rows(task: str, data: PreparedData, max_history: int, seed: int = 0, li
     return Sequences(data.train).rows(rows if limit is None else rows.slice(0, limit))
 
 
-__all__ = ["TASKS", "Task", "check_prompt", "check_recommends", "check_template", "task_rows"]
+__all__ = ["TASKS", "Task", "check_prompt", "check_recommends", "check_template", "in_words", "task_rows"]

@@ -62,7 +62,8 @@ class Client:
     def explain(self, history: Sequence[str], item_id: str) -> str:
         """Why the item fits the history, in the words of the model."""
         messages = self.why(history, item_id)
-        body = {"model": self.models()[0], "messages": messages, "max_tokens": 128, "temperature": 0}
+        words = {"vllm_xargs": {"semid": "never"}, "max_tokens": 128, "temperature": 0}
+        body = {"model": self.models()[0], "messages": messages, **words}
         choice = self.call("/v1/chat/completions", body)["choices"][0]
         return (choice["message"]["content"] or "").strip()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EngineContext:
-    """Fields of `llmrec.serving.vllm.semid_states.SemIDRequest` for engine requests.
+    """Fields of `llmrec.decoding.semid_states.SemIDRequest` for engine requests.
 
     Args:
         fields: what the client said, e.g. `{"semid": "next"}`.

@@ -88,6 +88,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         # The model runs in the engine's process, as on one GPU: the process that vLLM starts for it on a CPU is waited
         # for in a loop that takes as much time as the model. (By class: the name "uni" is taken for "mp" there.)
         arguments["distributed_executor_backend"] = UniProcExecutor
+        arguments["dtype"] = "float32"  # as LLMRecommender reads a folder there
         arguments["enforce_eager"] = True  # compiling takes longer than it saves
     if mode == RECOMMEND:
         architecture = config["architectures"][0]

@@ -88,12 +88,13 @@ class VLLMRecommender(LLMRecommender):
             lists.append([ScoredItem(int(item), score, int(row)) for item, score, row in hits])
         return lists
 
-    def write(self, prompts, max_new_tokens, temperature=0.0, seeds=(), stop=None) -> Iterator[str]:
+    def write(self, prompts, max_new_tokens, temperature=0.0, seeds=(), stop=None, semid="inside") -> Iterator[str]:
         """See `LLMRecommender.write`; sampled text differs from what transformers samples from the same seed."""
         from vllm import SamplingParams
 
         if self.writer is None:
             raise ValueError("words need mode generate: start with --modes recommend,generate")
+        asked = {"semid": semid} | ({} if self.version is None else {"semid_version": self.version})
         params = [
             SamplingParams(
                 temperature=temperature,
@@ -101,7 +102,7 @@ class VLLMRecommender(LLMRecommender):
                 seed=seeds[number] if seeds else None,
                 stop=stop,
                 include_stop_str_in_output=True,
-                extra_args={"semid_version": self.version} if self.version is not None else None,
+                extra_args=asked,
             )
             for number in range(len(prompts))
         ]

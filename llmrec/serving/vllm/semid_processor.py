@@ -3,7 +3,7 @@
     --logits-processors llmrec.serving.vllm.semid_processor:SemIDProcessor --logprobs-mode processed_logits
     --additional-config '{"semid": {"default": "next"}}'
 
-What a request may set stands in `llmrec.serving.vllm.semid_states.SemIDRequest`; `default` and `normalize` in
+What a request may set stands in `llmrec.decoding.semid_states.SemIDRequest`; `default` and `normalize` in
 `additional_config["semid"]` are the engine's defaults for requests without `semid` and `semid_normalize`.
 
 With default "next", temperature 0 and `logprobs_mode="processed_logits"` vLLM's own beam search is exact: it sums the
@@ -16,7 +16,6 @@ Interfaces checked with vLLM 0.32: V1 (CPUs; `VLLM_USE_V2_MODEL_RUNNER=0`) hands
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
 from llmrec.arguments import one_of
-from llmrec.models.vocabulary import semid_token_ids
+from llmrec.decoding.semid_states import MODES, NORMALIZATIONS, CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 from llmrec.serving.vllm import catalogues
-from llmrec.serving.vllm.semid_states import MODES, NORMALIZATIONS, CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +39,7 @@ class _Row:
     prefix: Prefix
     catalogue: CatalogueTokens
     reported: bool
+    room: int
     output: list[int]
     read: int = 0
     slot: int | None = None
@@ -58,6 +57,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def __init__(self, vllm_config, *runner):
         self._reports = vllm_config.model_config.logprobs_mode == "processed_logits"
+        self._longest = vllm_config.model_config.max_model_len
         self._request_states = runner[0] if len(runner) == 1 else None
         if self._request_states is None:
             device, size = torch.device(runner[0]), vllm_config.scheduler_config.max_num_seqs
@@ -71,14 +71,12 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._mode = one_of(given.get("default", "inside"), MODES, f"{where}: default")
         self._normalize = one_of(given.get("normalize", config.normalize), NORMALIZATIONS, f"{where}: normalize")
         self._adds_tokens = index.adds_tokens
-        levels = semid_token_ids(self._catalogues.tokenizer, index) or None  # every version has the same tokens
-        self._of_trie = lru_cache(maxsize=4)(lambda trie: CatalogueTokens(trie, levels))  # requests keep what they use
         self._states = SemIDStates(size, device, config.prompt.get("format", "chat") == "chat")
         # V1
         self._rows: dict[int, _Row] = {}  # by place in the batch
         self._used: set[int] = set()  # slots of rows
         # V2
-        self._staged: dict[int, tuple[SemIDRequest, bool] | None] = {}  # by slot; None: the request is left alone
+        self._staged: dict[int, tuple | None] = {}  # by slot, of `_read`; None: the request is left alone
         self._active = np.zeros(size, bool)
         self._unread = np.zeros(size, np.int64)  # output that was there before the request came to its slot
         self._position = torch.zeros(size + 1, dtype=torch.long, device=device)  # tokens of each slot that were read
@@ -96,23 +94,24 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def is_argmax_invariant(self) -> bool:
         return False
 
-    def _read(self, sampling_params) -> tuple[SemIDRequest, bool] | None:
-        """What a request wants and whether its log-probabilities are asked for; `None`: nothing of us."""
+    def _read(self, sampling_params) -> tuple[SemIDRequest, bool, int] | None:
+        """What a request wants, whether its log-probabilities are asked for, and how many tokens it may have; `None`:
+        nothing of us."""
         request = SemIDRequest.of(sampling_params.extra_args, self._mode, self._normalize)
-        if request.mode == "inside" and not self._adds_tokens:
+        if request.mode != "next" and not self._adds_tokens:
             return None  # words of the LLM do not say where a SemID begins
         asked = sampling_params.logprobs is not None or bool(sampling_params.logprob_token_ids)
-        return request, asked and self._reports
+        return request, asked and self._reports, sampling_params.max_tokens or self._longest
 
     def _catalogue(self, number: int | None) -> CatalogueTokens:
         """A version, by default the newest. In place of one that is not loaded too, with a warning: vLLM has no way
         here to fail one request alone."""
         try:
-            trie = self._catalogues.get(number).trie
+            tokens = self._catalogues.get(number).tokens
         except ValueError as error:
             logger.warning("%s; the newest version is used", error)
-            trie = self._catalogues.get().trie
-        return self._of_trie(trie.to(self._states.device))
+            tokens = self._catalogues.get().tokens
+        return tokens.to(self._states.device)
 
     # V1
 
@@ -124,10 +123,11 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for index, params, prompt, output in batch_update.added:
             self._rows.pop(index, None)
             if (read := self._read(params)) is not None:
-                request, reported = read
+                request, reported, room = read
                 catalogue = self._catalogue(request.version)
                 prefix = catalogue.prefix(prompt or [], request.start)
-                self._rows[index] = _Row(request, prefix, catalogue, reported, output)
+                room = min(room, self._longest - len(prompt or []))
+                self._rows[index] = _Row(request, prefix, catalogue, reported, room, output)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved is not None:
@@ -146,7 +146,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _begin(self, rows: list[_Row]) -> None:
         if rows:
-            fields = [(row.slot, row.request, row.prefix, row.catalogue, row.reported) for row in rows]
+            fields = [(row.slot, row.request, row.prefix, row.catalogue, row.reported, row.room) for row in rows]
             self._states.begin(*map(list, zip(*fields)))
         for row in rows:
             row.read = 0
@@ -195,7 +195,7 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if not ours:
             return
         source, slots = self._request_states, list(ours)
-        requests, reported = map(list, zip(*ours.values()))
+        requests, reported, room = map(list, zip(*ours.values()))
         wanted = [self._catalogue(request.version) for request in requests]
         lengths = source.prompt_len.np[slots].astype(np.int64)
         index = torch.tensor(slots, device=source.device)
@@ -204,7 +204,8 @@ class SemIDProcessor(V1LogitsProcessor, V2LogitsProcessor):
             catalogue.prefix(prompt[:length].tolist(), request.start)
             for catalogue, prompt, length, request in zip(wanted, prompts, lengths, requests)
         ]
-        self._states.begin(slots, requests, prefixes, wanted, reported)
+        room = np.minimum(room, self._longest - lengths).tolist()
+        self._states.begin(slots, requests, prefixes, wanted, reported, room)
         self._position[index] = torch.from_numpy(lengths).to(source.device)
         self._unread[slots] = source.prefill_len.np[slots] - lengths
 

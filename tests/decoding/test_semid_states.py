@@ -4,12 +4,12 @@ items in the prompts."""
 import numpy as np
 import pytest
 import torch
+from decoding.reference_states import EOS, Case, expected_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_states import EOS, Case, expected_row
 
+from llmrec.decoding.semid_states import MODES, CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.serving.vllm.semid_states import CatalogueTokens, Prefix, SemIDRequest, SemIDStates
 
 VOCABULARY, CODES = 64, 4
 TEXT = list(range(2, 10))
@@ -25,7 +25,7 @@ def random_case(seed: int) -> Case:
     base = np.full(depth, 20) if shared else 20 + CODES * np.arange(depth)
     everything = sorted({tuple((base[held] + row[held]).tolist()) for row in codes for held in [row >= 0]})
     kept = [semid for semid in everything if rng.random() < 0.8] or everything
-    matrix = np.full((len(kept), depth), -1)
+    matrix = np.full((len(kept), max(map(len, kept))), -1)
     for row, semid in enumerate(kept):
         matrix[row, : len(semid)] = semid
     levels = [start + np.arange(CODES) for start in base]
@@ -44,7 +44,7 @@ def random_prompt(rng: np.random.Generator, case: Case) -> list[int]:
 
 
 def random_request(rng: np.random.Generator, prompt: list[int]) -> SemIDRequest:
-    mode = ["inside", "next"][rng.integers(2)]
+    mode = MODES[rng.choice(3, p=[0.4, 0.2, 0.4])]
     start = (
         int(rng.integers(max(0, len(prompt) - 2), len(prompt) + 2)) if mode == "next" and rng.random() < 0.3 else None
     )
@@ -66,7 +66,8 @@ def test_every_row_equals_plain_python(seed):
         requests = [random_request(rng, prompt) for prompt in prompts]
         reported = (rng.random(5) < 0.5).tolist()
         prefixes = [cases[c].catalogue.prefix(p, r.start) for c, p, r in zip(which, prompts, requests)]
-        states.begin(slots, requests, prefixes, [cases[c].catalogue for c in which], reported)
+        room = rng.integers(1, 12, 5).tolist()
+        states.begin(slots, requests, prefixes, [cases[c].catalogue for c in which], reported, room)
         catalogues = states.catalogues_of(slots)
         index = torch.tensor([*slots, states.size])  # the last row is nobody's
         place = states.places_of(index)
@@ -77,7 +78,8 @@ def test_every_row_equals_plain_python(seed):
             states.constrain(masked, index, place, catalogues)
             assert masked[5].equal(logits[5])
             for row, (c, request, prompt, output) in enumerate(zip(which, requests, prompts, outputs)):
-                expected = expected_row(logits[row], request, prompt, output, cases[c], stand_alone, reported[row])
+                rest = stand_alone, reported[row], room[row]
+                expected = expected_row(logits[row], request, prompt, output, cases[c], *rest)
                 torch.testing.assert_close(masked[row], expected, msg=f"{seed} {request} {prompt} {output}")
             held = torch.tensor([*(rng.random(5) < 0.9).tolist(), True])
             tokens = [int(rng.choice(row.isfinite().nonzero()[:, 0])) for row in masked[:5]]
@@ -107,7 +109,7 @@ def test_a_prompt_is_read_from_its_last_certain_beginning_on():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"semid": "tail"}, "semid 'tail' is not one of inside, next"),
+        ({"semid": "tail"}, "semid 'tail' is not one of inside, never, next"),
         ({"semid": 1}, "semid 1 is not one of"),
         ({"semid": ["next"]}, r"semid \['next'\] is not one of"),
         ({"semid_start": -1}, "semid_start should be a whole number"),
@@ -139,7 +141,7 @@ def test_catalogues_are_kept_as_long_as_a_slot_uses_them():
     states = SemIDStates(2, "cpu")
     first, second = (CatalogueTokens(SemIDTrie(np.array([[20, token]]), EOS)) for token in (24, 25))
     for slot, catalogue in enumerate((first, second)):
-        states.begin([slot], [SemIDRequest("next")], [Prefix([20], answer=True)], [catalogue], [False])
+        states.begin([slot], [SemIDRequest("next")], [Prefix([20], answer=True)], [catalogue], [False], [9])
     assert set(states.catalogues_of([0, 1]).values()) == {first, second}
     logits = torch.zeros(2, VOCABULARY)
     states.constrain(

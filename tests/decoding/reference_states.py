@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmrec.serving.vllm.semid_states import CatalogueTokens, SemIDRequest
+from llmrec.decoding.semid_states import CatalogueTokens, SemIDRequest
 
 EOS = 1
 
@@ -55,14 +55,17 @@ def answered(prompt: list[int], case: Case) -> bool:
     return stripped != prompt and bool(stripped) and stripped[-1] in case.tokens
 
 
-def allowed(request: SemIDRequest, prompt: list[int], output: list[int], case: Case, stand_alone: bool):
-    """Tokens that may follow, `None` for all but stray SemID tokens, and which of those may follow nevertheless."""
-    if request.mode == "inside":
-        current = parse(run(prompt, case) + output, case)
+def allowed(request: SemIDRequest, prompt: list[int], output: list[int], case: Case, stand_alone: bool, room: int):
+    """Tokens that may follow, or `None` for all words, and the SemID tokens that may follow these."""
+    if request.mode != "next":
+        inside = request.mode == "inside"
+        current = parse((run(prompt, case) if inside else []) + output, case)
         children = following(current, case)
         if current and case.eos not in children:
             return children, set()
-        return None, children if current else set()
+        left, depth = (room if inside else 0) - len(output), max(map(len, case.semids))
+        begins = {semid[0] for semid in case.semids} if left >= depth else set()
+        return None, begins | (children if current and left >= depth - len(current) else set())
     if request.start is not None:
         answer = prompt[request.start :] + output
     elif answered(prompt, case):
@@ -81,17 +84,16 @@ def allowed(request: SemIDRequest, prompt: list[int], output: list[int], case: C
     return following(current, case) or {case.eos}, set()
 
 
-def expected_row(logits: torch.Tensor, request, prompt, output, case, stand_alone, reported) -> torch.Tensor:
+def expected_row(logits: torch.Tensor, request, prompt, output, case, stand_alone, reported, room) -> torch.Tensor:
     """Logits (float [V]) as the processor should leave them."""
-    tokens, besides = allowed(request, prompt, output, case, stand_alone)
+    tokens, semids = allowed(request, prompt, output, case, stand_alone, room)
     row = torch.full_like(logits, -math.inf)
     if request.mode == "next" and tokens == {case.eos}:
         row[case.eos] = 0  # a forced end
         return row
     free = tokens is None
     if free:
-        stray = case.tokens - {semid[0] for semid in case.semids} - besides
-        tokens = set(range(len(logits))) - stray
+        tokens = set(range(len(logits))) - case.tokens | semids
     tokens = sorted(tokens)
     row[tokens] = logits[tokens]
     if not free and request.normalize == "catalogue":

@@ -1,11 +1,14 @@
-"""Where in a Semantic ID every request stands, and what may come next: the part of the logits processor without vLLM.
+"""Where in a Semantic ID every text stands, and what may come next; `llmrec.decoding.free_text` writes with it through
+transformers, `llmrec.serving.vllm.semid_processor` through vLLM.
 
-A *place* is a node of the trie and its level. Two ways to read a token:
+A *place* is a node of the trie and its level. Three ways to read a token:
 
 inside: free text around Semantic IDs. Level 0 is outside of one; a token that begins a SemID of the catalogue enters
     the trie, which rules until the SemID is complete. A SemID that is a prefix of another may go on or be over, and
-    then anything that text may hold can follow. SemID tokens that begin nothing in the catalogue (a removed item's,
-    or a second-level token on its own) are masked outside too, so that no SemID is written that is none.
+    then anything that text may hold can follow. SemID tokens that begin nothing in the catalogue (a removed item's, a
+    spare code, a second-level token on its own) are masked outside too, and all of them where the text has no room
+    left for a whole SemID: so no SemID is written that is none.
+never: free text without Semantic IDs, such as a title.
 next: one SemID and then EOS only, at score 0. The end of a SemID that is a prefix of another is EOS, scored like any
     token.
 
@@ -23,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llmrec.arguments import one_of
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 
-MODES = ("inside", "next")
+MODES = ("inside", "never", "next")
 NORMALIZATIONS = ("vocabulary", "catalogue")
 _FIELDS = ("semid", "semid_start", "semid_version", "semid_normalize")
 _UNKNOWN = 2**31 - 1  # no token has this id (see SemIDTrie)
@@ -35,7 +38,7 @@ class SemIDRequest:
     """What a request wants, from its `extra_args` (over HTTP: `vllm_xargs`).
 
     Args:
-        mode: field `semid`: `"inside"` or `"next"`.
+        mode: field `semid`: `"inside"`, `"never"` or `"next"`.
         start: field `semid_start`: the prompt's tokens from there on are the answer's beginning, in mode next.
         version: field `semid_version`: number of the catalogue version; by default the newest.
         normalize: field `semid_normalize`: log-probabilities over the `"vocabulary"` or over the tokens that the
@@ -96,8 +99,14 @@ class CatalogueTokens:
         levels = [set(np.asarray(ids).tolist()) for ids in levels or [vocab.cpu() for vocab in trie.vocab]]
         self.tokens = frozenset().union(*levels) - {END}
         self.starters = frozenset(levels[0].difference(*levels[1:]))  # a token of the first level alone begins a SemID
-        first = set(trie.vocab[0].tolist())
-        self.stray = torch.tensor(sorted(self.tokens - first), dtype=torch.long, device=trie.device)
+        self.ids = torch.tensor(sorted(self.tokens), dtype=torch.long, device=trie.device)
+        self.begins = torch.isin(self.ids, trie.vocab[0])  # whether each begins a SemID of the catalogue
+
+    def to(self, device: torch.device | str) -> "CatalogueTokens":
+        """Moves them and their trie, and returns them."""
+        self.trie.to(device)
+        self.ids, self.begins = self.ids.to(device), self.begins.to(device)
+        return self
 
     def prefix(self, prompt: Sequence[int], start: int | None = None) -> Prefix:
         """What of a prompt belongs to the answer: from `start`, or else the SemID tokens that it ends with."""
@@ -121,10 +130,12 @@ class Place(NamedTuple):
     Attributes:
         level (int64 [N]): 0 is outside of a SemID, or before its first token.
         node (int64 [N]): of that level; `DEAD` where mode next has its SemID.
+        room (int64 [N]): tokens that the text may still have; none for SemIDs in mode never.
     """
 
     level: torch.Tensor
     node: torch.Tensor
+    room: torch.Tensor
 
 
 class SemIDStates:
@@ -141,7 +152,7 @@ class SemIDStates:
         self.device = torch.device(device)
         self.answers_stand_alone = answers_stand_alone
         nobody = torch.zeros(size + 1, dtype=torch.long, device=self.device)
-        self.places = Place(nobody.clone(), nobody)
+        self.places = Place(nobody.clone(), nobody.clone(), nobody)
         self._key = torch.full_like(nobody, -1)  # the `id` of a slot's catalogue, -1 without one
         self._strict, self._among_children, self._reported = torch.zeros_like(nobody, dtype=torch.bool).repeat(3, 1)
         self._catalogues: dict[int, CatalogueTokens] = {}  # by slot
@@ -155,10 +166,14 @@ class SemIDStates:
         prefixes: Sequence[Prefix],
         catalogues: Sequence[CatalogueTokens],
         reported: Sequence[bool],
+        room: Sequence[int],
     ) -> None:
-        """Starts requests in slots, whatever was there before; `reported`: log-probabilities are asked for."""
+        """Starts requests in slots, whatever was there before; `reported`: log-probabilities are asked for; `room`:
+        tokens that the answers may have."""
         self._catalogues.update(zip(slots, catalogues))
-        tokens, lengths = self.padded([prefix.tokens for prefix in prefixes])
+        never = [request.mode == "never" for request in requests]
+        tokens, lengths = self.padded([[] if out else prefix.tokens for out, prefix in zip(never, prefixes)])
+        room = self._tensor([0 if out else tokens for out, tokens in zip(never, room)])
         index, key = self._tensor([slots, [*map(id, catalogues)]])
         strict, among_children, asked = self._tensor(
             [[r.mode == "next" for r in requests], [r.normalize == "catalogue" for r in requests], reported],
@@ -167,14 +182,14 @@ class SemIDStates:
         answer, alone, over = self._tensor([prefix[1:] for prefix in prefixes], torch.bool).T
         self._key[index], self._strict[index] = key, strict
         self._among_children[index], self._reported[index] = among_children, asked
-        place, tries = Place(torch.zeros_like(index), torch.zeros_like(index)), self.catalogues_of(slots)
+        place, tries = Place(*torch.zeros_like(index).repeat(3, 1)), self.catalogues_of(slots)
         whole = strict & alone & self.answers_stand_alone
         for column in range(tokens.shape[1]):
             given = column < lengths
             place, went_on, completed = self._read(place, index, tokens[:, column], given, strict & answer, tries)
             over = over | (whole & completed & (column == lengths - 1))
             whole = whole & went_on
-        self.keep(index, Place(place.level, place.node.masked_fill(strict & over, DEAD)))
+        self.keep(index, Place(place.level, place.node.masked_fill(strict & over, DEAD), room))
 
     def end(self, slots: Sequence[int]) -> None:
         """Rows of these slots are left alone from now on."""
@@ -194,10 +209,11 @@ class SemIDStates:
     # Rows
 
     def places_of(self, slots: torch.Tensor) -> Place:
-        return Place(self.places.level[slots], self.places.node[slots])
+        return Place(*(values[slots] for values in self.places))
 
     def keep(self, slots: torch.Tensor, place: Place) -> None:
-        self.places.level[slots], self.places.node[slots] = place
+        for values, kept in zip(self.places, place):
+            values[slots] = kept
 
     def catalogues_of(self, slots: Iterable[int]) -> dict[int, CatalogueTokens]:
         """What slots look at: the catalogues that `read` and `constrain` go through."""
@@ -223,21 +239,21 @@ class SemIDStates:
         went_on, completed = (child >= 0) & ~over & given, (child >= 0) & over & given
         again = ~strict & (child < 0) & (place.level > 0)  # text after a SemID, or the beginning of the next one
         level = place.level.masked_fill(again, 0)
-        root = Place(level, torch.where(again, 0, DEAD))
+        root = place._replace(level=level, node=torch.where(again, 0, DEAD))
         first, first_over = _child(catalogues, key, root, tokens, levels=1)
         child, over = torch.where(again, first, child), torch.where(again, first_over, over)
         going = (child >= 0) & ~over
         level = torch.where(going, level + 1, torch.where(strict, level, 0))
         node = torch.where(going, child, torch.where(strict, DEAD, 0))
-        moved = Place(torch.where(given, level, place.level), torch.where(given, node, place.node))
-        return moved, went_on, completed
+        level, node = torch.where(given, level, place.level), torch.where(given, node, place.node)
+        return Place(level, node, place.room - given.long()), went_on, completed
 
     def constrain(self, logits: torch.Tensor, slots, place: Place, catalogues: Mapping[int, CatalogueTokens]) -> None:
         """Masks and scores the token after `place`, in place.
 
         Args:
             logits (float32 [N, V]): rows in a SemID become log-probabilities of what may follow, -inf elsewhere. Rows
-                in free text lose the SemID tokens that begin nothing and otherwise keep their logits, or become
+                in free text lose the SemID tokens that cannot stand there and otherwise keep their logits, or become
                 log-probabilities where those are reported.
             slots (int64 [N]): whose rows they are.
         """
@@ -250,9 +266,12 @@ class SemIDStates:
             for level in range(trie.depth):
                 here = (key == this) & (place.level == level) & ruled
                 children = trie.children(place.node.masked_fill(~here, DEAD), level)
+                valid = children.valid
                 if trie.has_end[level]:  # a SemID of a text that may be over leaves the next word free
-                    ruled &= strict | ~(children.valid & (children.column == 0)).any(1)
-                choices.append((trie.head_ids[level][children.column], children.valid))
+                    ends = ~strict & (valid & (children.column == 0)).any(1)
+                    ruled &= ~ends
+                    valid = valid & ~(ends & (place.room < trie.depth - level))[:, None]
+                choices.append((trie.head_ids[level][children.column], valid))
         free = (key >= 0) & ~ruled
         scored = (ruled & ~done) | (free & self._reported[slots])
         if self.device.type != "cpu" or bool(scored.any()):
@@ -262,8 +281,9 @@ class SemIDStates:
         if self.device.type != "cpu" or bool(ruled.any()):
             logits.masked_fill_(ruled[:, None], -torch.inf)
         for this, catalogue in catalogues.items():
-            kept = logits[:, catalogue.stray]
-            logits[:, catalogue.stray] = kept.masked_fill((free & (key == this))[:, None], -torch.inf)
+            ours, full = free & (key == this), place.room < catalogue.trie.depth
+            stray = ours[:, None] & (full[:, None] | ~catalogue.begins)
+            logits[:, catalogue.ids] = logits[:, catalogue.ids].masked_fill(stray, -torch.inf)
             end = catalogue.trie.eos_token_id
             logits[:, end] = logits[:, end].masked_fill(done & (key == this), 0)
         for (tokens, _), value in zip(choices, values):
