@@ -206,7 +206,7 @@ def test_a_model_that_distils_moves_less_on_general_text(base, talks, tmp_path, 
         learned[weight] = trainer.evaluate()["eval_loss"]
         logged = [log["general_kl"] for log in trainer.state.log_history if "general_kl" in log]
         assert bool(logged) == bool(weight)
-    assert moved[5.0] < 0.3 * moved[0.0]
+    assert moved[5.0] < 0.5 * moved[0.0]
     assert learned[5.0] < learned[0.0] + 0.3
 
 
