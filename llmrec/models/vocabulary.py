@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.head import head_replaced
+from llmrec.models.positions import positions_of
 from llmrec.tokens import ControlTokens, conversation, prompt_ids
 
 INITIALISATIONS = ("mean", "text", "codebook")
@@ -157,7 +158,7 @@ def _states_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     texts = [conversation(tokenizer, [{"role": "user", "content": asked}]) + answer for asked, answer in _TEXT]
     with head_replaced(model, lambda head, hidden: hidden[0].float().cpu()) as states:
         for ids in prompt_ids(tokenizer, texts):
-            model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+            model(input_ids=torch.tensor([ids[: positions_of(model)]], device=model.device), use_cache=False)
     return torch.cat(states)
 
 
