@@ -115,3 +115,39 @@ def test_new_tokens_lie_below_the_text_of_a_model_that_is_sure_of_its_words(sure
     hidden = model.model(ids).last_hidden_state[0].mean(0)
     logits = rows[old:] @ hidden
     assert spare.any() and logits[spare].max() < logits[~spare].mean()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "granite", "logits_scaling": 8.0},
+        {"model_type": "cohere", "logit_scale": 0.0625},
+        {"model_type": "gemma2", "final_logit_softcapping": 20.0},
+        {"model_type": "phi"},  # its head has a bias
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+def test_new_tokens_lie_below_the_text_of_models_that_change_what_the_head_says(changes):
+    data = tiny_data()
+    index = tiny_index(data)
+    tokenizer = train_tokenizer(data.items["title"].to_pylist(), 300)
+    config = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = model_from_config(config | {"intermediate_size": 16, "tie_word_embeddings": False} | changes, tokenizer)
+    ids = torch.tensor([tokenizer("What does a red tent cost?", add_special_tokens=False)["input_ids"]])
+    head, old = model.get_output_embeddings(), len(tokenizer)
+    with torch.no_grad():
+        head.weight.normal_()
+        if head.bias is not None:
+            head.bias.normal_().sub_(40)
+        for _ in range(20):  # until the standard deviation of the logits is 6
+            head.weight *= 6 / model.eval()(ids).logits.std()
+        model.train()  # as `from_config` leaves it; dropout is not to be heard
+        extend_vocabulary(model, tokenizer, index)
+        assert model.training
+        said = model.eval()(ids).logits[0]
+    assert said[:, :old].std() == pytest.approx(6, rel=0.1)
+    assert said.softmax(-1)[:, old:].sum(-1).max() < 1e-2
+    head = model.get_output_embeddings()
+    norms = (head.weight[old:] - head.weight[:old].mean(0)).norm(dim=1)
+    assert norms.mean() > 0.01 * head.weight[:old].std(0).norm()
+    assert head.bias is None or head.bias[old:].mean() == pytest.approx(head.bias[:old].mean().item(), abs=1e-3)

@@ -5,6 +5,7 @@ import torch
 from training.small_runs import base_folder, make_trainer, settings
 
 from llmrec.training import batches
+from scripts.sweep_families import tiny_model as of_family
 
 COLUMNS = ("input_ids", "labels")
 
@@ -47,3 +48,12 @@ def test_what_rows_share_ends_before_what_predicts_a_label_or_differs():
     other = ids.clone()
     other[1, 4] = 4
     assert batches.shared_prefix({**whole, "input_ids": other}) == 0
+
+
+# Windows, states beside keys, states alone
+@pytest.mark.parametrize("family, shares", [("llama", True), ("gemma2", False), ("jamba", False), ("mamba", False)])
+def test_only_the_keys_and_values_of_all_tokens_are_shared(family, shares):
+    cache = batches.prefix_cache(of_family(family), torch.tensor([[5, 6, 7, 8]] * 3))
+    assert (cache is not None) == shares
+    if shares:
+        assert {len(layer.keys) for layer in cache.layers} == {3} and cache.get_seq_length() == 4
