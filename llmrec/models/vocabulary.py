@@ -118,7 +118,7 @@ def extend_vocabulary(
         levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
     head = model.get_output_embeddings()
-    heard = None if head is None else _hear_text(model, tokenizer)
+    heard = None if head is None or not index.tokens else _hear_text(model, tokenizer)
     for matrix in dict.fromkeys(layer.weight for layer in (model.get_input_embeddings(), head) if layer is not None):
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
@@ -189,7 +189,7 @@ def _hear_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _H
     finally:
         handle.remove()
     cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
-    returned = output[0].float()
+    returned = output[0][..., : logits.shape[-1]].float()
     scale = 1.0 if cap or not returned.any() else ((logits * returned).sum() / returned.square().sum()).item()
     return _Heard(torch.cat(states), scale, cap)
 
