@@ -222,18 +222,6 @@ def _below_text(
     return rows
 
 
-def mass(rows: torch.Tensor) -> float:
-        return torch.sigmoid(heard.logits(mean + rows, bias.mean()).logsumexp(1) - log_z).max().item()
-
-    if mass(torch.zeros_like(rows)) > _MOST_MASS:
-        return rows
-    while mass(rows) > _MOST_MASS:
-        rows = 0.9 * rows
-    common = heard.states.mean(0)
-    rows[spare] = -0.1 * old.std(0).norm() * common / common.norm()
-    return rows
-
-
 def _used(index: SemIDIndex, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that an item's Semantic ID has, and those of behaviours."""
     levels = [
