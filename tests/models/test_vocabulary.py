@@ -115,7 +115,7 @@ def test_new_tokens_lie_below_the_text_of_a_model_that_is_sure_of_its_words(sure
     assert mass.max() < 1e-2 and 0.01 * spread < norms[~spare].mean() < 0.8 * spread
     hidden = model.model(ids).last_hidden_state[0].mean(0)
     logits = rows[old:] @ hidden
-    assert spare.any() and logits[spare].mean() < logits[~spare].mean() - 1
+    assert spare.any() and logits[spare].mean() < logits[~spare].mean() - 0.5
 
 
 @pytest.mark.parametrize(
