@@ -38,7 +38,7 @@ def main(args: AskArguments) -> None:
     if user not in users:
         raise ValueError(f"--user: {user!r} has no row in {args.data_dir}/test.parquet")
     history, target = (data.test[name][users.index(user)].as_py() for name in ("history", "target"))
-    recommender = LLMRecommender.from_pretrained(args.model, dtype="float32")
+    recommender = LLMRecommender.from_pretrained(args.model)
     catalogue = recommender.renderer.catalogue
     prices = catalogue.column("price")
 
@@ -64,10 +64,12 @@ def main(args: AskArguments) -> None:
         print(f'\n— Search: "{query}" —')
         show(found, {})
 
-    wished = [{"about": best, "wish": wish} for wish in args.wishes]
-    for wish, found in zip(args.wishes, recommender.ask(args.like_but, wished, args.k)):
-        print(f"\n— Like {name(best)}, but: {wish.replace('_', ' ')} —")
-        missed = {item.item_id for item in found if not catalogue.wishes.satisfies(item.item_id, wish, best)}
+    near = [*(item.item_id for item in items), *reversed(history)]
+    for wish in args.wishes:  # about the first item near the user for which the shop has an answer
+        about = next((item for item in near if len(catalogue.wishes.satisfying(wish, item))), best)
+        [found] = recommender.ask(args.like_but, [{"about": about, "wish": wish}], args.k)
+        print(f"\n— Like {name(about)}, but: {wish.replace('_', ' ')} —")
+        missed = {item.item_id for item in found if not catalogue.wishes.satisfies(item.item_id, wish, about)}
         show(found, dict.fromkeys(missed, f"   (not {wish})"))
 
     chats = [conversation(recommender.tokenizer, [{"role": "user", "content": text}]) for text in args.questions]

@@ -76,7 +76,7 @@ class WorkerCatalogues:
         config = self.config
         views = config.fuse or [name for name in (config.prompt.get("semids"),) if name]
         catalogue = SearchableCatalogue(version.index, version.items, self.tokenizer, views)
-        catalogue.trie, catalogue.item_of_row  # noqa: B018 (built now, not at the first request)
+        catalogue.tokens, catalogue.item_of_row  # noqa: B018 (built now, not at the first request)
         self._versions[version.number] = (version, catalogue)
 
 
