@@ -21,16 +21,7 @@ CONFIGS=recipes/configs/pretrained
 export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(python -c "import os; print(os.cpu_count())")}" # all cores for one model
 [ -d out/pretrained/model ] && echo "out/pretrained is there already: finished stages are reused, an interrupted one goes on."
-SECONDS=0
-
-stage() {
-    echo
-    echo "=== [$((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
-}
-run() {
-    echo "\$ $*"
-    "$@"
-}
+source scripts/stages.sh
 
 stage "1/7 Generate a small store, clean it, hold out each user's last items"
 run python recipes/prepare_data.py --config $CONFIGS/data.yaml

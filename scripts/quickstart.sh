@@ -16,18 +16,10 @@ export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # models this small are slower on several threads than on one
 [ -d "$OUT" ] && echo "$OUT is there already: finished stages are reused, an interrupted one goes on."
 mkdir -p $OUT/logs
-SECONDS=0
+source scripts/stages.sh
 set -m # every stage is a process group of its own, so that none outlives this script
 trap 'for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null || :' EXIT
 
-stage() {
-    echo
-    echo "=== [$((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
-}
-run() {
-    echo "\$ $*"
-    "$@"
-}
 beside() { # the rest is the name of a function: it runs while the script goes on
     echo "(runs beside the next stages; it prints to $OUT/logs/$1.log)"
     "$1" </dev/null >"$OUT/logs/$1.log" 2>&1 &

@@ -18,7 +18,8 @@ accelerate() { case "$*" in *control*) sleep "$CONTROL_TAKES" ;; esac; say "$@";
 
 def start(folder: Path, fails: str = "nothing", control_takes: float = 0.2) -> subprocess.Popen:
     (folder / "scripts").mkdir()
-    shutil.copy(SCRIPT, folder / "scripts")
+    for script in (SCRIPT, SCRIPT.with_name("stages.sh")):
+        shutil.copy(script, folder / "scripts")
     (folder / "scripts/setup.sh").write_text(STAGES)
     more = {"RAN": str(folder / "ran"), "FAILS": fails, "CONTROL_TAKES": str(control_takes)}
     command = ["bash", str(folder / "scripts/quickstart.sh")]
