@@ -10,9 +10,9 @@ validation sample; prints a line of Markdown for every evaluation.
 import argparse
 from pathlib import Path
 
-from llmrec.catalogue.report_parts import panels
+from llmrec.catalogue.report_parts import draw_lines
 from llmrec.evaluation.report import markdown_table
-from llmrec.files import atomic_path, read_json
+from llmrec.files import read_json
 from llmrec.training.run import last_complete_checkpoint
 
 SEEN = "num_input_tokens_seen"
@@ -72,17 +72,12 @@ def main():
             parser.error(f"{argument!r} should be NAME=FOLDER, each name once")
         history = history_of(folder)
         runs[name] = {column: points(history, column) for column in PANELS}
-    drawn = {column: title for column, title in PANELS.items() if any(run[column] for run in runs.values())}
-    figure, grid = panels(len(drawn), 2, 5, 3.5)
-    for axes, (column, title) in zip(grid, drawn.items()):
-        for name, run in runs.items():
-            axes.plot(
-                [*run[column]], [*run[column].values()], label=name, marker="." if len(run[column]) < 50 else None
-            )
-        axes.set(xlabel="tokens seen", title=title)
-        axes.legend()
-    with atomic_path(arguments.png) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    drawn = {
+        title: {name: run[column].items() for name, run in runs.items()}
+        for column, title in PANELS.items()
+        if any(run[column] for run in runs.values())
+    }
+    draw_lines(arguments.png, drawn, "tokens seen", columns=2)
     print(*table(runs), "", f"Wrote {arguments.png}.", sep="\n")
 
 

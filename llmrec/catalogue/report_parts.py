@@ -25,6 +25,23 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, list(axes[:count])
 
 
+def draw_lines(
+    path: str | Path, drawn: Mapping[str, Mapping[str, Iterable[tuple[float, float]]]], xlabel: str, columns: int = 3
+) -> None:
+    """Draws `{title: {label: (x, y) points}}`, a plot for every title, into a `.png`, written whole or not at all; few
+    points are marked."""
+    figure, grid = panels(len(drawn), columns, 5, 3.5)
+    for axes, (title, lines) in zip(grid, drawn.items()):
+        for label, line in lines.items():
+            points = list(line)
+            marker = "." if len(points) < 50 else None
+            axes.plot([x for x, _ in points], [y for _, y in points], label=label, marker=marker)
+        axes.set(xlabel=xlabel, title=title)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
 def write_report_folder(folder: str | Path, report: dict, text: Sequence[str], plots: Mapping[str, Figure]) -> None:
     """Writes report.json, report.md and a PNG per plot, whole or not at all."""
     with atomic_path(folder) as temporary:

@@ -14,9 +14,9 @@ from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
 
 from llmrec.arguments import at_least
-from llmrec.catalogue.report_parts import panels as panels_of
+from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
-from llmrec.files import atomic_path, check_whole, fingerprint
+from llmrec.files import check_whole, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
@@ -53,16 +53,8 @@ def plot_training(
         lines = {name: points for name, points in lines.items() if points}
         if lines:
             drawn[title] = lines
-    if not drawn:
-        return
-    figure, grid = panels_of(len(drawn), columns, 5, 3.5)
-    for axes, (title, lines) in zip(grid, drawn.items()):
-        for name, points in lines.items():
-            axes.plot(*zip(*points), label=name, marker="." if len(points) < 50 else None)
-        axes.set(xlabel="step", title=title)
-        axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    if drawn:
+        draw_lines(path, drawn, "step", columns)
 
 
 class TrainingRun:
