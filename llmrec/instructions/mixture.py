@@ -31,8 +31,9 @@ class ChatData:
     """General conversations beside the tasks, against forgetting: a data set of the Hub, or a local parquet, json or
     jsonl file, with a column `messages` (list of `{"role", "content"}`).
 
-    They end with the assistant's turn, which alone is learned; another end, or no such data set or column, raises
-    `ValueError`.
+    A system message may begin one; then user and assistant take turns, and the assistant's last turn alone is learned.
+    Another order (chat templates refuse it, or lose turns), or no such data set or column
+    raises `ValueError`.
     """
 
     def __init__(self, path: str, split: str = "train"):
@@ -57,7 +58,10 @@ class ChatData:
         return rows
 
 
-def _wrong(messages: list[dict] | None) -> str | None:
+def _wrong(messages) -> str | None:
+    turns = messages if isinstance(messages, list) else [messages]
+    if messages and not all(isinstance(turn, dict) and {"role", "content"} <= {*turn} for turn in turns):
+        return f"messages should be a list of {{role, content}}, not {messages!r:.80}"
     if not messages or messages[-1]["role"] != "assistant":
         return "it should end with the assistant's turn"
     for message in messages:
@@ -65,6 +69,10 @@ def _wrong(messages: list[dict] | None) -> str | None:
             return f"role {message['role']!r} is not one of {', '.join(_ROLES)}"
         if not isinstance(message["content"], str):
             return f"a turn of the {message['role']} has no text: leave such conversations (tool calls, ...) out"
+    roles = [message["role"] for message in messages]
+    turns = roles[roles[0] == "system" :]
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        return f"user and assistant should take turns after any system message, not {', '.join(roles)}"
     return None
 
 

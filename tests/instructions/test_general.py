@@ -1,5 +1,6 @@
 """General conversations: what is measured is not written about, answers are whole, the recipe writes them."""
 
+import json
 import re
 
 import pytest
@@ -60,3 +61,28 @@ def test_the_recipe_writes_what_the_mixture_reads(tmp_path, capsys, monkeypatch)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="no answer of .* has a whole sentence"):
         general_chat.main(general_chat.ChatArguments(str(base), str(tmp_path / "more"), rows=2, max_new_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["hi"], "row 1: messages should be a list of"),
+        ([["hi", "you"]], "row 1: messages should be a list of"),
+        ([[{"from": "user", "value": "hi"}]], "row 1: messages should be a list of"),
+        (["ua", "a"], "row 2: user and assistant should take turns after any system message, not assistant"),
+        (["sua", "uua"], "row 2: .* not user, user, assistant"),
+        (["usa"], "row 1: .* not user, system, assistant"),
+        (["uaua", "uau"], "row 2: it should end with the assistant"),
+    ],
+)
+def test_conversations_that_cannot_be_learned_are_named(tmp_path, rows, message):
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    if isinstance(rows[0], str) and {*rows[0]} <= {*roles}:
+        rows = [[{"role": roles[one], "content": "text"} for one in row] for row in rows]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"chat data '.*{file.name}'.*{message}"):
+        list(ChatData(str(file)).rows)
+    file.write_text("")
+    with pytest.raises(ValueError, match=f"chat data '.*{file.name}'"):
+        list(ChatData(str(file)).rows)
