@@ -34,7 +34,12 @@ class SemIDCollator(DataCollatorForLanguageModeling):
                 weights, padding_value=0.0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
             )
         if self.tells_general:
-            batch["general"] = torch.tensor([example.get("task") == CHAT for example in examples])
+            if any("task" not in example for example in examples):
+                raise ValueError(
+                    f"distillation tells general conversations by the column 'task' ({CHAT!r}), which a row lacks: "
+                    "take rows of build_dataset, or add it"
+                )
+            batch["general"] = torch.tensor([example["task"] == CHAT for example in examples])
         return batch
 
 

@@ -78,7 +78,7 @@ def distillation(
 
     `base` is the folder that the run starts from, and the model to distil from where `distill_from` names no other. A
     run that trains an `adapter` has it already; others load it once more. Raises `ValueError`: the mixture has no
-    general conversations, or `distill_from` other tokens.
+    general conversations, or `distill_from` other tokens, or is no model.
     """
     if not sft.distill_weight:
         return None
@@ -89,11 +89,16 @@ def distillation(
         )
     copy, source = None, sft.distill_from or base
     if sft.distill_from or not adapter:
-        theirs, ours = (
-            {word: number for word, number in one.get_vocab().items() if word not in {*index.tokens}}
-            for one in (AutoTokenizer.from_pretrained(source), tokenizer)
-        )
-        if theirs != ours:
+        new = {*index.tokens}
+        try:
+            theirs, ours = (
+                {word: number for word, number in one.get_vocab().items() if word not in new}
+                for one in (AutoTokenizer.from_pretrained(source), tokenizer)
+            )
+            if theirs == ours:
+                copy = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"distill_from: {source} is no language model that can be loaded: {error}") from error
+        if copy is None:
             raise ValueError(f"distill_from: {source} has other tokens: name the model that this one was made from")
-        copy = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).eval().requires_grad_(False)
     return Distillation(sft.distill_weight, tokenizer.convert_tokens_to_ids(index.tokens), copy)

@@ -16,7 +16,7 @@ from trl import ModelConfig
 from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
-from llmrec.files import check_whole, fingerprint
+from llmrec.files import check_whole, files_fingerprint, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
@@ -87,13 +87,14 @@ class TrainingRun:
         finished result of these already. `more_args` are further dataclasses of settings. Raises `ValueError`: other
         settings made what lies there, or the launched processes are no group."""
         arguments = (self.script_args, *more_args, self.training_args, self.model_args)
-        made = Path(self.base) / RECORD
+        teacher = next((one.distill_from for one in more_args if getattr(one, "distill_from", "")), None)
         inputs = {
             "data": self.data.fingerprint,
             "semids": self.index.fingerprint,
-            "base": fingerprint(made.read_bytes()) if made.exists() else self.base,
+            "base": _content(self.base),
             "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases()])),
             **({} if texts is None else {"texts": fingerprint(texts.table)}),
+            **({} if teacher is None else {"distill_from": _content(teacher)}),
         }
         settings = settings_of(*arguments, ignore=_VOLATILE) | inputs
         state, output_dir = PartialState(), self.training_args.output_dir
@@ -151,6 +152,14 @@ class TrainingRun:
             finish_stage(output_dir, **results, **metrics)
         next_step = "Next: recipes/evaluate.py or recipes/recommend.py"
         PartialState().print(f"Validation: {metrics}\nWrote {output_dir}. {next_step}")
+
+
+def _content(model: str) -> str:
+    """What changes with a model: how its stage made it, or its files; of the Hub its name."""
+    folder = Path(model)
+    if (folder / RECORD).exists():
+        return fingerprint((folder / RECORD).read_bytes())
+    return files_fingerprint([folder]) if folder.is_dir() else model
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from small_runs import DATA, INDEX, base_folder, evaluation_rows, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
@@ -292,3 +294,24 @@ def test_the_recipe_distils_and_needs_general_conversations(base, talks, tmp_pat
         run(tasks=["stream"])
     run()
     assert json.loads((tmp_path / "out" / "stage.json").read_text())["complete"]
+    teacher = tmp_path / "teacher"
+    shutil.copytree(base, teacher)
+    named = {"output_dir": str(tmp_path / "taught"), "distill_from": str(teacher)}
+    run(**named, max_steps=1)
+    shaken(AutoModelForCausalLM.from_pretrained(teacher)).save_pretrained(teacher)
+    with pytest.raises(ValueError, match=r"other settings \(distill_from\)"):
+        run(**named, max_steps=1)
+
+
+def test_rows_that_do_not_tell_their_task_are_refused(base, talks, tmp_path):
+    trainer = make_trainer(base, talks, settings(tmp_path), 1.0)
+    untold = Dataset.from_list([{"input_ids": [5, 6], "labels": [-100, 6]}])
+    given = {"processing_class": trainer.processing_class, "distillation": trainer.distillation}
+    with pytest.raises(ValueError, match="by the column 'task' .'chat'., which a row lacks"):
+        SemIDSFTTrainer(trainer.model, settings(tmp_path), train_dataset=untold, **given).train()
+
+
+def test_a_teacher_that_is_no_model_is_named(base, talks, tmp_path):
+    for folder in (tmp_path / "gone", talks):
+        with pytest.raises(ValueError, match=f"distill_from: {folder} is no language model that can be loaded"):
+            make_trainer(base, talks, settings(tmp_path), 1.0, distill_from=str(folder))
