@@ -8,11 +8,12 @@ base's (docs/alignment.md says which count as kept), and prints a table. What wa
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.commands import Parser
-from llmrec.evaluation.language import against, general_text, load_language_model, measure
+from llmrec.evaluation.language import against, general_text, load_language_model, load_tokenizer, measure
 from llmrec.files import Lock, fingerprint, read_json, write_json
 from llmrec.instructions.general import plain_questions
 from llmrec.recommenders.loading import files_of
@@ -43,8 +44,14 @@ def measured(folder: str, path: Path, asked: list[str], text: str) -> dict:
     found = read_json(path) if path.exists() else {}
     if found.get("made_from") != made_from:
         found = {"folder": folder, "made_from": made_from, **measure(*load_language_model(folder), asked, text)}
+        if not math.isfinite(found["perplexity"]):
+            raise ValueError(f"{folder}: its perplexity is {found['perplexity']}: its weights are damaged")
         write_json(path, found)
     return found
+
+
+def _tokens(folder: str, text: str) -> list[int]:
+    return load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]
 
 
 def main(args: LanguageArguments) -> None:
@@ -57,7 +64,13 @@ def main(args: LanguageArguments) -> None:
         text, packages = general_text()
     else:
         text = Path(args.general_text).read_text(encoding="utf-8")
-    folder = Path(args.output_dir)
+    folder, cut = Path(args.output_dir), _tokens(args.base, text)
+    for name, model in models.items():
+        if _tokens(model, text) != cut:
+            raise ValueError(
+                f"model {name}={model} cuts the text into other tokens than {args.base}, so perplexities per token do "
+                "not compare: name the base that it was made from"
+            )
     with Lock(folder):
         base = measured(args.base, folder / f"{BASE}.json", asked, text)
         results = {BASE: against(base, base)}

@@ -53,14 +53,22 @@ def general_text(sources: Sequence[str] = GENERAL_TEXTS) -> tuple[str, dict[str,
     return "\n\n".join(texts), versions
 
 
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of the Hub; `ValueError`: there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no language model: {error}") from error
+
+
 def load_language_model(
     folder: str | Path, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """The model of a folder in float32, its tokenizer, and the ids of its Semantic IDs' tokens: none for a folder
     that is no recommender, such as the base, or a model of the Hub. Raises `ValueError`: no such model, or other
     Semantic IDs than it was trained with."""
+    tokenizer = load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(best_device(device))
     except OSError as error:
         raise ValueError(f"{folder} is no language model: {error}") from error

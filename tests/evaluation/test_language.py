@@ -18,6 +18,7 @@ from llmrec.evaluation.language import (
     new_token_mass,
     perplexity,
 )
+from llmrec.models.from_scratch import train_tokenizer
 from llmrec.models.vocabulary import semid_token_ids
 from recipes import language
 
@@ -117,6 +118,20 @@ def test_the_recipe_measures_every_folder_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language, "measure", None)  # not asked again
     language.main(args)
     assert json.loads((out / "made.json").read_text()) == found
+    monkeypatch.undo()
+    other = train_tokenizer(["The museum opens at nine and closes at five. "] * 9, 400)
+    model.save_pretrained(tmp_path / "alien")
+    other.save_pretrained(tmp_path / "alien")
+    args.models = [f"alien={tmp_path / 'alien'}"]
+    with pytest.raises(ValueError, match="model alien=.*/alien cuts the text into other tokens than"):
+        language.main(args)
+    model.get_input_embeddings().weight.data.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "diverged")
+    tokenizer.save_pretrained(tmp_path / "diverged")
+    args.models = [f"diverged={tmp_path / 'diverged'}"]
+    with pytest.raises(ValueError, match="diverged: its perplexity is nan"):
+        language.main(args)
+    assert {path.name for path in out.glob("[!.]*.json")} == {"base.json", "made.json"}
     for wrong in (["base=x"], ["a/b=x"], ["alone"], ["a=x", "a=y"]):
         with pytest.raises(ValueError, match="name=folder"):
             language.main(language.LanguageArguments(str(plain), wrong, str(out)))
