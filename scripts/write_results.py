@@ -12,10 +12,13 @@ Every argument is `<data set>=<file>`, or the folder of a metrics.json. Writes `
 - cold_start.json (recipes/cold_start.py): `pretrained/cold/ours/recall@10`
 - <name>.json (recipes/language.py): `pretrained/questions_kept`, `pretrained/perplexity_ratio`
 
-Recommenders and models that a file does not name keep their figures. Prints the main figures as Markdown.
+Recommenders and models that a file does not name keep their figures; of one that it names, a figure that it lacks is
+removed, one that is no finite number left out, and both are said. What two of the files name is refused. Prints the
+main figures as Markdown.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from llmrec.evaluation.cold_start import COLD
@@ -101,7 +104,7 @@ def main():
     parser.add_argument("--json", default="docs/results.json", help="the file to write (docs/results.json)")
     arguments = parser.parse_args()
     path = Path(arguments.json)
-    figures = read_json(path)["figures"] if path.exists() else {}
+    figures, wrote = read_json(path)["figures"] if path.exists() else {}, {}
     for argument in arguments.evaluations:
         dataset, separator, file = argument.partition("=")
         if not separator:
@@ -111,14 +114,22 @@ def main():
         reader = next((reader for name, reader in READERS.items() if name in found), None)
         if reader is None:
             parser.error(f"{file} has none of {', '.join(READERS)}: name a file that the text above lists")
-        fresh = {}
+        fresh, gone = {}, set()
         for owner, values in reader(found).items():
             start = f"{dataset}/{owner}"
-            figures = {
-                key: value for key, value in figures.items() if key != start and not key.startswith(f"{start}/")
-            }
-            fresh |= {f"{start}{end}": value for end, value in values.items()}
-        figures |= fresh
+            if start in wrote:
+                parser.error(f"{start} is in {wrote[start]} and in {file}: give one of them, or other names")
+            wrote[start] = file
+            gone |= {key for key in figures if key == start or key.startswith(f"{start}/")}
+            finite = {end: value for end, value in values.items() if math.isfinite(value)}
+            for end in values.keys() - finite:
+                print(f"{file}: {start}{end} is {values[end]}, no finite number, and left out")
+            if not values:
+                print(f"{file} has no figure for {start}")
+            fresh |= {f"{start}{end}": value for end, value in finite.items()}
+        figures = {key: value for key, value in figures.items() if key not in gone} | fresh
+        if lost := sorted(gone - {*fresh}):
+            print(f"{path} loses what {file} lacks: {', '.join(lost)}")
         print(markdown(fresh, dataset) if reader is of_evaluation else listing(fresh))
     write_json(path, {"figures": dict(sorted(figures.items()))})
     print(f"{len(figures)} figures -> {path}")

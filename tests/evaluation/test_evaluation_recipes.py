@@ -89,6 +89,18 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
     kept = {"tiny/questions_kept": 33, "tiny/perplexity_ratio": 1.25}
     assert json.loads(results.read_text())["figures"] == figures | kept
+    capsys.readouterr()
+    (tmp_path / "sft.json").write_text('{"questions_kept": NaN, "answers": []}')
+    run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
+    assert json.loads(results.read_text())["figures"] == figures
+    said = capsys.readouterr().out
+    assert "sft.json: tiny/questions_kept is nan, no finite number, and left out" in said
+    assert "sft.json has no figure for tiny/perplexity_ratio" in said
+    assert "loses what" in said and "sft.json lacks: tiny/perplexity_ratio, tiny/questions_kept" in said
+    twice = [f"tiny={tmp_path / 'evaluation'}"] * 2
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "scripts/write_results.py", *twice, "--json", results)
+    assert "is in" in capsys.readouterr().err and json.loads(results.read_text())["figures"] == figures
     (tmp_path / "base.json").write_text('{"answers": []}')
     with pytest.raises(SystemExit):
         run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'base.json'}", "--json", results)
