@@ -39,6 +39,7 @@ def main(args: AskArguments) -> None:
         raise ValueError(f"--user: {user!r} has no row in {args.data_dir}/test.parquet")
     history, target = (data.test[name][users.index(user)].as_py() for name in ("history", "target"))
     recommender = LLMRecommender.from_pretrained(args.model)
+    recommender.config.check_catalogue(data.items, args.model)
     catalogue = recommender.renderer.catalogue
     prices = catalogue.column("price")
 

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from llmrec.arguments import one_of
 from llmrec.decoding import free_text
+from llmrec.devices import best_device, best_dtype
 from llmrec.files import fingerprint, made_again, read_json, write_json
 from llmrec.instructions.prompts import load_prompt
 from llmrec.item_tokenizers.protocol import BaseTokenizer
@@ -47,7 +48,9 @@ def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ValueError("backend 'vllm' needs the package vllm: install it, or use transformers") from error
-    model = LLM(model=name, enforce_eager=current_platform.is_cpu())  # compiling takes longer there than it saves
+    on_cpu = current_platform.is_cpu()
+    dtype = best_dtype(None, best_device("cpu" if on_cpu else None))
+    model = LLM(model=name, dtype=dtype, enforce_eager=on_cpu)  # compiling takes longer there than it saves
 
     def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
         settings = [

@@ -41,3 +41,11 @@ def test_an_unknown_user_is_named(tmp_path):
     data.save(tmp_path / "data")
     with pytest.raises(ValueError, match="--user: 'nobody' has no row in .*test.parquet"):
         main(AskArguments("no model is read", str(tmp_path / "data"), user="nobody"))
+
+
+def test_a_model_of_another_catalogue_is_named(tmp_path):
+    tiny_data(num_items=30).save(tmp_path / "data")
+    data = tiny_data()
+    model = write_tiny_base(tmp_path / "model", data, tiny_index(data))
+    with pytest.raises(ValueError, match="model was made for another catalogue than the given data"):
+        main(AskArguments(str(model), str(tmp_path / "data")))
