@@ -11,7 +11,8 @@ from llmrec.catalogue.filters import Filter
 from llmrec.data.prepared import SEQUENCES, PreparedData
 from llmrec.devices import best_device
 from llmrec.evaluation import evaluate
-from llmrec.features.sasrec_network import SASRecConfig, _batches, _windows
+from llmrec.features.network_training import next_item_batches, next_item_windows
+from llmrec.features.sasrec_network import SASRecConfig
 from llmrec.recommenders import load_recommender
 from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.recommenders.popularity import Popularity
@@ -154,13 +155,13 @@ def test_windows_label_every_target_once(shapes, max_length):
     data = PreparedData(pa.table({"item_id": items}), train, empty, empty, {})
     if not wanted:
         with pytest.raises(ValueError, match="no target"):
-            _windows(data, max_length)
+            next_item_windows(data, max_length)
         return
-    windows = _windows(data, max_length)
+    windows = next_item_windows(data, max_length)
     assert all(1 < len(items) <= max_length + 1 and labelled >= 1 for items, labelled in windows)
     assert sorted(int(i) for items, labelled in windows for i in items[labelled:]) == wanted
     labels = []
-    for ids, target in _batches(windows, 2, np.random.default_rng(0)):
+    for ids, target, _ in next_item_batches(windows, 2, np.random.default_rng(0)):
         # Items are consecutive numbers, so a label is its input plus one.
         assert (target[target >= 0] == ids[target >= 0] + 1).all()
         labels += target[target >= 0].tolist()
