@@ -1,9 +1,7 @@
-"""Training of networks that score the whole catalogue after a history: SASRec and its peers.
+"""The loop that trains networks which are only used for ranking: SASRec and its peers.
 
-`train_network` is the loop for any network: best weights by validation ndcg@10, early stopping, a learning curve, and
-a checkpoint after every epoch, from which a run that was killed goes on as if it had not been. `train_next_item` gives
-it rows, loss and validation for networks that are `NextItemNetwork`s. Notable: rows are padded on the right, so
-position 0 is the oldest item; every training target is labelled exactly once an epoch.
+It keeps the best weights by validation ndcg@10, stops early, writes a learning curve, and a checkpoint after every
+epoch, from which a run that was killed goes on as if it had not been.
 """
 
 import logging
@@ -11,18 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from llmrec.arguments import at_least, one_of
+from llmrec.arguments import at_least
 from llmrec.arrays import blocks, check_loss
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
-from llmrec.devices import best_device
 from llmrec.files import load_state, part_of, read_json, save_state, write_json
 
 logger = logging.getLogger(__name__)
@@ -49,42 +45,12 @@ class NetworkConfig:
         at_least(self, batch_size=1, max_epochs=1, patience=1, learning_rate=0.0, weight_decay=0.0, validation_rows=1)
 
 
-@dataclass(frozen=True)
-class NextItemConfig(NetworkConfig):
-    """What the training of every `NextItemNetwork` has."""
-
-    max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
-    hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
-    rows: str = field(
-        default="dense",
-        metadata={"help": "dense: every item of a sequence is a target; prefix: each is, in a row of its own."},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, max_length=1, hidden_size=1)
-        one_of(self.rows, ("dense", "prefix"), "rows")
-
-
 def check_rate(config, *names: str) -> None:
     """Raises `ValueError` for a field that is no share below 1, as dropout is."""
     at_least(config, **dict.fromkeys(names, 0.0))
     for name in names:
         if getattr(config, name) >= 1:
             raise ValueError(f"{name}: {getattr(config, name)} leaves nothing: it should be below 1")
-
-
-class NextItemNetwork(Protocol):
-    """An `nn.Module` that knows histories as rows of the catalogue."""
-
-    def __call__(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, and how many items of each are none of that (int64 [B]), to
-        float [B, T, hidden]."""
-        ...
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float [..., hidden] to logits [..., items]."""
-        ...
 
 
 class Validation(NamedTuple):
@@ -229,95 +195,3 @@ def learning_curve(folder: str | Path) -> list[dict]:
     """What `train_network` wrote into a folder; nothing where no network was trained."""
     path = Path(folder) / CURVE
     return read_json(path)["epochs"] if path.exists() else []
-
-
-def train_next_item(
-    make: Callable[[], nn.Module],
-    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
-    data: PreparedData,
-    config: NextItemConfig,
-    name: str,
-    device: str | torch.device | None = None,
-    folder: str | Path | None = None,
-) -> nn.Module:
-    """Makes a `NextItemNetwork` and trains it on `data.train` with cross-entropy over the whole catalogue; `folder` as
-    of `train_network`. Raises `ValueError` on no training target, no validation row, or an item that is not in the
-    catalogue.
-    """
-    device = best_device(device)
-    windows, valid = next_item_windows(data, config.max_length, config.rows), Validation.of(data, config, name)
-    torch.manual_seed(config.seed)
-    model = make().to(device)
-
-    def loss(batch: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, int]:
-        ids, labels, lengths = (torch.from_numpy(part).to(device) for part in batch)
-        kept = labels >= 0
-        wanted = labels[kept]
-        return F.cross_entropy(model.head(model(ids, lengths)[kept]), wanted), len(wanted)
-
-    def validate() -> float:
-        return valid.ndcg(lambda values, offsets: next_item_logits(model, values, offsets, config.max_length))
-
-    def batches(generator: np.random.Generator) -> Iterator:
-        return next_item_batches(windows, config.batch_size, generator)
-
-    train_network(model, optimizer_of(model), batches, loss, validate, config, name, folder)
-    return model
-
-
-def next_item_windows(data: PreparedData, max_length: int, rows: str = "dense") -> list[tuple[np.ndarray, int]]:
-    """`(inputs and last target, index of the first label)` of every training row. Dense: long sequences overlap by
-    half, no target comes twice. Prefix: a row ends with its one target. `ValueError` where there is no target."""
-    values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
-    windows = []
-    for start, end, context in zip(offsets[:-1], offsets[1:], data.train["num_context"].to_numpy()):
-        sequence = values[start:end]
-        labelled = max(1, int(context))
-        if rows == "prefix":
-            parts = [sequence[max(0, stop - max_length) : stop + 1] for stop in range(labelled, len(sequence))]
-            windows += [(part, len(part) - 1) for part in parts]
-            continue
-        stop = min(labelled + max_length, len(sequence)) if labelled > max_length else max_length + 1
-        while labelled < len(sequence):
-            stop = min(stop, len(sequence))
-            first = max(0, stop - 1 - max_length)
-            windows.append((sequence[first:stop], labelled - first))
-            labelled, stop = stop, stop + max(1, max_length // 2)
-    if not windows:
-        raise ValueError("train.parquet has no target: every sequence is shorter than two items or context only")
-    return windows
-
-
-def next_item_batches(windows, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields `(ids, labels)` int64 [B, T] and lengths int64 [B] in random order; windows of similar length share a
-    batch."""
-    order = generator.permutation(len(windows))
-    lengths = np.asarray([len(items) for items, _ in windows])
-    pool = batch_size * 32
-    chunks = np.split(order, range(pool, len(order), pool))
-    order = np.concatenate([chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks])
-    batches = np.split(order, range(batch_size, len(order), batch_size))
-    for index in generator.permutation(len(batches)):
-        batch = [windows[i] for i in batches[index]]
-        width = max(len(items) for items, _ in batch) - 1
-        ids = np.zeros((len(batch), width), np.int64)
-        labels = np.full((len(batch), width), -1, np.int64)
-        for row, (items, labelled) in enumerate(batch):
-            ids[row, : len(items) - 1] = items[:-1]
-            labels[row, labelled - 1 : len(items) - 1] = items[labelled:]
-        yield ids, labels, lengths[batches[index]] - 1
-
-
-@torch.no_grad()
-def next_item_logits(model, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
-    """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
-    starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
-    lengths = offsets[1:] - starts
-    steps = np.arange(max(1, lengths.max(initial=1)))
-    filled = steps < lengths[:, None]
-    ids = np.zeros(filled.shape, np.int64)
-    ids[filled] = values[(starts[:, None] + steps)[filled]]
-    device = next(model.parameters()).device
-    read = torch.from_numpy(np.maximum(lengths, 1)).to(device)
-    hidden = model(torch.from_numpy(ids).to(device), read)
-    return model.head(hidden[torch.arange(len(read), device=device), read - 1])

@@ -2,7 +2,7 @@
 
 Its item embeddings are features of items; `llmrec.recommenders.sasrec` recommends with it. Notable: the loss is the
 full softmax (Klenitskiy & Vasilev 2023, arXiv:2309.07602: with it SASRec beats BERT4Rec), not the paper's one sampled
-negative; blocks are pre-norm; early stopping reads validation ndcg@10 only (`llmrec.features.network_training`).
+negative; blocks are pre-norm; early stopping reads validation ndcg@10 only (`llmrec.features.next_item`).
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from torch import nn
 
 from llmrec.arguments import at_least
 from llmrec.data import PreparedData
-from llmrec.features.network_training import NextItemConfig, check_rate, train_next_item
+from llmrec.features.network_training import check_rate
+from llmrec.features.next_item import NextItemConfig, train_next_item
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from llmrec.data import PreparedData
 from llmrec.decoding import self_check
 from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
+from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
@@ -22,6 +23,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "item_knn": ItemKNN,
     "content_knn": ContentKNN,
     "sasrec": SASRec,
+    "bsarec": BSARec,
 }
 
 

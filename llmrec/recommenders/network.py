@@ -15,12 +15,12 @@ from torch import nn
 
 from llmrec.data import PreparedData
 from llmrec.devices import best_device
-from llmrec.features.network_training import NextItemConfig, next_item_logits
+from llmrec.features.next_item import NextItemConfig, next_item_logits
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
 
 
 class NetworkRanker(CatalogueRanker):
-    """A trained `llmrec.features.network_training.NextItemNetwork`; `fit` makes one. A score is a log-probability over
+    """A trained `llmrec.features.next_item.NextItemNetwork`; `fit` makes one. A score is a log-probability over
     the catalogue.
 
     A subclass names its `network`, made of the number of items and the config, and says how it is trained.
@@ -37,7 +37,7 @@ class NetworkRanker(CatalogueRanker):
     def train(
         data: PreparedData, config: NextItemConfig, device: str | torch.device | None, folder: str | Path | None
     ) -> nn.Module:
-        """As `llmrec.features.network_training.train_next_item`."""
+        """As `llmrec.features.next_item.train_next_item`."""
 
     @classmethod
     def fit(
