@@ -64,10 +64,14 @@ def train_next_item(
     name: str,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
+    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> nn.Module:
     """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
     no training target, no validation row, or an item that is not in the catalogue.
+
+    `loss_of`: the mean loss of targets after states, by default `catalogue_loss`.
     """
+    loss_of = loss_of or catalogue_loss
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     times = training_times(data.train)
@@ -80,7 +84,7 @@ def train_next_item(
         ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
         kept = labels >= 0
         wanted = labels[kept]
-        return catalogue_loss(model, model(ids, lengths, times)[kept], wanted), len(wanted)
+        return loss_of(model, model(ids, lengths, times)[kept], wanted), len(wanted)
 
     def validate() -> float:
         return valid.ndcg(lambda *histories: next_item_logits(model, *histories, config.max_length))
@@ -153,6 +157,14 @@ def next_item_logits(
     model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
 ) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
+    return model.head(last_state(model, values, offsets, times, max_length))
+
+
+@torch.no_grad()
+def last_state(
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
+) -> torch.Tensor:
+    """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
     lengths = offsets[1:] - starts
     steps = np.arange(max(1, lengths.max(initial=1)))
@@ -163,4 +175,4 @@ def next_item_logits(
     device = next(model.parameters()).device
     ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
     hidden = model(ids, read, when)
-    return model.head(hidden[torch.arange(len(read), device=device), read - 1])
+    return hidden[torch.arange(len(read), device=device), read - 1]
