@@ -12,6 +12,7 @@ histories without times are ranked, too.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from llmrec.features.next_item import NextItemConfig
 class HSTUConfig(NextItemConfig):
     """Shape and training of an HSTU; its optimizer is AdamW."""
 
+    timed: ClassVar[bool] = True
     num_layers: int = field(default=4, metadata={"help": "Layers."})
     num_heads: int = field(default=2, metadata={"help": "Attention heads."})
     head_size: int = field(default=16, metadata={"help": "Width of U, V, Q and K of a head."})
