@@ -204,7 +204,7 @@ def store_with_times() -> PreparedData:
 
 def test_hstu_reads_times_and_ranks_without_them(tmp_path):
     data = store_with_times()
-    config = HSTUConfig(**SMALL | {"max_epochs": 20}, num_layers=2, dropout=0.0, embedding_dropout=0.0)
+    config = HSTUConfig(**SMALL | {"max_epochs": 60, "patience": 60}, num_layers=2, embedding_dropout=0.0)
     hstu = HSTU.fit(data, config)
     timed = evaluate(hstu, data.test, data, "timed", exclude_seen=True, bootstrap=0).metrics["recall@1"]
     assert timed > 0.95
