@@ -55,7 +55,8 @@ class ItemKNN(CatalogueRanker):
         config = config or ItemKNNConfig()
         values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
         shape = (len(offsets) - 1, data.items.num_rows)
-        # Building a CSR matrix keeps an item's repeats in a sequence apart until they are summed.
+        pairs = [np.concatenate(side) for side in zip(*pairs_within(values, offsets, config.window or 1))]
+        # Building a CSR matrix keeps an item's repeats in a sequence apart until they are summed (where values and offsets are).
         occurrences = sp.csr_array((np.ones(len(values), np.float32), values, offsets), shape)
         occurrences.sum_duplicates()
         again = np.bincount(occurrences.indices[occurrences.data > 1], minlength=shape[1])
@@ -64,7 +65,6 @@ class ItemKNN(CatalogueRanker):
         norm = np.maximum(occurring, 1)
         scale = sp.diags_array(norm.astype(np.float32) ** -0.5)
         if config.window:
-            pairs = [np.concatenate(side) for side in zip(*pairs_within(values, offsets, config.window))]
             near = sp.csr_array((np.ones(len(pairs[0]), np.float32), tuple(pairs)), (shape[1], shape[1]))
             near = (scale @ (near + near.T) @ scale).tocsr()
         columns = (occurrences @ scale).tocsc()
