@@ -56,7 +56,7 @@ class ItemKNN(CatalogueRanker):
         values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
         shape = (len(offsets) - 1, data.items.num_rows)
         pairs = [np.concatenate(side) for side in zip(*pairs_within(values, offsets, config.window or 1))]
-        # Building a CSR matrix keeps an item's repeats in a sequence apart until they are summed (where values and offsets are).
+        # Building a CSR matrix keeps an item's repeats in a sequence apart until they are summed, in place.
         occurrences = sp.csr_array((np.ones(len(values), np.float32), values, offsets), shape)
         occurrences.sum_duplicates()
         again = np.bincount(occurrences.indices[occurrences.data > 1], minlength=shape[1])
