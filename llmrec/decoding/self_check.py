@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from llmrec.decoding.beam_search import Search
+from llmrec.decoding.encoder_decoder import start_token
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.files import fingerprint, read_json, write_json
@@ -114,6 +115,14 @@ def _plain_scores(model: torch.nn.Module, ids: torch.Tensor, semids: torch.Tenso
 
     Rows are filled up to one length on the right, where a causal model does not look.
     """
+    if (start := start_token(model)) is not None:
+        mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(LENGTHS, device=ids.device)[:, None]
+        asked = [part.repeat_interleave(len(semids), 0) for part in (ids, mask.long())]
+        answers = semids.repeat(len(LENGTHS), 1)
+        read = torch.cat([torch.full_like(answers[:, :1], start), answers[:, :-1]], 1)
+        steps = model(input_ids=asked[0], attention_mask=asked[1], decoder_input_ids=read).logits.float()
+        scores = steps.log_softmax(-1).gather(-1, answers[..., None])[..., 0].sum(-1)
+        return scores.view(len(LENGTHS), -1)
     rows = torch.stack(
         [torch.cat([ids[n, :length], semid, ids[n, length:]]) for n, length in enumerate(LENGTHS) for semid in semids]
     )
