@@ -71,7 +71,7 @@ def encode(
     model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, at_head: Callable
 ) -> tuple[Encoded, object]:
     """Encodes every prompt once and starts the decoder; arguments and results are those of `prefill`."""
-    prompt_lengths(attention_mask)
+    prompt_lengths(attention_mask)  # refuses an empty one
     start = torch.full_like(input_ids[:, :1], start_token(model))
     with head_replaced(model, at_head) as results:
         output = model(
@@ -79,10 +79,8 @@ def encode(
         )
     own, crossed = output.past_key_values.self_attention_cache, output.past_key_values.cross_attention_cache
     keys, values = ([getattr(layer, side) for layer in own.layers] for side in ("keys", "values"))
-    states = output.encoder_last_hidden_state
-    return Encoded(keys, values, None, torch.ones_like(start[:, 0]), states, attention_mask.bool(), crossed), results[
-        0
-    ]
+    decoder = keys, values, None, torch.ones_like(start[:, 0])
+    return Encoded(*decoder, output.encoder_last_hidden_state, attention_mask.bool(), crossed), results[0]
 
 
 def extend_encoded(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor, at_head: Callable):

@@ -98,7 +98,10 @@ def _judge(model: torch.nn.Module, ways: Mapping[str, Callable[..., Search]], de
     mask = torch.arange(ids.shape[1], device=device) < torch.tensor(LENGTHS, device=device)[:, None]
     faults = []
     with evaluating(model):
-        own = _plain_scores(model, ids, semids)
+        if start_token(model) is None:
+            own = _plain_scores(model, ids, semids)
+        else:
+            own = _decoder_scores(model, ids, mask.long(), semids)
         if bool(own.isnan().any()):
             raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
         for name, open_search in ways.items():
@@ -115,14 +118,6 @@ def _plain_scores(model: torch.nn.Module, ids: torch.Tensor, semids: torch.Tenso
 
     Rows are filled up to one length on the right, where a causal model does not look.
     """
-    if (start := start_token(model)) is not None:
-        mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(LENGTHS, device=ids.device)[:, None]
-        asked = [part.repeat_interleave(len(semids), 0) for part in (ids, mask.long())]
-        answers = semids.repeat(len(LENGTHS), 1)
-        read = torch.cat([torch.full_like(answers[:, :1], start), answers[:, :-1]], 1)
-        steps = model(input_ids=asked[0], attention_mask=asked[1], decoder_input_ids=read).logits.float()
-        scores = steps.log_softmax(-1).gather(-1, answers[..., None])[..., 0].sum(-1)
-        return scores.view(len(LENGTHS), -1)
     rows = torch.stack(
         [torch.cat([ids[n, :length], semid, ids[n, length:]]) for n, length in enumerate(LENGTHS) for semid in semids]
     )
@@ -131,6 +126,15 @@ def _plain_scores(model: torch.nn.Module, ids: torch.Tensor, semids: torch.Tenso
     places = places + torch.arange(semids.shape[1], device=ids.device)
     steps = logits[torch.arange(len(rows), device=ids.device)[:, None], places].float().log_softmax(-1)
     return steps.gather(-1, semids.repeat(len(LENGTHS), 1)[..., None])[..., 0].sum(-1).view(len(LENGTHS), -1)
+
+
+def _decoder_scores(model, ids: torch.Tensor, mask: torch.Tensor, semids: torch.Tensor) -> torch.Tensor:
+    """The same of a model with an encoder."""
+    ids, mask = (part.repeat_interleave(len(semids), 0) for part in (ids, mask))
+    answers = semids.repeat(len(LENGTHS), 1)
+    read = torch.cat([torch.full_like(answers[:, :1], start_token(model)), answers[:, :-1]], 1)
+    steps = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read).logits.float().log_softmax(-1)
+    return steps.gather(-1, answers[..., None])[..., 0].sum(-1).view(len(LENGTHS), -1)
 
 
 def _fault(
