@@ -37,15 +37,16 @@ class ItemKNN(CatalogueRanker):
     A positive score is a decayed sum of similarities, one below zero only reflects popularity.
     """
 
-    kind = "item_knn"
+    kind, config_class = "item_knn", ItemKNNConfig
 
     def __init__(self, items: pa.Table, similarity: sp.csr_array, counts: np.ndarray, config: ItemKNNConfig):
         super().__init__(items, config)
         self.similarity, self.counts = similarity, counts
 
     @classmethod
-    def fit(cls, data: PreparedData, config: ItemKNNConfig = ItemKNNConfig()) -> Self:
+    def fit(cls, data: PreparedData, config: ItemKNNConfig | None = None, device=None, folder=None) -> Self:
         """Counts co-occurrences in `data.train`: no loop over interactions, memory of one chunk of items."""
+        config = config or ItemKNNConfig()
         values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
         shape = (len(offsets) - 1, data.items.num_rows)
         # Building a CSR matrix keeps an item's repeats in a sequence apart until they are summed.

@@ -9,20 +9,21 @@ from llmrec.data import PreparedData
 from llmrec.decoding import self_check
 from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
+from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
-from llmrec.recommenders.protocol import Recommender
-from llmrec.recommenders.ranker import CatalogueRanker
+from llmrec.recommenders.protocol import Recommender, TrainableRecommender
 from llmrec.recommenders.sasrec import SASRec
 
-# What `kind` in a baseline's `config.json` may be.
-RANKERS: dict[str, type[CatalogueRanker]] = {
+# What recipes/train_recommender.py trains: `kind` in a `config.json`.
+KINDS: dict[str, type[TrainableRecommender]] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "content_knn": ContentKNN,
     "sasrec": SASRec,
+    "bsarec": BSARec,
 }
 
 
@@ -35,10 +36,10 @@ def load_recommender(
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
     kind = read_json(folder / "config.json").get("kind")
-    if kind in RANKERS:
-        return RANKERS[kind].from_pretrained(folder, device)
+    if kind in KINDS:
+        return KINDS[kind].from_pretrained(folder, device)
     neither = f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r})"
-    raise ValueError(neither + did_you_mean(kind, RANKERS))
+    raise ValueError(neither + did_you_mean(kind, KINDS))
 
 
 def check_trained_on(folder: str | Path, data: PreparedData) -> None:

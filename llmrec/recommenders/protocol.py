@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from numbers import Number, Real
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llmrec.catalogue.filters import Filter
+from llmrec.data import PreparedData
 
 
 class Recommendation(NamedTuple):
@@ -42,6 +45,40 @@ class Recommender(Protocol):
             ValueError: an unknown item in a history, what is no list of histories, k < 1, or a filter that does not
                 fit the catalogue.
         """
+        ...
+
+
+class TrainableRecommender(Recommender, Protocol):
+    """A `kind` of recommender that recipes/train_recommender.py makes and `load_recommender` reads (see `KINDS`).
+
+    Attributes:
+        config_class: the dataclass of its settings.
+        num_parameters: that were learned by gradients.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type]
+    num_parameters: int
+
+    @classmethod
+    def fit(
+        cls,
+        data: PreparedData,
+        config=None,
+        device: str | torch.device | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
+        """Learns from `data.train`; `data.valid` says when to stop and which settings are best, `data.test` is not
+        read. What trains for long keeps its checkpoints in `folder` and goes on from what lies there."""
+        ...
+
+    def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
+        """Writes `config.json`, which has `kind`, `settings` and `info`, and whatever else, whole or not at all."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Reads a folder written by `save_pretrained`."""
         ...
 
 

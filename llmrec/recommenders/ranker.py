@@ -5,7 +5,7 @@ A subclass says what it is called (`kind`), how it scores, and which arrays and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -21,6 +21,11 @@ from llmrec.files import atomic_path, load_state, read_parquet, save_state, writ
 from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """Of what has nothing to set."""
+
+
 class CatalogueRanker(ABC):
     """Ranks by a score of every item; equal scores stand in the order of the catalogue.
 
@@ -30,12 +35,25 @@ class CatalogueRanker(ABC):
     """
 
     kind: ClassVar[str]
+    config_class: ClassVar[type] = NoSettings
+    num_parameters = 0
 
-    def __init__(self, items: pa.Table, config=None):
+    def __init__(self, items: pa.Table, config=NoSettings()):
         self.items, self.config = items, config
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self.titles = items["title"].to_pylist() if "title" in items.column_names else [""] * len(self.item_ids)
         self.filter = CatalogueFilter(items)
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        data: PreparedData,
+        config=None,
+        device: str | torch.device | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
+        """Learns from `data.train`; as `TrainableRecommender.fit`."""
 
     @abstractmethod
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -77,9 +95,9 @@ class CatalogueRanker(ABC):
 
     def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
         """Writes config.json (`info` in it), the arrays and items.parquet, whole or not at all."""
-        settings = {} if self.config is None else asdict(self.config)
         with atomic_path(folder) as temporary:
-            self._save(temporary, {"kind": self.kind, "settings": settings, **(info or {})}, self.arrays())
+            config = {"kind": self.kind, "settings": asdict(self.config), **(info or {})}
+            self._save(temporary, config, self.arrays())
             write_parquet(temporary / "items.parquet", self.items)
 
     @classmethod

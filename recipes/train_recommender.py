@@ -1,0 +1,63 @@
+"""Trains one recommender of any kind but ours: item-kNN, SASRec, BSARec, HSTU, a blend of several, ...
+
+    python recipes/train_recommender.py --config recipes/configs/benchmarks/beauty/bsarec.yaml
+
+`settings` are those of the kind (docs/evaluation.md has a table). Writes the recommender, which `load_recommender` and
+`recipes/evaluate.py` read, and where a network was trained its learning curve (curve.json, curve.png). A run that was
+killed goes on after its last epoch.
+"""
+
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from llmrec.arguments import construct, one_of
+from llmrec.commands import Parser
+from llmrec.data import PreparedData
+from llmrec.features.network_training import CHECKPOINT, learning_curve
+from llmrec.recommenders.loading import KINDS
+from llmrec.stages import begin_stage, finish_stage
+from llmrec.training.run import plot_training
+
+
+@dataclass
+class TrainArguments:
+    data_dir: str = field(metadata={"help": "Folder that recipes/prepare_data.py wrote."})
+    output_dir: str = field(metadata={"help": "The recommender is written into it."})
+    kind: str = field(metadata={"help": f"One of {', '.join(KINDS)}."})
+    settings: dict = field(default_factory=dict, metadata={"help": "Of the kind; the others keep their defaults."})
+    device: str = field(default="auto", metadata={"help": "auto: the GPU where there is one; cpu, cuda, cuda:1."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what a run with other settings left."})
+
+
+def main(args: TrainArguments) -> None:
+    kind = KINDS[one_of(args.kind, KINDS, "kind")]
+    config = construct(kind.config_class, args.settings, f"settings of kind {args.kind!r}")
+    data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
+    made_from = {"data_fingerprint": data.fingerprint}
+    if begin_stage(folder, {"kind": args.kind, "settings": asdict(config)} | made_from, args.overwrite) == "done":
+        print(f"Reusing {folder}: same settings, same data.")
+        return
+    began = time.perf_counter()
+    recommender = kind.fit(data, config, args.device, folder)
+    results = {"seconds": round(time.perf_counter() - began, 1), "parameters": recommender.num_parameters}
+    recommender.save_pretrained(made := folder / ".recommender", made_from)
+    for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):  # it says that all are there
+        os.replace(file, folder / file.name)
+    made.rmdir()
+    if curve := learning_curve(folder):
+        plot_training(curve, folder / "curve.png", {"loss": ("loss",), "validation ndcg@10": ("ndcg@10",)})
+        best = max(curve, key=lambda epoch: epoch["ndcg@10"])
+        results |= {"seconds": curve[-1]["seconds"], "updates": curve[-1]["step"], "best": best}
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    finish_stage(folder, **results)
+    print(f"{args.kind}: {results} -> {folder}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmrec").setLevel(logging.INFO)
+    main(*Parser(TrainArguments).parse_args_and_config())
