@@ -16,6 +16,7 @@ from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommender, TrainableRecommender
 from llmrec.recommenders.sasrec import SASRec
+from llmrec.recommenders.tiger import TIGER
 
 # What recipes/train_recommender.py trains: `kind` in a `config.json`.
 KINDS: dict[str, type[TrainableRecommender]] = {
@@ -24,6 +25,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "content_knn": ContentKNN,
     "sasrec": SASRec,
     "bsarec": BSARec,
+    "tiger": TIGER,
 }
 
 
