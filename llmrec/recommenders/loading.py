@@ -11,6 +11,7 @@ from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
 from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
+from llmrec.recommenders.hstu import HSTU
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
@@ -25,6 +26,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "content_knn": ContentKNN,
     "sasrec": SASRec,
     "bsarec": BSARec,
+    "hstu": HSTU,
     "tiger": TIGER,
 }
 

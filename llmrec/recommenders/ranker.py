@@ -74,6 +74,10 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
+        return self._ranked(histories, k, filters)
+
+    def _ranked(self, histories, k, filters, *beside: np.ndarray) -> list[list[Recommendation]]:
+        """As `recommend`; `score` gets its part of what stands beside the items of all histories, too."""
         histories = item_histories(histories)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
@@ -83,7 +87,8 @@ class CatalogueRanker(ABC):
         size = len(self.item_ids)
         for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
-            scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
+            known = (one[bounds[0] : bounds[-1]] for one in (values, *beside))
+            scores = self.score(next(known), bounds - bounds[0], *known)
             for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
                 allowed = None if request is None else self.filter.allowed(request, history)
                 limits = self.filter.limits(request)
