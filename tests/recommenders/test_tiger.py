@@ -1,10 +1,12 @@
 """TIGER: what it learns, what it refuses, that a folder brings it back, and that its rows are what they say."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny import tiny_data, tiny_index
 from transformers import T5ForConditionalGeneration
 
@@ -33,6 +35,9 @@ SMALL = {
     "max_epochs": 40,
     "patience": 3,
 }
+
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +257,14 @@ def test_wrong_settings_are_refused_by_name(data, semids, tmp_path):
     index.rows_at(range(20)).save(tmp_path / "semids.parquet")
     with pytest.raises(ValueError, match="item 'item-20' of the catalogue has no Semantic ID"):
         TIGER.fit(data, TIGERConfig(semids=str(tmp_path / "semids.parquet")))
+
+
+@pytest.mark.parametrize("name", ["beauty", "office14", "industrial"])
+def test_the_configs_of_the_benchmarks_fit_together(name):
+    tiger, semids = (
+        yaml.safe_load((CONFIGS / name / f"{what}.yaml").read_text()) for what in ("tiger", "tiger_semids")
+    )
+    config = TIGERConfig(**tiger["settings"])
+    assert config.semids == f"{semids['output_dir']}/semids.parquet" and tiger["kind"] == TIGER.kind
+    assert semids["data_dir"] == tiger["data_dir"] == f"out/{name}/data" and semids["collision"] == "append_all"
+    assert config.rows == ("one" if name == "beauty" else "prefix")
