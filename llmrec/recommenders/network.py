@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmrec.data import PreparedData
-from llmrec.data.times import UNKNOWN
 from llmrec.devices import best_device
 from llmrec.features.next_item import NextItemConfig, next_item_logits
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
@@ -59,7 +58,6 @@ class NetworkRanker(CatalogueRanker):
 
     @torch.no_grad()
     def score(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        times = np.full(len(values), UNKNOWN) if times is None else times
         logits = next_item_logits(self.model, values, offsets, times, self.config.max_length)
         scores = F.log_softmax(logits, -1).cpu().numpy()
         empty = np.diff(offsets) == 0

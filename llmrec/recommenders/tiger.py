@@ -30,6 +30,7 @@ from llmrec.recommenders.networks.tiger_training import train_tiger
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 from llmrec.recommenders.ranker import train_counts
+from llmrec.stages import content_of
 
 SEMIDS, COUNTS = "semids.parquet", "counts.npy"
 
@@ -90,6 +91,11 @@ class TIGER:
             train_tiger(recommender, data, device, Path(folder or scratch))
         model.eval()
         return recommender
+
+    @staticmethod
+    def made_from(config: TIGERConfig) -> dict:
+        """The content of the Semantic IDs."""
+        return {"semids": content_of(config.semids)}
 
     @property
     def num_parameters(self) -> int:
