@@ -10,6 +10,7 @@ import torch
 
 from llmrec.arguments import whole_number
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
+from llmrec.decoding.encoder_decoder import encode, extend_encoded
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.logits_processor import generate_search
 from llmrec.decoding.rotary import check_rotary
@@ -22,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
-    """Prefills the prompts and searches by tree attention, whether it reproduces the model's own or not."""
+    """Prefills (or encodes) the prompts and searches by tree attention, whether that is the model's own or not."""
     readers = [
         partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
         for ids in trie.head_ids
     ]
-    prompts, (logits, log_z) = prefill(model, input_ids, attention_mask, readers[0])
+    encodes = unwrap(model).config.is_encoder_decoder
+    begin, go_on = (encode, extend_encoded) if encodes else (prefill, extend)
+    prompts, (logits, log_z) = begin(model, input_ids, attention_mask, readers[0])
 
     @torch.no_grad()
     def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
@@ -36,7 +39,7 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
         scored = logits[chosen], None if log_z is None else log_z[chosen]
 
         def after(tokens: torch.Tensor, parent: torch.Tensor, level: int):
-            return extend(model, tree, tokens, parent, readers[level])
+            return go_on(model, tree, tokens, parent, readers[level])
 
         return search_levels(trie, scored, after, num_beams, allowed)
 

@@ -18,6 +18,7 @@ from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommender, TrainableRecommender
 from llmrec.recommenders.sasrec import SASRec
+from llmrec.recommenders.tiger import TIGER
 
 
 class Blend(BlendedRecommender):
@@ -45,6 +46,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "bsarec": BSARec,
     "hstu": HSTU,
     "blend": Blend,
+    "tiger": TIGER,
 }
 
 

@@ -1,6 +1,5 @@
 """How every recipe that trains begins and ends: what a run starts from, whether it goes on, and what it writes."""
 
-import contextlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders import LLMRecommender
-from llmrec.stages import RECORD, begin_stage, finish_stage, settings_of
+from llmrec.stages import RECORD, begin_stage, finish_stage, last_complete_checkpoint, settings_of
 from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import push_final_model, save_final_model
 
@@ -151,16 +150,3 @@ class TrainingRun:
             finish_stage(output_dir, **results, **metrics)
         next_step = "Next: recipes/evaluate.py or recipes/recommend.py"
         PartialState().print(f"Validation: {metrics}\nWrote {output_dir}. {next_step}")
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-N` that was written to its end, or `None`.
-
-    A killed process may leave a checkpoint half-written; `trainer_state.json` is the last file of each.
-    """
-    complete = {}
-    for state in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
-        with contextlib.suppress(ValueError):  # cut short, or no step of ours
-            json.loads(state.read_text(encoding="utf-8"))
-            complete[int(state.parent.name.rpartition("-")[2])] = str(state.parent)
-    return complete[max(complete)] if complete else None
