@@ -1,7 +1,8 @@
 """Networks that score the whole catalogue after a history of its rows: their rows, loss and validation.
 
-Notable: the loss is cross-entropy over the whole catalogue, computed where there is a target; rows are padded on the
-right, so position 0 is the oldest item; every training target is labelled exactly once an epoch.
+Notable: the loss (cross-entropy over the whole catalogue, if a network has no other) is computed where there is a
+target; rows are padded on the right, so position 0 is the oldest item; every training target is labelled exactly once
+an epoch.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,6 +52,11 @@ class NextItemNetwork(Protocol):
         ...
 
 
+def catalogue_loss(model: nn.Module, hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the catalogue of the items (int64 [n]) that follow states (float [n, hidden])."""
+    return F.cross_entropy(model.head(hidden), items)
+
+
 def train_next_item(
     make: Callable[[], nn.Module],
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
@@ -59,9 +65,12 @@ def train_next_item(
     name: str,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
+    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] = catalogue_loss,
 ) -> nn.Module:
     """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
     no training target, no validation row, or an item that is not in the catalogue.
+
+    `loss_of` gives the mean loss of states (float [n, hidden]) and the items that follow them (int64 [n]).
     """
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
@@ -74,7 +83,7 @@ def train_next_item(
         ids, labels, lengths = (torch.from_numpy(part).to(device) for part in batch)
         kept = labels >= 0
         wanted = labels[kept]
-        return F.cross_entropy(model.head(model(ids, lengths)[kept]), wanted), len(wanted)
+        return loss_of(model, model(ids, lengths)[kept], wanted), len(wanted)
 
     def validate() -> float:
         return valid.ndcg(lambda values, offsets: next_item_logits(model, values, offsets, config.max_length))
@@ -135,6 +144,12 @@ def next_item_batches(
 @torch.no_grad()
 def next_item_logits(model, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
+    return model.head(last_hidden(model, values, offsets, max_length))
+
+
+@torch.no_grad()
+def last_hidden(model, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
+    """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
     lengths = offsets[1:] - starts
     steps = np.arange(max(1, lengths.max(initial=1)))
@@ -144,4 +159,4 @@ def next_item_logits(model, values: np.ndarray, offsets: np.ndarray, max_length:
     device = next(model.parameters()).device
     read = torch.from_numpy(np.maximum(lengths, 1)).to(device)
     hidden = model(torch.from_numpy(ids).to(device), read)
-    return model.head(hidden[torch.arange(len(read), device=device), read - 1])
+    return hidden[torch.arange(len(read), device=device), read - 1]

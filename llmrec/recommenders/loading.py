@@ -15,6 +15,7 @@ from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommender, TrainableRecommender
+from llmrec.recommenders.rpg import RPG
 from llmrec.recommenders.sasrec import SASRec
 
 # What recipes/train_recommender.py trains: `kind` in a `config.json`.
@@ -24,6 +25,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "content_knn": ContentKNN,
     "sasrec": SASRec,
     "bsarec": BSARec,
+    "rpg": RPG,
 }
 
 

@@ -83,15 +83,32 @@ class CatalogueRanker(ABC):
         size = len(self.item_ids)
         for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
-            scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
-            for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
-                allowed = None if request is None else self.filter.allowed(request, history)
-                limits = self.filter.limits(request)
-                best = top_rows(row, size if limits else number, allowed)
-                if limits:
-                    best = best[within_limits(best, limits)][:number]
-                lists.append([Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "") for i in best])
+            inputs = values[bounds[0] : bounds[-1]], bounds - bounds[0]
+            found = self.best(*inputs, histories[batch], ks[batch], requests[batch])
+            for rows, scores in found:
+                places = zip(rows.tolist(), scores.tolist())
+                lists.append(
+                    [Recommendation(self.item_ids[row], score, self.titles[row] or "") for row, score in places]
+                )
         return lists
+
+    def best(self, values, offsets, histories, ks, requests) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best items (rows of the catalogue, best first) and their scores for each of b requests; `values` and
+        `offsets` as `score` takes them."""
+        everyone, found = np.arange(len(self.item_ids)), []
+        for scores, history, k, request in zip(self.score(values, offsets), histories, ks, requests):
+            allowed = None if request is None else self.filter.allowed(request, history)
+            found.append(self.pick(everyone, scores, allowed, k, request))
+        return found
+
+    def pick(self, rows, scores, allowed, k: int, request: Filter | None) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` of some rows (int64 [n], ascending) by their scores (float [n]), of those allowed (bool
+        [items]) and within the request's limits."""
+        limits = self.filter.limits(request)
+        best = top_rows(scores, len(rows) if limits else k, None if allowed is None else allowed[rows])
+        if limits:
+            best = best[within_limits(rows[best], limits)][:k]
+        return rows[best], scores[best]
 
     def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
         """Writes config.json (`info` in it), the arrays and items.parquet, whole or not at all."""
