@@ -19,6 +19,7 @@ from tqdm import tqdm
 from llmrec.arguments import at_least
 from llmrec.arrays import blocks, check_loss
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
+from llmrec.data.times import history_times
 from llmrec.files import load_state, part_of, read_json, save_state, write_json
 
 logger = logging.getLogger(__name__)
@@ -54,17 +55,19 @@ def check_rate(config, *names: str) -> None:
 
 
 class Validation(NamedTuple):
-    """Rows to stop by: histories (`values`, `offsets` as of `lists_to_rows`), targets int32 [n], and whether items of
-    the history are left out."""
+    """Rows to stop by: histories (`values`, `offsets` as of `lists_to_rows`), targets int32 [n], whether items of the
+    history are left out, and what else is known of the items of histories, arrays beside `values`."""
 
     values: np.ndarray
     offsets: np.ndarray
     targets: np.ndarray
     excluded: bool
+    beside: tuple[np.ndarray, ...] = ()
 
     @classmethod
-    def of(cls, data: PreparedData, config: NetworkConfig, name: str) -> Self:
-        """`data.valid`, or a random sample of it; `ValueError` where there is no row."""
+    def of(cls, data: PreparedData, config: NetworkConfig, name: str, timed: bool = False) -> Self:
+        """`data.valid`, or a random sample of it, with the times of items where they are asked for (`history_times`);
+        `ValueError` where there is no row."""
         rows, most = data.valid, config.validation_rows
         if not rows.num_rows:
             raise ValueError(f"valid.parquet has no row: {name} needs validation rows to stop early")
@@ -72,17 +75,18 @@ class Validation(NamedTuple):
             rows = rows.take(np.sort(np.random.default_rng(config.seed).choice(rows.num_rows, most, replace=False)))
         histories = lists_to_rows(rows["history"], data.items["item_id"])
         targets = ids_to_rows(rows["target"], data.items["item_id"])
-        return cls(*histories, targets, excludes_seen(config.exclude_seen, data))
+        beside = (history_times(rows, data).values.to_numpy(),) if timed else ()
+        return cls(*histories, targets, excludes_seen(config.exclude_seen, data), beside)
 
     @torch.no_grad()
-    def ndcg(self, score: Callable[[np.ndarray, np.ndarray], torch.Tensor]) -> float:
+    def ndcg(self, score: Callable[..., torch.Tensor]) -> float:
         """Mean ndcg@10 of the targets in the whole catalogue, or in it without the history; ties in the catalogue's
-        order. `score` gives float [b, items] after histories (int32 [n], int64 [b + 1])."""
+        order. `score` gives float [b, items] after histories (int32 [n], int64 [b + 1], and what stands beside)."""
         gains = []
         for batch in blocks(len(self.targets), 512):
             bounds = self.offsets[batch.start : batch.stop + 1]
             seen = self.values[bounds[0] : bounds[-1]]
-            scores = score(seen, bounds - bounds[0])
+            scores = score(seen, bounds - bounds[0], *(one[bounds[0] : bounds[-1]] for one in self.beside))
             if self.excluded:
                 row = np.repeat(np.arange(len(scores)), np.diff(bounds))
                 scores[torch.from_numpy(row), torch.from_numpy(seen.astype(np.int64))] = -torch.inf

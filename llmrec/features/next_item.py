@@ -1,8 +1,7 @@
 """Networks that score the whole catalogue after a history of its rows: their rows, loss and validation.
 
-Notable: the loss (cross-entropy over the whole catalogue, if a network has no other) is computed where there is a
-target; rows are padded on the right, so position 0 is the oldest item; every training target is labelled exactly once
-an epoch.
+Notable: the loss is cross-entropy over the whole catalogue, computed where there is a target; rows are padded on the
+right, so position 0 is the oldest item; every training target is labelled exactly once an epoch.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +17,11 @@ from torch import nn
 from llmrec.arguments import at_least, one_of
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.data.rows import ragged_arange
+from llmrec.data.times import UNKNOWN, training_times
 from llmrec.devices import best_device
 from llmrec.features.network_training import NetworkConfig, Validation, train_network
+
+_LOGITS = 2**22  # held at once
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,18 @@ class NextItemConfig(NetworkConfig):
 
 
 class NextItemNetwork(Protocol):
-    """An `nn.Module` that knows histories as rows of the catalogue."""
+    """An `nn.Module` that knows histories as rows of the catalogue, by the embeddings of its `items`."""
 
-    def __call__(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, and how many items of each are none of that (int64 [B]), to
-        float [B, T, hidden]."""
+    items: nn.Embedding
+
+    def __call__(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor) -> torch.Tensor:
+        """int64 [B, T], padded on the right with any item, how many items of each are none of that (int64 [B]), and
+        when they were taken (int64 [B, T], as of `llmrec.data.times`), to float [B, T, hidden]."""
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """float [..., hidden] to logits [..., items]."""
         ...
-
-
-def catalogue_loss(model: nn.Module, hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the catalogue of the items (int64 [n]) that follow states (float [n, hidden])."""
-    return F.cross_entropy(model.head(hidden), items)
 
 
 def train_next_item(
@@ -65,34 +64,45 @@ def train_next_item(
     name: str,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
-    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] = catalogue_loss,
+    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> nn.Module:
     """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
     no training target, no validation row, or an item that is not in the catalogue.
 
-    `loss_of` gives the mean loss of states (float [n, hidden]) and the items that follow them (int64 [n]).
+    `loss_of`: the mean loss of targets after states, by default `catalogue_loss`.
     """
+    loss_of = loss_of or catalogue_loss
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
+    times = training_times(data.train)
     windows = next_item_windows(offsets, data.train["num_context"].to_numpy(), config.max_length, config.rows)
-    valid = Validation.of(data, config, name)
+    valid = Validation.of(data, config, name, timed=True)
     torch.manual_seed(config.seed)
     model = make().to(device)
 
     def loss(batch: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, int]:
-        ids, labels, lengths = (torch.from_numpy(part).to(device) for part in batch)
+        ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
         kept = labels >= 0
         wanted = labels[kept]
-        return loss_of(model, model(ids, lengths)[kept], wanted), len(wanted)
+        return loss_of(model, model(ids, lengths, times)[kept], wanted), len(wanted)
 
     def validate() -> float:
-        return valid.ndcg(lambda values, offsets: next_item_logits(model, values, offsets, config.max_length))
+        return valid.ndcg(lambda *histories: next_item_logits(model, *histories, config.max_length))
 
     def batches(generator: np.random.Generator) -> Iterator:
-        return next_item_batches(values, windows, config.batch_size, generator)
+        return next_item_batches(values, times, windows, config.batch_size, generator)
 
     train_network(model, optimizer_of(model), batches, loss, validate, config, name, folder)
     return model
+
+
+def catalogue_loss(model: NextItemNetwork, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of targets (int64 [n]) after states (float [n, hidden]), over the whole catalogue. Logits are
+    made in parts: memory above 32 MB comes fresh from the system at every step, which takes as long as the arithmetic.
+    """
+    size = max(1, _LOGITS // model.items.num_embeddings)
+    parts = zip(states.split(size), targets.split(size))
+    return sum(F.cross_entropy(model.head(part), wanted) * (len(wanted) / len(targets)) for part, wanted in parts)
 
 
 def next_item_windows(offsets: np.ndarray, context: np.ndarray, max_length: int, rows: str = "dense") -> np.ndarray:
@@ -121,10 +131,10 @@ def next_item_windows(offsets: np.ndarray, context: np.ndarray, max_length: int,
 
 
 def next_item_batches(
-    values: np.ndarray, windows: np.ndarray, batch_size: int, generator: np.random.Generator
+    values: np.ndarray, times: np.ndarray, windows: np.ndarray, batch_size: int, generator: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields `(ids, labels)` int64 [B, T], -1 where there is no label, and lengths int64 [B], in random order; windows
-    of similar length share a batch."""
+    """Yields `(ids, labels, lengths, times)` in random order: int64 [B, T], lengths [B]; -1 is no label. Windows of
+    similar length share a batch."""
     order = generator.permutation(len(windows))
     lengths = windows[:, 1] - windows[:, 0] - 1
     pool = batch_size * 32
@@ -138,25 +148,31 @@ def next_item_batches(
         filled = steps < lengths[batch, None]
         places = np.where(filled, first + steps, 0)
         labels = np.where(filled & (places + 1 >= label), values[places + filled], -1)
-        yield np.where(filled, values[places], 0).astype(np.int64), labels.astype(np.int64), lengths[batch]
+        ids = np.where(filled, values[places], 0)
+        yield ids.astype(np.int64), labels.astype(np.int64), lengths[batch], times[places]
 
 
 @torch.no_grad()
-def next_item_logits(model, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
+def next_item_logits(
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
+) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
-    return model.head(last_hidden(model, values, offsets, max_length))
+    return model.head(last_state(model, values, offsets, times, max_length))
 
 
 @torch.no_grad()
-def last_hidden(model, values: np.ndarray, offsets: np.ndarray, max_length: int) -> torch.Tensor:
+def last_state(
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
+) -> torch.Tensor:
     """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
     lengths = offsets[1:] - starts
     steps = np.arange(max(1, lengths.max(initial=1)))
     filled = steps < lengths[:, None]
-    ids = np.zeros(filled.shape, np.int64)
-    ids[filled] = values[(starts[:, None] + steps)[filled]]
+    ids, when = np.zeros(filled.shape, np.int64), np.full(filled.shape, UNKNOWN, np.int64)
+    places = (starts[:, None] + steps)[filled]
+    ids[filled], when[filled] = values[places], times[places]
     device = next(model.parameters()).device
-    read = torch.from_numpy(np.maximum(lengths, 1)).to(device)
-    hidden = model(torch.from_numpy(ids).to(device), read)
+    ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
+    hidden = model(ids, read, when)
     return hidden[torch.arange(len(read), device=device), read - 1]

@@ -51,8 +51,8 @@ class SASRecModel(nn.Module):
         self.blocks = nn.ModuleList([_Block(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; it is blind to `lengths_B`."""
+    def forward(self, ids_BT: torch.Tensor, *unread: torch.Tensor) -> torch.Tensor:
+        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; lengths and times are not read."""
         positions = self.positions.weight[: ids_BT.shape[1]]
         x_BTH = self.dropout(self.items(ids_BT) + positions)
         for block in self.blocks:

@@ -11,6 +11,7 @@ from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
 from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
+from llmrec.recommenders.hstu import HSTU
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
@@ -26,6 +27,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "sasrec": SASRec,
     "bsarec": BSARec,
     "rpg": RPG,
+    "hstu": HSTU,
 }
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmrec.data import PreparedData
+from llmrec.data.times import UNKNOWN
 from llmrec.devices import best_device
 from llmrec.features.next_item import NextItemConfig, next_item_logits
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
@@ -57,16 +58,17 @@ class NetworkRanker(CatalogueRanker):
         return sum(weights.numel() for weights in self.model.parameters())
 
     @torch.no_grad()
-    def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        scores = self.network_scores(values, offsets).cpu().numpy()
+    def score(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        times = np.full(len(values), UNKNOWN) if times is None else times
+        scores = self.network_scores(values, offsets, times).cpu().numpy()
         empty = np.diff(offsets) == 0
         if empty.any():
             scores[empty] = np.log((self.popularity + 1) / (self.popularity + 1).sum()).astype(np.float32)
         return scores
 
-    def network_scores(self, values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
-        """As `score`, but for empty histories, for which it says nothing."""
-        return F.log_softmax(next_item_logits(self.model, values, offsets, self.config.max_length), -1)
+    def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
+        """As `score`, but for empty histories, of which it says nothing."""
+        return F.log_softmax(next_item_logits(self.model, values, offsets, times, self.config.max_length), -1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         weights = {name: value.cpu().numpy() for name, value in self.model.state_dict().items()}

@@ -136,9 +136,12 @@ def item_id_of(value, where: str) -> str:
 def requests_of(recommender: Recommender, rows: pa.Table) -> tuple[list, dict]:
     """Histories of rows (`llmrec.data.prepared.TARGETS`), and what else `recommend` is to know of each.
 
-    A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one.
+    A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one; one
+    that is `timed` the `times` of items, where rows have them (`llmrec.data.times.history_times`).
     """
     histories = rows["history"].to_pylist()
+    if getattr(recommender, "timed", False) and "times" in rows.column_names:
+        return histories, {"times": rows["times"].to_pylist()}
     if not getattr(recommender, "behaviours", ()) or "behaviours" not in rows.column_names:
         return histories, {}
     pairs = [list(zip(*lists, strict=True)) for lists in zip(histories, rows["behaviours"].to_pylist())]

@@ -74,6 +74,10 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
+        return self._ranked(histories, k, filters)
+
+    def _ranked(self, histories, k, filters, *beside: np.ndarray) -> list[list[Recommendation]]:
+        """As `recommend`; `score` gets its part of what stands beside the items of all histories, too."""
         histories = item_histories(histories)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
@@ -83,26 +87,28 @@ class CatalogueRanker(ABC):
         size = len(self.item_ids)
         for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
-            inputs = values[bounds[0] : bounds[-1]], bounds - bounds[0]
-            found = self.best(*inputs, histories[batch], ks[batch], requests[batch])
-            for rows, scores in found:
+            known = (one[bounds[0] : bounds[-1]] for one in (values, *beside))
+            asked = list(zip(histories[batch], ks[batch], requests[batch]))
+            for rows, scores in self.best(asked, next(known), bounds - bounds[0], *known):
                 places = zip(rows.tolist(), scores.tolist())
-                lists.append(
-                    [Recommendation(self.item_ids[row], score, self.titles[row] or "") for row, score in places]
-                )
+                lists.append([Recommendation(self.item_ids[i], score, self.titles[i] or "") for i, score in places])
         return lists
 
-    def best(self, values, offsets, histories, ks, requests) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The best items (rows of the catalogue, best first) and their scores for each of b requests; `values` and
-        `offsets` as `score` takes them."""
-        everyone, found = np.arange(len(self.item_ids)), []
-        for scores, history, k, request in zip(self.score(values, offsets), histories, ks, requests):
-            allowed = None if request is None else self.filter.allowed(request, history)
-            found.append(self.pick(everyone, scores, allowed, k, request))
-        return found
+    def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best items (rows of the catalogue, best first) and their scores for each of b requests, `(history, k,
+        filter)`; the rest as `score` takes it."""
+        everyone = np.arange(len(self.item_ids))
+        return [
+            self.pick(everyone, scores, self.allowed(history, request), k, request)
+            for scores, (history, k, request) in zip(self.score(values, offsets, *beside), requests)
+        ]
+
+    def allowed(self, history: Sequence[str], request: Filter | None) -> np.ndarray | None:
+        """bool [items]; `None` allows all."""
+        return None if request is None else self.filter.allowed(request, history)
 
     def pick(self, rows, scores, allowed, k: int, request: Filter | None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` of some rows (int64 [n], ascending) by their scores (float [n]), of those allowed (bool
+        """The best `k` of some rows (int64 [n], ascending) by their scores (float [n]): of those allowed (bool
         [items]) and within the request's limits."""
         limits = self.filter.limits(request)
         best = top_rows(scores, len(rows) if limits else k, None if allowed is None else allowed[rows])

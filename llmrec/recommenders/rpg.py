@@ -15,7 +15,7 @@ import torch
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
-from llmrec.features.next_item import last_hidden, train_next_item
+from llmrec.features.next_item import last_state, train_next_item
 from llmrec.recommenders.network import NetworkRanker
 from llmrec.recommenders.networks.decoding_graph import decoding_graph, digit_similarity, item_scores, walk
 from llmrec.recommenders.networks.rpg import RPGConfig, RPGNetwork, digits_of
@@ -65,19 +65,18 @@ class RPG(NetworkRanker):
 
         return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
 
-    def network_scores(self, values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
-        return item_scores(self._tables(values, offsets), self.model.codes)
+    def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
+        return item_scores(self._tables(values, offsets, times), self.model.codes)
 
-    def best(self, values, offsets, histories, ks, requests) -> list[tuple[np.ndarray, np.ndarray]]:
+    def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         if self.config.search == "exhaustive":
-            return super().best(values, offsets, histories, ks, requests)
-        tables, codes = self._tables(values, offsets), self.model.codes
+            return super().best(requests, values, offsets, *beside)
+        tables, codes = self._tables(values, offsets, values), self.model.codes
         walked = walk(tables, codes, self.graph, self._starts(), self.config.beam, self.config.rounds)
         reach = self.config.beam * (1 + self.config.rounds * self.graph.shape[1])
         found = []
-        for number, (history, k, request) in enumerate(zip(histories, ks, requests)):
-            allowed = None if request is None else self.filter.allowed(request, history)
-            rows, scores = walked[number]
+        for number, (history, k, request) in enumerate(requests):
+            allowed, (rows, scores) = self.allowed(history, request), walked[number]
             few = allowed is not None and allowed.sum() <= reach
             if few:
                 rows = np.flatnonzero(allowed)
@@ -86,14 +85,16 @@ class RPG(NetworkRanker):
             picked = self.pick(rows, scores, allowed, k, request)
             first, last = offsets[number], offsets[number + 1]
             if first == last or (len(picked[0]) < k and not few):
-                (picked,) = super().best(values[first:last], np.array([0, last - first]), [history], [k], [request])
+                (picked,) = super().best(
+                    requests[number : number + 1], values[first:last], np.array([0, last - first])
+                )
             found.append(picked)
         return found
 
     @torch.no_grad()
-    def _tables(self, values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
-        """float32 [b, m * K] after b histories."""
-        return self.model.tables(last_hidden(self.model, values, offsets, self.config.max_length))
+    def _tables(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
+        """float32 [b, m * K] after b histories; the network is blind to times."""
+        return self.model.tables(last_state(self.model, values, offsets, times, self.config.max_length))
 
     def _starts(self) -> torch.Tensor:
         """The same random items for all requests, so that a list does not depend on the others."""

@@ -144,8 +144,8 @@ def test_sasrec_stops_by_the_metric_that_is_reported():
     data = tiny_data()
     found = {}
 
-    def score(values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(sasrec.score(values, offsets))
+    def score(*histories: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(sasrec.score(*histories))
 
     for choice in ("auto", "false"):
         config = SASRecConfig(max_length=8, hidden_size=16, max_epochs=2, exclude_seen=choice)

@@ -164,10 +164,11 @@ def test_windows_label_every_target_once(shapes, max_length):
         assert all(1 <= stop - first - 1 <= max_length and first < label < stop for first, stop, label in windows)
         assert sorted(int(i) for _, stop, label in windows for i in values[label:stop]) == wanted
         labels = []
-        for ids, target, lengths in next_item_batches(values, windows, 2, np.random.default_rng(0)):
+        for ids, target, lengths, times in next_item_batches(values, values * 2, windows, 2, np.random.default_rng(0)):
             # Items are consecutive numbers, so a label is its input plus one.
             assert (target[target >= 0] == ids[target >= 0] + 1).all()
             assert (target[np.arange(len(target)), lengths - 1] >= 0).all()
+            assert (times[target >= 0] == 2 * ids[target >= 0]).all()
             labels += target[target >= 0].tolist()
         assert sorted(labels) == wanted
 

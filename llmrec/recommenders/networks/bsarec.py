@@ -1,4 +1,4 @@
-"""BSARec (Shin, Choi, Wi & Park 2024, arXiv:2312.10325): self-attention mixed with a filter of the sequence's spectrum.
+"""BSARec (Shin et al. 2024, arXiv:2312.10325): self-attention mixed with a filter of the sequence's spectrum.
 
 Every layer adds `alpha` times a filter, which takes the sequence apart into its `cutoff // 2 + 1` lowest frequencies
 and the rest and weighs the rest anew, to `1 - alpha` times causal self-attention; blocks are post-norm. Notable:
@@ -65,7 +65,7 @@ class BSARecModel(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, *unread: torch.Tensor) -> torch.Tensor:
         places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         filled_BT1 = (places < lengths_B[:, None])[..., None]
         positions = places

@@ -22,7 +22,8 @@ NEAR = 16  # cells in which an item looks for its neighbours, at least
 
 def item_scores(tables: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """float [b, N]: the mean of every item's m numbers in each of b tables, by one gather over the catalogue."""
-    return F.embedding_bag(codes, tables.T.contiguous(), mode="mean").T
+    wide = F.pad(tables, (0, 0, 0, max(0, 16 - len(tables))))  # narrow rows are gathered one number at a time
+    return F.embedding_bag(codes, wide.T.contiguous(), mode="mean").T[: len(tables)].contiguous()
 
 
 def digit_similarity(vectors: torch.Tensor) -> torch.Tensor:

@@ -75,8 +75,8 @@ class RPGNetwork(nn.Module):
         self.decoder = GPT2Model(GPT2Config(**shape, **dropout, use_cache=False))
         self.heads = nn.Parameter(torch.zeros(self.num_digits, width, width))
 
-    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; it is blind to `lengths_B`."""
+    def forward(self, ids_BT: torch.Tensor, *_) -> torch.Tensor:
+        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; blind to lengths and times."""
         # Padding stands on the right, so the causal mask hides it from every real position.
         inputs = self.digits(self.codes[ids_BT].flatten(0, 1)).unflatten(0, ids_BT.shape)
         return self.decoder(inputs_embeds=inputs).last_hidden_state
