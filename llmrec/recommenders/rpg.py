@@ -66,12 +66,12 @@ class RPG(NetworkRanker):
         return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
 
     def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
-        return item_scores(self._tables(values, offsets, times), self.model.codes)
+        return item_scores(self._tables(values, offsets), self.model.codes)
 
     def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         if self.config.search == "exhaustive":
             return super().best(requests, values, offsets, *beside)
-        tables, codes = self._tables(values, offsets, values), self.model.codes
+        tables, codes = self._tables(values, offsets), self.model.codes
         walked = walk(tables, codes, self.graph, self._starts(), self.config.beam, self.config.rounds)
         reach = self.config.beam * (1 + self.config.rounds * self.graph.shape[1])
         found = []
@@ -92,9 +92,10 @@ class RPG(NetworkRanker):
         return found
 
     @torch.no_grad()
-    def _tables(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
-        """float32 [b, m * K] after b histories; the network is blind to times."""
-        return self.model.tables(last_state(self.model, values, offsets, times, self.config.max_length))
+    def _tables(self, values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
+        """float32 [b, m * K] after b histories."""
+        no_times = np.zeros(len(values), np.int64)  # the network is blind to them
+        return self.model.tables(last_state(self.model, values, offsets, no_times, self.config.max_length))
 
     def _starts(self) -> torch.Tensor:
         """The same random items for all requests, so that a list does not depend on the others."""
