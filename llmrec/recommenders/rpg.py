@@ -19,6 +19,7 @@ from llmrec.features.next_item import last_state, train_next_item
 from llmrec.recommenders.network import NetworkRanker
 from llmrec.recommenders.networks.decoding_graph import decoding_graph, digit_similarity, item_scores, walk
 from llmrec.recommenders.networks.rpg import RPGConfig, RPGNetwork, digits_of
+from llmrec.stages import content_of
 
 
 class RPG(NetworkRanker):
@@ -50,11 +51,7 @@ class RPG(NetworkRanker):
         data: PreparedData, config: RPGConfig, device: str | torch.device | None, folder: str | Path | None
     ) -> RPGNetwork:
         """`ValueError` for Semantic IDs that are not for RPG (`digits_of`)."""
-        if not config.semids:
-            raise ValueError("semids is empty: RPG needs a folder of recipes/tokenize_items.py, of long unordered IDs")
-        semids = Path(config.semids)
-        index = SemIDIndex.load(semids / "semids.parquet" if semids.is_dir() else semids)
-        codes, codebook_size = digits_of(index, data.items)
+        codes, codebook_size = digits_of(SemIDIndex.load(_semids_of(config)), data.items)
 
         def optimizer(model: RPGNetwork) -> torch.optim.Optimizer:
             rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
@@ -64,6 +61,10 @@ class RPG(NetworkRanker):
             return RPGNetwork(codes, codebook_size, config)
 
         return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
+
+    @staticmethod
+    def made_from(config: RPGConfig) -> dict:
+        return {"semids": content_of(str(_semids_of(config)))}
 
     def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
         return item_scores(self._tables(values, offsets), self.model.codes)
@@ -121,3 +122,10 @@ class RPG(NetworkRanker):
         if recommender.graph is not None:
             recommender.graph = recommender.graph.to(recommender.model.codes.device)
         return recommender
+
+
+def _semids_of(config: RPGConfig) -> Path:
+    if not config.semids:
+        raise ValueError("semids is empty: RPG needs a folder of recipes/tokenize_items.py, of long unordered IDs")
+    semids = Path(config.semids)
+    return semids / "semids.parquet" if semids.is_dir() else semids
