@@ -26,16 +26,17 @@ MOST_COLLIDING = 0.1  # share of the items whose digits the collision policy had
 
 @dataclass(frozen=True)
 class RPGConfig(NextItemConfig):
-    """Shape, training and search of an RPG; the figures of the paper for Amazon Beauty. Its optimizer is AdamW."""
+    """Shape, training and search of an RPG; shape, temperature and graph are the paper's for Amazon Beauty. Its
+    optimizer is AdamW."""
 
     semids: str = field(default="", metadata={"help": "Folder of recipes/tokenize_items.py: opq or pq, 16-64 digits."})
     hidden_size: int = field(default=448, metadata={"help": "Width of embeddings, blocks and heads."})
     inner_size: int = field(default=1024, metadata={"help": "Width inside a block's feed-forward part."})
     num_layers: int = field(default=2, metadata={"help": "Transformer blocks."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads; hidden_size is a multiple of it."})
-    dropout: float = field(default=0.5, metadata={"help": "Of the input and of attention weights."})
+    dropout: float = field(default=0.3, metadata={"help": "Of the input and of attention weights."})
     temperature: float = field(default=0.03, metadata={"help": "Divides the cosines that are the logits."})
-    learning_rate: float = field(default=1e-2, metadata={"help": "Constant."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Constant."})
     search: str = field(default="exhaustive", metadata={"help": "Items that are scored: exhaustive (all), or graph."})
     edges: int = field(default=200, metadata={"help": "graph: neighbours of an item."})
     beam: int = field(default=20, metadata={"help": "graph: items that a round expands, and random ones at first."})
