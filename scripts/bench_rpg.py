@@ -1,6 +1,6 @@
 """RPG's decoding along a graph against scoring every item and against beam search, on one thread unless told.
 
-    python scripts/bench_rpg.py --json rpg.json                     # 10^4, 10^5 and 10^6 items, some 15 minutes
+    python scripts/bench_rpg.py --json rpg.json                     # 10^4, 10^5 and 10^6 items, about 10 minutes
     python scripts/bench_rpg.py --sizes 10000                       # seconds
     python scripts/bench_rpg.py --sizes --model out/beauty/rpg --data_dir out/beauty/data --json rpg_beauty.json
 
@@ -36,7 +36,8 @@ from llmrec.recommenders.networks.decoding_graph import decoding_graph, digit_si
 from llmrec.recommenders.rpg import RPG
 
 DIGITS, CODES, WIDTH = 32, 256, 128
-WALKS = {"graph": (20, 200, 3), "graph_wide": (100, 100, 4), "graph_narrow": (20, 50, 3)}  # beam, edges, rounds
+# Beam, edges, rounds; those of the paper are for Amazon Beauty (12,101 items).
+WALKS = {"graph": (100, 100, 4), "graph_paper": (20, 200, 3), "graph_narrow": (20, 50, 3)}
 
 
 def store(count: int, requests: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -156,9 +157,10 @@ def main() -> None:
     for count in args.sizes:
         of_size = bench(count, args.requests)
         figures |= {f"rpg_{name}_{count}": value for name, value in of_size.items()}
-        # Of the last, largest catalogue:
-        figures["rpg_graph_speedup"] = of_size["exhaustive_ms"] / of_size["graph_ms"]
-        figures["rpg_graph_speedup_over_beam"] = of_size["beam50_ms"] / of_size["graph_ms"]
+        # Of the last, largest catalogue, one request at a time; in batches a whole catalogue is scored much faster.
+        figures["rpg_graph_speedup"] = of_size["exhaustive_single_ms"] / of_size["graph_single_ms"]
+        figures["rpg_graph_speedup_batch"] = of_size["exhaustive_ms"] / of_size["graph_ms"]
+        figures["rpg_graph_speedup_over_beam"] = of_size["beam500_single_ms"] / of_size["graph_single_ms"]
         figures["rpg_graph_recall_kept"] = of_size["graph_recall"]
     if args.model:
         trained = bench_trained(args.model, args.data_dir)
