@@ -49,6 +49,7 @@ class LMIndexerNetwork(nn.Module):
     def losses(self, texts: torch.Tensor, codes: torch.Tensor, share: float, continuous: bool) -> dict:
         """The losses at level t = `codes.shape[1]`: `reconstruction`, `contrast` with items of the same codes so far,
         and from the second level on `commitment` to these. `continuous`: the state itself takes its code's place."""
+        texts = texts[:, : int((texts != PAD).sum(1).max())]
         level, states = codes.shape[1], self.states(texts, codes)
         state, book = states[:, level], self.codebooks[level]
         said = state

@@ -165,6 +165,10 @@ def test_what_is_no_long_unordered_id_is_refused_by_name(data, tmp_path):
         digits_of(fit_semids(SequentialIDs(), np.ones((24, 1), np.float32), data.items, data.train), data.items)
     with pytest.raises(ValueError, match="unknown item tokenizer have an order"):
         digits_of(tiny_index(data), data.items)
+    contextual = long_ids(data)
+    contextual.info["item_tokenizer"] = {"name": "pctx"}
+    with pytest.raises(ValueError, match="Semantic IDs of pctx depend on the history"):
+        digits_of(contextual, data.items)
     with pytest.raises(ValueError, match="have 4 digits, too few for RPG"):
         digits_of(long_ids(data, 4), data.items)
     one = np.ones((24, 1), np.float32)
