@@ -28,7 +28,7 @@ from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
-from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, item_id_of, per_request
 
 
 class LLMRecommender(PromptWriter):
@@ -213,7 +213,8 @@ class LLMRecommender(PromptWriter):
         filters: Filter | Sequence[Filter] | None = None,
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
-        """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md).
+        """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md). The item that a
+        wish compares with is never among them.
 
         Example:
             >>> recommender.ask("like_but", [{"about": "B0002YTLFE", "wish": "cheaper & other_brand"}], k=5)
@@ -232,8 +233,10 @@ class LLMRecommender(PromptWriter):
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
         histories = item_histories([() if row.get("history") is None else row["history"] for row in rows])
-        texts = self.task_prompts(prompt, rows)
-        return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
+        texts, requests = self.task_prompts(prompt, rows), per_request(filters, len(rows), "filters")
+        about = [None if (one := row.get("about")) is None else item_id_of(one, "about") for row in rows]
+        requests = [*map(TASKS[prompt.task].narrowed, requests, about)]
+        return self.recommend_after(texts, k, requests, histories, num_beams) if rows else []
 
     def recommend_after(
         self,
