@@ -29,6 +29,8 @@ from llmrec.item_tokenizers.lm_indexer_network import LMIndexerNetwork
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
 from llmrec.item_tokenizers.words.text_ids import text_of, words_of
 
+_SHARED = ("lm.encoder.embed_tokens.weight", "lm.decoder.embed_tokens.weight")  # the words of lm.shared again
+
 
 @dataclass(eq=False)
 class LMIndexer(KeyedByItem):
@@ -154,14 +156,13 @@ class LMIndexer(KeyedByItem):
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
         weights = {name: value.numpy() for name, value in self._network.state_dict().items()}
-        shared = ("lm.encoder.embed_tokens.weight", "lm.decoder.embed_tokens.weight")  # lm.shared.weight again
-        return values, arrays | {f"network.{name}": value for name, value in weights.items() if name not in shared}
+        return values, arrays | {f"network.{name}": value for name, value in weights.items() if name not in _SHARED}
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
         self._make()
         weights = {name: torch.from_numpy(array) for name, array in part_of(arrays, "network.").items()}
-        self._network.load_state_dict(weights, strict=False)
+        self._network.load_state_dict(weights | dict.fromkeys(_SHARED, weights["lm.shared.weight"]))
 
 
 def _parts(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
