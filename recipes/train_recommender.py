@@ -1,8 +1,9 @@
-"""Trains one recommender of any kind but ours: item-kNN, SASRec, BSARec, HSTU, a blend of several, ...
+"""Trains one recommender to compare with, of any kind: item-kNN, SASRec, BSARec, HSTU, a blend of several, ...
 
     python recipes/train_recommender.py --config recipes/configs/benchmarks/beauty/bsarec.yaml
 
-`settings` are those of the kind (docs/evaluation.md has a table). Writes the recommender, which `load_recommender` and
+`settings` are those of the kind (docs/evaluation.md has a table); one that has a list of choices is chosen on
+validation (choices.json). Writes the recommender, which `load_recommender` and
 `recipes/evaluate.py` read, and where a network was trained its learning curve (curve.json, curve.png). A run that was
 killed goes on after its last epoch.
 """
@@ -14,10 +15,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from llmrec.arguments import construct, one_of
+from llmrec.arguments import one_of
 from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.features.network_training import CHECKPOINT, learning_curve
+from llmrec.recommenders.choosing import configs_of, fit_best
 from llmrec.recommenders.loading import KINDS
 from llmrec.stages import begin_stage, finish_stage
 from llmrec.training.run import plot_training
@@ -35,18 +37,21 @@ class TrainArguments:
 
 def main(args: TrainArguments) -> None:
     kind = KINDS[one_of(args.kind, KINDS, "kind")]
-    config = construct(kind.config_class, args.settings, f"settings of kind {args.kind!r}")
+    configs = configs_of(kind, args.settings)
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
-    made_from = {"data_fingerprint": data.fingerprint}
-    if begin_stage(folder, {"kind": args.kind, "settings": asdict(config)} | made_from, args.overwrite) == "done":
+    made_from = {"data_fingerprint": data.fingerprint} | kind.made_from(configs[0])
+    settings = {"kind": args.kind, "settings": [asdict(config) for config in configs]}
+    if begin_stage(folder, settings | made_from, args.overwrite) == "done":
         print(f"Reusing {folder}: same settings, same data.")
         return
     began = time.perf_counter()
-    recommender = kind.fit(data, config, args.device, folder)
+    recommender = fit_best(kind, data, configs, args.device, folder)
     results = {"seconds": round(time.perf_counter() - began, 1), "parameters": recommender.num_parameters}
     recommender.save_pretrained(made := folder / ".recommender", made_from)
-    for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):  # it says that all are there
-        os.replace(file, folder / file.name)
+    for part in sorted(made.iterdir(), key=lambda part: part.name == "config.json"):  # it says that all are there
+        if part.is_dir():
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+        os.replace(part, folder / part.name)
     made.rmdir()
     if curve := learning_curve(folder):
         plot_training(curve, folder / "curve.png", {"loss": ("loss",), "validation ndcg@10": ("ndcg@10",)})

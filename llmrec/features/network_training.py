@@ -66,8 +66,8 @@ class Validation(NamedTuple):
 
     @classmethod
     def of(cls, data: PreparedData, config: NetworkConfig, name: str, timed: bool = False) -> Self:
-        """`data.valid`, or a random sample of it, with the times of items where they are asked for (`history_times`);
-        `ValueError` where there is no row."""
+        """`data.valid`, or a random sample of it; beside the histories, if `timed`, the times of items
+        (`history_times`). `ValueError` where there is no row."""
         rows, most = data.valid, config.validation_rows
         if not rows.num_rows:
             raise ValueError(f"valid.parquet has no row: {name} needs validation rows to stop early")

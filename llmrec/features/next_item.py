@@ -7,7 +7,7 @@ right, so position 0 is the oldest item; every training target is labelled exact
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ _LOGITS = 2**22  # held at once
 
 @dataclass(frozen=True)
 class NextItemConfig(NetworkConfig):
-    """What the training of every `NextItemNetwork` has."""
+    """What the training of every `NextItemNetwork` has. One whose config is `timed` is told when items were taken."""
 
+    timed: ClassVar[bool] = False
     max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
     hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
     rows: str = field(
@@ -74,9 +75,9 @@ def train_next_item(
     loss_of = loss_of or catalogue_loss
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
-    times = training_times(data.train)
+    times = training_times(data.train) if config.timed else np.full(len(values), UNKNOWN)
     windows = next_item_windows(offsets, data.train["num_context"].to_numpy(), config.max_length, config.rows)
-    valid = Validation.of(data, config, name, timed=True)
+    valid = Validation.of(data, config, name, config.timed)
     torch.manual_seed(config.seed)
     model = make().to(device)
 
@@ -86,8 +87,11 @@ def train_next_item(
         wanted = labels[kept]
         return loss_of(model, model(ids, lengths, times)[kept], wanted), len(wanted)
 
+    def score(values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> torch.Tensor:
+        return next_item_logits(model, values, offsets, times, config.max_length)
+
     def validate() -> float:
-        return valid.ndcg(lambda *histories: next_item_logits(model, *histories, config.max_length))
+        return valid.ndcg(score)
 
     def batches(generator: np.random.Generator) -> Iterator:
         return next_item_batches(values, times, windows, config.batch_size, generator)
@@ -154,7 +158,7 @@ def next_item_batches(
 
 @torch.no_grad()
 def next_item_logits(
-    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
 ) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
     return model.head(last_state(model, values, offsets, times, max_length))
@@ -162,7 +166,7 @@ def next_item_logits(
 
 @torch.no_grad()
 def last_state(
-    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray, max_length: int
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
 ) -> torch.Tensor:
     """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
@@ -171,7 +175,9 @@ def last_state(
     filled = steps < lengths[:, None]
     ids, when = np.zeros(filled.shape, np.int64), np.full(filled.shape, UNKNOWN, np.int64)
     places = (starts[:, None] + steps)[filled]
-    ids[filled], when[filled] = values[places], times[places]
+    ids[filled] = values[places]
+    if times is not None:
+        when[filled] = times[places]
     device = next(model.parameters()).device
     ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
     hidden = model(ids, read, when)

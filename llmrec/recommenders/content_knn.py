@@ -55,6 +55,10 @@ class ContentKNN(CatalogueRanker):
         features = ItemFeatures(config.content_features, config.content_cache).fit(data.items, data.train)
         return cls(data.items, l2_normalize(features.encode(data.items)), train_counts(data), config)
 
+    @staticmethod
+    def made_from(config: ContentKNNConfig) -> dict:
+        return {"content_inputs": ItemFeatures(config.content_features, config.content_cache).inputs_fingerprint()}
+
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         lengths = np.diff(offsets)
         age = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(values))

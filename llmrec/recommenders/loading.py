@@ -7,8 +7,9 @@ import torch
 from llmrec.arguments import did_you_mean
 from llmrec.data import PreparedData
 from llmrec.decoding import self_check
-from llmrec.files import read_json
+from llmrec.files import fingerprint, read_json
 from llmrec.models.folder import CONFIG
+from llmrec.recommenders.blend import BlendConfig, BlendedRecommender
 from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
 from llmrec.recommenders.hstu import HSTU
@@ -19,6 +20,23 @@ from llmrec.recommenders.protocol import Recommender, TrainableRecommender
 from llmrec.recommenders.rpg import RPG
 from llmrec.recommenders.sasrec import SASRec
 
+
+class Blend(BlendedRecommender):
+    """A blend whose members are any folders that `load_recommender` reads."""
+
+    @staticmethod
+    def load(
+        folder: str | Path, device: str | torch.device | None = None, data: PreparedData | None = None
+    ) -> Recommender:
+        if data is not None:
+            check_trained_on(folder, data)
+        return load_recommender(folder, device)
+
+    @staticmethod
+    def made_from(config: BlendConfig) -> dict:
+        return {"members": {name: fingerprint(files_of(path)) for name, path in config.recommenders.items()}}
+
+
 # What recipes/train_recommender.py trains: `kind` in a `config.json`.
 KINDS: dict[str, type[TrainableRecommender]] = {
     "popularity": Popularity,
@@ -28,6 +46,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "bsarec": BSARec,
     "rpg": RPG,
     "hstu": HSTU,
+    "blend": Blend,
 }
 
 

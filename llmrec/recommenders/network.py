@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmrec.data import PreparedData
-from llmrec.data.times import UNKNOWN
 from llmrec.devices import best_device
 from llmrec.features.next_item import NextItemConfig, next_item_logits
 from llmrec.recommenders.ranker import CatalogueRanker, train_counts
@@ -59,14 +58,13 @@ class NetworkRanker(CatalogueRanker):
 
     @torch.no_grad()
     def score(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        times = np.full(len(values), UNKNOWN) if times is None else times
         scores = self.network_scores(values, offsets, times).cpu().numpy()
         empty = np.diff(offsets) == 0
         if empty.any():
             scores[empty] = np.log((self.popularity + 1) / (self.popularity + 1).sum()).astype(np.float32)
         return scores
 
-    def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
+    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
         """As `score`, but for empty histories, of which it says nothing."""
         return F.log_softmax(next_item_logits(self.model, values, offsets, times, self.config.max_length), -1)
 

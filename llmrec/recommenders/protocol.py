@@ -72,6 +72,11 @@ class TrainableRecommender(Recommender, Protocol):
         read. What trains for long keeps its checkpoints in `folder` and goes on from what lies there."""
         ...
 
+    @staticmethod
+    def made_from(config) -> dict:
+        """Fingerprints of what decides the result beside data and config, such as files that the config names."""
+        ...
+
     def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
         """Writes `config.json`, which has `kind`, `settings` and `info`, and whatever else, whole or not at all."""
         ...

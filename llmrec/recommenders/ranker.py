@@ -55,6 +55,11 @@ class CatalogueRanker(ABC):
     ) -> Self:
         """Learns from `data.train`; as `TrainableRecommender.fit`."""
 
+    @staticmethod
+    def made_from(config) -> dict:
+        """As `TrainableRecommender.made_from`."""
+        return {}
+
     @abstractmethod
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Float `[b, items]` after b histories: rows of the catalogue (int32 `[n]`), int64 `[b + 1]` offsets."""

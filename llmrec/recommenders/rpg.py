@@ -66,7 +66,7 @@ class RPG(NetworkRanker):
     def made_from(config: RPGConfig) -> dict:
         return {"semids": content_of(str(_semids_of(config)))}
 
-    def network_scores(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> torch.Tensor:
+    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
         return item_scores(self._tables(values, offsets), self.model.codes)
 
     def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -95,8 +95,7 @@ class RPG(NetworkRanker):
     @torch.no_grad()
     def _tables(self, values: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
         """float32 [b, m * K] after b histories."""
-        no_times = np.zeros(len(values), np.int64)  # the network is blind to them
-        return self.model.tables(last_state(self.model, values, offsets, no_times, self.config.max_length))
+        return self.model.tables(last_state(self.model, values, offsets, None, self.config.max_length))
 
     def _starts(self) -> torch.Tensor:
         """The same random items for all requests, so that a list does not depend on the others."""

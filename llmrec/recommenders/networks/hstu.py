@@ -1,9 +1,10 @@
 """HSTU (Zhai et al. 2024, arXiv:2402.17152) as a ranker of the next item: pointwise aggregated attention.
 
 A layer is `x + out(norm(A V) * U)`, where U, V, Q, K are SiLU of one linear map of `norm(x)`, and A is
-SiLU(Q K^T + bias) / max_length: no softmax, so how often and how strongly something was done is not normalised away, and no MLP. The bias
-has a part for how many places two items are apart and one for how much time (logarithmic buckets). Scores are cosines
-over a temperature, as in the authors' code; the loss is the full softmax, where they draw negatives.
+SiLU(Q K^T + bias) / max_length: no softmax, so how often and how strongly something was done is not normalised away,
+and no MLP. The bias has a part for how many places two items are apart and one for how much time, in logarithmic
+buckets. Scores are cosines over a temperature, as in the authors' code; the loss is the full softmax, where they draw
+negatives.
 
 Notable: time is counted from the item that asks, not from the target, whose time lists that were asked for without it
 cannot know. An item without a time has a bucket of its own, and some rows are trained without any (`untimed`), so
@@ -11,6 +12,7 @@ histories without times are ranked, too.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from llmrec.features.next_item import NextItemConfig
 class HSTUConfig(NextItemConfig):
     """Shape and training of an HSTU; its optimizer is AdamW."""
 
+    timed: ClassVar[bool] = True
     num_layers: int = field(default=4, metadata={"help": "Layers."})
     num_heads: int = field(default=2, metadata={"help": "Attention heads."})
     head_size: int = field(default=16, metadata={"help": "Width of U, V, Q and K of a head."})
@@ -76,11 +79,8 @@ class _Layer(nn.Module):
         super().__init__()
         size, width = config.hidden_size, config.num_heads * config.head_size
         self.num_heads, self.max_length = config.num_heads, config.max_length
-        self.norm, self.attended_norm = nn.LayerNorm(config.hidden_size, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.uvqk, self.out = (
-            nn.Linear(config.hidden_size, 4 * width, bias=False),
-            nn.Linear(width, config.hidden_size),
-        )
+        self.norm, self.attended_norm = nn.LayerNorm(size, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.uvqk, self.out = nn.Linear(size, 4 * width, bias=False), nn.Linear(width, size)
         self.dropout = nn.Dropout(config.dropout)
         self.by_distance = nn.Parameter(torch.randn(config.max_length) * 0.02)
         self.by_time = nn.Parameter(torch.randn(config.time_buckets + 1) * 0.02) if config.time_buckets else None
