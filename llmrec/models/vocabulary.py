@@ -5,6 +5,7 @@ The *full* codebooks become normal added tokens (never special ones: TRL and vLL
 matrices (Qwen3 has 151,936 rows for 151,669 tokens) and the first new tokens land on rows that nobody trained.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from llmrec.decoding.self_check import evaluating
 from llmrec.models.positions import positions_of
 from llmrec.tokens import ControlTokens, conversation, prompt_ids
 
+logger = logging.getLogger(__name__)
 INITIALISATIONS = ("mean", "text", "codebook")
 _MOST_MASS = 1e-3  # of all new tokens together, anywhere in the text below, before any training
 _TEXT = (
@@ -200,7 +202,8 @@ def _below_text(
     """`rows` (new rows of the head, less the mean) made so small that they take at most `_MOST_MASS` of the
     probability anywhere in the text, around a centre that is lowered where rows at the mean alone would take half of
     that, and those that are spare (bool) lower still; unchanged where a row at the mean is as likely as a tenth of a
-    word of the vocabulary, as in an untrained model. `bias` is that of the old rows, whose mean new ones have."""
+    word of the vocabulary, as in an untrained model, and, with a warning, where no centre is low enough. `bias` is
+    that of the old rows, whose mean new ones have."""
     log_z = heard.logits(old, bias).logsumexp(1)
 
     def mass(rows: torch.Tensor) -> float:
@@ -214,7 +217,8 @@ def _below_text(
     while mass(centre.expand_as(rows)) > _MOST_MASS / 2:
         centre = centre - step
         if centre.norm() > 2 * old.norm(dim=1).max():
-            raise ValueError(f"{len(rows)} new tokens cannot be kept out of this model's text: use shorter codebooks")
+            logger.warning("%d new tokens cannot be kept out of this model's text: it may answer with them", len(rows))
+            return rows
     while mass(centre + rows) > _MOST_MASS:
         rows = 0.9 * rows
     rows = centre + rows
