@@ -17,6 +17,7 @@ from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommender, TrainableRecommender
+from llmrec.recommenders.rpg import RPG
 from llmrec.recommenders.sasrec import SASRec
 from llmrec.recommenders.tiger import TIGER
 
@@ -44,6 +45,7 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "content_knn": ContentKNN,
     "sasrec": SASRec,
     "bsarec": BSARec,
+    "rpg": RPG,
     "hstu": HSTU,
     "blend": Blend,
     "tiger": TIGER,

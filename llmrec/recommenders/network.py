@@ -58,12 +58,15 @@ class NetworkRanker(CatalogueRanker):
 
     @torch.no_grad()
     def score(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        logits = next_item_logits(self.model, values, offsets, times, self.config.max_length)
-        scores = F.log_softmax(logits, -1).cpu().numpy()
+        scores = self.network_scores(values, offsets, times).cpu().numpy()
         empty = np.diff(offsets) == 0
         if empty.any():
             scores[empty] = np.log((self.popularity + 1) / (self.popularity + 1).sum()).astype(np.float32)
         return scores
+
+    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
+        """As `score`, but for empty histories, of which it says nothing."""
+        return F.log_softmax(next_item_logits(self.model, values, offsets, times, self.config.max_length), -1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         weights = {name: value.cpu().numpy() for name, value in self.model.state_dict().items()}

@@ -93,15 +93,33 @@ class CatalogueRanker(ABC):
         for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
             known = (one[bounds[0] : bounds[-1]] for one in (values, *beside))
-            scores = self.score(next(known), bounds - bounds[0], *known)
-            for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
-                allowed = None if request is None else self.filter.allowed(request, history)
-                limits = self.filter.limits(request)
-                best = top_rows(row, size if limits else number, allowed)
-                if limits:
-                    best = best[within_limits(best, limits)][:number]
-                lists.append([Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "") for i in best])
+            asked = list(zip(histories[batch], ks[batch], requests[batch]))
+            for rows, scores in self.best(asked, next(known), bounds - bounds[0], *known):
+                places = zip(rows.tolist(), scores.tolist())
+                lists.append([Recommendation(self.item_ids[i], score, self.titles[i] or "") for i, score in places])
         return lists
+
+    def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best items (rows of the catalogue, best first) and their scores for each of b requests, `(history, k,
+        filter)`; the rest as `score` takes it."""
+        everyone = np.arange(len(self.item_ids))
+        return [
+            self.pick(everyone, scores, self.allowed(history, request), k, request)
+            for scores, (history, k, request) in zip(self.score(values, offsets, *beside), requests)
+        ]
+
+    def allowed(self, history: Sequence[str], request: Filter | None) -> np.ndarray | None:
+        """bool [items]; `None` allows all."""
+        return None if request is None else self.filter.allowed(request, history)
+
+    def pick(self, rows, scores, allowed, k: int, request: Filter | None) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` of some rows (int64 [n], ascending) by their scores (float [n]): of those allowed (bool
+        [items]) and within the request's limits."""
+        limits = self.filter.limits(request)
+        best = top_rows(scores, len(rows) if limits else k, None if allowed is None else allowed[rows])
+        if limits:
+            best = best[within_limits(rows[best], limits)][:k]
+        return rows[best], scores[best]
 
     def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
         """Writes config.json (`info` in it), the arrays and items.parquet, whole or not at all."""
