@@ -85,9 +85,7 @@ def main(args: FitDenseArguments, config: DenseConfig) -> None:
             add_dense(args.model, dense, mode, folder / mode, args.hard_links)
     shutil.rmtree(folder / "states", ignore_errors=True)
     finish_stage(folder, **{name: dense.settings[name] for name in ("ndcg@10", "prompts", "seconds")})
-    print(
-        f"Validation ndcg@10 of the head alone: {dense.settings['ndcg@10']:.4f}. {', '.join(args.modes)} in {folder}"
-    )
+    print(f"Validation ndcg@10 of the head: {dense.settings['ndcg@10']:.4f}. {', '.join(args.modes)} in {folder}")
 
 
 if __name__ == "__main__":

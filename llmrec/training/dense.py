@@ -44,7 +44,10 @@ class DenseConfig:
     )
     dim: int = field(default=128, metadata={"help": "Width of the embeddings."})
     temperature: float = field(default=0.07, metadata={"help": "What cosines are divided by."})
-    weight: float = field(default=0.5, metadata={"help": "Of the dense probabilities in a fused list; 1: LIGER's."})
+    weight: float = field(
+        default=0.9,
+        metadata={"help": "Of dense probabilities in a fused list; 1: they alone rank it, as LIGER's."},
+    )
     item_dropout: float = field(
         default=1.0,
         metadata={"help": "Share of items whose own vector is hidden in a step; 1: none has one."},
@@ -64,8 +67,8 @@ class DenseConfig:
         rates = ("item_dropout", "dropout", "learning_rate", "weight_decay", "weight")
         at_least(self, **dict.fromkeys(counts, 1), **dict.fromkeys(rates, 0.0), temperature=1e-3)
         for name in ("weight", "item_dropout", "dropout"):
-            if getattr(self, name) > 1 or (name == "dropout" and self.dropout == 1):
-                raise ValueError(f"{name} is {getattr(self, name)}, it should be at most 1, and dropout below it")
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it should be at most 1")
 
 
 def dense_rows(data: PreparedData, config: DenseConfig) -> dict[str, pa.Table]:
