@@ -38,7 +38,7 @@ def main(args: AskArguments) -> None:
     if user not in users:
         raise ValueError(f"--user: {user!r} has no row in {args.data_dir}/test.parquet")
     history, target = (data.test[name][users.index(user)].as_py() for name in ("history", "target"))
-    recommender = LLMRecommender.from_pretrained(args.model, dtype="float32")
+    recommender = LLMRecommender.from_pretrained(args.model)
     catalogue = recommender.renderer.catalogue
     prices = catalogue.column("price")
 

@@ -1,7 +1,7 @@
 """What models keep of their base's language: 40 plain questions and the perplexity of general English.
 
-    python recipes/language.py --base HuggingFaceTB/SmolLM2-135M-Instruct --output_dir out/pretrained/language \
-        --models init=out/pretrained/init sft=out/pretrained/sft
+    python recipes/language.py --base out/pretrained/SmolLM2-135M-Instruct \
+        --output_dir out/pretrained/language --models init=out/pretrained/base sft=out/pretrained/model
 
 `base` is the model before it got Semantic IDs. Writes `<name>.json` for every model, with its answers beside the
 base's (docs/alignment.md says which count as kept), and prints a table. What was measured before is read again.

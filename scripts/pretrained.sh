@@ -32,22 +32,25 @@ run() {
     "$@"
 }
 
-stage "1/6 Generate a small store, clean it, hold out each user's last items"
+stage "1/7 Generate a small store, clean it, hold out each user's last items"
 run python recipes/prepare_data.py --config $CONFIGS/data.yaml
 
-stage "2/6 Baselines: popularity, item-kNN, SASRec"
+stage "2/7 Baselines: popularity, item-kNN, SASRec"
 OMP_NUM_THREADS=1 run python recipes/train_baselines.py --config $CONFIGS/baselines.yaml
 
-stage "3/6 Semantic IDs from the items' text and their neighbours in histories"
+stage "3/7 Semantic IDs from the items' text and their neighbours in histories"
 run python recipes/tokenize_items.py --config $CONFIGS/semids.yaml
 
-stage "4/6 The Semantic IDs become new words of $MODEL, which begin as what they mean"
+stage "4/7 The Semantic IDs become new words of $MODEL, which begin as what they mean"
 run python recipes/init_model.py --config $CONFIGS/model.yaml --model_name_or_path "$MODEL"
 
-stage "5/6 LoRA and the new words: what comes next, searches, wishes, titles, reasons"
+stage "5/7 General conversations in the model's own words, so that it goes on talking"
+run python recipes/general_chat.py --model_name_or_path "$MODEL" --output_dir out/pretrained/chat --rows 120
+
+stage "6/7 LoRA and the new words: what comes next, searches, wishes, titles, reasons, and conversations as before"
 run accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/sft.py --config $CONFIGS/sft.yaml
 
-stage "6/6 Evaluate on 400 test users, then ask"
+stage "7/7 Evaluate on 400 test users, then ask"
 run python recipes/evaluate.py --config $CONFIGS/evaluate.yaml
 run python recipes/ask.py --config $CONFIGS/ask.yaml
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted([*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / ".ci/run"])
@@ -34,6 +35,19 @@ def test_links_between_pages_lead_somewhere(path):
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"]), ids=lambda path: path.name)
 def test_scripts_parse(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_folders_that_configs_read_are_written_by_others_or_named_for_who_reads():
+    configs = {path: yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("recipes/configs/**/*.yaml"))}
+    said = "".join(path.read_text(encoding="utf-8") for path in [*TEXTS, *configs] if path.suffix != ".yaml")
+    said += "".join(re.findall("#.*", "".join(path.read_text() for path in configs)))
+    made = [config["output_dir"] for config in configs.values() if config.get("output_dir")]
+    unknown = {}
+    for path, config in configs.items():
+        read = re.findall(r"\bout/[\w/.-]+", str({**config, "output_dir": ""}))
+        lost = [one for one in read if not any(f"{one}/".startswith(f"{folder}/") for folder in made)]
+        unknown |= {str(path): one for one in lost if one.rpartition("/")[0] not in said and one not in said}
+    assert not unknown
 
 
 def test_one_version_of_vllm_everywhere():

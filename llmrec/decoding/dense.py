@@ -60,15 +60,15 @@ def prompt_states(
 
 def find_densely(
     mode: str,
-    scorer: DenseScorer,
-    states: torch.Tensor,
+    scorer: DenseScorer | None,
+    states: torch.Tensor | None,
     catalogue: SearchableCatalogue,
     search: Search | None,
     k: Sequence[int],
     num_beams: Sequence[int],
     within: Restrictions | None = None,
 ) -> list[list[ScoredItem]]:
-    """`SearchableCatalogue.find` with dense scores, in one of `MODES`.
+    """`SearchableCatalogue.find` with dense scores, in one of `MODES`; in mode `""`, which needs none, it is just that.
 
     Args:
         states (float [N, H]): of the prompts, as the head receives them.
@@ -77,6 +77,8 @@ def find_densely(
     Returns:
         for each prompt at most k items by falling score, equal scores by row.
     """
+    if not mode:
+        return catalogue.find(search, k, num_beams, within)
     beams = [max(pair) for pair in zip(k, num_beams)]
     generated = [[] for _ in k] if mode == ALONE else catalogue.find(search, beams, num_beams, within)
     dense = scorer.log_probs(states).cpu().numpy().astype(np.float64)

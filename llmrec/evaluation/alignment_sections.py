@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.decoding import ScoredItem
 from llmrec.evaluation.bootstrap import intervals_of
@@ -188,7 +189,7 @@ def steering(recommender: LLMRecommender, prompt: Prompt, sample: Sample) -> dic
     rows = wish_rows(catalogue.wishes, set(items), sample)
     answers = best_items(recommender, prompt, rows, prompt.unseen or prompt.templates)
     wished = [[items[hit.item] for hit in hits] for hits in answers]
-    following = recommender.recommend([[row["about"]] for row in rows], K)
+    following = recommender.recommend([[row["about"]] for row in rows], K, Filter(exclude_seen=True))
     following = [[one.item_id for one in hits] for hits in following]
 
     def precision(lists: list[list[str]]) -> list[float]:
@@ -297,9 +298,11 @@ def _asking(recommender: LLMRecommender, prompt: Prompt) -> LLMRecommender:
 def best_items(
     recommender: LLMRecommender, prompt: Prompt, rows: list[dict], templates: Sequence[Template] = ()
 ) -> list[list[ScoredItem]]:
-    """The best items after the prompt of each row; `item` is a number in `recommender.index.items`."""
+    """The best items after the prompt of each row, as `ask` gives them; `item` is a number in
+    `recommender.index.items`."""
     prompts = recommender.token_ids(recommender.task_prompts(prompt, rows, templates))
-    return recommender.search(prompts, [K] * len(rows))
+    requests = [TASKS[prompt.task].narrowed(None, row.get("about")) for row in rows]
+    return recommender.search(prompts, [K] * len(rows), requests=requests)
 
 
 def _items(answers: Sequence[Sequence[ScoredItem]]) -> list[list[int]]:

@@ -6,6 +6,7 @@ matrices (Qwen3 has 151,936 rows for 151,669 tokens) and the first new tokens la
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.decoding.head import head_replaced
+from llmrec.decoding.self_check import evaluating
 from llmrec.models.positions import positions_of
 from llmrec.tokens import ControlTokens, conversation, prompt_ids
 
@@ -117,7 +118,7 @@ def extend_vocabulary(
         levels_of_ids.setdefault(tuple(ids.tolist()), []).append(level)
     generator = torch.Generator().manual_seed(seed)
     head = model.get_output_embeddings()
-    states = None if head is None else _states_of_text(model, tokenizer)
+    heard = None if head is None or not index.tokens else _hear_text(model, tokenizer)
     for matrix in dict.fromkeys(layer.weight for layer in (model.get_input_embeddings(), head) if layer is not None):
         old = matrix[:old_tokens].float().cpu()
         mean, spread = old.mean(0), old.std(0)
@@ -149,36 +150,75 @@ def extend_vocabulary(
             continue
         ids, rows = torch.tensor(list(apart)), torch.stack(list(apart.values()))
         if head is not None and matrix is head.weight:
-            rows = _below_text(rows, mean, old, states, ~torch.isin(ids, torch.tensor(_used(index, tokenizer))))
+            bias = torch.zeros(1)
+            if getattr(head, "bias", None) is not None:
+                bias = head.bias[:old_tokens].float().cpu()
+                head.bias[ids] = bias.mean().to(head.bias)
+            spare = ~torch.isin(ids, torch.tensor(_used(index, tokenizer)))
+            rows = _below_text(rows, mean, old, bias, heard, spare)
         matrix[ids] = (mean + rows).to(matrix)
 
 
-def _states_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """What the output head receives at every position of some questions and answers: float32 [M, hidden]."""
+class _Heard(NamedTuple):
+    """What the output head receives at every position of some text (float32 [M, hidden]), and what the model makes of
+    its output: some multiply it (Granite, Cohere), some cap it (Gemma 2)."""
+
+    states: torch.Tensor
+    scale: float
+    cap: float | None
+
+    def logits(self, rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        logits = self.scale * (self.states @ rows.T + bias)
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
+
+
+def _hear_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _Heard:
     texts = [conversation(tokenizer, [{"role": "user", "content": asked}]) + answer for asked, answer in _TEXT]
-    with head_replaced(model, lambda head, hidden: hidden[0].float().cpu()) as states:
-        for ids in prompt_ids(tokenizer, texts):
-            model(input_ids=torch.tensor([ids[: positions_of(model)]], device=model.device), use_cache=False)
-    return torch.cat(states)
+    states, output = [], []
+
+    def keep(head, args, returned):
+        states.append(args[0][0].float().cpu())
+        output[:] = [returned.detach().clone()]  # some models go on in place
+
+    handle = model.get_output_embeddings().register_forward_hook(keep)
+    try:
+        with evaluating(model):
+            for ids in prompt_ids(tokenizer, texts):
+                read = torch.tensor([ids[: positions_of(model)]], device=model.device)
+                logits = model(input_ids=read, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    returned = output[0][..., : logits.shape[-1]].float()
+    scale = 1.0 if cap or not returned.any() else ((logits * returned).sum() / returned.square().sum()).item()
+    return _Heard(torch.cat(states), scale, cap)
 
 
 def _below_text(
-    rows: torch.Tensor, mean: torch.Tensor, old: torch.Tensor, states: torch.Tensor, spare: torch.Tensor
+    rows: torch.Tensor, mean: torch.Tensor, old: torch.Tensor, bias: torch.Tensor, heard: _Heard, spare: torch.Tensor
 ) -> torch.Tensor:
     """`rows` (new rows of the head, less the mean) made so small that they take at most `_MOST_MASS` of the
-    probability anywhere in the text, and those that are spare (bool) below the mean; unchanged where rows at the mean
-    would take more, as in an untrained model."""
-    log_z = (states @ old.T).logsumexp(1)
+    probability anywhere in the text, around a centre that is lowered where rows at the mean alone would take half of
+    that, and those that are spare (bool) lower still; unchanged where a row at the mean is as likely as a tenth of a
+    word of the vocabulary, as in an untrained model. `bias` is that of the old rows, whose mean new ones have."""
+    log_z = heard.logits(old, bias).logsumexp(1)
 
     def mass(rows: torch.Tensor) -> float:
-        return torch.sigmoid((states @ (mean + rows).T).logsumexp(1) - log_z).max().item()
+        return torch.sigmoid(heard.logits(mean + rows, bias.mean()).logsumexp(1) - log_z).max().item()
 
-    if mass(torch.zeros_like(rows)) > _MOST_MASS:
+    if (heard.logits(mean[None], bias.mean())[:, 0] - log_z).exp().mean() * len(old) > 0.1:
         return rows
-    while mass(rows) > _MOST_MASS:
+    common = heard.states.mean(0)
+    step = 0.1 * old.std(0).norm() * common / common.norm()
+    centre = torch.zeros_like(mean)
+    while mass(centre.expand_as(rows)) > _MOST_MASS / 2:
+        centre = centre - step
+        if centre.norm() > 2 * old.norm(dim=1).max():
+            raise ValueError(f"{len(rows)} new tokens cannot be kept out of this model's text: use shorter codebooks")
+    while mass(centre + rows) > _MOST_MASS:
         rows = 0.9 * rows
-    common = states.mean(0)
-    rows[spare] = -0.1 * old.std(0).norm() * common / common.norm()
+    rows = centre + rows
+    rows[spare] -= step
     return rows
 
 

@@ -30,7 +30,7 @@ from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import CARD, CONFIG, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
-from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
+from llmrec.recommenders.protocol import Recommendation, item_histories, item_id_of, per_request
 
 
 class LLMRecommender(PromptWriter):
@@ -223,7 +223,8 @@ class LLMRecommender(PromptWriter):
         filters: Filter | Sequence[Filter] | None = None,
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
-        """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md).
+        """The items that answer the prompt of any task: a search, a wish, a title (docs/tasks.md). The item that a
+        wish compares with is never among them.
 
         Example:
             >>> recommender.ask("like_but", [{"about": "B0002YTLFE", "wish": "cheaper & other_brand"}], k=5)
@@ -242,8 +243,10 @@ class LLMRecommender(PromptWriter):
         if prompt.thinking:
             raise ValueError(f"task {prompt.task!r} thinks before it answers: train with it as recommend_prompt")
         histories = item_histories([() if row.get("history") is None else row["history"] for row in rows])
-        texts = self.task_prompts(prompt, rows)
-        return self.recommend_after(texts, k, filters, histories, num_beams) if rows else []
+        texts, requests = self.task_prompts(prompt, rows), per_request(filters, len(rows), "filters")
+        about = [None if (one := row.get("about")) is None else item_id_of(one, "about") for row in rows]
+        requests = [*map(TASKS[prompt.task].narrowed, requests, about)]
+        return self.recommend_after(texts, k, requests, histories, num_beams) if rows else []
 
     def recommend_after(
         self,
@@ -385,12 +388,8 @@ class LLMRecommender(PromptWriter):
             opened = self.model, ids, mask, trie, self.config.normalize, self.folder
             search = None if dense == ALONE else open_search(*opened)
             wanted = [ks[i] for i in batch], [num_beams] * len(batch), within
-            if dense:
-                states = prompt_states(self.model, ids, mask, search)
-                lists = find_densely(dense, self.dense, states, self.catalogue, search, *wanted)
-            else:
-                lists = self.catalogue.find(search, *wanted)
-            results |= zip(batch, lists)
+            states = prompt_states(self.model, ids, mask, search) if dense else None
+            results |= zip(batch, find_densely(dense, self.dense, states, self.catalogue, search, *wanted))
         return [results[number] for number in range(len(prompts))]
 
 

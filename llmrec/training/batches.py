@@ -71,8 +71,9 @@ def shared_prefix(inputs: dict[str, torch.Tensor]) -> int:
 
 def prefix_cache(model: torch.nn.Module, ids: torch.Tensor) -> DynamicCache | None:
     """Keys and values (with gradients) of a prefix that all rows of a batch share, computed once: `ids` is int64
-    [B, P]. `None` for a model whose layers keep anything but the keys and values of all tokens."""
-    cache = model(input_ids=ids[:1], use_cache=True, logits_to_keep=1).past_key_values
+    [B, P]. So dropout, if any, is drawn once for the prefix of a batch. `None` for a model whose layers keep anything
+    but the keys and values of all tokens."""
+    cache = model(input_ids=ids[:1], use_cache=True, logits_to_keep=1).get("past_key_values")  # Mamba has none
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     cache.batch_repeat_interleave(len(ids))

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.decoding.self_check import evaluating
 from llmrec.instructions.mixture import TaskMix
 from llmrec.training.batches import right_aligned
 from llmrec.training.sft_arguments import SFTArguments
@@ -60,12 +61,8 @@ class Distillation:
         if self.base is not None:
             yield self.base.to(next(plain.parameters()).device)
             return
-        training = plain.training
-        try:
-            with plain.disable_adapter():
-                yield plain.eval()
-        finally:
-            plain.train(training)
+        with plain.disable_adapter(), evaluating(plain):
+            yield plain
 
 
 def distillation(

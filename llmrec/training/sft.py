@@ -61,6 +61,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         args.include_num_input_tokens_seen = "all" if args.padding_free or args.packing else "non_padding"
         if args.padding_free and not args.packing:
             args.max_length = None
+        if distillation is not None:
+            args.ddp_broadcast_buffers = False  # at every call of the model, and processes call it unequally often
         for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
             check_row_lengths(model, rows)
         super().__init__(model, args, **kwargs)
@@ -83,20 +85,24 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         general = inputs.pop("general", None)
         if general is None or return_outputs or not general.any():
             return self._row_loss(model, inputs, return_outputs, num_items_in_batch)
+        processes = self.accelerator.num_processes
+        shares = processes if self.args.average_tokens_across_devices else 1
         if num_items_in_batch is None:
             counted = inputs["weights"][:, 1:] if "weights" in inputs else inputs["labels"][:, 1:] != -100
-            num_items_in_batch = counted.sum().clamp(min=TINY)
+            num_items_in_batch = shares * counted.sum().clamp(min=TINY)  # of this process alone
         rows = rows_of(inputs, general)
         weights, labelled = rows.pop("weights", None), rows["labels"][:, 1:] != -100
         losses = self.distillation.losses(model, rows, self.accelerator.unwrap_model(model))
         self._metrics["train" if self.model.training else "eval"]["general_kl"].append(losses.mean().item())
         loss = losses.sum() if weights is None else (losses * weights[:, 1:][labelled]).sum()
-        if self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
-        loss = self.distillation.weight * loss / num_items_in_batch
+        loss = self.distillation.weight * loss * shares / num_items_in_batch
+        others = ~general
         if general.all():
-            return loss
-        return loss + self._row_loss(model, rows_of(inputs, ~general), False, num_items_in_batch)
+            if processes == 1:
+                return loss
+            # TRL's loss gathers figures from all processes: each of them calls it, if for a row without labels.
+            others[0], inputs["labels"] = True, torch.full_like(inputs["labels"], -100)
+        return loss + self._row_loss(model, rows_of(inputs, others), False, num_items_in_batch)
 
     def _row_loss(self, model, inputs, return_outputs, num_items_in_batch):
         """On a CPU the cross-entropy of the labelled positions alone; elsewhere TRL's fused head.

@@ -175,6 +175,7 @@ def test_steering_by_hand(untrained):
         phrase = wish_slots(recommender.renderer.catalogue, {"history": [], "targets": [], **row}, "")["wish"]
         asked = exhaustive(recommender, f"<|user|>{phrase} than {recommender.index.encode(row['about'])}<|assistant|>")
         after = exhaustive(recommender, f"<|user|>after {recommender.index.encode(row['about'])}<|assistant|>")
+        asked.remove(row["about"]), after.remove(row["about"])  # what is asked about is no answer
         wished.append(len(set(asked[:10]) & set(right)) / 10)
         following.append(len(set(after[:10]) & set(right)) / 10)
         enough.append(len(right) >= 10)

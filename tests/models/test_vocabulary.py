@@ -5,7 +5,8 @@ from tiny import tiny_data, tiny_index, tiny_model
 from transformers import AutoTokenizer
 
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
-from llmrec.models.vocabulary import add_semid_tokens, extend_vocabulary, semid_token_ids
+from llmrec.models.vocabulary import _TEXT, add_semid_tokens, extend_vocabulary, semid_token_ids
+from llmrec.tokens import conversation, prompt_ids
 
 
 @pytest.mark.parametrize("pattern", ["default", "openonerec", "eugeneyan"])
@@ -114,4 +115,41 @@ def test_new_tokens_lie_below_the_text_of_a_model_that_is_sure_of_its_words(sure
     assert mass.max() < 1e-2 and 0.01 * spread < norms[~spare].mean() < 0.8 * spread
     hidden = model.model(ids).last_hidden_state[0].mean(0)
     logits = rows[old:] @ hidden
-    assert spare.any() and logits[spare].max() < logits[~spare].mean()
+    assert spare.any() and logits[spare].mean() < logits[~spare].mean() - 0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "granite", "logits_scaling": 8.0},
+        {"model_type": "cohere", "logit_scale": 0.0625},
+        {"model_type": "gemma2", "final_logit_softcapping": 20.0},
+        {"model_type": "phi"},  # its head has a bias
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+@torch.no_grad()
+def test_new_tokens_lie_below_the_text_of_models_that_change_what_the_head_says(changes):
+    data = tiny_data()
+    index = tiny_index(data)
+    tokenizer = train_tokenizer(data.items["title"].to_pylist(), 300)
+    config = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = model_from_config(config | {"intermediate_size": 16, "tie_word_embeddings": False} | changes, tokenizer)
+    texts = [conversation(tokenizer, [{"role": "user", "content": asked}]) + answer for asked, answer in _TEXT]
+    texts, old = [torch.tensor([ids]) for ids in prompt_ids(tokenizer, texts)], len(tokenizer)
+    head = model.get_output_embeddings()
+    head.weight.normal_()
+    if head.bias is not None:
+        head.bias.normal_().sub_(40)
+    for _ in range(20):  # until the standard deviation of the logits is 8: a model that is sure of its words
+        head.weight *= 8 / model.eval()(texts[0]).logits.std()
+    model.train()  # as `from_config` leaves it; dropout is not to be heard
+    extend_vocabulary(model, tokenizer, index)
+    assert model.training
+    model.eval()
+    mass = max(model(ids).logits[0].softmax(-1)[:, old:].sum(-1).max().item() for ids in texts)
+    assert mass < 1.01e-3
+    head = model.get_output_embeddings()
+    norms = (head.weight[old:] - head.weight[:old].mean(0)).norm(dim=1)
+    assert 0.01 < norms.mean() / head.weight[:old].std(0).norm() < 0.9
+    assert head.bias is None or head.bias[old:].mean().item() == pytest.approx(head.bias[:old].mean().item(), abs=1e-3)

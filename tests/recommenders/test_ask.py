@@ -20,13 +20,17 @@ def recommender():
 def test_ask_gives_the_items_after_the_rendered_prompt(recommender):
     row = {"about": "item-03", "wish": "cheaper & other_brand"}
     (found,) = recommender.ask("like_but", [row], k=24)
-    assert len({item.item_id for item in found}) == 24
+    assert {item.item_id for item in found} == {*recommender.item_ids} - {"item-03"}  # which it compares with
     text = recommender.renderer.prompt(load_prompt("like_but"), {"history": [], "targets": [], **row})
     ids = recommender.tokenizer(text, add_special_tokens=False)["input_ids"]
     (hits,) = recommender.search([ids], [24])
-    assert [item.item_id for item in found] == [recommender.index.items[hit.item] for hit in hits]
+    expected = [recommender.index.items[hit.item] for hit in hits]
+    assert [item.item_id for item in found] == [item for item in expected if item != "item-03"]
     (few,) = recommender.ask("like_but", [row], k=5, filters=Filter(where=[("brand", "==", "brand 1")]))
     assert [item.item_id for item in few] == [i.item_id for i in found if int(i.item_id[-2:]) % 4 == 1][:5]
+    (kept,) = recommender.ask("like_but", [row], k=24, filters=[Filter(deny=["item-01"])])
+    assert [item.item_id for item in kept] == [item.item_id for item in found if item.item_id != "item-01"]
+    assert "item-03" in {item.item_id for item in recommender.ask("title_to_item", [{"about": "item-03"}], k=24)[0]}
 
 
 def test_the_next_item_task_is_what_recommend_asks(recommender):

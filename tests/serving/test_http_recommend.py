@@ -174,6 +174,8 @@ def test_a_model_without_chat_template_refuses_chats(folder, tmp_path):
 
 
 def test_tasks_are_asked_like_the_recommender_is(client, recommender):
+    every = recommend(client, task="like_but", about="item-05", wish="cheaper", k=24)
+    assert {*ids(every)} == {*recommender.item_ids} - {"item-05"}
     answer = recommend(client, task="like_but", about="item-05", wish="cheaper", k=4)
     expected = recommender.ask("like_but", [{"about": "item-05", "wish": "cheaper"}], 4)[0]
     assert ids(answer) == [item.item_id for item in expected]

@@ -1,7 +1,9 @@
 """KL(base || model) on general conversations: its value, the base behind it, what it keeps, and that a run goes on."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -188,6 +190,32 @@ def test_a_base_that_was_never_extended_can_be_distilled_from(base, talks, tmp_p
     short.save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="plain has other tokens"):
         make_trainer(base, talks, settings(tmp_path), 1.0, lora=True, distill_from=str(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("loss_type", ["nll", "dft"])  # ours, and TRL's
+def test_two_processes_give_the_loss_of_one(base, talks, tmp_path, loss_type):
+    """Rows are general in some processes and not in others."""
+    script, found = tmp_path / "run.py", []
+    script.write_text(
+        "import sys; from pathlib import Path; from test_distillation import make_trainer, settings; import json\n"
+        "base, talks, out, size, loss_type = sys.argv[1:]\n"
+        "arguments = settings(out, max_steps=6, per_device_train_batch_size=int(size), loss_type=loss_type)\n"
+        "trainer = make_trainer(base, Path(talks), arguments, 2.0)\n"
+        "trainer.train()\n"
+        "logs = [log['loss'] for log in trainer.state.log_history if 'loss' in log]\n"
+        "(Path(out) / 'losses.json').write_text(json.dumps(logs)) if trainer.is_world_process_zero() else None\n"
+    )
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml")]
+    places = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+    for name, how, size in (("one", [], 2), ("two", launch, 1)):
+        given = [script, base, talks, tmp_path / name, size, loss_type]
+        command = [sys.executable, *how, *map(str, given)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads((tmp_path / name / "losses.json").read_text()))
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and len(found[0]) == 6
 
 
 @pytest.mark.parametrize("lora", [False, True])

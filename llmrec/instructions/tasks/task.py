@@ -1,11 +1,13 @@
 """The contract of a task, and what most tasks call right."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue
 from llmrec.instructions.item_words import token_f1
@@ -43,6 +45,13 @@ class Task(NamedTuple):
     def recommends(self) -> bool:
         """Whether a history is all that it takes, and an item the answer."""
         return self.ends_with_item and not self.given
+
+    def narrowed(self, allowed: Filter | None, about: str | None) -> Filter | None:
+        """`allowed` without the item that a wish compares with, which never satisfies it; other tasks' as it is."""
+        if about is None or not {"about", "wish"} <= {*self.given}:
+            return allowed
+        allowed = allowed or Filter()
+        return dataclasses.replace(allowed, deny=[*(allowed.deny or ()), about])
 
 
 def same_item(catalogue: Catalogue, row: dict, answer: str) -> float:

@@ -97,6 +97,8 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     history, allowed = _with_behaviours(body, items, served), _filter(body, served, alike)
     source = "messages" if body.messages is not None else "task" if body.task is not None else "history"
     prompt = _prompt(body, served, history)
+    if body.task is not None:
+        allowed = TASKS[item_prompts()[body.task].task].narrowed(allowed, body.about)
     [prompt_ids] = recommender.token_ids([prompt])
     most = settings.max_prompt_tokens
     if most is not None and len(prompt_ids) > most:

@@ -102,11 +102,9 @@ class BeamPooler(Pooler):
         search, dense = None, asked[0].dense
         if dense != ALONE:
             search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
-        if dense:
-            scorer, states = self._catalogues.dense(asked[0].version), hidden[places.sum(1).to(hidden.device) - 1]
-            lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
-        else:
-            lists = catalogue.find(search, *wanted)
+        scorer = self._catalogues.dense(asked[0].version) if dense else None
+        states = hidden[places.sum(1).to(hidden.device) - 1]
+        lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
