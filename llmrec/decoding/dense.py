@@ -68,7 +68,7 @@ def find_densely(
     num_beams: Sequence[int],
     within: Restrictions | None = None,
 ) -> list[list[ScoredItem]]:
-    """`SearchableCatalogue.find` with dense scores, in one of `MODES`; in mode `""`, which needs none, it is just that.
+    """`SearchableCatalogue.find` with dense scores, in one of `MODES`; with mode `""`, which needs none, without.
 
     Args:
         states (float [N, H]): of the prompts, as the head receives them.
