@@ -25,6 +25,7 @@ from llmrec.data import PreparedData, ids_to_rows
 from llmrec.data.rows import training_rows
 from llmrec.decoding.dense import prompt_states
 from llmrec.decoding.search import prompt_batches
+from llmrec.devices import best_device
 from llmrec.features import ItemFeatures
 from llmrec.features.parts.part import rows_in_training
 from llmrec.models.dense import DenseHead, StateHead
@@ -97,8 +98,10 @@ def fit_dense(
     states: dict[str, np.ndarray],
     config: DenseConfig = DenseConfig(),
     cache_dir: str | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[DenseHead, list[dict]]:
-    """A head for `dense_rows` and their states (`states_of`), and its curve: loss and validation ndcg@10 by epoch.
+    """A head for `dense_rows` and their states (`states_of`), and its curve: loss and validation ndcg@10 by epoch. It
+    is fitted on a device, by default the GPU where there is one.
 
     Raises `ValueError` for features that do not fit, `FloatingPointError` for a loss that is not finite.
     """
@@ -112,7 +115,7 @@ def fit_dense(
     valid = place[targets["valid"]]  # cold ones are never found
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    net = _Towers(states["train"].shape[1], torch.from_numpy(matrix[seen]), config)
+    net = _Towers(states["train"].shape[1], torch.from_numpy(matrix[seen]), config).to(device := best_device(device))
     rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW(net.parameters(), **rates, fused=True)
     inputs, labels = torch.from_numpy(states["train"]), torch.from_numpy(place[targets["train"]])
@@ -121,7 +124,7 @@ def fit_dense(
         net.train()
         total = 0.0
         for batch in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
-            loss = F.cross_entropy(net(inputs[batch]), labels[batch])
+            loss = F.cross_entropy(net(inputs[batch].to(device)), labels[batch].to(device))
             check_loss(value := loss.item(), "the dense head")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -134,7 +137,7 @@ def fit_dense(
         elif epoch - best["epoch"] >= config.patience:
             break
     net.load_state_dict(best_weights)
-    net.eval()
+    net.cpu().eval()
     cold = place < 0
     own = torch.zeros(len(matrix), config.dim)
     own[torch.from_numpy(seen)] = net.own.detach()
@@ -166,7 +169,7 @@ class _Towers(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         own = self.own
         if self.training:
-            own = own * (torch.rand(len(own), 1) >= self.hidden)
+            own = own * (torch.rand(len(own), 1, device=own.device) >= self.hidden)
         items = F.normalize(self.features @ self.project + own, dim=-1)
         return self.head(states) @ items.T / self.temperature
 
@@ -177,7 +180,8 @@ def _ndcg(net: _Towers, states: np.ndarray, targets: np.ndarray) -> float:
     net.eval()
     gains = []
     for block in blocks(len(states), 512):
-        logits, target = net(torch.from_numpy(states[block])), torch.from_numpy(targets[block])
+        logits = net(torch.from_numpy(states[block]).to(net.own.device)).cpu()
+        target = torch.from_numpy(targets[block])
         rank = (logits > logits.gather(1, target.clamp(min=0)[:, None])).sum(1)
         gains.append(torch.where((rank < 10) & (target >= 0), 1 / torch.log2(rank + 2.0), 0.0))
     return torch.cat(gains).mean().item()

@@ -110,7 +110,7 @@ def test_vllm_gives_the_lists_of_transformers(family, tmp_path):
     head = random_head(PreparedData(items, train, None, None), 64, index.items[::9])
     add_dense(plain, head, "cold", tmp_path / "dense")
     hf = LLMRecommender.from_pretrained(tmp_path / "dense", dtype="float32")
-    engine = {"dtype": "float32", "distributed_executor_backend": "uni", "max_num_batched_tokens": 2048}
+    engine = {"dtype": "float32", "gpu_memory_utilization": 0.3, "max_num_batched_tokens": 2048}
     ours = VLLMRecommender.from_pretrained(tmp_path / "dense", **engine)
     rng = np.random.default_rng(0)
     histories = [rng.choice(index.items, rng.integers(0, 12)).tolist() for _ in range(12)]

@@ -270,7 +270,7 @@ def _dense(body: RecommendRequest, served: Served, source: str) -> str:
     """What is done with dense scores; the head was fitted on histories, so nothing else may ask for them."""
     if source != "history":
         if body.dense:
-            raise ApiError(400, f"dense is for a history: leave it out where there are {source}", "dense")
+            raise ApiError(400, f"dense is for a history: leave it out beside {source}", "dense")
         return ""
     try:
         return served.recommender.dense_mode(body.dense)
