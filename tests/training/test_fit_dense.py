@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from tiny import tiny_index, write_tiny_base
-from trl import TrlParser
+from trl import ModelConfig, SFTConfig, TrlParser
 
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
@@ -18,6 +18,7 @@ from llmrec.data.prepared import SEQUENCES, TARGETS
 from llmrec.instructions import load_prompt
 from llmrec.recommenders import LLMRecommender
 from llmrec.training.dense import DenseConfig, dense_rows, fit_dense, states_of
+from llmrec.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("fit_dense_recipe", ROOT / "recipes" / "fit_dense.py")
@@ -136,6 +137,9 @@ def test_the_recipe(folder, tmp_path, capsys, monkeypatch):
     assert "Validation ndcg@10" in capsys.readouterr().out
     loaded = LLMRecommender.from_pretrained(out / "alone")
     assert loaded.config.dense == "alone" and loaded.dense.settings["prompts"] == 300
+    given = recipe.FitDenseArguments(str(out / "cold"), str(folder / "data"), "")
+    trained = TrainingRun(given, SFTConfig(str(tmp_path / "sft"), bf16=False), ModelConfig(str(out / "cold")))
+    assert trained.config.dense == "" and trained.load_recommender().dense_mode() == ""  # other weights, no head
     run(*flags, "--modes", "cold", "alone")
     assert "Reusing" in capsys.readouterr().out
     with pytest.raises(ValueError, match="other settings .*temperature"):
