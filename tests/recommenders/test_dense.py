@@ -36,7 +36,7 @@ def folder(tmp_path_factory, data):
     codes[13] = codes[12]
     ids = data.items["item_id"].to_pylist()
     index = SemIDIndex([*ids, "item-04"], np.concatenate([codes, [[5, 5, 3]]]), [6, 6, 4])
-    folder = write_tiny_base(tmp_path_factory.mktemp("dense") / "model", data, index, initializer_range=0.3)
+    folder = write_tiny_base(tmp_path_factory.mktemp("dense") / "model", data, index, initializer_range=0.05)
     return folder
 
 
@@ -202,7 +202,7 @@ def test_newcomers_get_embeddings_from_their_columns(data, tmp_path):
     matrix = head.features.encode(data.items)
     tokenizer = RQKMeans([4, 4], niter=5)
     index = fit_semids(tokenizer, matrix, data.items, data.train, collision="append")
-    folder = write_tiny_base(tmp_path / "model", data, index, initializer_range=0.3)
+    folder = write_tiny_base(tmp_path / "model", data, index, initializer_range=0.05)
     add_dense(folder, head, "cold", tmp_path / "dense")
     new = data.items.slice(7, 1).set_column(0, "item_id", pa.array(["new"]))
     items = pa.concat_tables([data.items.slice(1), new])

@@ -65,7 +65,7 @@ def folder(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("fit")
     data.save(folder / "data")
     saved = PreparedData.load(folder / "data")
-    write_tiny_base(folder / "model", saved, tiny_index(saved), initializer_range=0.1)
+    write_tiny_base(folder / "model", saved, tiny_index(saved), initializer_range=0.05)
     return folder
 
 
