@@ -41,11 +41,7 @@ def test_folders_that_configs_read_are_written_by_others_or_named_for_who_reads(
     configs = {path: yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("recipes/configs/**/*.yaml"))}
     said = "".join(path.read_text(encoding="utf-8") for path in [*TEXTS, *configs] if path.suffix != ".yaml")
     said += "".join(re.findall("#.*", "".join(path.read_text() for path in configs)))
-<<<<<<< HEAD
-    made = [config[name] for config in configs.values() for name in ("output_dir", "cold_dir") if config.get(name)]
-=======
     made = [config[key] for config in configs.values() for key in ("output_dir", "cold_dir") if config.get(key)]
->>>>>>> main
     unknown = {}
     for path, config in configs.items():
         read = re.findall(r"\bout/[\w/.-]+", str({**config, "output_dir": ""}))
