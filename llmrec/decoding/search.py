@@ -1,7 +1,7 @@
 """The searches that run a model of transformers: prompts are prefilled once, beams are extra positions of the row."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,7 +30,9 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
     ]
     encodes = unwrap(model).config.is_encoder_decoder
     begin, go_on = (encode, extend_encoded) if encodes else (prefill, extend)
-    prompts, (logits, log_z) = begin(model, input_ids, attention_mask, readers[0])
+    prompts, ((logits, log_z), states) = begin(
+        model, input_ids, attention_mask, lambda head, hidden: (readers[0](head, hidden), hidden[:, 0].float())
+    )
 
     @torch.no_grad()
     def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
@@ -43,6 +45,7 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
 
         return search_levels(trie, scored, after, num_beams, allowed)
 
+    search.states = states  # float32 [N, H], as `llmrec.decoding.dense.prompt_states` gives them
     return search
 
 
@@ -96,6 +99,20 @@ def open_search(
 @cache
 def warn_of_generate(reason: str, way: str) -> None:
     logger.warning("%s: decoding through %s, which is many times slower", reason, way)
+
+
+def prompt_batches(
+    prompts: Sequence[Sequence[int]], batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Prompts (token ids) of about one length together, so that little is padded: which ones, and their `input_ids`
+    and `attention_mask` (int64 [n, P], padded on the right)."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(prompts[i]) for i in batch)
+        ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
+        lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
+        yield batch, ids, (torch.arange(width, device=device) < lengths[:, None]).long()
 
 
 @torch.no_grad()

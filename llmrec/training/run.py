@@ -63,7 +63,7 @@ class TrainingRun:
     catalogue raises `ValueError`.
 
     Attributes:
-        config (`RecommenderConfig`): the base's; set the one that the run is to write.
+        config (`RecommenderConfig`): the base's, without its dense head; set the one that the run is to write.
         checkpoint (`str` or `None`): where the run goes on, once it has begun.
     """
 
@@ -77,6 +77,7 @@ class TrainingRun:
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.base, self.checkpoint = model_args.model_name_or_path, None
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
+        self.config.dense = ""  # a dense head of the base does not fit the weights that come out of this run
         self.config.check_catalogue(self.data.items, self.base)
         check_whole(self.base)
         self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
