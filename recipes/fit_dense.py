@@ -4,7 +4,7 @@
 
 Writes `output_dir/head` and for every mode `output_dir/<mode>`, a model folder that uses it (docs/decoding.md, "Dense
 retrieval"): `rank` the items that the beams hold, these and all `cold` items, or all items, the head `alone`. A run
-that was killed goes on with the states that it had read.
+that was killed goes on with the states that it had read, after its last epoch.
 """
 
 import logging
@@ -20,12 +20,13 @@ from llmrec.commands import Parser
 from llmrec.data import PreparedData
 from llmrec.decoding.dense import MODES
 from llmrec.features import ItemFeatures
-from llmrec.files import atomic_path, fingerprint, write_json
+from llmrec.files import atomic_path, fingerprint
 from llmrec.models.dense import DenseHead
 from llmrec.models.update import add_dense
 from llmrec.recommenders import LLMRecommender, check_trained_on, files_of
 from llmrec.stages import begin_stage, finish_stage, settings_of
 from llmrec.training.dense import DenseConfig, dense_rows, fit_dense, states_of
+from llmrec.training.run import finish_network
 
 _ROWS = 2048  # whose states are written together
 
@@ -76,15 +77,15 @@ def main(args: FitDenseArguments, config: DenseConfig) -> None:
     if not (folder / "head").exists():
         rows = dense_rows(data, config)
         states = read_states(recommender, rows, folder / "states")
-        dense, curve = fit_dense(data, rows, states, config, args.cache_dir)
-        write_json(folder / "curve.json", curve)
+        dense, _ = fit_dense(data, rows, states, config, args.cache_dir, folder=folder)
         dense.save_pretrained(folder / "head")
     dense = DenseHead.from_pretrained(folder / "head", recommender.index.items, args.cache_dir)
     for mode in args.modes:
         if not (folder / mode).exists():
             add_dense(args.model, dense, mode, folder / mode, args.hard_links)
     shutil.rmtree(folder / "states", ignore_errors=True)
-    finish_stage(folder, **{name: dense.settings[name] for name in ("ndcg@10", "prompts", "seconds")})
+    told = {name: dense.settings[name] for name in ("ndcg@10", "prompts")}
+    finish_stage(folder, **finish_network(folder), **told)
     print(f"Validation ndcg@10 of the head: {dense.settings['ndcg@10']:.4f}. {', '.join(args.modes)} in {folder}")
 
 

@@ -3,9 +3,8 @@
     python recipes/train_recommender.py --config recipes/configs/benchmarks/beauty/bsarec.yaml
 
 `settings` are those of the kind (docs/evaluation.md has a table); one that has a list of choices is chosen on
-validation (choices.json). Writes the recommender, which `load_recommender` and
-`recipes/evaluate.py` read, and where a network was trained its learning curve (curve.json, curve.png). A run that was
-killed goes on after its last epoch.
+validation (choices.json). Writes the recommender, which `load_recommender` and `recipes/evaluate.py` read, and where a
+network was trained its learning curve (curve.json, curve.png). A run that was killed goes on after its last epoch.
 """
 
 import logging
@@ -18,11 +17,10 @@ from pathlib import Path
 from llmrec.arguments import one_of
 from llmrec.commands import Parser
 from llmrec.data import PreparedData
-from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.recommenders.choosing import configs_of, fit_best
 from llmrec.recommenders.loading import KINDS
 from llmrec.stages import begin_stage, finish_stage
-from llmrec.training.run import plot_training
+from llmrec.training.run import finish_network
 
 
 @dataclass
@@ -53,11 +51,7 @@ def main(args: TrainArguments) -> None:
             shutil.rmtree(folder / part.name, ignore_errors=True)
         os.replace(part, folder / part.name)
     made.rmdir()
-    if curve := learning_curve(folder):
-        plot_training(curve, folder / "curve.png", {"loss": ("loss",), "validation ndcg@10": ("ndcg@10",)})
-        best = max(curve, key=lambda epoch: epoch["ndcg@10"])
-        results |= {"seconds": curve[-1]["seconds"], "updates": curve[-1]["step"], "best": best}
-    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    results |= finish_network(folder)
     finish_stage(folder, **results)
     print(f"{args.kind}: {results} -> {folder}")
 

@@ -2,7 +2,7 @@
 
     python scripts/bench_rpg.py --json rpg.json                     # 10^4, 10^5 and 10^6 items, about 10 minutes
     python scripts/bench_rpg.py --sizes 10000                       # seconds
-    python scripts/bench_rpg.py --sizes --model out/beauty/rpg --data_dir out/beauty/data --json rpg_beauty.json
+    python scripts/bench_rpg.py --sizes --model out/benchmarks/beauty/rpg --data_dir out/beauty/data
 
 Items are drawn around N / 20 centres (128 dimensions), and `PQ` gives them 32 digits of 256 codes, whose centroids are
 the digits' vectors. A request stands between two items of one centre, with noise; a digit's logits are cosines with

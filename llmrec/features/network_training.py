@@ -1,4 +1,4 @@
-"""The loop that trains networks which are only used for ranking: SASRec and its peers.
+"""The loop that trains small networks by a validation ndcg@10: SASRec and its peers, and dense heads.
 
 It keeps the best weights by validation ndcg@10, stops early, writes a learning curve, and a checkpoint after every
 epoch, from which a run that was killed goes on as if it had not been.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -27,23 +28,29 @@ CHECKPOINT, CURVE = "checkpoint", "curve.json"  # in the folder of a run
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """What the training of every network has."""
+class LoopConfig:
+    """What `train_network` and those who prepare it read."""
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Constant."})
     weight_decay: float = field(default=0.0, metadata={"help": "On all parameters."})
     batch_size: int = field(default=256, metadata={"help": "Training sequences (or prefixes of them) per step."})
     max_epochs: int = field(default=200, metadata={"help": "Early stopping usually ends training before."})
     patience: int = field(default=6, metadata={"help": "Epochs without a better validation ndcg@10."})
-    seed: int = field(default=0, metadata={"help": "Of weights, dropout and the order of batches."})
-    exclude_seen: str = field(
-        default="auto",
-        metadata={"help": "Validate without items of the history: auto (docs/evaluation.md), true, false."},
-    )
+    seed: int = field(default=0, metadata={"help": "Of weights, dropout, the order of batches and all that is drawn."})
     validation_rows: int | None = field(default=None, metadata={"help": "Validate on so many random rows, not all."})
 
     def __post_init__(self):
         at_least(self, batch_size=1, max_epochs=1, patience=1, learning_rate=0.0, weight_decay=0.0, validation_rows=1)
+
+
+@dataclass(frozen=True)
+class NetworkConfig(LoopConfig):
+    """What the training of every network that ranks the catalogue has."""
+
+    exclude_seen: str = field(
+        default="auto",
+        metadata={"help": "Validate without items of the history: auto (docs/evaluation.md), true, false."},
+    )
 
 
 def check_rate(config, *names: str) -> None:
@@ -52,6 +59,32 @@ def check_rate(config, *names: str) -> None:
     for name in names:
         if getattr(config, name) >= 1:
             raise ValueError(f"{name}: {getattr(config, name)} leaves nothing: it should be below 1")
+
+
+def adamw(config: LoopConfig, betas: tuple[float, float] = (0.9, 0.98)) -> Callable[[nn.Module], torch.optim.AdamW]:
+    """Of a network, its AdamW at the config's rates."""
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": betas}
+    return lambda model: torch.optim.AdamW(model.parameters(), **rates, fused=True)
+
+
+def validation_rows(data: PreparedData, config: LoopConfig, name: str) -> pa.Table:
+    """`data.valid`, or a random sample of it, in its order; `ValueError` where there is no row."""
+    rows, most = data.valid, config.validation_rows
+    if not rows.num_rows:
+        raise ValueError(f"valid.parquet has no row: {name} needs validation rows to stop early")
+    if most is not None and most < rows.num_rows:
+        rows = rows.take(np.sort(np.random.default_rng(config.seed).choice(rows.num_rows, most, replace=False)))
+    return rows
+
+
+def ndcg_gains(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float [b]: the ndcg@10 of targets (int64 [b]) by the scores of all items (float [b, items]); ties stand in the
+    items' order, and what scores -inf is not found."""
+    target = targets.to(scores.device)[:, None]
+    wanted = scores.gather(1, target)
+    before = torch.arange(scores.shape[1], device=scores.device) < target
+    rank = ((scores > wanted) | ((scores == wanted) & before)).sum(1)
+    return torch.where((rank < 10) & wanted[:, 0].isfinite(), 1 / torch.log2(rank + 2.0), 0.0).cpu()
 
 
 class Validation(NamedTuple):
@@ -66,13 +99,8 @@ class Validation(NamedTuple):
 
     @classmethod
     def of(cls, data: PreparedData, config: NetworkConfig, name: str, timed: bool = False) -> Self:
-        """`data.valid`, or a random sample of it; beside the histories, if `timed`, the times of items
-        (`history_times`). `ValueError` where there is no row."""
-        rows, most = data.valid, config.validation_rows
-        if not rows.num_rows:
-            raise ValueError(f"valid.parquet has no row: {name} needs validation rows to stop early")
-        if most is not None and most < rows.num_rows:
-            rows = rows.take(np.sort(np.random.default_rng(config.seed).choice(rows.num_rows, most, replace=False)))
+        """The `validation_rows`; beside the histories, if `timed`, the times of items (`history_times`)."""
+        rows = validation_rows(data, config, name)
         histories = lists_to_rows(rows["history"], data.items["item_id"])
         targets = ids_to_rows(rows["target"], data.items["item_id"])
         beside = (history_times(rows, data).values.to_numpy(),) if timed else ()
@@ -80,8 +108,8 @@ class Validation(NamedTuple):
 
     @torch.no_grad()
     def ndcg(self, score: Callable[..., torch.Tensor]) -> float:
-        """Mean ndcg@10 of the targets in the whole catalogue, or in it without the history; ties in the catalogue's
-        order. `score` gives float [b, items] after histories (int32 [n], int64 [b + 1], and what stands beside)."""
+        """Mean `ndcg_gains` of the targets in the whole catalogue, or in it without the history. `score` gives float
+        [b, items] after histories (int32 [n], int64 [b + 1], and what stands beside)."""
         gains = []
         for batch in blocks(len(self.targets), 512):
             bounds = self.offsets[batch.start : batch.stop + 1]
@@ -90,12 +118,7 @@ class Validation(NamedTuple):
             if self.excluded:
                 row = np.repeat(np.arange(len(scores)), np.diff(bounds))
                 scores[torch.from_numpy(row), torch.from_numpy(seen.astype(np.int64))] = -torch.inf
-            target = torch.from_numpy(self.targets[batch].astype(np.int64)).to(scores.device)[:, None]
-            wanted = scores.gather(1, target)
-            before = torch.arange(scores.shape[1], device=scores.device) < target
-            rank = ((scores > wanted) | ((scores == wanted) & before)).sum(1)
-            found = (rank < 10) & wanted[:, 0].isfinite()
-            gains.append(torch.where(found, 1 / torch.log2(rank + 2.0), 0.0).cpu())
+            gains.append(ndcg_gains(scores, torch.from_numpy(self.targets[batch].astype(np.int64))))
         return torch.cat(gains).mean().item()
 
 
@@ -105,7 +128,7 @@ def train_network(
     batches: Callable[[np.random.Generator], Iterator],
     loss: Callable,
     validate: Callable[[], float],
-    config: NetworkConfig,
+    config: LoopConfig,
     name: str,
     folder: str | Path | None = None,
 ) -> list[dict]:

@@ -6,6 +6,7 @@ negative; blocks are pre-norm; early stopping reads validation ndcg@10 only (`ll
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from llmrec.arguments import at_least
 from llmrec.data import PreparedData
-from llmrec.features.network_training import check_rate
+from llmrec.features.network_training import adamw, check_rate
 from llmrec.features.next_item import NextItemConfig, train_next_item
 
 
@@ -93,12 +94,5 @@ def train_sasrec(
     folder: str | Path | None = None,
 ) -> SASRecModel:
     """As `train_next_item` says."""
-
-    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.98)}
-        return torch.optim.AdamW(model.parameters(), **rates, fused=True)
-
-    def make() -> SASRecModel:
-        return SASRecModel(data.items.num_rows, config)
-
-    return train_next_item(make, optimizer, data, config, "SASRec", device, folder)
+    make = partial(SASRecModel, data.items.num_rows, config)
+    return train_next_item(make, adamw(config), data, config, "SASRec", device, folder)

@@ -3,7 +3,7 @@ being told any.
 
 Level by level: the T5 warms up with its state in the place of a code; k-means of all states makes the level's
 codebook; then codes are learned, so that with them a shallow network can fill in the words of a text most of which are
-hidden (reconstruction), so that items of the same prefix differ (contrast), and so that the levels before keep theirs
+masked (reconstruction), so that items of the same prefix differ (contrast), and so that the levels before keep theirs
 (commitment).
 
 Smaller than the paper: the T5 is made from a config and learns from the catalogue alone, where the paper's is a
@@ -40,7 +40,7 @@ class LMIndexer(KeyedByItem):
         columns: the catalogue's columns that it reads; absent ones are left out.
         max_words: of a text. Words of one item only are not read.
         width, num_layers: of the T5's encoder and decoder; width is a multiple of 4.
-        hidden: share of the words that the reconstruction has to fill in.
+        masked: share of the words that the reconstruction has to fill in.
         warmup_epochs, epochs: of every level, before and after it has a codebook.
 
     Attributes:
@@ -57,7 +57,7 @@ class LMIndexer(KeyedByItem):
     max_words: int = 48
     width: int = 128
     num_layers: int = 2
-    hidden: float = 0.8
+    masked: float = 0.8
     contrast_weight: float = 0.1
     warmup_epochs: int = 3
     epochs: int = 10
@@ -71,8 +71,8 @@ class LMIndexer(KeyedByItem):
         at_least(self, **dict.fromkeys(counts, 1), contrast_weight=0.0, learning_rate=0.0)
         if self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4")
-        if not 0 < self.hidden <= 1:
-            raise ValueError(f"hidden={self.hidden} must lie above 0 and be 1 at most")
+        if not 0 < self.masked <= 1:
+            raise ValueError(f"masked={self.masked} must lie above 0 and be 1 at most")
         self.vocabulary: list[str] = []
         self.history: list[dict] = []
 
@@ -97,11 +97,11 @@ class LMIndexer(KeyedByItem):
         self._number = {word: number for number, word in enumerate(self.vocabulary, 1)}
 
     def _texts(self, words: list[list[str]]) -> torch.Tensor:
-        """int64 `[N, max_words]`; a text without a known word is one hidden word."""
+        """int64 `[N, max_words]`; a text without a known word is one masked word."""
         texts = torch.zeros(len(words), self.max_words, dtype=torch.long)
         for row, text in zip(texts, words):
             known = [self._number[word] for word in text if word in self._number][: self.max_words]
-            row[: max(1, len(known))] = torch.tensor(known or [self._network.hidden_word])
+            row[: max(1, len(known))] = torch.tensor(known or [self._network.mask])
         return texts
 
     def _train(self, texts: torch.Tensor, seed: int) -> None:
@@ -135,7 +135,7 @@ class LMIndexer(KeyedByItem):
         self._network.train()
         for number in torch.randperm(len(batches)).tolist():
             batch = batches[number].to(texts.device)
-            losses = self._network.losses(texts[batch], codes[batch], self.hidden, continuous)
+            losses = self._network.losses(texts[batch], codes[batch], self.masked, continuous)
             weights = {"contrast": self.contrast_weight}
             loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             check_loss(loss.item(), "LMIndexer")

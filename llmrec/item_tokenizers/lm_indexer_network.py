@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import T5Config, T5Model
 
-PAD = 0  # words are numbered from 1 on; the number after the last one hides a word
+PAD = 0  # words are numbered from 1 on; the number after the last one masks a word
 
 
 class LMIndexerNetwork(nn.Module):
@@ -14,7 +14,7 @@ class LMIndexerNetwork(nn.Module):
 
     def __init__(self, num_words: int, max_words: int, codebook_sizes, width: int, num_layers: int):
         super().__init__()
-        self.hidden_word = num_words + 1
+        self.mask = num_words + 1
         shape = {"d_model": width, "d_kv": width // 4, "num_heads": 4, "d_ff": 4 * width, "num_layers": num_layers}
         self.lm = T5Model(T5Config(vocab_size=num_words + 2, pad_token_id=PAD, decoder_start_token_id=PAD, **shape))
         self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(size, width)) for size in codebook_sizes)
@@ -38,13 +38,13 @@ class LMIndexerNetwork(nn.Module):
         return self.lm(input_ids=texts, attention_mask=mask, decoder_inputs_embeds=inputs).last_hidden_state
 
     def reconstruction(self, texts: torch.Tensor, said: torch.Tensor, share: float) -> torch.Tensor:
-        """Cross-entropy of the `share` of words that are hidden, given the others and what the codes say, float
+        """Cross-entropy of the `share` of words that are masked, given the others and what the codes say, float
         `[B, t, width]`."""
-        hidden = (torch.rand(texts.shape, device=texts.device) < share) & (texts != PAD)
-        hidden[:, 0] |= (texts[:, 0] != PAD) & ~hidden.any(1)
-        seen = self.words(texts.masked_fill(hidden, self.hidden_word)) + self.places[: texts.shape[1]]
+        masked = (torch.rand(texts.shape, device=texts.device) < share) & (texts != PAD)
+        masked[:, 0] |= (texts[:, 0] != PAD) & ~masked.any(1)
+        seen = self.words(texts.masked_fill(masked, self.mask)) + self.places[: texts.shape[1]]
         filled = self.reconstructor(seen, said, tgt_key_padding_mask=(texts == PAD) & texts.any(1, keepdim=True))
-        return F.cross_entropy(filled[hidden] @ self.words.weight.T, texts[hidden])
+        return F.cross_entropy(filled[masked] @ self.words.weight.T, texts[masked])
 
     def losses(self, texts: torch.Tensor, codes: torch.Tensor, share: float, continuous: bool) -> dict:
         """The losses at level t = `codes.shape[1]`: `reconstruction`, `contrast` with items of the same codes so far,

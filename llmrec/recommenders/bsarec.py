@@ -1,5 +1,6 @@
 """`BSARec`: the network of `llmrec.recommenders.networks.bsarec` as a recommender."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,5 @@ class BSARec(NetworkRanker):
             rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
             return torch.optim.Adam(model.parameters(), **rates, fused=True)
 
-        def make() -> BSARecModel:
-            return BSARecModel(data.items.num_rows, config)
-
+        make = partial(BSARecModel, data.items.num_rows, config)
         return train_next_item(make, optimizer, data, config, "BSARec", device, folder)

@@ -1,6 +1,7 @@
 """`HSTU`: the network of `llmrec.recommenders.networks.hstu` as a recommender that may be told times."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
 from llmrec.data.rows import flatten_lists
 from llmrec.data.times import UNKNOWN
+from llmrec.features.network_training import adamw
 from llmrec.features.next_item import train_next_item
 from llmrec.recommenders.network import NetworkRanker
 from llmrec.recommenders.networks.hstu import HSTUConfig, HSTUModel
@@ -44,11 +46,5 @@ class HSTU(NetworkRanker):
     def train(
         data: PreparedData, config: HSTUConfig, device: str | torch.device | None, folder: str | Path | None
     ) -> HSTUModel:
-        def optimizer(model: HSTUModel) -> torch.optim.Optimizer:
-            rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.98)}
-            return torch.optim.AdamW(model.parameters(), **rates, fused=True)
-
-        def make() -> HSTUModel:
-            return HSTUModel(data.items.num_rows, config)
-
-        return train_next_item(make, optimizer, data, config, "HSTU", device, folder)
+        make = partial(HSTUModel, data.items.num_rows, config)
+        return train_next_item(make, adamw(config), data, config, "HSTU", device, folder)

@@ -6,6 +6,7 @@ request gets as many items as exhaustively; one whose filter leaves no more item
 exhaustive list.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,11 +16,12 @@ import torch
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
+from llmrec.features.network_training import adamw
 from llmrec.features.next_item import last_state, train_next_item
 from llmrec.recommenders.network import NetworkRanker
 from llmrec.recommenders.networks.decoding_graph import decoding_graph, digit_similarity, item_scores, walk
 from llmrec.recommenders.networks.rpg import RPGConfig, RPGNetwork, digits_of
-from llmrec.stages import content_of
+from llmrec.recommenders.semids import made_from_semids, semids_file
 
 
 class RPG(NetworkRanker):
@@ -51,20 +53,13 @@ class RPG(NetworkRanker):
         data: PreparedData, config: RPGConfig, device: str | torch.device | None, folder: str | Path | None
     ) -> RPGNetwork:
         """`ValueError` for Semantic IDs that are not for RPG (`digits_of`)."""
-        codes, codebook_size = digits_of(SemIDIndex.load(_semids_of(config)), data.items)
-
-        def optimizer(model: RPGNetwork) -> torch.optim.Optimizer:
-            rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-            return torch.optim.AdamW(model.parameters(), **rates, fused=True)
-
-        def make() -> RPGNetwork:
-            return RPGNetwork(codes, codebook_size, config)
-
+        codes, codebook_size = digits_of(SemIDIndex.load(semids_file(RPG.kind, config.semids)), data.items)
+        make, optimizer = partial(RPGNetwork, codes, codebook_size, config), adamw(config, betas=(0.9, 0.999))
         return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
 
     @staticmethod
     def made_from(config: RPGConfig) -> dict:
-        return {"semids": content_of(str(_semids_of(config)))}
+        return made_from_semids(RPG.kind, config.semids)
 
     def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
         return item_scores(self._tables(values, offsets), self.model.codes)
@@ -121,10 +116,3 @@ class RPG(NetworkRanker):
         if recommender.graph is not None:
             recommender.graph = recommender.graph.to(recommender.model.codes.device)
         return recommender
-
-
-def _semids_of(config: RPGConfig) -> Path:
-    if not config.semids:
-        raise ValueError("semids is empty: RPG needs a folder of recipes/tokenize_items.py, of long unordered IDs")
-    semids = Path(config.semids)
-    return semids / "semids.parquet" if semids.is_dir() else semids

@@ -25,14 +25,15 @@ from llmrec.decoding.search import open_search
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.devices import best_device
 from llmrec.files import atomic_path, check_whole, read_json, read_parquet, write_json
+from llmrec.models.folder import SEMIDS
 from llmrec.recommenders.networks.tiger import CodeVocabulary, TIGERConfig, check_index, make_t5, reads_forward
 from llmrec.recommenders.networks.tiger_training import train_tiger
 from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 from llmrec.recommenders.ranker import train_counts
-from llmrec.stages import content_of
+from llmrec.recommenders.semids import made_from_semids, semids_file
 
-SEMIDS, COUNTS = "semids.parquet", "counts.npy"
+COUNTS = "counts.npy"
 
 
 class TIGER:
@@ -77,9 +78,7 @@ class TIGER:
                 catalogue, no training target, or no validation row.
         """
         config = config or TIGERConfig()
-        if not config.semids:
-            raise ValueError("settings of kind 'tiger': semids: name the semids.parquet of recipes/tokenize_items.py")
-        index = SemIDIndex.load(config.semids).aligned(data.items)
+        index = SemIDIndex.load(semids_file(cls.kind, config.semids)).aligned(data.items)
         if not index.adds_tokens:  # words of a language are tokens like any other here
             given = index.codebook_sizes, index.pattern, index.info, index.level_tokens
             index = SemIDIndex(index.item_ids, index.codes, *given)
@@ -94,8 +93,7 @@ class TIGER:
 
     @staticmethod
     def made_from(config: TIGERConfig) -> dict:
-        """The content of the Semantic IDs."""
-        return {"semids": content_of(config.semids)}
+        return made_from_semids(TIGER.kind, config.semids)
 
     @property
     def num_parameters(self) -> int:
@@ -117,7 +115,7 @@ class TIGER:
         values, offsets = lists_to_rows(
             pa.array(histories, pa.list_(pa.string())), pa.array(self.index.items, pa.string())
         )
-        starts = np.maximum(offsets[:-1], offsets[1:] - self.config.max_history)
+        starts = np.maximum(offsets[:-1], offsets[1:] - self.config.max_length)
         tokens = np.array([-1 if user is None else self._user(user) for user in users], np.int64)
         lists: list[list[Recommendation]] = [[] for _ in histories]
         empty = [number for number, history in enumerate(histories) if not history]

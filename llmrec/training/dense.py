@@ -9,9 +9,11 @@ step (DropoutNet, Volkovs et al. 2017), so that the features, which are all that
 Cold items take no part: they are no negatives either, and features are fitted on the items of training.
 """
 
-import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,23 +22,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmrec.arguments import at_least
-from llmrec.arrays import blocks, check_loss
+from llmrec.arrays import blocks
 from llmrec.data import PreparedData, ids_to_rows
 from llmrec.data.rows import training_rows
 from llmrec.decoding.dense import prompt_states
 from llmrec.decoding.search import prompt_batches
 from llmrec.devices import best_device
 from llmrec.features import ItemFeatures
+from llmrec.features.network_training import LoopConfig, adamw, ndcg_gains, train_network, validation_rows
 from llmrec.features.parts.part import rows_in_training
 from llmrec.models.dense import DenseHead, StateHead
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.protocol import requests_of
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class DenseConfig:
+class DenseConfig(LoopConfig):
     """Shape and training of a dense head."""
 
     dense_features: list[dict] = field(
@@ -55,18 +56,16 @@ class DenseConfig:
     )
     dropout: float = field(default=0.2, metadata={"help": "Of the states."})
     max_prompts: int = field(default=20_000, metadata={"help": "Training targets whose prompts are read, drawn."})
-    valid_prompts: int = field(default=2_000, metadata={"help": "Validation rows that stop the training, drawn."})
+    validation_rows: int | None = field(default=2_000, metadata={"help": "Validate on so many random rows, not all."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Of AdamW, constant."})
     weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
     batch_size: int = field(default=256, metadata={"help": "Prompts per step."})
     max_epochs: int = field(default=100, metadata={"help": "Early stopping usually ends training before."})
     patience: int = field(default=5, metadata={"help": "Epochs without a better validation ndcg@10."})
-    seed: int = field(default=0, metadata={"help": "Of the drawn rows, the weights and the order of batches."})
 
     def __post_init__(self):
-        counts = ("dim", "max_prompts", "valid_prompts", "batch_size", "max_epochs", "patience")
-        rates = ("item_dropout", "dropout", "learning_rate", "weight_decay", "weight")
-        at_least(self, **dict.fromkeys(counts, 1), **dict.fromkeys(rates, 0.0), temperature=1e-3)
+        super().__post_init__()
+        at_least(self, dim=1, max_prompts=1, item_dropout=0.0, dropout=0.0, weight=0.0, temperature=1e-3)
         for name in ("weight", "item_dropout", "dropout"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it should be at most 1")
@@ -74,12 +73,11 @@ class DenseConfig:
 
 def dense_rows(data: PreparedData, config: DenseConfig) -> dict[str, pa.Table]:
     """The rows whose prompts are read: `train`, a draw of the training targets, and `valid`."""
-    rows = {"train": (training_rows(data.train), config.max_prompts), "valid": (data.valid, config.valid_prompts)}
-    for name, (table, _) in rows.items():
-        if not table.num_rows:
-            raise ValueError(f"{name}.parquet has no target, and a dense head needs some")
-    draw = np.random.default_rng(config.seed).permutation
-    return {name: table.take(pa.array(np.sort(draw(len(table))[:most]))) for name, (table, most) in rows.items()}
+    train, valid = training_rows(data.train), validation_rows(data, config, "a dense head")
+    if not train.num_rows:
+        raise ValueError("train.parquet has no target, and a dense head needs some")
+    drawn = np.random.default_rng(config.seed).permutation(len(train))[: config.max_prompts]
+    return {"train": train.take(pa.array(np.sort(drawn))), "valid": valid}
 
 
 def states_of(recommender: LLMRecommender, rows: pa.Table) -> np.ndarray:
@@ -99,9 +97,10 @@ def fit_dense(
     config: DenseConfig = DenseConfig(),
     cache_dir: str | None = None,
     device: str | torch.device | None = None,
+    folder: str | Path | None = None,
 ) -> tuple[DenseHead, list[dict]]:
-    """A head for `dense_rows` and their states (`states_of`), and its curve: loss and validation ndcg@10 by epoch. It
-    is fitted on a device, by default the GPU where there is one.
+    """A head for `dense_rows` and their states (`states_of`), and its curve; `folder` as of `train_network`. It is
+    fitted on a device, by default the GPU where there is one.
 
     Raises `ValueError` for features that do not fit, `FloatingPointError` for a loss that is not finite.
     """
@@ -114,29 +113,18 @@ def fit_dense(
     targets = {name: ids_to_rows(table["target"], data.items["item_id"]) for name, table in rows.items()}
     valid = place[targets["valid"]]  # cold ones are never found
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
     net = _Towers(states["train"].shape[1], torch.from_numpy(matrix[seen]), config).to(device := best_device(device))
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer = torch.optim.AdamW(net.parameters(), **rates, fused=True)
     inputs, labels = torch.from_numpy(states["train"]), torch.from_numpy(place[targets["train"]])
-    curve, best, best_weights = [], {"ndcg@10": -1.0, "epoch": 0}, None
-    for epoch in range(1, config.max_epochs + 1):
-        net.train()
-        total = 0.0
-        for batch in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
-            loss = F.cross_entropy(net(inputs[batch].to(device)), labels[batch].to(device))
-            check_loss(value := loss.item(), "the dense head")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += value * len(batch)
-        curve.append({"epoch": epoch, "loss": total / len(inputs), "ndcg@10": _ndcg(net, states["valid"], valid)})
-        logger.info("dense head, epoch %(epoch)d: loss %(loss).3f, validation ndcg@10 %(ndcg@10).4f", curve[-1])
-        if curve[-1]["ndcg@10"] > best["ndcg@10"]:
-            best, best_weights = curve[-1], {name: value.clone() for name, value in net.state_dict().items()}
-        elif epoch - best["epoch"] >= config.patience:
-            break
-    net.load_state_dict(best_weights)
+
+    def batches(generator: np.random.Generator) -> Iterator[torch.Tensor]:
+        return iter(torch.from_numpy(generator.permutation(len(inputs))).split(config.batch_size))
+
+    def loss(batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return F.cross_entropy(net(inputs[batch].to(device)), labels[batch].to(device)), len(batch)
+
+    optimizer = adamw(config, betas=(0.9, 0.999))(net)
+    validate = partial(_ndcg, net, states["valid"], valid)
+    curve = train_network(net, optimizer, batches, loss, validate, config, "dense head", folder)
     net.cpu().eval()
     cold = place < 0
     own = torch.zeros(len(matrix), config.dim)
@@ -147,7 +135,7 @@ def fit_dense(
         "temperature": config.temperature,
         "weight": config.weight,
         "prompts": len(inputs),
-        "ndcg@10": best["ndcg@10"],
+        "ndcg@10": max(epoch["ndcg@10"] for epoch in curve),
         "seconds": round(time.perf_counter() - began, 1),
     }
     project, item_ids = net.project.detach().numpy(), data.items["item_id"].to_pylist()
@@ -177,11 +165,9 @@ class _Towers(nn.Module):
 @torch.no_grad()
 def _ndcg(net: _Towers, states: np.ndarray, targets: np.ndarray) -> float:
     """Mean ndcg@10 among the items of training; a target of -1 is never found."""
-    net.eval()
     gains = []
     for block in blocks(len(states), 512):
-        logits = net(torch.from_numpy(states[block]).to(net.own.device)).cpu()
         target = torch.from_numpy(targets[block])
-        rank = (logits > logits.gather(1, target.clamp(min=0)[:, None])).sum(1)
-        gains.append(torch.where((rank < 10) & (target >= 0), 1 / torch.log2(rank + 2.0), 0.0))
+        logits = net(torch.from_numpy(states[block]).to(net.own.device))
+        gains.append(torch.where(target >= 0, ndcg_gains(logits, target.clamp(min=0)), 0.0))
     return torch.cat(gains).mean().item()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trl import ModelConfig
 from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
+from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.files import check_whole, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
@@ -54,6 +56,17 @@ def plot_training(
             drawn[title] = lines
     if drawn:
         draw_lines(path, drawn, "step", columns)
+
+
+def finish_network(folder: str | Path) -> dict:
+    """Draws the learning curve that `train_network` left in a folder (curve.png) and removes its checkpoint: seconds,
+    updates and the best epoch, to be kept; nothing where no network was trained."""
+    shutil.rmtree(Path(folder) / CHECKPOINT, ignore_errors=True)
+    if not (curve := learning_curve(folder)):
+        return {}
+    plot_training(curve, Path(folder) / "curve.png", {"loss": ("loss",), "validation ndcg@10": ("ndcg@10",)})
+    best = max(curve, key=lambda epoch: epoch["ndcg@10"])
+    return {"seconds": curve[-1]["seconds"], "updates": curve[-1]["step"], "best": best}
 
 
 class TrainingRun:

@@ -66,5 +66,5 @@ def test_what_it_refuses():
         LMIndexer(codebook_sizes=[64], **SMALL).fit(NOTHING, items)
     with pytest.raises(ValueError, match="width=10 must be a multiple of 4"):
         LMIndexer(width=10)
-    with pytest.raises(ValueError, match="hidden=0 must lie above 0"):
-        LMIndexer(hidden=0)
+    with pytest.raises(ValueError, match="masked=0 must lie above 0"):
+        LMIndexer(masked=0)

@@ -204,10 +204,11 @@ def store_with_times() -> PreparedData:
 
 def test_hstu_reads_times_and_ranks_without_them(tmp_path):
     data = store_with_times()
-    config = HSTUConfig(**SMALL | {"max_epochs": 100, "patience": 100}, num_layers=2, embedding_dropout=0.0)
-    hstu = HSTU.fit(data, config)
+    # At a higher rate weights swing too far for the biases of times to be found: 8 seeds of 8 learn it in 23 epochs.
+    settings = SMALL | {"learning_rate": 3e-3, "max_epochs": 40, "patience": 40}
+    hstu = HSTU.fit(data, HSTUConfig(**settings, num_layers=2, embedding_dropout=0.0))
     timed = evaluate(hstu, data.test, data, "timed", exclude_seen=True, bootstrap=0).metrics["recall@1"]
-    assert timed > 0.7
+    assert timed > 0.95
     histories = data.test["history"].to_pylist()[:20]
     plain = hstu.recommend(histories, k=6)
     assert {one[0].item_id for one in plain} <= {"soon", "late"}

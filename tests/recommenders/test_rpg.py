@@ -16,7 +16,7 @@ from llmrec.recommenders.networks import decoding_graph as graphs
 from llmrec.recommenders.networks.rpg import RPGConfig, RPGNetwork, digits_of
 from llmrec.recommenders.rpg import RPG
 
-SMALL = {"hidden_size": 32, "inner_size": 64, "num_layers": 1, "num_heads": 2, "max_length": 8, "dropout": 0.1}
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 1, "num_heads": 2, "max_length": 8, "dropout": 0.1}
 TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "max_epochs": 60, "patience": 30}
 HISTORIES = [["item-03", "item-04"], [], ["item-10"] * 3, ["item-23"], ["item-07", "item-08", "item-09"]]
 
@@ -186,7 +186,7 @@ def test_what_is_no_long_unordered_id_is_refused_by_name(data, tmp_path):
         digits_of(crowded, data.items)
     with pytest.raises(ValueError, match="item 'item-100' of the catalogue has no Semantic ID"):
         digits_of(long_ids(tiny_data(100)), tiny_data(101).items)
-    with pytest.raises(ValueError, match="semids is empty: RPG needs"):
+    with pytest.raises(ValueError, match="kind 'rpg': semids is empty"):
         RPG.fit(data, RPGConfig())
     with pytest.raises(ValueError, match="search 'grpah' is not one of exhaustive, graph: did you mean 'graph'"):
         RPGConfig(search="grpah")

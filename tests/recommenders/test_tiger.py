@@ -29,7 +29,7 @@ SMALL = {
     "head_dim": 16,
     "batch_size": 16,
     "learning_rate": 5e-3,
-    "max_history": 4,
+    "max_length": 4,
     "num_beams": 8,
     "eval_steps": 100,
     "max_epochs": 40,
@@ -149,7 +149,7 @@ def rows_of(data, semids, **settings):
 
 
 def test_every_prefix_is_a_row_and_says_what_it_is(data, semids):
-    rows = rows_of(data, semids, max_history=3, batch_size=7)
+    rows = rows_of(data, semids, max_length=3, batch_size=7)
     wanted = training_rows(data.train, 3).to_pylist()
     index = SemIDIndex.load(semids)
     names = {token: name for name, token in rows.vocabulary._ids.items()}
@@ -237,7 +237,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(data, semids, tmp_path, 
 
 
 def test_wrong_settings_are_refused_by_name(data, semids, tmp_path):
-    with pytest.raises(ValueError, match="semids: name the semids.parquet"):
+    with pytest.raises(ValueError, match="kind 'tiger': semids is empty"):
         TIGER.fit(data)
     with pytest.raises(ValueError, match="rows 'all' is not one of prefix, one, dense"):
         TIGERConfig(rows="all")
@@ -265,6 +265,6 @@ def test_the_configs_of_the_benchmarks_fit_together(name):
         yaml.safe_load((CONFIGS / name / f"{what}.yaml").read_text()) for what in ("tiger", "tiger_semids")
     )
     config = TIGERConfig(**tiger["settings"])
-    assert config.semids == f"{semids['output_dir']}/semids.parquet" and tiger["kind"] == TIGER.kind
+    assert config.semids == semids["output_dir"] and tiger["kind"] == TIGER.kind
     assert semids["data_dir"] == tiger["data_dir"] == f"out/{name}/data" and semids["collision"] == "append_all"
     assert config.rows == ("one" if name == "beauty" else "prefix")

@@ -26,7 +26,7 @@ recipe = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = recipe
 spec.loader.exec_module(recipe)
 FEATURES = [{"kind": "text", "encoder": "tfidf", "dim": 8}]
-SMALL = {"dim": 8, "learning_rate": 0.01, "batch_size": 64, "max_epochs": 40, "valid_prompts": 100}
+SMALL = {"dim": 8, "learning_rate": 0.01, "batch_size": 64, "max_epochs": 40, "validation_rows": 100}
 
 
 def run(*arguments):
@@ -73,7 +73,7 @@ def folder(tmp_path_factory, data):
 def fitted(folder):
     data = PreparedData.load(folder / "data")
     recommender = LLMRecommender.from_pretrained(folder / "model")
-    rows = dense_rows(data, config := DenseConfig(FEATURES, max_prompts=600, **SMALL))
+    rows = dense_rows(data, config := DenseConfig(dense_features=FEATURES, max_prompts=600, **SMALL))
     states = {name: states_of(recommender, table) for name, table in rows.items()}
     return data, rows, states, config, fit_dense(data, rows, states, config)
 
@@ -108,7 +108,9 @@ def test_nothing_is_learned_from_cold_items(fitted):
 
 def test_items_may_learn_vectors_of_their_own(fitted):
     data, rows, states, config, _ = fitted
-    head, _ = fit_dense(data, rows, states, DenseConfig(FEATURES, max_prompts=600, item_dropout=0.5, **SMALL))
+    head, _ = fit_dense(
+        data, rows, states, DenseConfig(dense_features=FEATURES, max_prompts=600, item_dropout=0.5, **SMALL)
+    )
     from_text = head.embed(data.items)
     np.testing.assert_allclose(head.vectors[head.cold], from_text[head.cold], atol=1e-6)
     assert (np.abs(head.vectors - from_text).max(1)[~head.cold] > 1e-3).all()
@@ -133,7 +135,7 @@ def test_the_recipe(folder, tmp_path, capsys, monkeypatch):
         patched.setattr(recipe, "states_of", killed)  # they are there already
         run(*flags, "--modes", "cold", "alone")
     out = tmp_path / "dense"
-    assert {path.name for path in out.iterdir()} == {"head", "cold", "alone", "curve.json", "stage.json"}
+    assert {path.name for path in out.iterdir()} == {"head", "cold", "alone", "curve.json", "curve.png", "stage.json"}
     assert "Validation ndcg@10" in capsys.readouterr().out
     loaded = LLMRecommender.from_pretrained(out / "alone")
     assert loaded.config.dense == "alone" and loaded.dense.settings["prompts"] == 300

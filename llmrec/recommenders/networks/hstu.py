@@ -31,7 +31,7 @@ class HSTUConfig(NextItemConfig):
     timed: ClassVar[bool] = True
     num_layers: int = field(default=4, metadata={"help": "Layers."})
     num_heads: int = field(default=2, metadata={"help": "Attention heads."})
-    head_size: int = field(default=16, metadata={"help": "Width of U, V, Q and K of a head."})
+    head_dim: int = field(default=16, metadata={"help": "Width of U, V, Q and K of a head."})
     time_buckets: int = field(default=64, metadata={"help": "Of logarithmic width; 0: times are not read."})
     untimed: float = field(default=0.1, metadata={"help": "Share of training rows that are read without times."})
     temperature: float = field(default=0.1, metadata={"help": "Scores are cosines divided by it."})
@@ -41,7 +41,7 @@ class HSTUConfig(NextItemConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, num_layers=1, num_heads=1, head_size=1, time_buckets=0, temperature=1e-4)
+        at_least(self, num_layers=1, num_heads=1, head_dim=1, time_buckets=0, temperature=1e-4)
         check_rate(self, "dropout", "embedding_dropout", "untimed")
 
 
@@ -77,7 +77,7 @@ class HSTUModel(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: HSTUConfig):
         super().__init__()
-        size, width = config.hidden_size, config.num_heads * config.head_size
+        size, width = config.hidden_size, config.num_heads * config.head_dim
         self.num_heads, self.max_length = config.num_heads, config.max_length
         self.norm, self.attended_norm = nn.LayerNorm(size, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.uvqk, self.out = nn.Linear(size, 4 * width, bias=False), nn.Linear(width, size)

@@ -29,9 +29,12 @@ class RPGConfig(NextItemConfig):
     """Shape, training and search of an RPG; shape, temperature and graph are the paper's for Amazon Beauty. Its
     optimizer is AdamW."""
 
-    semids: str = field(default="", metadata={"help": "Folder of recipes/tokenize_items.py: opq or pq, 16-64 digits."})
+    semids: str = field(
+        default="",
+        metadata={"help": "Folder of recipes/tokenize_items.py, or an index.json: opq or pq, 16-64 digits."},
+    )
     hidden_size: int = field(default=448, metadata={"help": "Width of embeddings, blocks and heads."})
-    inner_size: int = field(default=1024, metadata={"help": "Width inside a block's feed-forward part."})
+    intermediate_size: int = field(default=1024, metadata={"help": "Width inside a block's feed-forward part."})
     num_layers: int = field(default=2, metadata={"help": "Transformer blocks."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads; hidden_size is a multiple of it."})
     dropout: float = field(default=0.3, metadata={"help": "Of the input and of attention weights."})
@@ -44,7 +47,7 @@ class RPGConfig(NextItemConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, inner_size=1, num_layers=1, num_heads=1, edges=1, beam=1, rounds=1)
+        at_least(self, intermediate_size=1, num_layers=1, num_heads=1, edges=1, beam=1, rounds=1)
         check_rate(self, "dropout")
         one_of(self.search, ("exhaustive", "graph"), "search")
         if self.hidden_size % self.num_heads:
@@ -69,7 +72,7 @@ class RPGNetwork(nn.Module):
         self.register_buffer("codes", torch.from_numpy(codes + first))
         self.digits = nn.EmbeddingBag(self.num_digits * codebook_size, width, mode="mean")
         nn.init.normal_(self.digits.weight, std=0.02)
-        shape = {"n_embd": width, "n_inner": config.inner_size, "n_layer": config.num_layers}
+        shape = {"n_embd": width, "n_inner": config.intermediate_size, "n_layer": config.num_layers}
         shape |= {"n_head": config.num_heads, "n_positions": config.max_length}
         shape |= {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None}  # it reads vectors
         dropout = {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout, "resid_pdrop": 0.0}

@@ -27,12 +27,12 @@ ROWS = ("prefix", "one", "dense")
 class TIGERConfig(NetworkConfig):
     """Shape and training of a TIGER."""
 
-    semids: str = field(default="", metadata={"help": "semids.parquet (recipes/tokenize_items.py) or an index.json."})
+    semids: str = field(default="", metadata={"help": "Folder of recipes/tokenize_items.py, or an index.json."})
     rows: str = field(
         default="prefix",
         metadata={"help": "prefix: every prefix is a row; one: a random one of every sequence and epoch; dense."},
     )
-    max_history: int = field(default=20, metadata={"help": "Items of a history that the encoder reads, the newest."})
+    max_length: int = field(default=20, metadata={"help": "Items of a history that the encoder reads, the newest."})
     user_tokens: int = field(default=0, metadata={"help": "Users are hashed into so many tokens (paper: 2000)."})
     hidden_size: int = field(default=128, metadata={"help": "Width of embeddings and blocks."})
     intermediate_size: int = field(default=1024, metadata={"help": "Width inside the feed-forward layers."})
@@ -54,7 +54,7 @@ class TIGERConfig(NetworkConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of(self.rows, ROWS, "rows")
-        counts = "max_history hidden_size intermediate_size num_layers num_heads head_dim eval_steps num_beams"
+        counts = "max_length hidden_size intermediate_size num_layers num_heads head_dim eval_steps num_beams"
         at_least(self, **dict.fromkeys(counts.split(), 1), user_tokens=0, warmup_steps=0)
         check_rate(self, "dropout")
 

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
@@ -17,9 +16,10 @@ from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, excludes_seen, lists_to_rows
 from llmrec.data.rows import ragged_arange
 from llmrec.decoding.self_check import evaluating
-from llmrec.features.network_training import CHECKPOINT, CURVE, learning_curve
+from llmrec.features.network_training import CHECKPOINT, CURVE, learning_curve, validation_rows
 from llmrec.features.next_item import next_item_windows
 from llmrec.files import write_json
+from llmrec.recommenders.choosing import list_gains
 from llmrec.recommenders.networks.tiger import PAD, CodeVocabulary, TIGERConfig
 from llmrec.stages import last_complete_checkpoint
 
@@ -39,7 +39,7 @@ class TargetRows(Dataset):
         self.values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
         context = data.train["num_context"].to_numpy()
         kind = "dense" if config.rows == "dense" else "prefix"
-        self.windows = next_item_windows(offsets, context, config.max_history, kind)  # first, stop, first target
+        self.windows = next_item_windows(offsets, context, config.max_length, kind)  # first, stop, first target
         sequence = np.searchsorted(offsets, self.windows[:, 2], "right") - 1
         self._first = np.append(np.flatnonzero(np.diff(sequence, prepend=-1)), len(sequence))
         users = data.train["user_id"].to_pylist()
@@ -161,12 +161,8 @@ class TIGERTrainer(Trainer):
         with evaluating(self.model):
             only = Filter(exclude_seen=True) if self.excluded else None
             lists = self.recommender.recommend(rows["history"].to_pylist(), 10, only)
-        ranks = [
-            next((place for place, item in enumerate(items) if item.item_id == target), None)
-            for items, target in zip(lists, rows["target"].to_pylist())
-        ]
-        gains = [0.0 if rank is None else 1 / math.log2(rank + 2) for rank in ranks]
-        metrics = {"ndcg@10": float(np.mean(gains)), "recall@10": float(np.mean([rank is not None for rank in ranks]))}
+        gains = list_gains(lists, rows["target"].to_pylist())
+        metrics = {"ndcg@10": float(gains.mean()), "recall@10": float((gains > 0).mean())}
         seconds = round(self._before + time.perf_counter() - self._began, 2)
         loss = float(np.mean(self._losses)) if self._losses else math.nan
         point = {"epoch": round(self.state.epoch or 0, 3), "step": self.state.global_step, "loss": loss, **metrics}
@@ -187,12 +183,7 @@ def train_tiger(recommender, data: PreparedData, device: torch.device, folder: P
     Raises `ValueError` on no training target or no validation row, `FloatingPointError` on a loss of NaN or inf.
     """
     config: TIGERConfig = recommender.config
-    rows, valid = TargetRows(data, recommender.vocabulary, config), data.valid
-    if not valid.num_rows:
-        raise ValueError("valid.parquet has no row: TIGER needs validation rows to stop early")
-    if config.validation_rows is not None and config.validation_rows < valid.num_rows:
-        chosen = np.random.default_rng(config.seed).choice(valid.num_rows, config.validation_rows, replace=False)
-        valid = valid.take(pa.array(np.sort(chosen)))
+    valid, rows = validation_rows(data, config, "TIGER"), TargetRows(data, recommender.vocabulary, config)
     checkpoint = last_complete_checkpoint(folder / CHECKPOINT)
     last = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     curve = [point for point in learning_curve(folder) if point["step"] <= last]
