@@ -67,11 +67,12 @@ def adamw(config: LoopConfig, betas: tuple[float, float] = (0.9, 0.98)) -> Calla
     return lambda model: torch.optim.AdamW(model.parameters(), **rates, fused=True)
 
 
-def validation_rows(data: PreparedData, config: LoopConfig, name: str) -> pa.Table:
-    """`data.valid`, or a random sample of it, in its order; `ValueError` where there is no row."""
+def validation_rows(data: PreparedData, config, name: str) -> pa.Table:
+    """`data.valid` or, of a config with `validation_rows` and `seed`, a random sample of it in its order; `ValueError`
+    where there is no row."""
     rows, most = data.valid, config.validation_rows
     if not rows.num_rows:
-        raise ValueError(f"valid.parquet has no row: {name} needs validation rows to stop early")
+        raise ValueError(f"valid.parquet has no row: {name} is chosen by validation rows")
     if most is not None and most < rows.num_rows:
         rows = rows.take(np.sort(np.random.default_rng(config.seed).choice(rows.num_rows, most, replace=False)))
     return rows

@@ -21,6 +21,7 @@ import torch
 from llmrec.arguments import at_least, one_of, whole_number
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows
+from llmrec.features.network_training import validation_rows
 from llmrec.files import atomic_path, read_json, read_parquet, write_json, write_parquet
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.protocol import Recommendation, Recommender, item_histories, per_request
@@ -156,10 +157,7 @@ class BlendedRecommender(ABC):
         return Fused(union % len(self.item_ids), table, offsets)
 
     def _best_weights(self, data: PreparedData) -> dict[str, float]:
-        rows, most = data.valid, self.config.validation_rows
-        if most < rows.num_rows:
-            rng = np.random.default_rng(self.config.seed)
-            rows = rows.take(np.sort(rng.choice(rows.num_rows, most, replace=False)))
+        rows = validation_rows(data, self.config, "a blend")
         excluded = excludes_seen(self.config.exclude_seen, data)
         count = rows.num_rows
         fused = self._fused(rows["history"].to_pylist(), [10] * count, [Filter(exclude_seen=excluded)] * count)

@@ -124,7 +124,7 @@ def test_the_recipe(folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="modes: 'old' is not one of rank, cold, alone"):
         run(*flags, "--modes", "old")
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipe, "fit_dense", killed)
