@@ -27,7 +27,7 @@ from llmrec.recommenders import check_trained_on, load_recommender
 
 @dataclass
 class ColdStartArguments:
-    cold_dir: str = field(metadata={"help": "Prepared data without the cold items in training."})
+    cold_dir: str = field(metadata={"help": "Data whose training lacks the cold items; evaluate: any prepared data."})
     step: str = field(default="hold_out", metadata={"help": "hold_out or evaluate."})
     data_dir: str | None = field(default=None, metadata={"help": "hold_out: prepared data (recipes/prepare_data.py)."})
     fraction: float = field(default=0.05, metadata={"help": "hold_out: share of the training items."})

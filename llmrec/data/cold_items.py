@@ -74,15 +74,20 @@ def hold_out_items(
 
 
 def check_cold(data: PreparedData) -> list[str]:
-    """The cold items of a folder; raises `ValueError` if there are none, or training or validation holds one."""
+    """The cold items of a folder: those that `hold_out_items` named, or else all that neither training nor validation
+    holds, a store's newest. Raises `ValueError` if there are none, or training or validation holds a named one."""
+    known = {
+        "train": flatten_lists(data.train["item_ids"])[0],
+        "validation histories": flatten_lists(data.valid["history"])[0],
+        "validation targets": data.valid["target"],
+    }
     cold_items = data.info.get("cold_items")
+    if cold_items is None:
+        seen = {item for items in known.values() for item in items.to_pylist()}
+        cold_items = [item for item in data.items["item_id"].to_pylist() if item not in seen]
     if not cold_items:
-        raise ValueError("the data names no cold items: make it with recipes/cold_start.py --step hold_out")
-    for where, items in (
-        ("train", flatten_lists(data.train["item_ids"])[0]),
-        ("validation histories", flatten_lists(data.valid["history"])[0]),
-        ("validation targets", data.valid["target"]),
-    ):
+        raise ValueError("training has seen every item: recipes/cold_start.py --step hold_out makes some of them cold")
+    for where, items in known.items():
         leaked = items.filter(pc.is_in(items, pa.array(cold_items)))
         if len(leaked):
             raise ValueError(f"leak: cold item {leaked[0].as_py()!r} stands in {where}")

@@ -96,8 +96,9 @@ def write_cold_report(
     """Writes report.md and cold_start.json, and a whole report of every cut (`write_report` with `facts` and
     `options`) into a folder of its own. Returns the lines of the table."""
     folder = Path(folder)
-    lines = cold_lines(cuts, data.info["cold_items"], data.items.num_rows)
-    summary: dict = {"facts": dict(facts), "cold_items": len(data.info["cold_items"]), "views": {}}
+    cold_items = check_cold(data)
+    lines = cold_lines(cuts, cold_items, data.items.num_rows)
+    summary: dict = {"facts": dict(facts), "cold_items": len(cold_items), "views": {}}
     links = []
     for cut, results in cuts.items():
         name = cut.replace(",", "").replace(" ", "_")
