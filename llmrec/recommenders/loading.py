@@ -45,10 +45,10 @@ KINDS: dict[str, type[TrainableRecommender]] = {
     "content_knn": ContentKNN,
     "sasrec": SASRec,
     "bsarec": BSARec,
-    "rpg": RPG,
     "hstu": HSTU,
-    "blend": Blend,
     "tiger": TIGER,
+    "rpg": RPG,
+    "blend": Blend,
 }
 
 
