@@ -3,6 +3,7 @@
 One process writes a stage: from `begin_stage` to `finish_stage`, or its own end, it has the folder's `Lock`.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -133,6 +134,19 @@ def _holds_result_of(folder: Path, settings: dict) -> bool:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".old")
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest `checkpoint-N` of transformers' `Trainer` that was written to its end, or `None`.
+
+    A killed process may leave a checkpoint half-written; `trainer_state.json` is the last file of each.
+    """
+    complete = {}
+    for state in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
+        with contextlib.suppress(ValueError):  # cut short, or no step of ours
+            json.loads(state.read_text(encoding="utf-8"))
+            complete[int(state.parent.name.rpartition("-")[2])] = str(state.parent)
+    return complete[max(complete)] if complete else None
 
 
 def content_of(*names: str | None) -> str | None:

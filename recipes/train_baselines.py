@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llmrec.commands import Parser
 from llmrec.data import PreparedData
-from llmrec.features import ItemFeatures
 from llmrec.files import check_whole, made_again
 from llmrec.recommenders.content_knn import ContentKNN, ContentKNNConfig
 from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
@@ -31,8 +30,7 @@ class BaselineArguments:
 
 def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig, sasrec: SASRecConfig) -> None:
     data = PreparedData.load(args.data_dir)
-    inputs = ItemFeatures(content.content_features, content.content_cache).inputs_fingerprint()
-    made_from = {"data_fingerprint": data.fingerprint, "content_inputs": inputs}
+    made_from = {"data_fingerprint": data.fingerprint} | ContentKNN.made_from(content)
     elsewhere = ("output_dir", "overwrite", "content_cache")
     settings = settings_of(args, knn, content, sasrec, ignore=elsewhere) | made_from
     if begin_stage(args.output_dir, settings, args.overwrite) == "done":

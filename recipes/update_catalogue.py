@@ -83,7 +83,7 @@ def main(args: UpdateArguments) -> None:
     write_drift_report(drift, folder / "drift")
     print(f"Version {latest.version}: {changes}", *drift_lines(drift), sep="\n")
     if args.model and not (folder / "model").exists():
-        update_model_folder(args.model, latest, items, folder / "model", args.hard_links)
+        update_model_folder(args.model, latest, items, folder / "model", args.hard_links, args.cache_dir)
     finish_stage(folder, verdict=drift["verdict"], version=latest.version)
     print(f"Wrote {folder}: {latest.fingerprint}, {len(latest.items)} items.")
 

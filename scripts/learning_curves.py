@@ -13,7 +13,7 @@ from pathlib import Path
 from llmrec.catalogue.report_parts import draw_lines
 from llmrec.evaluation.report import markdown_table
 from llmrec.files import read_json
-from llmrec.training.run import last_complete_checkpoint
+from llmrec.stages import last_complete_checkpoint
 
 SEEN = "num_input_tokens_seen"
 PANELS = {

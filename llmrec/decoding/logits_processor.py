@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, collect
+from llmrec.decoding.encoder_decoder import start_token
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.tree_attention import prompt_lengths
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
@@ -116,9 +117,10 @@ def constrained_generate(
         use_cache: `False` runs prompts and beams anew for every token, for models whose state does not follow beams.
 
     Returns:
-        transformers' output with `sequences` (int64 [N * num_return_sequences, P + depth]) and, for beams,
-        `sequences_scores`.
+        transformers' output with `sequences` (int64 [N * num_return_sequences, P + depth], or 1 + depth after the
+        start token of a decoder with an encoder) and, for beams, `sequences_scores`.
     """
+    start = start_token(model)
     config = GenerationConfig(
         max_new_tokens=trie.depth,
         min_length=0,
@@ -133,10 +135,11 @@ def constrained_generate(
         use_cache=use_cache,
         eos_token_id=trie.eos_token_id,
         pad_token_id=trie.eos_token_id,
+        decoder_start_token_id=start,
         return_dict_in_generate=True,
         output_scores=True,
     )
-    processor = SemIDLogitsProcessor(trie, input_ids.shape[1], normalize, allowed)
+    processor = SemIDLogitsProcessor(trie, input_ids.shape[1] if start is None else 1, normalize, allowed)
     return generate_as_told(model, config, [processor], input_ids=input_ids, attention_mask=attention_mask)
 
 
@@ -149,7 +152,9 @@ def state_follows_beams(model) -> bool:
     """
     inner = unwrap(model)
     ids = torch.arange(3, 15, device=inner.device).view(2, 6) % inner.config.get_text_config().vocab_size
-    output = model(input_ids=ids, use_cache=True, return_dict=True)
+    start = start_token(model)
+    decoded = {} if start is None else {"decoder_input_ids": torch.full_like(ids[:, :1], start)}
+    output = model(input_ids=ids, **decoded, use_cache=True, return_dict=True)
     cache = next((output[name] for name in ALL_CACHE_NAMES if output.get(name) is not None), None)
     if cache is None:
         return not inner._is_stateful
@@ -196,7 +201,7 @@ def generate_search(
         output = constrained_generate(
             model, ids, mask, trie, num_beams, normalize=normalize, allowed=allowed, use_cache=use_cache
         )
-        tokens = output.sequences[:, ids.shape[1] :]
+        tokens = output.sequences[:, ids.shape[1] if start_token(model) is None else 1 :]
         if num_beams > 1:
             scores = output.sequences_scores
         else:  # greedy search returns the processor's scores of every step

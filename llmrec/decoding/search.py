@@ -1,7 +1,7 @@
 """The searches that run a model of transformers: prompts are prefilled once, beams are extra positions of the row."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from llmrec.arguments import whole_number
 from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
+from llmrec.decoding.encoder_decoder import encode, extend_encoded
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.logits_processor import generate_search
 from llmrec.decoding.rotary import check_rotary
@@ -22,12 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: Normalize) -> Search:
-    """Prefills the prompts and searches by tree attention, whether it reproduces the model's own or not."""
+    """Prefills (or encodes) the prompts and searches by tree attention, whether that is the model's own or not."""
     readers = [
         partial(token_scores, ids=ids.to(input_ids.device), vocabulary=normalize == "vocabulary")
         for ids in trie.head_ids
     ]
-    prompts, (logits, log_z) = prefill(model, input_ids, attention_mask, readers[0])
+    encodes = unwrap(model).config.is_encoder_decoder
+    begin, go_on = (encode, extend_encoded) if encodes else (prefill, extend)
+    prompts, ((logits, log_z), states) = begin(
+        model, input_ids, attention_mask, lambda head, hidden: (readers[0](head, hidden), hidden[:, 0].float())
+    )
 
     @torch.no_grad()
     def search(requests: torch.Tensor | None, num_beams: int, allowed: RowFilter | None) -> BeamOutput:
@@ -36,10 +41,11 @@ def tree_search(model, input_ids, attention_mask, trie: SemIDTrie, normalize: No
         scored = logits[chosen], None if log_z is None else log_z[chosen]
 
         def after(tokens: torch.Tensor, parent: torch.Tensor, level: int):
-            return extend(model, tree, tokens, parent, readers[level])
+            return go_on(model, tree, tokens, parent, readers[level])
 
         return search_levels(trie, scored, after, num_beams, allowed)
 
+    search.states = states  # float32 [N, H], as `llmrec.decoding.dense.prompt_states` gives them
     return search
 
 
@@ -93,6 +99,20 @@ def open_search(
 @cache
 def warn_of_generate(reason: str, way: str) -> None:
     logger.warning("%s: decoding through %s, which is many times slower", reason, way)
+
+
+def prompt_batches(
+    prompts: Sequence[Sequence[int]], batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Prompts (token ids) of about one length together, so that little is padded: which ones, and their `input_ids`
+    and `attention_mask` (int64 [n, P], padded on the right)."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(prompts[i]) for i in batch)
+        ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
+        lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
+        yield batch, ids, (torch.arange(width, device=device) < lengths[:, None]).long()
 
 
 @torch.no_grad()

@@ -102,13 +102,13 @@ class SearchableCatalogue:
         if within is not None:
             allowed, limits = RowFilter(self.trie, within.masks, within.denied), within.limits
             k = [
-                min(wanted, most_within(of_request, self._item_rows(mask, denied))) if of_request else wanted
+                min(wanted, most_within(of_request, self.item_rows(mask, denied))) if of_request else wanted
                 for wanted, mask, denied, of_request in zip(k, *within)
             ]
         beams = [max(pair) for pair in zip(k, num_beams)]
         return widen(search, self.trie, self.item_of_row, k, beams, allowed, limits)
 
-    def _item_rows(self, mask: np.ndarray | None, denied: np.ndarray) -> np.ndarray:
+    def item_rows(self, mask: np.ndarray | None, denied: np.ndarray) -> np.ndarray:
         """int64: one allowed row of every item that has one."""
         rows = np.arange(len(self.index)) if mask is None else np.flatnonzero(mask)
         rows = rows[~np.isin(rows, denied)]

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from llmrec.decoding.beam_search import Search
+from llmrec.decoding.encoder_decoder import start_token
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.files import fingerprint, read_json, write_json
@@ -97,7 +98,10 @@ def _judge(model: torch.nn.Module, ways: Mapping[str, Callable[..., Search]], de
     mask = torch.arange(ids.shape[1], device=device) < torch.tensor(LENGTHS, device=device)[:, None]
     faults = []
     with evaluating(model):
-        own = _plain_scores(model, ids, semids)
+        if start_token(model) is None:
+            own = _plain_scores(model, ids, semids)
+        else:
+            own = _decoder_scores(model, ids, mask.long(), semids)
         if bool(own.isnan().any()):
             raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
         for name, open_search in ways.items():
@@ -122,6 +126,15 @@ def _plain_scores(model: torch.nn.Module, ids: torch.Tensor, semids: torch.Tenso
     places = places + torch.arange(semids.shape[1], device=ids.device)
     steps = logits[torch.arange(len(rows), device=ids.device)[:, None], places].float().log_softmax(-1)
     return steps.gather(-1, semids.repeat(len(LENGTHS), 1)[..., None])[..., 0].sum(-1).view(len(LENGTHS), -1)
+
+
+def _decoder_scores(model, ids: torch.Tensor, mask: torch.Tensor, semids: torch.Tensor) -> torch.Tensor:
+    """The same of a model with an encoder."""
+    ids, mask = (part.repeat_interleave(len(semids), 0) for part in (ids, mask))
+    answers = semids.repeat(len(LENGTHS), 1)
+    read = torch.cat([torch.full_like(answers[:, :1], start_token(model)), answers[:, :-1]], 1)
+    steps = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read).logits.float().log_softmax(-1)
+    return steps.gather(-1, answers[..., None])[..., 0].sum(-1).view(len(LENGTHS), -1)
 
 
 def _fault(

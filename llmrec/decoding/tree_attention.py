@@ -79,11 +79,18 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, tree
 
 
 def shared_prompt_attention(
-    tree: Tree, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    tree: Tree,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One softmax over the prompt and the beam's own tokens, the new one included: [N, B, H, D].
 
-    `query` ([N, H, B, D]), `key` and `value` ([N, K, B, D]) are of the new token of every beam, appended to `tree`.
+    `query` ([N, H, B, D]), `key` and `value` ([N, K, B, D]) are of the new token of every beam, appended to `tree`;
+    `bias` ([H, P + S]) is added to what it sees, the same for all beams.
     """
     n, h, b, d = query.shape
     k = key.shape[1]
@@ -96,7 +103,10 @@ def shared_prompt_attention(
     if tree.prompts.padding is not None:
         prompt.masked_fill_(tree.prompts.padding[:, None, None, None], -torch.inf)
     own = torch.einsum("nkgbd,nbskd->nkgbs", grouped.view(n, k, -1, b, d), own_keys)
-    weights = torch.cat([prompt, own], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.cat([prompt, own], -1)
+    if bias is not None:
+        weights = weights + bias.view(k, -1, 1, bias.shape[-1])
+    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
     output = (weights[..., :length].reshape(n, k, -1, length) @ prompt_values).view(n, k, -1, b, value.shape[-1])
     output = output + torch.einsum("nkgbs,nbskd->nkgbd", weights[..., length:], own_values)
     return output.reshape(n, h, b, -1).transpose(1, 2)
@@ -109,7 +119,8 @@ def unsupported(model: torch.nn.Module) -> str | None:
     """Why a model cannot run with tree attention, or `None` if it can."""
     inner = unwrap(model)
     config = inner.config.get_text_config()
-    if not inner._supports_attention_backend:
+    # Of a model with an encoder the self-check tells: transformers' flag is about decoders alone.
+    if not (inner._supports_attention_backend or inner.config.is_encoder_decoder):
         return "its attention is not exchangeable (no AttentionInterface)"
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layers != {"full_attention"}:

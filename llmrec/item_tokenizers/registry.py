@@ -1,5 +1,6 @@
 """The item tokenizers that stand alone, by name; `merged` merges the codes of any of them."""
 
+from llmrec.item_tokenizers.lm_indexer import LMIndexer
 from llmrec.item_tokenizers.none import RandomIDs, SequentialIDs
 from llmrec.item_tokenizers.product import OPQ, PQ
 from llmrec.item_tokenizers.protocol import ItemTokenizer
@@ -33,4 +34,5 @@ STAND_ALONE: dict[str, type[ItemTokenizer]] = {
     "letter": LETTER,
     "cost": CoST,
     "etegrec": ETEGRec,
+    "lm_indexer": LMIndexer,
 }

@@ -3,27 +3,32 @@
 semids.parquet       SemIDIndex with the items' columns
 llmrec_config.json   prompt, lengths, beams, and the hashes of what the model was trained with
 item_tokenizer/      the fitted item tokenizer, if there is one
+dense/               a dense head (`llmrec.models.dense`), if there is one
 """
 
+import logging
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import llmrec
-from llmrec.arguments import at_least
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
+from llmrec.decoding.dense import MODES
 from llmrec.files import read_json, read_parquet, write_json
 from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import VARIATIONS
 
+logger = logging.getLogger(__name__)
 CONFIG = "llmrec_config.json"
 SEMIDS = "semids.parquet"
 ITEM_TOKENIZER = "item_tokenizer"
+DENSE = "dense"
 CARD = "README.md"
 
 
@@ -40,6 +45,8 @@ class RecommenderConfig:
             the prompt alone.
         variations: of a context-aware item tokenizer: random ways of writing the history that are asked, each with its
             own prompt, and fused; 0 is the usual way, without chance, which training does not show.
+        dense: what is done with the scores of the folder's dense head: `"rank"`, `"cold"` or `"alone"`
+            (`llmrec.decoding.dense.MODES`); empty: nothing.
         behaviour: the kind of interaction that is recommended where the index has behaviours; empty: its last.
         thoughts: of a thinking prompt: rationales that are written before the search. One is greedy, several are
             sampled, 0 is the empty thought.
@@ -56,6 +63,7 @@ class RecommenderConfig:
     normalize: str = "vocabulary"
     fuse: list[str] = field(default_factory=list)
     variations: int = 0
+    dense: str = ""
     behaviour: str = ""
     thoughts: int = 1
     max_thought_tokens: int = 128
@@ -69,6 +77,7 @@ class RecommenderConfig:
     def __post_init__(self):
         least = {"max_history": 1, "num_beams": 1, "variations": 0, "thoughts": 0, "max_thought_tokens": 1}
         at_least(self, **least, thought_temperature=0.0)
+        one_of(self.dense, ("", *MODES), "dense")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RecommenderConfig":
@@ -122,8 +131,13 @@ def write_sidecars(
     items: pa.Table,
     item_tokenizer: Path | None = None,
 ) -> None:
-    """Makes a folder that holds weights and tokenizer a recommender; `items` may be the table of another folder."""
+    """Makes a folder that holds weights and tokenizer a recommender; `items` may be the table of another folder.
+
+    Without a dense head in it (one that was fitted on other weights does not come along) `config.dense` is off."""
     folder = Path(folder)
+    if config.dense and not (folder / DENSE).is_dir():
+        logger.warning("%s has no dense head for its weights, so dense is off: run recipes/fit_dense.py", folder)
+        config = replace(config, dense="")
     index.save(folder / SEMIDS, items.drop_columns([c for c in ("semid", "codes") if c in items.column_names]))
     if item_tokenizer is not None and item_tokenizer.is_dir():
         shutil.copytree(item_tokenizer, folder / ITEM_TOKENIZER, dirs_exist_ok=True)

@@ -43,16 +43,21 @@ class ContentKNN(CatalogueRanker):
         counts: int64 `[items]`, interactions in train, for empty histories.
     """
 
-    kind = "content_knn"
+    kind, config_class = "content_knn", ContentKNNConfig
 
     def __init__(self, items: pa.Table, vectors: np.ndarray, counts: np.ndarray, config: ContentKNNConfig):
         super().__init__(items, config)
         self.vectors, self.counts = vectors, counts
 
     @classmethod
-    def fit(cls, data: PreparedData, config: ContentKNNConfig = ContentKNNConfig()) -> Self:
+    def fit(cls, data: PreparedData, config: ContentKNNConfig | None = None, device=None, folder=None) -> Self:
+        config = config or ContentKNNConfig()
         features = ItemFeatures(config.content_features, config.content_cache).fit(data.items, data.train)
         return cls(data.items, l2_normalize(features.encode(data.items)), train_counts(data), config)
+
+    @staticmethod
+    def made_from(config: ContentKNNConfig) -> dict:
+        return {"content_inputs": ItemFeatures(config.content_features, config.content_cache).inputs_fingerprint()}
 
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         lengths = np.diff(offsets)

@@ -16,16 +16,18 @@ from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import ScoredItem
+from llmrec.decoding.dense import ALONE, find_densely, prompt_states
 from llmrec.decoding.free_text import continue_text
 from llmrec.decoding.fusion import fuse
-from llmrec.decoding.search import open_search
-from llmrec.decoding.thoughts import ThoughtBlock, after_thoughts, write_thoughts
+from llmrec.decoding.search import open_search, prompt_batches
+from llmrec.decoding.thoughts import after_thoughts, write_thoughts
 from llmrec.devices import best_device, best_dtype
 from llmrec.files import atomic_path, check_whole
 from llmrec.instructions import TASKS, Prompt, Texts, in_words, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
-from llmrec.models.folder import CARD, CONFIG, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.dense import DenseHead, load_dense
+from llmrec.models.folder import CARD, CONFIG, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
 from llmrec.recommenders.protocol import Recommendation, item_histories, item_id_of, per_request
@@ -52,6 +54,7 @@ class LLMRecommender(PromptWriter):
         sequence_tokenizer: the one that made `index`, if it is contextual.
         seed: of several thoughts, which are sampled, and of variations; the same request gets the same ones.
         texts: what training rows quote that are rendered with this recommender's `renderer`.
+        dense: a head that was fitted on this model's states, for `config.dense`.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class LLMRecommender(PromptWriter):
         sequence_tokenizer: SequenceTokenizer | None = None,
         seed: int = 0,
         texts: Texts | None = None,
+        dense: DenseHead | None = None,
     ):
         super().__init__(tokenizer, index, items, config, sequence_tokenizer, texts)
         self.model, self.batch_size, self.seed = model, batch_size, seed
-        self.block = ThoughtBlock.of(self.prompt.templates[0].completion) if self.prompt.thinking else None
+        self.dense, self.has_dense = dense, dense is not None
         self.folder: Path | None = None
 
     @classmethod
@@ -115,7 +119,8 @@ class LLMRecommender(PromptWriter):
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):
             model.to(device or best_device())
-        recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual)
+        dense = load_dense(folder, index.items)
+        recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual, dense=dense)
         recommender.folder = Path(folder)
         return recommender
 
@@ -144,6 +149,8 @@ class LLMRecommender(PromptWriter):
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
+            if self.dense is not None:
+                self.dense.save_pretrained(temporary / DENSE)
             item_tokenizer = None if source is None else source / ITEM_TOKENIZER
             write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
             if source is not None and (source / CARD).is_file():
@@ -182,20 +189,23 @@ class LLMRecommender(PromptWriter):
         think: bool = True,
         num_beams: int | None = None,
         variations: int | None = None,
+        dense: str | None = None,
     ) -> list[list[Recommendation]]:
-        """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID.
+        """See `Recommender.recommend`; a score is the log-probability of the item's Semantic ID, with `dense` that of
+        the item (`llmrec.decoding.dense`).
 
         Args:
             behaviour: the wanted one, for all or one per history; by default `config.behaviour`.
             think: `False` puts an empty thought where the prompt asks for one, which costs no generation.
-            num_beams, variations: instead of those of `config`.
+            num_beams, variations, dense: instead of those of `config`; `dense=""` leaves the dense head out.
         """
+        dense = self.dense_mode(dense)
         histories, num_beams = item_histories(histories, bool(self.behaviours)), self._beams(num_beams)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
         if not len(histories):
             return []
-        ways, rest = self.ways(variations), (requests, behaviour, think, num_beams)
+        ways, rest = self.ways(variations), (requests, behaviour, think, num_beams, dense)
         if len(ways) == 1:
             lists = self._search(*ways[0], histories, ks, *rest)
         else:  # what the beams hold anyway, so that few items count with the floor of a list
@@ -291,11 +301,12 @@ class LLMRecommender(PromptWriter):
         behaviour: str | Sequence[str] | None,
         think: bool,
         num_beams: int,
+        dense: str,
     ) -> list[list[tuple[int, float]]]:
         """(number of the item, score) pairs for every history, asked in one way."""
         prompts = self.token_ids(self._prompts(histories, view, variation, behaviour))
         if self.block is None:
-            return _pairs(self.search(prompts, ks, histories, requests, view, num_beams))
+            return _pairs(self.search(prompts, ks, histories, requests, view, num_beams, dense))
         thoughts = self._thoughts(prompts) if think and self.config.thoughts else [[""] for _ in prompts]
         number = len(thoughts[0])
         blocks = self.block_ids([thought for of_one in thoughts for thought in of_one])
@@ -318,11 +329,6 @@ class LLMRecommender(PromptWriter):
         if self.block is None:
             raise ValueError(f"the prompt of task {self.prompt.task!r} has no thoughts: train with think_next_item")
         return self._thoughts(self.token_ids(self.prompts(histories, behaviour=behaviour))) if len(histories) else []
-
-    def block_ids(self, thoughts: Sequence[str]) -> list[list[int]]:
-        """The tokens of thoughts in their block, between a prompt and the item."""
-        blocks = [self.block.text(self.renderer.plain(thought)) for thought in thoughts]
-        return self.tokenizer(blocks, add_special_tokens=False)["input_ids"]
 
     def _thoughts(self, prompts: list[list[int]]) -> list[list[str]]:
         config = self.config
@@ -355,11 +361,6 @@ class LLMRecommender(PromptWriter):
         rest = max_new_tokens, temperature, seeds, stop, self.batch_size, tokens, semid
         return continue_text(self.model, self.tokenizer, prompts, *rest)
 
-    @property
-    def thought_length(self) -> int:
-        """Tokens of the longest thought in its block."""
-        return len(self.block_ids([""])[0]) + (self.config.max_thought_tokens if self.config.thoughts else 0)
-
     @torch.no_grad()
     def search(
         self,
@@ -369,28 +370,26 @@ class LLMRecommender(PromptWriter):
         requests: Sequence[Filter | None] | None = None,
         view: str = "",
         num_beams: int | None = None,
+        dense: str = "",
     ) -> list[list[ScoredItem]]:
         """The best items after any prompts (token ids), by the constrained beam search on the model's device.
 
-        `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's.
+        `histories` are what the filters, `requests`, look at; `view` is by default the first of this recommender's;
+        `dense` is one of `llmrec.decoding.dense.MODES`, for prompts like those that the head was fitted on.
         """
         device, num_beams = self.device, self._beams(num_beams)
         check_length(self, prompts)
         trie = self.catalogue.trie.to(device)
         results: dict[int, list[ScoredItem]] = {}
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours in length: little is padded
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            width = max(len(prompts[i]) for i in batch)
-            ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
-            lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
-            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+        for batch, ids, mask in prompt_batches(prompts, self.batch_size, device):
             asked = [requests[i] if requests is not None else None for i in batch]
             seen = [[*map(item_of, histories[i])] if histories is not None else [] for i in batch]
             within = self.catalogue.restrictions(asked, seen, view)
-            search = open_search(self.model, ids, mask, trie, self.config.normalize, self.folder)
-            lists = self.catalogue.find(search, [ks[i] for i in batch], [num_beams] * len(batch), within)
-            results |= zip(batch, lists)
+            opened = self.model, ids, mask, trie, self.config.normalize, self.folder
+            search = None if dense == ALONE else open_search(*opened)
+            wanted = [ks[i] for i in batch], [num_beams] * len(batch), within
+            states = prompt_states(self.model, ids, mask, search) if dense else None
+            results |= zip(batch, find_densely(dense, self.dense, states, self.catalogue, search, *wanted))
         return [results[number] for number in range(len(prompts))]
 
 

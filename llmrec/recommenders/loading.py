@@ -7,22 +7,48 @@ import torch
 from llmrec.arguments import did_you_mean
 from llmrec.data import PreparedData
 from llmrec.decoding import self_check
-from llmrec.files import read_json
+from llmrec.files import fingerprint, read_json
 from llmrec.models.folder import CONFIG
+from llmrec.recommenders.blend import BlendConfig, BlendedRecommender
+from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
+from llmrec.recommenders.hstu import HSTU
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.popularity import Popularity
-from llmrec.recommenders.protocol import Recommender
-from llmrec.recommenders.ranker import CatalogueRanker
+from llmrec.recommenders.protocol import Recommender, TrainableRecommender
+from llmrec.recommenders.rpg import RPG
 from llmrec.recommenders.sasrec import SASRec
+from llmrec.recommenders.tiger import TIGER
 
-# What `kind` in a baseline's `config.json` may be.
-RANKERS: dict[str, type[CatalogueRanker]] = {
+
+class Blend(BlendedRecommender):
+    """A blend whose members are any folders that `load_recommender` reads."""
+
+    @staticmethod
+    def load(
+        folder: str | Path, device: str | torch.device | None = None, data: PreparedData | None = None
+    ) -> Recommender:
+        if data is not None:
+            check_trained_on(folder, data)
+        return load_recommender(folder, device)
+
+    @staticmethod
+    def made_from(config: BlendConfig) -> dict:
+        return {"members": {name: fingerprint(files_of(path)) for name, path in config.recommenders.items()}}
+
+
+# What recipes/train_recommender.py trains: `kind` in a `config.json`.
+KINDS: dict[str, type[TrainableRecommender]] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "content_knn": ContentKNN,
     "sasrec": SASRec,
+    "bsarec": BSARec,
+    "hstu": HSTU,
+    "tiger": TIGER,
+    "rpg": RPG,
+    "blend": Blend,
 }
 
 
@@ -35,10 +61,10 @@ def load_recommender(
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
     kind = read_json(folder / "config.json").get("kind")
-    if kind in RANKERS:
-        return RANKERS[kind].from_pretrained(folder, device)
+    if kind in KINDS:
+        return KINDS[kind].from_pretrained(folder, device)
     neither = f"{folder} is neither a model folder (no {CONFIG}) nor a baseline (kind {kind!r})"
-    raise ValueError(neither + did_you_mean(kind, RANKERS))
+    raise ValueError(neither + did_you_mean(kind, KINDS))
 
 
 def check_trained_on(folder: str | Path, data: PreparedData) -> None:

@@ -21,7 +21,7 @@ class Popularity(CatalogueRanker):
         self.counts = counts
 
     @classmethod
-    def fit(cls, data: PreparedData) -> Self:
+    def fit(cls, data: PreparedData, config=None, device=None, folder=None) -> Self:
         return cls(data.items, train_counts(data))
 
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

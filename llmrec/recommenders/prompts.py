@@ -6,9 +6,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.arguments import one_of
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding import SemIDTrie
+from llmrec.decoding.dense import MODES
 from llmrec.decoding.searchable import SearchableCatalogue
+from llmrec.decoding.thoughts import ThoughtBlock
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, Texts, load_prompt
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import RecommenderConfig
@@ -19,6 +22,7 @@ class PromptWriter:
     """What a model folder knows beside the model; see `LLMRecommender` for the arguments."""
 
     seed: int = 0
+    has_dense: bool = False
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class PromptWriter:
         views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
         self.catalogue = SearchableCatalogue(index, items, tokenizer, views)
         self.filter, self.views = self.catalogue.filter, self.catalogue.views
+        self.block = ThoughtBlock.of(self.prompt.templates[0].completion) if self.prompt.thinking else None
 
     @property
     def trie(self) -> SemIDTrie:
@@ -60,6 +65,15 @@ class PromptWriter:
             raise ValueError(f"variations is {number}, for this model it should be {least}")
         seeds = range(self.seed * number, (self.seed + 1) * number) if number else [None]
         return [(view, seed) for view in self.views for seed in seeds]
+
+    def dense_mode(self, dense: str | None = None) -> str:
+        """What is done with dense scores, by default what `config` says; raises `ValueError` where it cannot be."""
+        dense = one_of(self.config.dense if dense is None else dense, ("", *MODES), "dense")
+        if dense and not self.has_dense:
+            raise ValueError(f"dense is {dense!r}, but this model has no dense head: run recipes/fit_dense.py")
+        if dense and self.block is not None:
+            raise ValueError(f"dense is {dense!r}, but this model thinks before it answers: leave it out")
+        return dense
 
     def prompts(
         self, histories: Sequence[Sequence], view: str = "", behaviour: str | Sequence[str] | None = None
@@ -119,6 +133,16 @@ class PromptWriter:
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of whole prompts, such as `prompts` and `task_prompts` write."""
         return self.renderer.token_ids(texts)
+
+    def block_ids(self, thoughts: Sequence[str]) -> list[list[int]]:
+        """The tokens of thoughts in their block, between a prompt and the item."""
+        blocks = [self.block.text(self.renderer.plain(thought)) for thought in thoughts]
+        return self.tokenizer(blocks, add_special_tokens=False)["input_ids"]
+
+    @property
+    def thought_length(self) -> int:
+        """Tokens of the longest thought in its block."""
+        return len(self.block_ids([""])[0]) + (self.config.max_thought_tokens if self.config.thoughts else 0)
 
     def _in_view(self, prompt: Prompt, view: str = "") -> Prompt:
         view = view or next(iter(self.views))

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from numbers import Number, Real
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llmrec.catalogue.filters import Filter
+from llmrec.data import PreparedData
 
 
 class Recommendation(NamedTuple):
@@ -42,6 +45,45 @@ class Recommender(Protocol):
             ValueError: an unknown item in a history, what is no list of histories, k < 1, or a filter that does not
                 fit the catalogue.
         """
+        ...
+
+
+class TrainableRecommender(Recommender, Protocol):
+    """A `kind` of recommender that recipes/train_recommender.py makes and `load_recommender` reads (see `KINDS`).
+
+    Attributes:
+        config_class: the dataclass of its settings.
+        num_parameters: that were learned by gradients.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type]
+    num_parameters: int
+
+    @classmethod
+    def fit(
+        cls,
+        data: PreparedData,
+        config=None,
+        device: str | torch.device | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
+        """Learns from `data.train`; `data.valid` says when to stop and which settings are best, `data.test` is not
+        read. What trains for long keeps its checkpoints in `folder` and goes on from what lies there."""
+        ...
+
+    @staticmethod
+    def made_from(config) -> dict:
+        """Fingerprints of what decides the result beside data and config, such as files that the config names."""
+        ...
+
+    def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
+        """Writes `config.json`, which has `kind`, `settings` and `info`, and whatever else, whole or not at all."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Reads a folder written by `save_pretrained`."""
         ...
 
 
@@ -99,9 +141,12 @@ def item_id_of(value, where: str) -> str:
 def requests_of(recommender: Recommender, rows: pa.Table) -> tuple[list, dict]:
     """Histories of rows (`llmrec.data.prepared.TARGETS`), and what else `recommend` is to know of each.
 
-    A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one.
+    A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one; one
+    that is `timed` the `times` of items, where rows have them (`llmrec.data.times.history_times`).
     """
     histories = rows["history"].to_pylist()
+    if getattr(recommender, "timed", False) and "times" in rows.column_names:
+        return histories, {"times": rows["times"].to_pylist()}
     if not getattr(recommender, "behaviours", ()) or "behaviours" not in rows.column_names:
         return histories, {}
     pairs = [list(zip(*lists, strict=True)) for lists in zip(histories, rows["behaviours"].to_pylist())]

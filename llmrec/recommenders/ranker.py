@@ -5,7 +5,7 @@ A subclass says what it is called (`kind`), how it scores, and which arrays and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -21,6 +21,11 @@ from llmrec.files import atomic_path, load_state, read_parquet, save_state, writ
 from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """Of what has nothing to set."""
+
+
 class CatalogueRanker(ABC):
     """Ranks by a score of every item; equal scores stand in the order of the catalogue.
 
@@ -30,12 +35,30 @@ class CatalogueRanker(ABC):
     """
 
     kind: ClassVar[str]
+    config_class: ClassVar[type] = NoSettings
+    num_parameters = 0
 
-    def __init__(self, items: pa.Table, config=None):
+    def __init__(self, items: pa.Table, config=NoSettings()):
         self.items, self.config = items, config
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self.titles = items["title"].to_pylist() if "title" in items.column_names else [""] * len(self.item_ids)
         self.filter = CatalogueFilter(items)
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        data: PreparedData,
+        config=None,
+        device: str | torch.device | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
+        """Learns from `data.train`; as `TrainableRecommender.fit`."""
+
+    @staticmethod
+    def made_from(config) -> dict:
+        """As `TrainableRecommender.made_from`."""
+        return {}
 
     @abstractmethod
     def score(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -56,6 +79,10 @@ class CatalogueRanker(ABC):
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
     ) -> list[list[Recommendation]]:
+        return self._ranked(histories, k, filters)
+
+    def _ranked(self, histories, k, filters, *beside: np.ndarray) -> list[list[Recommendation]]:
+        """As `recommend`; `score` gets its part of what stands beside the items of all histories, too."""
         histories = item_histories(histories)
         ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
         requests = per_request(filters, len(histories), "filters")
@@ -65,21 +92,40 @@ class CatalogueRanker(ABC):
         size = len(self.item_ids)
         for batch in blocks(len(histories), max(1, min(256, 2**26 // max(1, size)))):  # scores held at once
             bounds = offsets[batch.start : batch.stop + 1]
-            scores = self.score(values[bounds[0] : bounds[-1]], bounds - bounds[0])
-            for row, history, number, request in zip(scores, histories[batch], ks[batch], requests[batch]):
-                allowed = None if request is None else self.filter.allowed(request, history)
-                limits = self.filter.limits(request)
-                best = top_rows(row, size if limits else number, allowed)
-                if limits:
-                    best = best[within_limits(best, limits)][:number]
-                lists.append([Recommendation(self.item_ids[i], float(row[i]), self.titles[i] or "") for i in best])
+            known = (one[bounds[0] : bounds[-1]] for one in (values, *beside))
+            asked = list(zip(histories[batch], ks[batch], requests[batch]))
+            for rows, scores in self.best(asked, next(known), bounds - bounds[0], *known):
+                places = zip(rows.tolist(), scores.tolist())
+                lists.append([Recommendation(self.item_ids[i], score, self.titles[i] or "") for i, score in places])
         return lists
+
+    def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best items (rows of the catalogue, best first) and their scores for each of b requests, `(history, k,
+        filter)`; the rest as `score` takes it."""
+        everyone = np.arange(len(self.item_ids))
+        return [
+            self.pick(everyone, scores, self.allowed(history, request), k, request)
+            for scores, (history, k, request) in zip(self.score(values, offsets, *beside), requests)
+        ]
+
+    def allowed(self, history: Sequence[str], request: Filter | None) -> np.ndarray | None:
+        """bool [items]; `None` allows all."""
+        return None if request is None else self.filter.allowed(request, history)
+
+    def pick(self, rows, scores, allowed, k: int, request: Filter | None) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` of some rows (int64 [n], ascending) by their scores (float [n]): of those allowed (bool
+        [items]) and within the request's limits."""
+        limits = self.filter.limits(request)
+        best = top_rows(scores, len(rows) if limits else k, None if allowed is None else allowed[rows])
+        if limits:
+            best = best[within_limits(rows[best], limits)][:k]
+        return rows[best], scores[best]
 
     def save_pretrained(self, folder: str | Path, info: dict | None = None) -> None:
         """Writes config.json (`info` in it), the arrays and items.parquet, whole or not at all."""
-        settings = {} if self.config is None else asdict(self.config)
         with atomic_path(folder) as temporary:
-            self._save(temporary, {"kind": self.kind, "settings": settings, **(info or {})}, self.arrays())
+            config = {"kind": self.kind, "settings": asdict(self.config), **(info or {})}
+            self._save(temporary, config, self.arrays())
             write_parquet(temporary / "items.parquet", self.items)
 
     @classmethod

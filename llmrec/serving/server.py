@@ -21,7 +21,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from llmrec.item_tokenizers import load_item_tokenizer
-from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig
+from llmrec.models.folder import DENSE, ITEM_TOKENIZER, RecommenderConfig
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.engine_context import VersionedEngine
 from llmrec.serving.http.openai_routes import add_openai_routes
@@ -144,7 +144,8 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
         if writer is not None:
             version.index.decode("")  # makes the table now, not while the event loop names the items of a text
         parts = searcher, tokenizer, version.index, version.items, config
-        return VLLMRecommender(*parts, writer=writer, version=version.number, sequence_tokenizer=contextual)
+        more = {"writer": writer, "sequence_tokenizer": contextual, "has_dense": (Path(folder) / DENSE).is_dir()}
+        return VLLMRecommender(*parts, version=version.number, **more)
 
     return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
 

@@ -1,9 +1,9 @@
 """How every recipe that trains begins and ends: what a run starts from, whether it goes on, and what it writes."""
 
-import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from trl import ModelConfig
 from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
+from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.files import check_whole, files_fingerprint, fingerprint
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders import LLMRecommender
-from llmrec.stages import RECORD, begin_stage, finish_stage, settings_of
+from llmrec.stages import RECORD, begin_stage, finish_stage, last_complete_checkpoint, settings_of
 from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import push_final_model, save_final_model
 
@@ -57,6 +58,17 @@ def plot_training(
         draw_lines(path, drawn, "step", columns)
 
 
+def finish_network(folder: str | Path) -> dict:
+    """Draws the learning curve that `train_network` left in a folder (curve.png) and removes its checkpoint: seconds,
+    updates and the best epoch, to be kept; nothing where no network was trained."""
+    shutil.rmtree(Path(folder) / CHECKPOINT, ignore_errors=True)
+    if not (curve := learning_curve(folder)):
+        return {}
+    plot_training(curve, Path(folder) / "curve.png", {"loss": ("loss",), "validation ndcg@10": ("ndcg@10",)})
+    best = max(curve, key=lambda epoch: epoch["ndcg@10"])
+    return {"seconds": curve[-1]["seconds"], "updates": curve[-1]["step"], "best": best}
+
+
 class TrainingRun:
     """What a run starts from, read from the prepared data and the base folder.
 
@@ -64,7 +76,7 @@ class TrainingRun:
     catalogue raises `ValueError`.
 
     Attributes:
-        config (`RecommenderConfig`): the base's; set the one that the run is to write.
+        config (`RecommenderConfig`): the base's, without its dense head; set the one that the run is to write.
         checkpoint (`str` or `None`): where the run goes on, once it has begun.
     """
 
@@ -78,6 +90,7 @@ class TrainingRun:
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.base, self.checkpoint = model_args.model_name_or_path, None
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
+        self.config.dense = ""  # a dense head of the base does not fit the weights that come out of this run
         self.config.check_catalogue(self.data.items, self.base)
         check_whole(self.base)
         self.index, self.items, self.sequence_tokenizer = load_parts(self.base, self.config)
@@ -160,16 +173,3 @@ def _content(model: str) -> str:
     if (folder / RECORD).exists():
         return fingerprint((folder / RECORD).read_bytes())
     return files_fingerprint([folder]) if folder.is_dir() else model
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-N` that was written to its end, or `None`.
-
-    A killed process may leave a checkpoint half-written; `trainer_state.json` is the last file of each.
-    """
-    complete = {}
-    for state in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
-        with contextlib.suppress(ValueError):  # cut short, or no step of ours
-            json.loads(state.read_text(encoding="utf-8"))
-            complete[int(state.parent.name.rpartition("-")[2])] = str(state.parent)
-    return complete[max(complete)] if complete else None

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_index, tiny_model
 
-from llmrec.data import PreparedData, excludes_seen, lists_to_rows
+from llmrec.data import PreparedData, excludes_seen
 from llmrec.data.prepared import TARGETS
 from llmrec.data.seen import repeats
 from llmrec.evaluation import compare, evaluate
 from llmrec.evaluation.metrics import row_metrics, target_ranks
-from llmrec.features.sasrec_network import _validate
+from llmrec.features.network_training import Validation
 from llmrec.instructions import load_prompt
 from llmrec.models.folder import RecommenderConfig
 from llmrec.recommenders import LLMRecommender
@@ -142,14 +142,15 @@ def test_items_that_were_left_out_are_no_part_of_a_group(seen):
 
 def test_sasrec_stops_by_the_metric_that_is_reported():
     data = tiny_data()
-    values, offsets = lists_to_rows(data.valid["history"], data.items["item_id"])
-    targets = lists_to_rows(pa.array([[one] for one in data.valid["target"].to_pylist()]), data.items["item_id"])[0]
     found = {}
+
+    def score(*histories: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(sasrec.score(*histories))
+
     for choice in ("auto", "false"):
         config = SASRecConfig(max_length=8, hidden_size=16, max_epochs=2, exclude_seen=choice)
         sasrec = SASRec.fit(data, config)
-        with torch.no_grad():
-            found[choice] = _validate(sasrec.model, values, offsets, targets, 8, choice == "auto")
+        found[choice] = Validation.of(data, config, "SASRec").ndcg(score)
         reported = evaluate(sasrec, data.valid, data, "sasrec", exclude_seen=choice, bootstrap=0).metrics["ndcg@10"]
         assert found[choice] == pytest.approx(reported, abs=1e-6)
     assert found["auto"] > found["false"]

@@ -23,6 +23,14 @@ SMALL = {
     "letter": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "cost": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4},
     "etegrec": {"codebook_sizes": [8, 6, 4], "hidden": [16], "latent_dim": 6, "epochs": 4, "cycles": 1, "width": 8},
+    "lm_indexer": {
+        "codebook_sizes": [8, 6, 4],
+        "max_words": 8,
+        "width": 16,
+        "num_layers": 1,
+        "warmup_epochs": 1,
+        "epochs": 1,
+    },
 }
 
 

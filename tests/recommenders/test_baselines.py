@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
+from llmrec.data import lists_to_rows
 from llmrec.data.prepared import SEQUENCES, PreparedData
 from llmrec.devices import best_device
 from llmrec.evaluation import evaluate
-from llmrec.features.sasrec_network import SASRecConfig, _batches, _windows
+from llmrec.features.next_item import next_item_batches, next_item_windows
+from llmrec.features.sasrec_network import SASRecConfig
 from llmrec.recommenders import load_recommender
 from llmrec.recommenders.item_knn import ItemKNN, ItemKNNConfig
 from llmrec.recommenders.popularity import Popularity
@@ -150,21 +152,25 @@ def test_windows_label_every_target_once(shapes, max_length):
         [sequences(items[:length], num_context=min(context, length)) for length, context in shapes]
     )
     wanted = sorted(i for length, context in shapes for i in range(max(1, min(context, length)), length))
-    empty = tiny_data().valid.slice(0, 0)
-    data = PreparedData(pa.table({"item_id": items}), train, empty, empty, {})
+    values, offsets = lists_to_rows(train["item_ids"], items)
+    context = train["num_context"].to_numpy()
     if not wanted:
-        with pytest.raises(ValueError, match="no target"):
-            _windows(data, max_length)
+        for rows in ("dense", "prefix"):
+            with pytest.raises(ValueError, match="no target"):
+                next_item_windows(offsets, context, max_length, rows)
         return
-    windows = _windows(data, max_length)
-    assert all(1 < len(items) <= max_length + 1 and labelled >= 1 for items, labelled in windows)
-    assert sorted(int(i) for items, labelled in windows for i in items[labelled:]) == wanted
-    labels = []
-    for ids, target in _batches(windows, 2, np.random.default_rng(0)):
-        # Items are consecutive numbers, so a label is its input plus one.
-        assert (target[target >= 0] == ids[target >= 0] + 1).all()
-        labels += target[target >= 0].tolist()
-    assert sorted(labels) == wanted
+    for rows in ("dense", "prefix"):
+        windows = next_item_windows(offsets, context, max_length, rows)
+        assert all(1 <= stop - first - 1 <= max_length and first < label < stop for first, stop, label in windows)
+        assert sorted(int(i) for _, stop, label in windows for i in values[label:stop]) == wanted
+        labels = []
+        for ids, target, lengths, times in next_item_batches(values, values * 2, windows, 2, np.random.default_rng(0)):
+            # Items are consecutive numbers, so a label is its input plus one.
+            assert (target[target >= 0] == ids[target >= 0] + 1).all()
+            assert (target[np.arange(len(target)), lengths - 1] >= 0).all()
+            assert (times[target >= 0] == 2 * ids[target >= 0]).all()
+            labels += target[target >= 0].tolist()
+        assert sorted(labels) == wanted
 
 
 def test_popularity_counts_and_ties_in_catalogue_order():

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
-from llmrec.models.folder import RecommenderConfig
+from llmrec.models.dense import load_dense
+from llmrec.models.folder import RecommenderConfig, load_index
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.service import Service
@@ -54,6 +55,7 @@ class Server:
         self.config = RecommenderConfig.load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.dense = load_dense(folder, load_index(folder, self.config).items)
         self.hold = lambda: None
         self.published: list[int] = []
         self.retired: list[int] = []
@@ -63,9 +65,8 @@ class Server:
         self.app = create_app(self.service, Settings(**{"model": "tiny", **settings}))
 
     def make(self, version):
-        return LockedRecommender(
-            self.model, self.tokenizer, version.index, version.items, self.config, hold=lambda: self.hold()
-        )
+        parts = self.model, self.tokenizer, version.index, version.items, self.config
+        return LockedRecommender(*parts, hold=lambda: self.hold(), dense=self.dense)
 
     def publish(self, prepared):
         self.check()

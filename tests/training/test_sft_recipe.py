@@ -15,7 +15,7 @@ import torch
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.recommenders import LLMRecommender
-from llmrec.training.run import last_complete_checkpoint
+from llmrec.stages import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[2]
 USERS = 160

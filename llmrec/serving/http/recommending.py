@@ -104,7 +104,8 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     if most is not None and len(prompt_ids) > most:
         message = f"the prompt of {source} has {len(prompt_ids)} tokens, the limit here is {most}"
         raise ApiError(400, message, source)
-    direct = source != "history" or (recommender.block is None and len(recommender.ways()) == 1)
+    dense = _dense(body, served, source)
+    direct = source != "history" or (recommender.block is None and len(recommender.ways()) == 1 and not dense)
     num_beams = max(body.num_beams or recommender.config.num_beams, body.k)
     return Asked(body, history, allowed, prompt, prompt_ids, direct, num_beams)
 
@@ -115,7 +116,8 @@ def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | Ap
     groups: dict[tuple, list[int]] = defaultdict(list)
     for place, one in enumerate(asked):
         if isinstance(one, Asked):
-            groups[one.direct, one.body.num_beams, one.body.think, one.body.return_prompt].append(place)
+            body = one.body
+            groups[one.direct, body.num_beams, body.think, body.return_prompt, body.dense].append(place)
     for places in groups.values():
         began = time.perf_counter()
         group = [asked[place] for place in places]
@@ -146,7 +148,7 @@ def _search(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, fl
     behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
     if think and first.body.return_prompt and recommender.block is not None and recommender.config.thoughts:
         thoughts = recommender.think(histories, behaviours)
-    lists = recommender.recommend(histories, ks, filters, behaviours, think, num_beams)
+    lists = recommender.recommend(histories, ks, filters, behaviours, think, num_beams, dense=first.body.dense)
     return [[(hit.item_id, hit.score) for hit in hits] for hits in lists], thoughts
 
 
@@ -262,6 +264,18 @@ def _prompt(body: RecommendRequest, served: Served, history: list) -> str:
         return served.recommender.task_prompts(item_prompts()[body.task], [row])[0]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ApiError(400, f"task {body.task!r} cannot be asked like this: {error}", "task") from error
+
+
+def _dense(body: RecommendRequest, served: Served, source: str) -> str:
+    """What is done with dense scores; the head was fitted on histories, so nothing else may ask for them."""
+    if source != "history":
+        if body.dense:
+            raise ApiError(400, f"dense is for a history: leave it out beside {source}", "dense")
+        return ""
+    try:
+        return served.recommender.dense_mode(body.dense)
+    except ValueError as error:
+        raise ApiError(400, str(error), "dense") from error
 
 
 def _chat(body: RecommendRequest, served: Served) -> str:

@@ -72,6 +72,9 @@ class RecommendRequest(Body):
     intention: str | None = Field(None, description="of a search: what the user intends")
     k: int = Field(10, ge=1, description="how many items")
     num_beams: Annotated[int, Field(ge=1)] | None = Field(None, description="width of the search, not the model's own")
+    dense: Literal["", "rank", "cold", "alone"] | None = Field(
+        None, description="of a history: what is done with dense scores, not what the model's folder says"
+    )
     think: bool = Field(True, description="whether a model that thinks may do so")
     filter: FilterBody | None = None
     return_prompt: bool = Field(False, description="whether to return what the model read, and its thoughts")

@@ -19,6 +19,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.pooling_params import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from llmrec.decoding.dense import ALONE, find_densely
 from llmrec.serving.vllm import catalogues
 from llmrec.serving.vllm.engines import TASK, SearchRequest
 from llmrec.serving.vllm.shared_prompts import SharedPrompts
@@ -97,8 +98,13 @@ class BeamPooler(Pooler):
         within = catalogue.restrictions([one.filter for one in asked], [one.history for one in asked], asked[0].view)
         normalize = self._catalogues.config.normalize
         places = torch.tensor([[prompt.start, prompt.length] for prompt in group])
-        search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
-        lists = catalogue.find(search, [one.k for one in asked], [one.num_beams for one in asked], within)
+        wanted = [one.k for one in asked], [one.num_beams for one in asked], within
+        search, dense = None, asked[0].dense
+        if dense != ALONE:
+            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
+        scorer = self._catalogues.dense(asked[0].version) if dense else None
+        states = hidden[places.sum(1).to(hidden.device) - 1]
+        lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
@@ -133,16 +139,20 @@ def _parsed(params: PoolingParams) -> SearchRequest | None:
         return None
 
 
+def _kind(prompt: Prompt) -> tuple[int, str, str]:
+    return prompt.request.version or 0, prompt.request.view, prompt.request.dense
+
+
 def _groups(prompts: list[Prompt], rows: int) -> list[list[Prompt]]:
-    """Prompts that are searched together: of one catalogue version and view, about one length, in bounds."""
+    """Prompts that are searched together: of one catalogue version, view and use of dense scores, about one length, in
+    bounds."""
     groups: list[list[Prompt]] = []
     most_masks = max(1, _MASK_ROWS // rows)
-    for prompt in sorted(prompts, key=lambda one: (one.request.version or 0, one.request.view, one.length)):
+    for prompt in sorted(prompts, key=lambda one: (*_kind(one), one.length)):
         asked = [one.request for one in [*(groups[-1] if groups else ()), prompt]]
-        same = (asked[0].version, asked[0].view) == (prompt.request.version, prompt.request.view)
         widest = max(max(one.num_beams, one.k) for one in asked)
         masks = sum(bool(one.filter and (one.filter.allow or one.filter.at_most)) for one in asked)
-        if groups and same and widest * len(asked) <= _BEAMS and masks <= most_masks:
+        if groups and _kind(groups[-1][0]) == _kind(prompt) and widest * len(asked) <= _BEAMS and masks <= most_masks:
             groups[-1].append(prompt)
         else:
             groups.append([prompt])

@@ -8,9 +8,11 @@ import json
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 from transformers import AutoTokenizer
 
 from llmrec.decoding.searchable import SearchableCatalogue
+from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.living_catalogue.store import load_version
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records
@@ -31,20 +33,31 @@ class WorkerCatalogues:
         self.config = RecommenderConfig.load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.states: dict[int, str] = {}
-        self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue]] = {}
+        index = load_index(folder, self.config)
+        self._dense = load_dense(folder, index.items)
+        self._versions: dict[int, tuple[CatalogueVersion, SearchableCatalogue, DenseHead | None]] = {}
         self._lock = threading.Lock()
         self._dropped: set[int] = set()
         if directory is None:
-            self._add(CatalogueVersion.of_table(0, load_index(folder, self.config), semids_table(folder)))
+            self._add(CatalogueVersion.of_table(0, index, semids_table(folder)))
         else:
             self._add(load_version(folder, directory))
 
     def get(self, number: int | None = None) -> SearchableCatalogue:
         """A version, by default the newest; raises `ValueError` for one that is not loaded (any more)."""
+        return self._version(number)[1]
+
+    def dense(self, number: int | None = None) -> DenseHead:
+        """The dense head of a version, by default the newest; raises `ValueError` as `get`, or where it has none."""
+        if (head := self._version(number)[2]) is None:
+            raise ValueError("the model folder has no dense head")
+        return head
+
+    def _version(self, number: int | None) -> tuple[CatalogueVersion, SearchableCatalogue, DenseHead | None]:
         number = max(self._versions) if number is None else number
         if number not in self._versions:
             raise ValueError(f"catalogue version {number} is not loaded, these are: {sorted(self._versions)}")
-        return self._versions[number][1]
+        return self._versions[number]
 
     def load(self, record: dict) -> None:
         """Makes the version that a record of the log describes; a second time it does nothing."""
@@ -77,7 +90,10 @@ class WorkerCatalogues:
         views = config.fuse or [name for name in (config.prompt.get("semids"),) if name]
         catalogue = SearchableCatalogue(version.index, version.items, self.tokenizer, views)
         catalogue.tokens, catalogue.item_of_row  # noqa: B018 (built now, not at the first request)
-        self._versions[version.number] = (version, catalogue)
+        dense, index = self._dense, version.index
+        if dense is not None and index.items != dense.item_ids:
+            dense = dense.for_items(version.items.take(pa.array([index.row(item) for item in index.items])))
+        self._versions[version.number] = (version, catalogue, dense)
 
 
 _of_folder: dict[str, WorkerCatalogues] = {}

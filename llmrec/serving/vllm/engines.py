@@ -33,6 +33,7 @@ class SearchRequest:
         version: of the catalogue; the newest by default.
         view: the Semantic IDs that are searched.
         history: the item ids that `exclude_seen` looks at.
+        dense: what is done with dense scores (`llmrec.decoding.dense.MODES`); empty: nothing.
     """
 
     k: int
@@ -41,6 +42,7 @@ class SearchRequest:
     view: str = ""
     filter: Filter | None = None
     history: Sequence[str] = ()
+    dense: str = ""
 
     def params(self) -> "PoolingParams":
         """The same for vLLM, whose engine may be another process."""

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from llmrec.decoding import ScoredItem
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
-from llmrec.models.folder import RecommenderConfig, load_parts
+from llmrec.models.folder import DENSE, RecommenderConfig, load_parts
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OfflineEngine, OnlineEngine, SearchRequest
 
@@ -25,6 +25,7 @@ class VLLMRecommender(LLMRecommender):
         engine: of mode `recommend`, with the same catalogue version.
         writer (*optional*): of mode `generate`; without it thoughts are empty and `generate_text` is refused.
         version: the catalogue version of `index` and `items`.
+        has_dense: whether the engine's folder has a dense head.
         rest: `tokenizer`, `index`, `items` and `config`; see `LLMRecommender`.
     """
 
@@ -35,8 +36,10 @@ class VLLMRecommender(LLMRecommender):
         writer: OfflineEngine | OnlineEngine | None = None,
         version: int | None = None,
         sequence_tokenizer: SequenceTokenizer | None = None,
+        has_dense: bool = False,
     ):
         super().__init__(None, *rest, sequence_tokenizer=sequence_tokenizer)
+        self.has_dense = has_dense
         self.engine, self.writer, self.version = engine, writer, version
 
     @classmethod
@@ -52,7 +55,8 @@ class VLLMRecommender(LLMRecommender):
         engine = OfflineEngine(folder, RECOMMEND, **more)
         writer = OfflineEngine(folder, GENERATE, **more) if GENERATE in modes else None
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(engine, tokenizer, index, items, config, writer=writer, sequence_tokenizer=contextual)
+        more = {"writer": writer, "sequence_tokenizer": contextual, "has_dense": (Path(folder) / DENSE).is_dir()}
+        return cls(engine, tokenizer, index, items, config, **more)
 
     @property
     def device(self) -> NoReturn:
@@ -67,7 +71,9 @@ class VLLMRecommender(LLMRecommender):
         """Refused, as `device` is."""
         return self.device
 
-    def search(self, prompts, ks, histories=None, requests=None, view="", num_beams=None) -> list[list[ScoredItem]]:
+    def search(
+        self, prompts, ks, histories=None, requests=None, view="", num_beams=None, dense=""
+    ) -> list[list[ScoredItem]]:
         """See `LLMRecommender.search`.
 
         Raises:
@@ -79,7 +85,7 @@ class VLLMRecommender(LLMRecommender):
         for k, one, history in zip(ks, filters, histories if histories is not None else [()] * len(ks)):
             self.filter.check(one)  # what does not fit is refused here
             seen = [*map(item_of, history)] if one and one.exclude_seen else ()
-            asked.append(SearchRequest(k, self._beams(num_beams), self.version, view, one, seen))
+            asked.append(SearchRequest(k, self._beams(num_beams), self.version, view, one, seen, dense))
         lists = []
         for output in self.engine.search(prompts, asked):
             (status, *_), *hits = output.tolist()

@@ -1,0 +1,184 @@
+"""Networks that score the whole catalogue after a history of its rows: their rows, loss and validation.
+
+Notable: the loss is cross-entropy over the whole catalogue, computed where there is a target; rows are padded on the
+right, so position 0 is the oldest item; every training target is labelled exactly once an epoch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llmrec.arguments import at_least, one_of
+from llmrec.data import PreparedData, lists_to_rows
+from llmrec.data.rows import ragged_arange
+from llmrec.data.times import UNKNOWN, training_times
+from llmrec.devices import best_device
+from llmrec.features.network_training import NetworkConfig, Validation, train_network
+
+_LOGITS = 2**22  # held at once
+
+
+@dataclass(frozen=True)
+class NextItemConfig(NetworkConfig):
+    """What the training of every `NextItemNetwork` has. One whose config is `timed` is told when items were taken."""
+
+    timed: ClassVar[bool] = False
+    max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
+    rows: str = field(
+        default="dense",
+        metadata={"help": "dense: every item of a sequence is a target; prefix: each is, in a row of its own."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, max_length=1, hidden_size=1)
+        one_of(self.rows, ("dense", "prefix"), "rows")
+
+
+class NextItemNetwork(Protocol):
+    """An `nn.Module` that knows histories as rows of the catalogue, by the embeddings of its `items`."""
+
+    items: nn.Embedding
+
+    def __call__(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor) -> torch.Tensor:
+        """int64 [B, T], padded on the right with any item, how many items of each are none of that (int64 [B]), and
+        when they were taken (int64 [B, T], as of `llmrec.data.times`), to float [B, T, hidden]."""
+        ...
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float [..., hidden] to logits [..., items]."""
+        ...
+
+
+def train_next_item(
+    make: Callable[[], nn.Module],
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    data: PreparedData,
+    config: NextItemConfig,
+    name: str,
+    device: str | torch.device | None = None,
+    folder: str | Path | None = None,
+    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> nn.Module:
+    """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
+    no training target, no validation row, or an item that is not in the catalogue.
+
+    `loss_of`: the mean loss of targets after states, by default `catalogue_loss`.
+    """
+    loss_of = loss_of or catalogue_loss
+    device = best_device(device)
+    values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
+    times = training_times(data.train) if config.timed else np.full(len(values), UNKNOWN)
+    windows = next_item_windows(offsets, data.train["num_context"].to_numpy(), config.max_length, config.rows)
+    valid = Validation.of(data, config, name, config.timed)
+    torch.manual_seed(config.seed)
+    model = make().to(device)
+
+    def loss(batch: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, int]:
+        ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
+        kept = labels >= 0
+        wanted = labels[kept]
+        return loss_of(model, model(ids, lengths, times)[kept], wanted), len(wanted)
+
+    def score(values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> torch.Tensor:
+        return next_item_logits(model, values, offsets, times, config.max_length)
+
+    def validate() -> float:
+        return valid.ndcg(score)
+
+    def batches(generator: np.random.Generator) -> Iterator:
+        return next_item_batches(values, times, windows, config.batch_size, generator)
+
+    train_network(model, optimizer_of(model), batches, loss, validate, config, name, folder)
+    return model
+
+
+def catalogue_loss(model: NextItemNetwork, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of targets (int64 [n]) after states (float [n, hidden]), over the whole catalogue. Logits are
+    made in parts: memory above 32 MB comes fresh from the system at every step, which takes as long as the arithmetic.
+    """
+    size = max(1, _LOGITS // model.items.num_embeddings)
+    parts = zip(states.split(size), targets.split(size))
+    return sum(F.cross_entropy(model.head(part), wanted) * (len(wanted) / len(targets)) for part, wanted in parts)
+
+
+def next_item_windows(offsets: np.ndarray, context: np.ndarray, max_length: int, rows: str = "dense") -> np.ndarray:
+    """int64 [n, 3]: the first place, the end and the first label's place of every training row, in the flat values of
+    sequences (`offsets`, int64 [m + 1]) whose first `context` items (int32 [m]) are no targets.
+
+    The last item of a row is a label only. Dense: long sequences overlap by half, no target comes twice. Prefix: a row
+    ends with its one target. Raises `ValueError` where there is no target.
+    """
+    labelled = np.minimum(offsets[:-1] + np.maximum(1, context), offsets[1:])
+    if rows == "prefix":
+        targets = ragged_arange(labelled, offsets[1:])
+        starts = np.repeat(offsets[:-1], offsets[1:] - labelled)
+        windows = [np.stack([np.maximum(starts, targets - max_length), targets + 1, targets], 1)]
+    else:
+        windows = []
+        for start, end, label in zip(offsets[:-1].tolist(), offsets[1:].tolist(), labelled.tolist()):
+            stop = min(label + max_length, end) if label - start > max_length else start + max_length + 1
+            while label < end:
+                stop = min(stop, end)
+                windows.append([[max(start, stop - 1 - max_length), stop, label]])
+                label, stop = stop, stop + max(1, max_length // 2)
+    if not sum(map(len, windows)):
+        raise ValueError("train.parquet has no target: every sequence is shorter than two items or context only")
+    return np.concatenate(windows, dtype=np.int64)
+
+
+def next_item_batches(
+    values: np.ndarray, times: np.ndarray, windows: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields `(ids, labels, lengths, times)` in random order: int64 [B, T], lengths [B]; -1 is no label. Windows of
+    similar length share a batch."""
+    order = generator.permutation(len(windows))
+    lengths = windows[:, 1] - windows[:, 0] - 1
+    pool = batch_size * 32
+    chunks = np.split(order, range(pool, len(order), pool))
+    order = np.concatenate([chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks])
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    for index in generator.permutation(len(batches)):
+        batch = batches[index]
+        first, _, label = windows[batch].T[:, :, None]
+        steps = np.arange(lengths[batch].max())
+        filled = steps < lengths[batch, None]
+        places = np.where(filled, first + steps, 0)
+        labels = np.where(filled & (places + 1 >= label), values[places + filled], -1)
+        ids = np.where(filled, values[places], 0)
+        yield ids.astype(np.int64), labels.astype(np.int64), lengths[batch], times[places]
+
+
+@torch.no_grad()
+def next_item_logits(
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
+) -> torch.Tensor:
+    """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
+    return model.head(last_state(model, values, offsets, times, max_length))
+
+
+@torch.no_grad()
+def last_state(
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
+) -> torch.Tensor:
+    """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
+    starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
+    lengths = offsets[1:] - starts
+    steps = np.arange(max(1, lengths.max(initial=1)))
+    filled = steps < lengths[:, None]
+    ids, when = np.zeros(filled.shape, np.int64), np.full(filled.shape, UNKNOWN, np.int64)
+    places = (starts[:, None] + steps)[filled]
+    ids[filled] = values[places]
+    if times is not None:
+        when[filled] = times[places]
+    device = next(model.parameters()).device
+    ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
+    hidden = model(ids, read, when)
+    return hidden[torch.arange(len(read), device=device), read - 1]

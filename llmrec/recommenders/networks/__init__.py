@@ -1,0 +1,1 @@
+"""Networks that are used for ranking alone, one a file; the recommenders stand beside this folder."""

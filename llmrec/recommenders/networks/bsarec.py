@@ -1,0 +1,111 @@
+"""BSARec (Shin et al. 2024, arXiv:2312.10325): self-attention mixed with a filter of the sequence's spectrum.
+
+Every layer adds `alpha` times a filter, which takes the sequence apart into its `cutoff // 2 + 1` lowest frequencies
+and the rest and weighs the rest anew, to `1 - alpha` times causal self-attention; blocks are post-norm. Notable:
+
+- The filter over `max_length` places is written as its impulse response, a matrix of places, so short rows cost what
+  they hold. Padding is zero in it; in the authors' code it has the embeddings of its positions.
+- The filter sees the whole row, so a row has one target, its last item (`rows: prefix`), and positions are counted
+  from the end, as in rows that are padded on the left. With `rows: dense` each place sees its past alone: it gets what
+  the filter gives at the end of the prefix, and deeper blocks do not see earlier places with later ones in view.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llmrec.arguments import at_least
+from llmrec.features.network_training import check_rate
+from llmrec.features.next_item import NextItemConfig
+
+
+@dataclass(frozen=True)
+class BSARecConfig(NextItemConfig):
+    """Shape and training of a BSARec, those of its Beauty; its optimizer is Adam."""
+
+    rows: str = field(default="prefix", metadata={"help": "prefix: the paper's; dense: see networks/bsarec.py."})
+    num_layers: int = field(default=2, metadata={"help": "Blocks."})
+    num_heads: int = field(default=1, metadata={"help": "Attention heads; hidden_size is a multiple of it."})
+    alpha: float = field(default=0.7, metadata={"help": "Weight of the filter; attention has the rest."})
+    cutoff: int = field(default=5, metadata={"help": "The paper's c: cutoff // 2 + 1 frequencies are low."})
+    dropout: float = field(default=0.5, metadata={"help": "Of embeddings and blocks."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Of attention."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Constant."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "On all parameters, as Adam has it (L2)."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, num_layers=1, num_heads=1, alpha=0.0, cutoff=1)
+        check_rate(self, "dropout", "attention_dropout")
+        if self.alpha > 1:
+            raise ValueError(f"alpha is {self.alpha}, it should lie in [0, 1]")
+        if self.cutoff // 2 + 1 > self.max_length // 2:
+            raise ValueError(f"cutoff {self.cutoff} leaves no high frequency of {self.max_length} places: lower it")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+
+
+class BSARecModel(nn.Module):
+    """A `llmrec.features.next_item.NextItemNetwork`; the head is the item embedding (tied)."""
+
+    def __init__(self, num_items: int, config: BSARecConfig):
+        super().__init__()
+        self.from_the_end, size = config.rows == "prefix", config.hidden_size
+        self.items, self.positions = nn.Embedding(num_items, size), nn.Embedding(config.max_length, size)
+        self.norm, self.dropout = nn.LayerNorm(size, eps=1e-12), nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([_Block(config) for _ in range(config.num_layers)])
+        response = low_pass(config.max_length, config.cutoff)
+        self.register_buffer("filter", response if self.from_the_end else response.tril(), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, *unread: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        filled_BT1 = (places < lengths_B[:, None])[..., None]
+        positions = places
+        if self.from_the_end:
+            positions = (len(self.positions.weight) - lengths_B[:, None] + places).clamp(max=len(self.filter) - 1)
+        x_BTH = self.dropout(self.norm(self.items(ids_BT) + self.positions(positions)))
+        low_TT = self.filter[: len(places), : len(places)]
+        for block in self.blocks:
+            x_BTH = block(x_BTH * filled_BT1, low_TT)
+        return x_BTH
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self.items.weight.T
+
+
+class _Block(nn.Module):
+    def __init__(self, config: BSARecConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.alpha, self.num_heads, self.rate = config.alpha, config.num_heads, config.attention_dropout
+        self.sqrt_beta = nn.Parameter(torch.randn(size))
+        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+        self.dropout = nn.Dropout(config.dropout)
+        self.filter_norm, self.attention_norm, self.norm = (nn.LayerNorm(size, eps=1e-12) for _ in range(3))
+
+    def forward(self, x_BTH: torch.Tensor, low_TT: torch.Tensor) -> torch.Tensor:
+        """Padding, on the right, is zero: so the filter does not hear it, and the causal mask hides it."""
+        low = low_TT @ x_BTH
+        filtered = self.filter_norm(x_BTH + self.dropout(low + self.sqrt_beta**2 * (x_BTH - low)))
+        q, k, v = self.qkv(x_BTH).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        rate = self.rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=rate).transpose(1, 2).flatten(2)
+        attended = self.attention_norm(x_BTH + self.dropout(self.out(mixed)))
+        x_BTH = self.alpha * filtered + (1 - self.alpha) * attended
+        return self.norm(x_BTH + self.dropout(self.mlp(x_BTH)))
+
+
+def low_pass(length: int, cutoff: int) -> torch.Tensor:
+    """float [length, length]: keeping the `cutoff // 2 + 1` lowest frequencies of `length` places, as a matrix."""
+    spectrum = torch.fft.rfft(torch.eye(length), dim=0)
+    spectrum[cutoff // 2 + 1 :] = 0
+    return torch.fft.irfft(spectrum, n=length, dim=0)
