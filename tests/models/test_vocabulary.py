@@ -79,6 +79,11 @@ def test_errors_name_what_is_missing():
         extend_vocabulary(model, tokenizer, index, "text")
     with pytest.raises(ValueError, match="codebooks"):
         extend_vocabulary(model, tokenizer, index, "codebook")
+    extend_vocabulary(model, tokenizer, index)
+    taught = model.get_input_embeddings().weight.clone()
+    with pytest.raises(ValueError, match="'<a_0>' already.*before it got Semantic IDs"):
+        extend_vocabulary(model, tokenizer, index)
+    assert torch.equal(model.get_input_embeddings().weight, taught)
     with pytest.raises(ValueError, match="no field hidden_sise"):
         model_from_config({"model_type": "qwen3", "hidden_sise": 8}, tokenizer)
 
