@@ -126,6 +126,10 @@ class Oracle(CatalogueRanker):
     def __init__(self):
         super().__init__(tiny_data().items)
 
+    @classmethod
+    def fit(cls, data, config=None, device=None):
+        return cls()
+
     def score(self, values, offsets):
         return -((np.arange(24) - values[offsets[1:] - 1][:, None] - 1) % 24).astype(np.float32)
 
