@@ -19,7 +19,7 @@ from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
-from llmrec.models.vocabulary import extend_vocabulary
+from llmrec.models.vocabulary import check_plain, extend_vocabulary
 from llmrec.stages import begin_stage, finish_stage, settings_of
 from llmrec.tokens import fix_today
 
@@ -60,6 +60,7 @@ def main(args: InitArguments) -> None:
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     if args.model_config is None:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        check_plain(tokenizer, index)
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
     else:
         source = args.tokenizer_name_or_path

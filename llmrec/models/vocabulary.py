@@ -69,6 +69,17 @@ def semid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> li
     return [np.asarray([vocabulary[token] for token in tokens], np.int64) for tokens in levels]
 
 
+def check_plain(tokenizer: PreTrainedTokenizerBase, index: SemIDIndex) -> None:
+    """Raises `ValueError` where a pretrained model has tokens of these Semantic IDs already: training may have taught
+    their rows, and `extend_vocabulary` would draw them again."""
+    vocabulary = tokenizer.get_vocab()
+    if (there := next((token for token in index.tokens if token in vocabulary), None)) is not None:
+        raise ValueError(
+            f"the model has the token {there!r} already: start from the model before it got Semantic IDs, or go on "
+            "from this one with recipes/sft.py or recipes/update_catalogue.py"
+        )
+
+
 @torch.no_grad()
 def extend_vocabulary(
     model: PreTrainedModel,
@@ -101,7 +112,7 @@ def extend_vocabulary(
             items apart has no vectors) are fine.
 
     Raises:
-        ValueError: an unknown `init`, or its input is missing; a token that the model has already.
+        ValueError: an unknown `init`, or its input is missing.
     """
     one_of(init, INITIALISATIONS, "embedding initialisation")
     if init == "text" and not texts:
@@ -110,12 +121,7 @@ def extend_vocabulary(
         raise ValueError(
             "embedding initialisation 'codebook' needs the item tokenizer's codebooks; use 'mean' or 'text'"
         )
-    old_tokens, vocabulary = len(tokenizer), tokenizer.get_vocab()
-    if (there := next((token for token in index.tokens if token in vocabulary), None)) is not None:
-        raise ValueError(
-            f"the model has the token {there!r} already, and training may have taught its row: start from the model "
-            "before it got Semantic IDs, or go on from this one with recipes/sft.py or recipes/update_catalogue.py"
-        )
+    old_tokens = len(tokenizer)
     add_semid_tokens(tokenizer, index)
     # Never shrink: vLLM and sharded checkpoints rely on the padded size.
     rows = max(model.get_input_embeddings().weight.shape[0], len(tokenizer))
