@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llmrec.arguments import at_least, one_of, whole_number
+from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows
 from llmrec.features.network_training import validation_rows
 from llmrec.files import atomic_path, read_json, read_parquet, write_json, write_parquet
 from llmrec.recommenders.llm import LLMRecommender
-from llmrec.recommenders.protocol import Recommendation, Recommender, item_histories, per_request
+from llmrec.recommenders.protocol import Recommendation, Recommender, asked_for, item_histories
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 20
@@ -117,8 +117,7 @@ class BlendedRecommender(ABC):
     ) -> list[list[Recommendation]]:
         """As `Recommender.recommend`."""
         histories = item_histories(histories)
-        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
-        requests = per_request(filters, len(histories), "filters")
+        ks, requests = asked_for(k, filters, len(histories))
         fused = self._fused(histories, ks, requests)
         scores = np.asarray([self.config.weights[name] for name in self.members]) @ fused.said
         lists = []

@@ -30,7 +30,7 @@ from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import CARD, CONFIG, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
-from llmrec.recommenders.protocol import Recommendation, item_histories, item_id_of, per_request
+from llmrec.recommenders.protocol import Recommendation, asked_for, item_histories, item_id_of, per_request
 
 
 class LLMRecommender(PromptWriter):
@@ -201,8 +201,7 @@ class LLMRecommender(PromptWriter):
         """
         dense = self.dense_mode(dense)
         histories, num_beams = item_histories(histories, bool(self.behaviours)), self._beams(num_beams)
-        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
-        requests = per_request(filters, len(histories), "filters")
+        ks, requests = asked_for(k, filters, len(histories))
         if not len(histories):
             return []
         ways, rest = self.ways(variations), (requests, behaviour, think, num_beams, dense)
@@ -257,8 +256,7 @@ class LLMRecommender(PromptWriter):
         num_beams: int | None = None,
     ) -> list[list[Recommendation]]:
         """The items that follow any texts, such as rendered chats; `histories` are what `exclude_seen` looks at."""
-        ks = [whole_number(number, "k") for number in per_request(k, len(prompts), "k")]
-        requests = per_request(filters, len(prompts), "filters")
+        ks, requests = asked_for(k, filters, len(prompts))
         if not len(prompts):
             return []
         histories = None if histories is None else item_histories(histories, bool(self.behaviours))

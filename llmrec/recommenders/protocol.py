@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
 
@@ -94,6 +95,13 @@ def per_request(value, count: int, name: str) -> list:
     if len(value) != count:
         raise ValueError(f"{len(value)} values of {name} for {count} histories")
     return list(value)
+
+
+def asked_for(k, filters, count: int) -> tuple[list[int], list[Filter | None]]:
+    """How many items each of `count` requests wants, and its filter, from what `Recommender.recommend` was given.
+    Raises `ValueError`: k < 1 or no whole number, or not one for each."""
+    ks = [whole_number(number, "k") for number in per_request(k, count, "k")]
+    return ks, per_request(filters, count, "filters")
 
 
 def item_histories(histories: Sequence[Sequence], pairs: bool = False) -> list[list]:

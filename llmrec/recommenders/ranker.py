@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llmrec.arguments import whole_number
 from llmrec.arrays import blocks
 from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, lists_to_rows
 from llmrec.files import atomic_path, load_state, read_parquet, save_state, write_parquet
-from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
+from llmrec.recommenders.protocol import Recommendation, asked_for, item_histories
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,7 @@ class CatalogueRanker(ABC):
     def _ranked(self, histories, k, filters, *beside: np.ndarray) -> list[list[Recommendation]]:
         """As `recommend`; `score` gets its part of what stands beside the items of all histories, too."""
         histories = item_histories(histories)
-        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
-        requests = per_request(filters, len(histories), "filters")
+        ks, requests = asked_for(k, filters, len(histories))
         of_users = pa.array([list(history) for history in histories], pa.list_(pa.string()))
         values, offsets = lists_to_rows(of_users, self.items["item_id"])
         lists = []

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import T5ForConditionalGeneration
 
-from llmrec.arguments import construct, whole_number
+from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, lists_to_rows
@@ -29,7 +29,7 @@ from llmrec.models.folder import SEMIDS
 from llmrec.recommenders.networks.tiger import CodeVocabulary, TIGERConfig, check_index, make_t5, reads_forward
 from llmrec.recommenders.networks.tiger_training import train_tiger
 from llmrec.recommenders.popularity import Popularity
-from llmrec.recommenders.protocol import Recommendation, item_histories, per_request
+from llmrec.recommenders.protocol import Recommendation, asked_for, item_histories, per_request
 from llmrec.recommenders.ranker import train_counts
 from llmrec.recommenders.semids import made_from_semids, semids_file
 
@@ -109,8 +109,7 @@ class TIGER:
     ) -> list[list[Recommendation]]:
         """See `Recommender.recommend`. `users` are ids, where the model has tokens of users; they may be left out."""
         histories = item_histories(histories)
-        ks = [whole_number(number, "k") for number in per_request(k, len(histories), "k")]
-        requests = per_request(filters, len(histories), "filters")
+        ks, requests = asked_for(k, filters, len(histories))
         users = per_request(users, len(histories), "users")
         values, offsets = lists_to_rows(
             pa.array(histories, pa.list_(pa.string())), pa.array(self.index.items, pa.string())

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from protocol_checks import FILTERS, HISTORIES, KS, check_filters
 from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
@@ -55,32 +56,20 @@ def store(*lists: list[str], items: str = "abcde", num_context: int = 0) -> Prep
 @pytest.mark.parametrize("name", ["popularity", "item_knn", "sasrec"])
 def test_protocol_filters_and_folder(name, baselines, data, tmp_path):
     recommender = baselines[name]
-    histories = [["item-03", "item-04"], [], ["item-10"] * 3, ["item-23"]]
-    plain = recommender.recommend(histories, k=5)
+    plain = recommender.recommend(HISTORIES, k=5)
     assert [len(one) for one in plain] == [5] * 4
     for one in plain:
         assert len({item.item_id for item in one}) == 5
         assert [item.score for item in one] == sorted((item.score for item in one), reverse=True)
         assert all(item.title.endswith(item.item_id.removeprefix("item-").lstrip("0") or "0") for item in one)
-    filters = [
-        Filter(exclude_seen=True),
-        Filter(where=[("price", "<", 4)]),
-        Filter(deny=["item-11"]),
-        Filter(allow=["item-00", "item-23"], exclude_seen=True),
-    ]
-    lists = recommender.recommend(histories, k=[100, 3, 24, 5], filters=filters)
-    ids = [[item.item_id for item in one] for one in lists]
-    assert len(ids[0]) == 22 and not {"item-03", "item-04"} & set(ids[0])
-    assert sorted(ids[1])[-1] <= "item-03" and len(ids[1]) == 3
-    assert len(ids[2]) == 23 and "item-11" not in ids[2]
-    assert ids[3] == ["item-00"]
-    (one_each,) = recommender.recommend(histories[:1], k=100, filters=Filter(at_most={"brand": 1}))
-    (whole,) = recommender.recommend(histories[:1], k=100)
+    lists = check_filters(recommender)
+    (one_each,) = recommender.recommend(HISTORIES[:1], k=100, filters=Filter(at_most={"brand": 1}))
+    (whole,) = recommender.recommend(HISTORIES[:1], k=100)
     brand = dict(zip(data.items["item_id"].to_pylist(), data.items["brand"].to_pylist()))
     first = {brand[item.item_id]: item.item_id for item in reversed(whole)}
     assert sorted(item.item_id for item in one_each) == sorted(first.values())
     recommender.save_pretrained(tmp_path / name, {"data_fingerprint": data.fingerprint})
-    again = load_recommender(tmp_path / name).recommend(histories, k=[100, 3, 24, 5], filters=filters)
+    again = load_recommender(tmp_path / name).recommend(HISTORIES, k=KS, filters=FILTERS)
     assert again == lists
     assert {path.name for path in (tmp_path / name).iterdir()} == {
         "config.json",

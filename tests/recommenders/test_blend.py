@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from protocol_checks import HISTORIES, check_filters
 from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
@@ -21,7 +22,6 @@ from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.sasrec import SASRec, SASRecConfig
 
 ROOT = Path(__file__).parents[2]
-HISTORIES = [["item-03", "item-04"], [], ["item-10"] * 3, ["item-23"]]
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +94,7 @@ def test_a_folder_needs_nothing_else(data, members, tmp_path):
 
 def test_filters_and_k(data, members):
     blend = Blend.fit(data, BlendConfig(members, depth=10))
-    filters = [
-        Filter(exclude_seen=True),
-        Filter(where=[("price", "<", 4)]),
-        Filter(deny=["item-11"]),
-        Filter(allow=["item-00", "item-23"], exclude_seen=True),
-    ]
-    found = ids(blend.recommend(HISTORIES, k=[100, 3, 24, 5], filters=filters))
-    assert len(found[0]) == 22 and not {"item-03", "item-04"} & set(found[0])
-    assert max(found[1]) <= "item-03" and len(found[1]) == 3
-    assert len(found[2]) == 23 and "item-11" not in found[2] and found[3] == ["item-00"]
+    check_filters(blend)
     brand = dict(zip(data.items["item_id"].to_pylist(), data.items["brand"].to_pylist()))
     (limited,) = ids(blend.recommend(HISTORIES[:1], k=4, filters=Filter(at_most={"brand": 1})))
     assert len({brand[item] for item in limited}) == len(limited) == 4

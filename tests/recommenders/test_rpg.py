@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from protocol_checks import FILTERS
 from tiny import tiny_data, tiny_index
 
 from llmrec.catalogue.filters import Filter
@@ -143,13 +144,7 @@ def test_neighbours_are_the_most_similar_items(monkeypatch):
 @pytest.mark.parametrize("search", ["exhaustive", "graph"])
 def test_filters_and_folder(search, rpg, tmp_path):
     recommender = along_graph(rpg, edges=5, beam=3, rounds=2) if search == "graph" else rpg
-    filters = [
-        Filter(exclude_seen=True),
-        Filter(where=[("price", "<", 4)]),
-        Filter(deny=["item-11"]),
-        Filter(allow=["item-00", "item-23"], exclude_seen=True),
-        Filter(at_most={"brand": 1}),
-    ]
+    filters = [*FILTERS, Filter(at_most={"brand": 1})]
     lists = recommender.recommend(HISTORIES, k=[100, 3, 24, 5, 4], filters=filters)
     ids = ids_of(lists)
     assert [len(one) for one in ids] == [22, 3, 23, 1, 4]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from protocol_checks import FILTERS, HISTORIES, KS, check_filters
 from tiny import tiny_data, tiny_index
 from transformers import T5ForConditionalGeneration
 
@@ -71,24 +72,12 @@ def test_it_learns_the_walk(rows, tiger, data, semids, tmp_path):
 
 
 def test_protocol_filters_and_folder(tiger, data, tmp_path):
-    histories = [["item-03", "item-04"], [], ["item-10"] * 3, ["item-23"]]
-    filters = [
-        Filter(exclude_seen=True),
-        Filter(where=[("price", "<", 4)]),
-        Filter(deny=["item-11"]),
-        Filter(allow=["item-00", "item-23"], exclude_seen=True),
-    ]
-    lists = tiger.recommend(histories, k=[100, 3, 24, 5], filters=filters)
-    ids = [[item.item_id for item in one] for one in lists]
-    assert len({*ids[0]}) == 22 and not {"item-03", "item-04"} & {*ids[0]}
-    assert sorted(ids[1])[-1] <= "item-03" and len(ids[1]) == 3
-    assert len({*ids[2]}) == 23 and "item-11" not in ids[2]
-    assert ids[3] == ["item-00"]
+    lists = check_filters(tiger)
     assert all(one == sorted(one, key=lambda item: -item.score) for one in lists)
-    (few,) = tiger.recommend(histories[:1], k=100, filters=Filter(at_most={"brand": 1}))
+    (few,) = tiger.recommend(HISTORIES[:1], k=100, filters=Filter(at_most={"brand": 1}))
     assert len(few) == 4
-    singles = [tiger.recommend([history], k=4)[0] for history in histories]
-    together = tiger.recommend(histories, k=4)
+    singles = [tiger.recommend([history], k=4)[0] for history in HISTORIES]
+    together = tiger.recommend(HISTORIES, k=4)
     assert [[item.item_id for item in one] for one in singles] == [[item.item_id for item in one] for one in together]
     assert together[0][0].title == "blue gadget number 5"
     tiger.save_pretrained(tmp_path / "tiger", {"data_fingerprint": data.fingerprint})
@@ -96,7 +85,7 @@ def test_protocol_filters_and_folder(tiger, data, tmp_path):
         "config.json", "generation_config.json", "model.safetensors", "semids.parquet", "counts.npy",
     }  # fmt: skip
     again = load_recommender(tmp_path / "tiger", "cpu")
-    assert again.recommend(histories, k=[100, 3, 24, 5], filters=filters) == lists
+    assert again.recommend(HISTORIES, k=KS, filters=FILTERS) == lists
     assert again.num_parameters == tiger.num_parameters > 10_000
     with pytest.raises(ValueError, match="nowhere"):
         tiger.recommend([["nowhere"]])
