@@ -22,7 +22,14 @@ _KINDS = {str: "text: write it in quotes", int: "a whole number", bool: "true or
 _MISTAKEN = {str: (int, float), int: (bool, float), bool: (int, float)}
 # What argparse calls the types that a flag is read as.
 _READ_AS = {"int": "a whole number", "float": "a number", "dict": "a mapping, which only the YAML can hold"}
-TRACEBACK = "LLMREC_TRACEBACK"
+# What argparse says of a flag, and what is said here.
+_SAID = {
+    r"invalid (\w+) value: (.*)": "is {1}, it should be {2}",
+    r"invalid choice: (.*) \(choose from (.*)\)": "is {0}, it should be one of {1}",
+    r"Truthy value expected: got (.*) but": "is {0!r}, it should be true or false",
+    r"expected one argument": "needs a value",
+}
+TRACEBACK, _LONGEST = "LLMREC_TRACEBACK", 1000  # characters of a line
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 
 
@@ -86,7 +93,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 def _lines(text: str, most: int) -> str:
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:most])
+    return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …" for line in lines[:most])
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,6 +122,8 @@ def read_settings(path: str | Path) -> dict:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}"
         raise ValueError(f"{path}, {where}: {error.problem or error.context}: this is no valid YAML") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(settings, dict):
@@ -152,10 +161,13 @@ class Parser(TrlParser):
         return super().parse_args_and_config(args, **rest)
 
     def parse_args_into_dataclasses(self, args=None, **rest) -> tuple:
+        settings, stray = self.parse_known_args(args)
+        if stray:
+            raise ValueError(f"{' '.join(stray)!r} belongs to no flag: write --flag value, and quotes around spaces")
         if self._choose is not None:
             flags = [arg.partition("=")[0] for arg in args or () if arg.startswith("--")]
             given = self._given | {self._option_string_actions[flag].dest for flag in flags}
-            why, chosen = self._choose(vars(self.parse_known_args(args)[0]))
+            why, chosen = self._choose(vars(settings))
             chosen = {name: value for name, value in chosen.items() if name not in given}
             self.set_defaults(**chosen)
             if chosen and os.environ.get("RANK", "0") == "0":
@@ -169,9 +181,10 @@ class Parser(TrlParser):
             names = ", ".join(name.partition("/")[0] for name in required[1].split(", "))
             raise ValueError(f"{names.replace('--', '')} missing: give it in the YAML (--config), or as {names}")
         flag, said = re.match(r"(?:argument (--\w+)\S*: )?(.*)", message, re.DOTALL).groups()
-        invalid = re.match("invalid (\\w+) value: (.*)", said)
-        if invalid:
-            said = f"is {invalid[2]}, it should be {_READ_AS.get(invalid[1], invalid[1])}"
+        for pattern, text in _SAID.items():
+            if found := re.match(pattern, said):
+                kind = found[1] if found.groups() else ""
+                said = text.format(*found.groups(), _READ_AS.get(kind, kind))
         raise ValueError(f"{flag or ''} {said}".strip())
 
     def set_defaults_with_config(self, **config) -> list[str]:

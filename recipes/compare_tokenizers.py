@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from llmrec.commands import Parser
+from llmrec.commands import run
 from llmrec.evaluation import comparison
 from llmrec.evaluation.metrics import row_metrics
 from llmrec.files import Lock, atomic_path, read_parquet, write_json
@@ -36,7 +36,7 @@ class CompareArguments:
     reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
 
 
-def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
+def run_recipe(recipe: str, name: str, folder: Path, *fields: dict) -> None:
     """Runs a recipe in its own process, with its settings in `folder/name.yaml`."""
     settings: dict = {}
     for each in fields:
@@ -45,7 +45,7 @@ def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    done = subprocess.run([sys.executable, RECIPES / f"{recipe}.py", "--config", path])
+    done = subprocess.run_recipe([sys.executable, RECIPES / f"{recipe}.py", "--config", path])
     if done.returncode:
         sys.exit(f"recipes/{recipe}.py failed with {path}; its message is above. The same command goes on from here.")
 
@@ -54,10 +54,10 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[d
     """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
     shared, (base, model, test) = data | {"seed": seed}, (str(at / part) for part in ("base", "model", "test"))
-    run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
+    run_recipe("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
     shared |= (args.tokenizers[name] or {}).get("sft", {})
-    run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
-    run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
+    run_recipe("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
+    run_recipe("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
     per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
     return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}, rows["user_id"].to_pylist()
@@ -77,7 +77,7 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
         own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}
-        run("tokenize_items", "semids", output / name, args.semids, own, target)
+        run_recipe("tokenize_items", "semids", output / name, args.semids, own, target)
         figures[name] = comparison.tokenizer_figures(output / name / "semids")
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
@@ -96,4 +96,4 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(*Parser((CompareArguments,)).parse_args_and_config())
+    run(main, CompareArguments)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llmrec.arguments import at_least
+from llmrec.arguments import at_least, did_you_mean, one_of
 from llmrec.commands import run
 from llmrec.data import PreparedData, prepare
 from llmrec.data.prepared import check_replaceable
@@ -50,12 +50,12 @@ class DataArguments:
 
 
 def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
-    if source not in SOURCES:
-        raise ValueError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    takes = inspect.signature(SOURCES[one_of(source, SOURCES, "source")])
     try:
-        inspect.signature(SOURCES[source]).bind(**source_args)
+        takes.bind(**source_args)
     except TypeError as error:
-        raise ValueError(f"source_args of source {source!r}: {error}") from error
+        near = next((did_you_mean(name, takes.parameters) for name in source_args if name not in takes.parameters), "")
+        raise ValueError(f"source_args of source {source!r}: {error}{near}") from error
     return SOURCES[source](**source_args)
 
 

@@ -155,6 +155,8 @@ def read_file(
             advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
         elif tabs and not quote_char and "columns, got" in str(error):
             advice = "; quotes have no meaning in a TSV unless you say so, e.g. quote_char: '\"'"
+        elif kind == "csv" and "columns, got" in str(error):
+            advice = "; write a value that holds what separates values in quotes"
         elif kind == "json" and Path(path).suffix == ".json":
             advice = "; it must hold one JSON object per line"
         raise ValueError(f"{path} cannot be read: {error}{advice}") from error

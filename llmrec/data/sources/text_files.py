@@ -97,7 +97,10 @@ def read_csv(
         )
     for name, count in Counter(header).items():
         if count > 1:
-            raise ValueError(f"{where}: the header has {name!r} {count} times; every column needs a name of its own")
+            raise ValueError(
+                f"{where}: the header has {name!r} {count} times; every column needs a name of its own; if it is no "
+                "header but a row, give column_names (item_column_names for the items)"
+            )
 
     def read(threads: bool) -> pa.Table:
         return pa.csv.read_csv(
