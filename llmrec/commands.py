@@ -1,9 +1,11 @@
-"""What users write on the command line and in YAML, read into dataclasses, and what they read where it is wrong."""
+"""What users write on the command line and in YAML, read into dataclasses, and what they read where it is wrong;
+recipes in processes of their own."""
 
 import errno
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +35,7 @@ TRACEBACK, _LONGEST = "LLMREC_TRACEBACK", 1000  # characters of a line
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 
 
-def run(main: Callable, *kinds: type, level: int | None = None, defaults: Callable | None = None) -> None:
+def run_script(main: Callable, *kinds: type, level: int | None = None, defaults: Callable | None = None) -> None:
     """What a recipe does as a script: `main` gets its command line and YAML as dataclasses `kinds`. A user's error is
     printed in one to three lines (`message_of`), after its traceback where the variable LLMREC_TRACEBACK is set.
 
@@ -109,34 +111,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_settings(path: str | Path) -> dict:
-    """The mapping in a YAML file of settings; `ValueError` names the file, and line and column of what is wrong."""
-    path = Path(path)
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
-    except OSError as error:
-        beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = did_you_mean(str(path), beside)
-        raise ValueError(f"--config {path}: {(error.strerror or 'cannot be read').lower()}{near}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}"
-        raise ValueError(f"{path}, {where}: {error.problem or error.context}: this is no valid YAML") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} should hold a mapping, setting: value, line by line")
-    return settings
-
-
 class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
     else, one value where it is a list or a mapping, and a value of another kind (a number where it is text: YAML reads
     007 as 7) raise a `ValueError` that names the setting. So does what no field is called, on the command line and in
     the YAML, and a flag that is cut short. Without a GPU `bf16` is off and `use_cpu` on unless they are set.
-    `defaults` are those of `run`."""
+    `defaults` are those of `run_script`."""
 
     def __init__(self, dataclass_types, defaults: Callable | None = None, **rest):
         super().__init__(dataclass_types, allow_abbrev=False, **rest)
@@ -156,7 +136,7 @@ class Parser(TrlParser):
             if path is None or flags.count("--config") > 1:
                 raise ValueError("--config takes the path of one YAML file")
             known = [action.dest for action in self._actions]
-            for name in read_settings(path).keys() - {*known, "env"}:
+            for name in read_yaml(path).keys() - {*known, "env"}:
                 raise ValueError(f"{path}: there is no setting {name!r}{did_you_mean(str(name), known)}")
         return super().parse_args_and_config(args, **rest)
 
@@ -221,3 +201,37 @@ def _scalar(hint: object) -> object:
     kinds = {*(get_args(hint) or [hint])} - {NoneType}
     kind = kinds.pop() if len(kinds) == 1 else None
     return _scalar(kind) if get_origin(kind) is list else kind
+
+
+def read_yaml(path: str | Path, kind: type = dict):
+    """Reads YAML that holds a mapping, or what `kind` says; a missing or damaged file, a key that stands twice, or a
+    file that holds something else raises a `ValueError` that names it, and the place in it."""
+    path, problem = Path(path), f"{path} is no readable YAML"
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+    except OSError as error:
+        beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = did_you_mean(str(path), beside)
+        raise ValueError(f"{problem}: {(error.strerror or str(error)).lower()}{near}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{problem}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(f"{problem}, {where}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{problem}: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds {str(value)[:80]!r}, it should hold {_SHAPES[kind]}")
+    return value
+
+
+def run_recipe(recipe: Path, settings: dict, config: Path) -> None:
+    """Runs a recipe in a process of its own, with these settings, which are written to the YAML `config`. Raises
+    `SystemExit` where it fails."""
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    if subprocess.run([sys.executable, recipe, "--config", config]).returncode:
+        sys.exit(
+            f"recipes/{recipe.name} failed with {config}; its message is above. The same command goes on from here."
+        )

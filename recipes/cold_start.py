@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import at_least, one_of
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.prepared import check_replaceable
@@ -90,4 +90,4 @@ def main(args: ColdStartArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ColdStartArguments)
+    run_script(main, ColdStartArguments)

@@ -15,7 +15,7 @@ from trl import DPOConfig, ModelConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.instructions import Prompt
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
@@ -64,4 +64,4 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, DPOConfig, ModelConfig)
+    run_script(main, DataArguments, DPOConfig, ModelConfig)

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmrec.arguments import one_of
 from llmrec.arrays import blocks
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.decoding.dense import MODES
 from llmrec.features import ItemFeatures
@@ -90,4 +90,4 @@ def main(args: FitDenseArguments, config: DenseConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, FitDenseArguments, DenseConfig, level=logging.INFO)
+    run_script(main, FitDenseArguments, DenseConfig, level=logging.INFO)

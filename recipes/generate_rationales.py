@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
@@ -92,4 +92,4 @@ def main(args: RationaleArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, RationaleArguments)
+    run_script(main, RationaleArguments)

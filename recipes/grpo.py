@@ -15,7 +15,7 @@ from trl import ModelConfig
 import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -74,4 +74,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArgu
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)
+    run_script(main, DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from llmrec.arguments import one_of
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.files import files_fingerprint
 from llmrec.models.from_gguf import load_gguf
 from llmrec.stages import begin_stage, finish_stage, settings_of
@@ -41,4 +41,4 @@ def main(args: ImportArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ImportArguments)
+    run_script(main, ImportArguments)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from llmrec.arguments import at_least, did_you_mean, one_of
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData, prepare
 from llmrec.data.prepared import check_replaceable
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
@@ -81,4 +81,4 @@ def main(args: DataArguments) -> PreparedData:
 
 
 if __name__ == "__main__":
-    run(main, DataArguments)
+    run_script(main, DataArguments)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.filters import Filter
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.instructions.render import item_of
 from llmrec.recommenders import LLMRecommender
@@ -59,4 +59,4 @@ def main(args: RecommendArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, RecommendArguments)
+    run_script(main, RecommendArguments)

@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.models.folder import RecommenderConfig
 
@@ -78,4 +78,4 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, training.SFTArguments, SFTConfig, ModelConfig, defaults=training.sft_defaults)
+    run_script(main, DataArguments, training.SFTArguments, SFTConfig, ModelConfig, defaults=training.sft_defaults)

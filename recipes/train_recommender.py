@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import one_of
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.recommenders.choosing import configs_of, fit_best
 from llmrec.recommenders.loading import KINDS
@@ -57,4 +57,4 @@ def main(args: TrainArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, TrainArguments, level=logging.INFO)
+    run_script(main, TrainArguments, level=logging.INFO)

@@ -7,7 +7,7 @@ from llmrec.stages import RECORD
 
 
 def sft_defaults(settings: dict) -> tuple[str, dict]:
-    """`(why, settings)` for the base that `settings` name, as `llmrec.commands.run` takes them.
+    """`(why, settings)` for the base that `settings` name, as `llmrec.commands.run_script` takes them.
 
     A model from scratch learns everything from this catalogue: at a high rate, with dropout, and small as it is
     without recomputing activations. A pretrained one is to keep what it knows.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from llmrec.arguments import at_least, construct
 from llmrec.catalogue.filters import Filter
-from llmrec.commands import run
+from llmrec.commands import run_script
 from llmrec.files import Lock, atomic_path, check_folder, fingerprint, read_parquet, write_json
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
@@ -245,4 +245,4 @@ def _fields(args: RecommendFileArguments, name: str) -> dict:
 
 
 if __name__ == "__main__":
-    run(main, RecommendFileArguments, level=logging.INFO)
+    run_script(main, RecommendFileArguments, level=logging.INFO)
