@@ -25,6 +25,7 @@ from llmrec.catalogue.collisions import equal_rows
 from llmrec.catalogue.record import Record
 from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
 from llmrec.files import fingerprint, read_json, read_parquet, write_parquet
+from llmrec.stages import unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -269,6 +270,9 @@ class SemIDIndex(Record):
         """Reads a file written by `save`, or an `index.json` of others (by its ending); `codebook_sizes` are for such
         a one, see `from_semids`."""
         path = Path(path)
+        if not path.exists():
+            missing = f"{path} does not exist: run recipes/tokenize_items.py first"
+            raise ValueError((path.parent.is_dir() and unfinished(path.parent)) or missing)
         if path.suffix == ".json":
             semids = mapping_of_semids(read_json(path, object), str(path))
             return cls.from_semids(semids, codebook_sizes, info={"source": path.name})
