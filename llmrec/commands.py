@@ -115,15 +115,16 @@ class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
     else, one value where it is a list or a mapping, and a value of another kind (a number where it is text: YAML reads
     007 as 7) raise a `ValueError` that names the setting. So does what no field is called, on the command line and in
-    the YAML, and a flag that is cut short. Without a GPU `bf16` is off and `use_cpu` on unless they are set.
-    `defaults` are those of `run_script`."""
+    the YAML, and a flag that is cut short. Without a GPU `bf16` is off and `use_cpu` on unless they are set; what asks
+    for a GPU (`bf16: true`) transformers refuses where there is none. `defaults` are those of `run_script`."""
 
     def __init__(self, dataclass_types, defaults: Callable | None = None, **rest):
         super().__init__(dataclass_types, allow_abbrev=False, **rest)
         self._choose, self._given = defaults, set()
         trains = any("bf16" in kind.__dataclass_fields__ for kind in self.dataclass_types)
-        if trains and not torch.accelerator.is_available():  # both are on, and then a GPU is asked for, or missed
-            self.set_defaults(bf16=False, dataloader_pin_memory=False, use_cpu=True)
+        self._on_cpu = trains and not torch.accelerator.is_available()
+        if self._on_cpu:  # both are on, and then a GPU is asked for, or missed
+            self.set_defaults(bf16=False, dataloader_pin_memory=False)
 
     def parse_args_and_config(self, args=None, **rest) -> tuple:
         args = [part for arg in (sys.argv[1:] if args is None else args) for part in _config_apart(str(arg))]
@@ -144,9 +145,11 @@ class Parser(TrlParser):
         settings, stray = self.parse_known_args(args)
         if stray:
             raise ValueError(f"{' '.join(stray)!r} belongs to no flag: write --flag value, and quotes around spaces")
+        flags = [arg.partition("=")[0] for arg in args or () if arg.startswith("--")]
+        given = self._given | {self._option_string_actions[flag].dest for flag in flags}
+        if self._on_cpu and "use_cpu" not in given and not (settings.bf16 or settings.fp16):  # which are for a GPU
+            self.set_defaults(use_cpu=True)
         if self._choose is not None:
-            flags = [arg.partition("=")[0] for arg in args or () if arg.startswith("--")]
-            given = self._given | {self._option_string_actions[flag].dest for flag in flags}
             why, chosen = self._choose(vars(settings))
             chosen = {name: value for name, value in chosen.items() if name not in given}
             self.set_defaults(**chosen)

@@ -61,5 +61,8 @@ def test_what_is_set_stays(bases, capsys):
 def test_the_device_decides_whether_the_cpu_is_used(bases, monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert parse(bases, "scratch")[1].use_cpu and not parse(bases, "scratch")[1].bf16
+    assert not parse(bases, "scratch", "--use_cpu", "false")[1].use_cpu
+    with pytest.raises(ValueError, match="use_cpu"):  # transformers': a GPU is asked for, and missed
+        parse(bases, "scratch", bf16=True)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     assert not parse(bases, "scratch", "--bf16", "false")[1].use_cpu
