@@ -18,6 +18,7 @@ from llmrec.models.dense import load_dense
 from llmrec.models.folder import RecommenderConfig, load_index
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.connections import web_config
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
@@ -108,9 +109,9 @@ def listening(folder: Path, log: Path, **settings):
 
 
 @contextmanager
-def listening_app(app):
+def listening_app(app, **more):
     """The URL of an ASGI application that uvicorn runs in a thread."""
-    web = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    web = uvicorn.Server(web_config(app, port=0, **{"timeout_graceful_shutdown": 2, **more}))
     thread = threading.Thread(target=web.run, daemon=True)
     thread.start()
     try:

@@ -53,14 +53,14 @@ def catalogue(served: Current, front: TheFront):
     return JSONResponse(state | {"history": front.service.store.history()})
 
 
-@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))
+@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503))
 async def put_and_remove(body: schemas.Change, request: Request, front: TheFront):
     """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
     return await _changed(request, front, front.service.change, Changes(body.put, body.remove))
 
 
 @router.post(
-    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503)
+    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503)
 )
 async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
     """Goes back to the content of an older version, under a new number."""

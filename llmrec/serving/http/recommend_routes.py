@@ -2,11 +2,13 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
-from llmrec.serving.http.errors import ApiError, errors
+from llmrec.serving.http.errors import ApiError, errors, validation_error
 from llmrec.serving.http.front import Front, TheFront
 from llmrec.serving.http.limits import until_disconnect
 from llmrec.serving.http.recommending import Asked, Found, read_request, search, shortage
@@ -29,7 +31,8 @@ async def recommend(body: RecommendRequest, request: Request, front: TheFront):
 
 @router.post("/v1/recommend/batch", response_model=BatchResponse, responses=_DOCUMENTED)
 async def batch(body: BatchRequest, request: Request, front: TheFront):
-    """Independent requests, searched together: what does not fit the catalogue has an error in its place."""
+    """Independent requests, searched together: one that cannot be read, or does not fit the catalogue, has an error in
+    its place."""
     if len(body.requests) > front.settings.max_batch:
         message = f"requests has {len(body.requests)} entries, the limit here is {front.settings.max_batch}"
         raise ApiError(400, message, "requests")
@@ -38,12 +41,17 @@ async def batch(body: BatchRequest, request: Request, front: TheFront):
     return JSONResponse({"object": "list", "data": data})
 
 
-async def _answers(request: Request, front: Front, bodies: list[RecommendRequest]) -> list[dict | ApiError]:
+async def _answers(
+    request: Request, front: Front, bodies: Sequence[RecommendRequest | ValidationError]
+) -> list[dict | ApiError]:
     """One answer or error for each body; all of the catalogue version that is current when the turn comes."""
+    read = [body for body in bodies if isinstance(body, RecommendRequest)]
+    if not read:
+        return [*map(validation_error, bodies)]
     # Numbers only, unless the operator wants more.
-    line = {"k": _of_all([body.k for body in bodies]), "history": _of_all([len(body.history) for body in bodies])}
+    line = {"k": _of_all([body.k for body in read]), "history": _of_all([len(body.history) for body in read])}
     if front.settings.log_histories:
-        line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in bodies])
+        line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in read])
     request.state.log |= line
 
     def work() -> tuple[Served, list[Asked | ApiError], list[Found | ApiError]]:
@@ -51,6 +59,8 @@ async def _answers(request: Request, front: Front, bodies: list[RecommendRequest
         with front.service.using() as served:
             for body in bodies:
                 try:
+                    if isinstance(body, ValidationError):
+                        raise validation_error(body)
                     asked.append(read_request(body, served, front.settings))
                 except ApiError as error:
                     asked.append(error)
