@@ -251,6 +251,12 @@ def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
+def file_sha256(path: Path) -> str:
+    """64 hex digits, as `sha256sum` prints them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def files_fingerprint(paths: Sequence[Path]) -> str:
     """Changes with the content of the files, and with name, size or time of change of any file in the folders that is
     not hidden (locks, and what the use of a model remembers, are)."""
@@ -260,8 +266,7 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
             files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
             parts += [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
         elif path.exists():
-            with path.open("rb") as file:
-                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            parts.append(file_sha256(path))
         else:
             raise ValueError(f"{path} does not exist")
     return fingerprint(*parts)

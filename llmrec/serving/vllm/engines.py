@@ -79,6 +79,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     arguments = {
         "model": str(folder),
         "max_model_len": length,
+        "load_format": "safetensors",  # never a pickle
         # the folder's own: vLLM's "auto" would halve float32, into other types for the two modes
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
         "worker_extension_cls": "llmrec.serving.vllm.catalogues.CatalogueWorker",
