@@ -294,7 +294,12 @@ def test_a_change_is_seen_by_every_later_request(folder, tmp_path):
         assert back["version"] == 2 and back["removed"] == ["new"]
         assert [item["item_id"] for item in back["added"]] == ["item-16"]
         assert {*ids(client.post("/v1/recommend", json=BODY))} == {f"item-{i:02d}" for i in range(24)}
+        pages = [({}, [1, 2]), ({"limit": 1}, [2]), ({"before": 2}, [1]), ({"before": 1}, [])]
+        for asked, versions in pages:
+            history = client.get("/v1/catalogue", params=asked).json()["history"]
+            assert [entry["version"] for entry in history] == versions
         assert client.get("/v1/catalogue").json()["history"][1]["rollback_of"] == 0
+        assert client.get("/v1/catalogue", params={"limit": 1001}).status_code == 400
         assert server.published == [1, 2]
     with serving(folder, tmp_path) as (_, client):  # what was acknowledged is there after a restart
         assert client.get("/health").json()["catalogue_version"] == 2

@@ -45,12 +45,17 @@ def item(item_id: str, served: Current):
     return JSONResponse(name | {"catalogue_version": served.number, "columns": _columns(served, item_id)})
 
 
-@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
-def catalogue(served: Current, front: TheFront):
-    """The current version, and what made the ones before."""
+@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(400, 401))
+def catalogue(
+    served: Current,
+    front: TheFront,
+    limit: Annotated[int, Query(ge=1, le=1000, description="how many versions of the history")] = 100,
+    before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="only versions before this one")] = None,
+):
+    """The current version, and what made the newest ones, oldest first; `before` the first of them are older ones."""
     columns = {field.name: str(field.type) for field in served.version.items.schema}
     state = {"version": served.number, "items": len(served.version.index.items), "columns": columns}
-    return JSONResponse(state | {"history": front.service.store.history()})
+    return JSONResponse(state | {"history": front.service.store.history(limit, before)})
 
 
 @router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503))

@@ -18,7 +18,7 @@ from vllm.exceptions import VLLMError
 from llmrec.serving.http.engine_context import EngineContext, engine_context
 from llmrec.serving.http.errors import ApiError, engine_failed, errors
 from llmrec.serving.http.front import Current
-from llmrec.serving.http.limits import until_disconnect
+from llmrec.serving.http.limits import client_of, until_disconnect
 from llmrec.serving.http.schemas import check_characters, texts_in
 from llmrec.serving.http.service import Served
 from llmrec.serving.http.settings import Settings
@@ -38,7 +38,7 @@ _DOCUMENTED = {
 async def _turn(request: Request) -> AsyncIterator[None]:
     """A place among the chats that run, until the answer is sent to its end or the client goes away."""
     async with AsyncExitStack() as held:
-        await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot()))
+        await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot(client_of(request))))
         yield
 
 

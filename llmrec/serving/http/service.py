@@ -106,10 +106,10 @@ class Service:
         self._retiring = ThreadPoolExecutor(1, thread_name_prefix="llmrec-retire")
 
     @contextmanager
-    def using(self) -> Iterator[Served]:
-        """The current version; it is not retired before the block ends."""
+    def using(self, served: Served | None = None) -> Iterator[Served]:
+        """A version, by default the current one; it is not retired before the block ends."""
         with self._lock:
-            served = self.current
+            served = served or self.current
             self._uses[served.number] += 1
         try:
             yield served

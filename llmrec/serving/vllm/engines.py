@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from llmrec.catalogue.filters import Filter
 from llmrec.files import read_json
+from llmrec.serving.in_flight import remembered
 from llmrec.serving.vllm.plugin import ARCHITECTURES, register
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class OnlineEngine:
         async def gather():
             return await asyncio.gather(*map(last, prompts, params))
 
-        return asyncio.run_coroutine_threadsafe(gather(), self.loop).result()
+        return remembered(asyncio.run_coroutine_threadsafe(gather(), self.loop)).result()
 
 
 def _input(prompt: Sequence[int]) -> dict:
