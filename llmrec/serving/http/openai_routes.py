@@ -4,7 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import accumulate
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -113,12 +113,23 @@ async def _answer(call, body, request: Request, served: Served):
     except ApiError:
         raise
     except Exception as error:
-        raise _api_error(create_error_response(error), error) from error
+        raise _failed(create_error_response(error), body, request, error) from error
     if hasattr(made, "error"):
-        raise _api_error(made)
+        raise _failed(made, body, request)
     if hasattr(made, "model_dump"):
         return JSONResponse(_with_items(made.model_dump(), served))
     return StreamingResponse(_events(made, served), media_type="text/event-stream")
+
+
+def _failed(response, body, request: Request, error: Exception | None = None) -> ApiError:
+    """A grammar that an engine could not follow is the client's mistake, where the engine is well."""
+    answer = _api_error(response, error)
+    asked = next((name for name in sorted(_GRAMMARS) if getattr(body, name, None) is not None), None)
+    if answer.status_code == 503 and asked is not None:
+        with suppress(Exception):
+            request.app.state.front.service.check()
+            return ApiError(400, f"the engine cannot follow {asked}: simplify it", asked)
+    return answer
 
 
 def _context(body, served: Served) -> EngineContext:

@@ -115,6 +115,8 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
             # Semantic ID are -inf.
             "logprobs_mode": "processed_logits",
             "max_logprobs": 1024,
+            # An engine has one; "auto" would take that of the first request.
+            "structured_outputs_config": {"backend": "xgrammar"},
         }
     else:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
