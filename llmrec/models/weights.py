@@ -12,8 +12,6 @@ from llmrec.models.folder import CONFIG
 
 _SAFE = {"trust_remote_code": False}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
-# What transformers and its readers raise where a file holds something else than they expect
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
 
 
 def downloaded(name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
@@ -42,17 +40,18 @@ def load_model(folder: str | Path, **model_kwargs) -> PreTrainedModel:
         ValueError: config.json describes more weights than there are, or other ones; a file that cannot be read.
     """
     folder = Path(folder)
-    if (folder / "config.json").exists():
+    whole = (folder / "config.json").exists()  # an adapter's folder has none
+    if whole:
         _check_size(folder)
     more = {**_SAFE, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(folder, **(more | model_kwargs))
     except torch.OutOfMemoryError:
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # of any kind, where a file holds something else than its reader expects
         raise ValueError(f"{folder}: config.json and the weights do not make a model ({_said(error)})") from error
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if names := sorted(map(str, found[what])):
+    for what in ("missing_keys", "unexpected_keys") if whole else ("missing_keys",):
+        if names := sorted(found[what]):
             raise ValueError(
                 f"{folder}: weights and config.json do not fit, {len(names)} {what.replace('_', ' ')} such as "
                 f"{names[0]}: restore model.safetensors and config.json"
@@ -80,7 +79,7 @@ def _check_size(folder: Path) -> None:
             raise ValueError(f"{layers} layers, but there are {tensors} weights")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **_SAFE)
-    except _DAMAGE as error:
+    except Exception as error:
         raise ValueError(f"{path} describes no model that fits: {_said(error)}") from error
     wanted = sum(weight.numel() for weight in {id(one): one for one in model.parameters()}.values())
     if wanted > there:
