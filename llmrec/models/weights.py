@@ -43,15 +43,15 @@ def load_model(folder: str | Path, **model_kwargs) -> PreTrainedModel:
     whole = (folder / "config.json").exists()  # an adapter's folder has none
     if whole:
         _check_size(folder)
-    more = {**_SAFE, "use_safetensors": True, "output_loading_info": True}
+    more = {**_SAFE, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(folder, **(more | model_kwargs))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind, where a file holds something else than its reader expects
         raise ValueError(f"{folder}: config.json and the weights do not make a model ({_said(error)})") from error
-    for what in ("missing_keys", "unexpected_keys") if whole else ("missing_keys",):
-        if names := sorted(found[what]):
+    for what in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if whole else ())):
+        if names := sorted(map(str, found[what])):  # those that do not match with both shapes
             raise ValueError(
                 f"{folder}: weights and config.json do not fit, {len(names)} {what.replace('_', ' ')} such as "
                 f"{names[0]}: restore model.safetensors and config.json"

@@ -164,7 +164,7 @@ def without_a_layer(weights: dict) -> dict:
 
 WEIGHTS = [
     (without_a_layer, "config.json describes a model of"),
-    (lambda weights: weights | {"model.norm.weight": torch.ones(3)}, "model.norm.weight"),
+    (lambda weights: weights | {"model.norm.weight": torch.ones(300)}, "model.norm.weight"),
     (lambda weights: weights | {"model.more.weight": torch.ones(3)}, "model.more.weight"),
     (lambda weights: {name.replace("norm", "form"): value for name, value in weights.items()}, "missing keys"),
 ]
