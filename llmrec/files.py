@@ -161,7 +161,7 @@ def read_json(path: str | Path, kind: type = dict):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid UTF-8 JSON: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path} holds {json.dumps(value)[:80]}, it should hold a mapping")
@@ -223,6 +223,17 @@ def check_whole(folder: str | Path, sizes: dict[str, int] | None = None) -> None
         check_readable(file := folder / name)
         if file.suffix != ".json" and file.stat().st_size != size:
             raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and had {size:,} when it was written")
+
+
+@contextlib.contextmanager
+def well_formed(path: str | Path) -> Iterator[None]:
+    """Making something of what was read from a file or folder: what is missing there, or of another kind, becomes a
+    `ValueError` that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(f"{path} does not hold what it should ({said}): restore it, or make it again") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from llmrec.arguments import construct, one_of
 from llmrec.catalogue.lifecycle import diff, remove_items
 from llmrec.catalogue.ready_made import ready_made_semids
-from llmrec.files import read_json
+from llmrec.files import read_json, well_formed
 from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
 from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
 from llmrec.item_tokenizers.contextual.pctx import Pctx
@@ -87,6 +87,7 @@ def make_item_tokenizer(
 
 
 def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:
-    """Reads any item tokenizer that `save_pretrained` wrote."""
+    """Reads any item tokenizer that `save_pretrained` wrote; `ValueError` naming the file that is damaged."""
     path, known = Path(folder) / "config.json", TOKENIZERS | SEQUENCE_TOKENIZERS
-    return known[one_of(read_json(path).get("name"), known, f"{path}: item tokenizer")].from_pretrained(folder)
+    with well_formed(path):
+        return known[one_of(read_json(path).get("name"), known, f"{path}: item tokenizer")].from_pretrained(folder)

@@ -16,6 +16,8 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec import LLMRecommender
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.features import ItemFeatures
+from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.models.folder import CHECKSUMS, CONFIG, SEMIDS
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -206,6 +208,26 @@ def test_no_pickle_and_no_code_is_read(folder, tmp_path):
 def test_a_tokenizer_that_is_none(folder, content):
     (folder / "tokenizer.json").write_text(content)
     refused(folder, "tokenizer.json")
+
+
+NO_TOKENIZER = [
+    "{}",
+    "[]",
+    '{"name": []}',
+    '{"name": "os"}',
+    '{"name": "rq_kmeans"}',
+    '{"name": "rq_kmeans", "config": 3}',
+]
+
+
+@pytest.mark.parametrize("content", [*NO_TOKENIZER, "[" * 100_000])
+def test_an_item_tokenizer_that_is_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="config.json"):
+        load_item_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        ItemFeatures.from_pretrained(tmp_path)
 
 
 # Checksums
