@@ -210,7 +210,7 @@ def test_a_tokenizer_that_is_none(folder, content):
     refused(folder, "tokenizer.json")
 
 
-NO_TOKENIZER = [
+NO_TOKENIZER = ['{}', '[]', '{"name": []}', '{"name": "os"}', '{"name": "rq_kmeans"}', '{"name": "pq", "config": 3}']
     "{}",
     "[]",
     '{"name": []}',
