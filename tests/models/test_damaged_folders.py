@@ -210,14 +210,7 @@ def test_a_tokenizer_that_is_none(folder, content):
     refused(folder, "tokenizer.json")
 
 
-NO_TOKENIZER = ['{}', '[]', '{"name": []}', '{"name": "os"}', '{"name": "rq_kmeans"}', '{"name": "pq", "config": 3}']
-    "{}",
-    "[]",
-    '{"name": []}',
-    '{"name": "os"}',
-    '{"name": "rq_kmeans"}',
-    '{"name": "rq_kmeans", "config": 3}',
-]
+NO_TOKENIZER = ["{}", "[]", '{"name": []}', '{"name": "os"}', '{"name": "rq_kmeans"}', '{"name": "pq", "config": 3}']
 
 
 @pytest.mark.parametrize("content", [*NO_TOKENIZER, "[" * 100_000])
