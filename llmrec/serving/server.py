@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -24,7 +23,7 @@ from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.models.folder import DENSE, ITEM_TOKENIZER, RecommenderConfig, check_checksums
 from llmrec.models.weights import load_tokenizer
 from llmrec.serving.http.app import create_app
-from llmrec.serving.http.connections import web_config
+from llmrec.serving.http.connections import Server, web_config
 from llmrec.serving.http.engine_context import VersionedEngine
 from llmrec.serving.http.openai_routes import add_openai_routes
 from llmrec.serving.http.service import Service
@@ -157,7 +156,7 @@ async def serve(
         url = f"http{'s' if config.is_ssl else ''}://{host}:{port}"
         logger.info("serving %s on %s; changes of the catalogue go to %s", folder, url, store.directory)
         # Threads that wait for a search need the loop: the front stops first, then the engines.
-        web = uvicorn.Server(config)
+        web = Server(config)
         watching = asyncio.create_task(Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s))
         watching.add_done_callback(lambda _: setattr(web, "should_exit", True))
         await web.serve()

@@ -7,6 +7,7 @@ more files, asyncio calls `accept` in vain in a circle, and logs each time.
 import logging
 import os
 import resource
+import socket
 import time
 
 import uvicorn
@@ -14,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 logger = logging.getLogger("llmrec.serving")
 HEAD_BYTES, HEAD_S = 2**16, 10.0
-_MOST = 4096  # connections
+_MOST, _QUEUE = 4096, 2048  # connections that are open, and that wait to be
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n"
     b"content-type: application/json\r\n\r\n"
@@ -88,6 +89,18 @@ class Connection(HttpToolsProtocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with a longer queue of connections that the system keeps until they are accepted: asyncio accepts as
+    many at once as it asks the system to keep."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in self.servers if self.started else ():
+            for one in listening.sockets:
+                with socket.socket(fileno=os.dup(one.fileno())) as same:
+                    same.listen(_QUEUE)
 
 
 def web_config(app, **more) -> uvicorn.Config:
