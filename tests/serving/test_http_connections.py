@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,3 +124,15 @@ def test_without_files_for_more_connections_the_front_rests_and_answers(folder, 
         front.stdin.close()
         assert front.wait(30) == 0
     assert log.stat().st_size < 5000
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_https(tmp_path):
+    files = {"ssl_certfile": str(tmp_path / "cert.pem"), "ssl_keyfile": str(tmp_path / "key.pem")}
+    made = ["-keyout", files["ssl_keyfile"], "-out", files["ssl_certfile"], "-subj", "/CN=localhost", "-days", "1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made]
+    subprocess.run(command, check=True, capture_output=True)
+    with listening_app(app, **files) as url:
+        assert httpx.get(url.replace("http:", "https:"), verify=False).text == "ok"
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url)
