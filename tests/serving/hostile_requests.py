@@ -31,6 +31,11 @@ NUMBERS = [0, -1, 1, 1.5, -0.0, 1e308, 2**31, 2**63 - 1, 2**63, 10**400, True, N
 DEEP = "@deep@"  # stands for lists or mappings in each other, which `json.dumps` cannot write
 
 
+def many(value, count: int) -> list:
+    """A list of it, of some megabytes at most."""
+    return [value] * max(1, min(count, 2**21 // len(json.dumps(value))))
+
+
 class Hostile:
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -41,7 +46,7 @@ class Hostile:
 
     def value(self):
         one = self.random
-        long = [one.choice([one.choice(TEXTS), one.choice(NUMBERS)])] * one.choice([2, 100, 10**4, 10**5])
+        long = many(one.choice([one.choice(TEXTS), one.choice(NUMBERS)]), one.choice([2, 100, 10**4, 10**5]))
         keys = {f"{key}": 1 for key in range(one.choice([1, 100, 10**4]))}
         return one.choice([self.text(), one.choice(NUMBERS), long, keys, DEEP, [[]], {}])
 
@@ -71,7 +76,7 @@ class Hostile:
                 {"history": one.choice([ITEMS[:3], ITEMS * 40, ITEMS * 50, self.value()])},
                 {"history": ["red gadget number 3", self.text()], "history_format": "title"},
                 {"history": ["<a_1><b_0><c_0>", self.text()], "history_format": "semid"},
-                {"messages": [{"role": "user", "content": self.text()}] * one.choice([1, 3, 300])},
+                {"messages": many({"role": "user", "content": self.text()}, one.choice([1, 3, 300]))},
                 {"task": "like_but", "about": "item-05", "wish": one.choice(["cheaper", self.text()])},
                 {"task": "query_to_item", "query": self.text()},
             ]
@@ -92,7 +97,7 @@ class Hostile:
             "item_id": one.choice([one.choice(ITEMS), self.text()]),
             one.choice(["title", "price", "x"]): self.value(),
         }
-        return {"put": one.choice([[put], [put] * 300, self.value()]), "remove": one.choice([[], [self.text()]])}
+        return {"put": one.choice([[put], many(put, 300), self.value()]), "remove": one.choice([[], [self.text()]])}
 
     def call(self) -> tuple[str, bytes]:
         """A path and a body."""

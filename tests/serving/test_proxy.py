@@ -26,9 +26,9 @@ def test_what_users_need_passes_and_nothing_else(tmp_path):
             f"{one}_temp_path {tmp_path}/{one};" for one in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         text = f"access_log off; {own} {text.replace('443', f'127.0.0.1:{port}')}"
-        (tmp_path / "nginx.conf").write_text(
-            f"{'user root; ' if os.geteuid() == 0 else ''}daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}} http {{ {text} }}"
-        )
+        user = "user root; " if os.geteuid() == 0 else ""
+        files = f"{user} daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error;"
+        (tmp_path / "nginx.conf").write_text(f"{files} events {{}} http {{ {text} }}")
         with subprocess.Popen([NGINX, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error"]) as nginx:
             try:
                 with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=False) as client:
