@@ -1,9 +1,13 @@
-"""What users write on the command line and in YAML, read into dataclasses."""
+"""What users write on the command line and in YAML, read into dataclasses; recipes in processes of their own."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
+import yaml
 from trl import TrlParser
 
 _VALUE = "one value"
@@ -52,3 +56,26 @@ def _scalar(hint: object) -> object:
     kinds = {*(get_args(hint) or [hint])} - {NoneType}
     kind = kinds.pop() if len(kinds) == 1 else None
     return _scalar(kind) if get_origin(kind) is list else kind
+
+
+def read_yaml(path: str | Path, kind: type = dict):
+    """Reads YAML that holds a mapping, or what `kind` says; a missing or damaged file, or one that holds something
+    else, raises a `ValueError` that names it."""
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no readable YAML: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds {str(value)[:80]!r}, it should hold {_SHAPES[kind]}")
+    return value
+
+
+def run_recipe(recipe: Path, settings: dict, config: Path) -> None:
+    """Runs a recipe in a process of its own, with these settings, which are written to the YAML `config`. Raises
+    `SystemExit` where it fails."""
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    if subprocess.run([sys.executable, recipe, "--config", config]).returncode:
+        sys.exit(
+            f"recipes/{recipe.name} failed with {config}; its message is above. The same command goes on from here."
+        )

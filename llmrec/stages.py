@@ -10,7 +10,17 @@ import logging
 import shutil
 from pathlib import Path
 
-from llmrec.files import Lock, check_folder, check_whole, fingerprint, read_json, remove_partial, sizes_of, write_json
+from llmrec.files import (
+    Lock,
+    check_folder,
+    check_whole,
+    files_fingerprint,
+    fingerprint,
+    read_json,
+    remove_partial,
+    sizes_of,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
@@ -153,6 +163,14 @@ def content_of(*names: str | None) -> str | None:
     """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
     files = [Path(name) for name in names if name and Path(name).is_file()]
     return fingerprint(*(file.read_bytes() for file in files)) if files else None
+
+
+def model_content(model: str) -> str:
+    """What changes with a language model: how its stage made it, or its files; of the Hub its name."""
+    folder = Path(model)
+    if (folder / RECORD).exists():
+        return fingerprint((folder / RECORD).read_bytes())
+    return files_fingerprint([folder]) if folder.is_dir() else model
 
 
 def settings_of(*arguments, ignore: tuple[str, ...] = ("output_dir", "overwrite")) -> dict:

@@ -71,7 +71,7 @@ def main(args: AskArguments) -> None:
         [found] = recommender.ask(args.like_but, [{"about": about, "wish": wish}], args.k)
         print(f"\n— Like {name(about)}, but: {wish.replace('_', ' ')} —")
         missed = {item.item_id for item in found if not catalogue.wishes.satisfies(item.item_id, wish, about)}
-        show(found, dict.fromkeys(missed, f"   (not {wish})"))
+        show(found, dict.fromkeys(missed, "   (not what was wished)"))
 
     chats = [conversation(recommender.tokenizer, [{"role": "user", "content": text}]) for text in args.questions]
     for question, answer in zip(args.questions, recommender.write(recommender.token_ids(chats), args.max_new_tokens)):

@@ -8,15 +8,12 @@ the same model, once per seed, and test rows rank them. Every stage is an ordina
 its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from llmrec.commands import Parser
+from llmrec.commands import Parser, read_yaml, run_recipe
 from llmrec.evaluation import comparison
+from llmrec.evaluation.bootstrap import over_seeds
 from llmrec.evaluation.metrics import row_metrics
 from llmrec.files import Lock, atomic_path, read_parquet, write_json
 
@@ -40,14 +37,9 @@ def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
     """Runs a recipe in its own process, with its settings in `folder/name.yaml`."""
     settings: dict = {}
     for each in fields:
-        start = yaml.safe_load(Path(each["config"]).read_text(encoding="utf-8")) if "config" in each else {}
+        start = read_yaml(each["config"]) if "config" in each else {}
         settings |= start | {key: value for key, value in each.items() if key != "config"}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    done = subprocess.run([sys.executable, RECIPES / f"{recipe}.py", "--config", path])
-    if done.returncode:
-        sys.exit(f"recipes/{recipe}.py failed with {path}; its message is above. The same command goes on from here.")
+    run_recipe(RECIPES / f"{recipe}.py", settings, folder / f"{name}.yaml")
 
 
 def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[dict, list[str]]:
@@ -84,7 +76,7 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
         for name in args.downstream or args.tokenizers:
             of_rows, users = train(args, name, seed, output / name)
             runs.setdefault(name, []).append(of_rows)
-    ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
+    ranking = over_seeds(runs, args.reference, users) if runs else []
     lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE]
     lines += ["", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []

@@ -20,7 +20,7 @@ from llmrec.item_tokenizers.codebooks import load_codebooks
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import check_plain, extend_vocabulary
-from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 from llmrec.tokens import fix_today
 
 
@@ -53,7 +53,9 @@ def main(args: InitArguments) -> None:
         index = index.shuffled(args.seed)
     if args.behaviour_tokens:
         index = index.with_behaviours(data.behaviours)
-    settings = settings_of(args) | {"data": data.catalogue_fingerprint, "semid_fingerprint": index.fingerprint}
+    base = args.model_name_or_path or args.tokenizer_name_or_path
+    settings = {"data": data.catalogue_fingerprint, "semid_fingerprint": index.fingerprint}
+    settings |= settings_of(args) | ({"base": model_content(base)} if base else {})
     if begin_stage(args.output_dir, settings, args.overwrite) == "done":
         print(f"Reusing the model in {args.output_dir} (same settings, same Semantic IDs).")
         return

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.commands import Parser
-from llmrec.evaluation.language import against, general_text, load_language_model, load_tokenizer, measure
+from llmrec.evaluation.language import (
+    against,
+    general_text,
+    load_language_model,
+    load_tokenizer,
+    measure,
+    read_general_text,
+)
 from llmrec.files import Lock, fingerprint, read_json, write_json
 from llmrec.instructions.general import plain_questions
 from llmrec.recommenders.loading import files_of
@@ -63,7 +70,7 @@ def main(args: LanguageArguments) -> None:
     if args.general_text is None:
         text, packages = general_text()
     else:
-        text = Path(args.general_text).read_text(encoding="utf-8")
+        text = read_general_text(args.general_text)
     folder, cut = Path(args.output_dir), _tokens(args.base, text)
     for name, model in models.items():
         if _tokens(model, text) != cut:

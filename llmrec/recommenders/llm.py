@@ -123,6 +123,10 @@ class LLMRecommender(PromptWriter):
         return recommender
 
     @property
+    def num_parameters(self) -> int:
+        return self.model.num_parameters()
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
