@@ -33,7 +33,8 @@ DEEP = "@deep@"  # stands for lists or mappings in each other, which `json.dumps
 
 def many(value, count: int) -> list:
     """A list of it, of some megabytes at most."""
-    return [value] * max(1, min(count, 2**21 // len(json.dumps(value))))
+    text = json.dumps(value)
+    return [value] * max(1, min(count, 2**21 // (len(text) + 10**5 * text.count(DEEP))))
 
 
 class Hostile:

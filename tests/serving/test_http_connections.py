@@ -105,10 +105,13 @@ def test_one_more_connection_closes_the_longest_idle(caplog, monkeypatch):
     assert len(caplog.records) == 1 and "20 connections are open" in caplog.text
 
 
-def test_without_files_for_more_connections_the_front_rests_and_answers(folder, tmp_path):
-    script, log = Path(__file__).with_name("few_files.py"), tmp_path / "stderr"
+def test_without_files_for_more_connections_the_front_rests_and_answers(tmp_path):
+    command, log, pipe = (
+        [sys.executable, Path(__file__).with_name("few_files.py")],
+        tmp_path / "stderr",
+        subprocess.PIPE,
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command, pipe = [sys.executable, script, folder, tmp_path / "log"], subprocess.PIPE
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as front,
@@ -118,12 +121,12 @@ def test_without_files_for_more_connections_the_front_rests_and_answers(folder, 
             for _ in range(400):
                 held.enter_context(connected(url))
             before = sum(psutil.Process(front.pid).cpu_times()[:2])
-            time.sleep(1)
-            assert sum(psutil.Process(front.pid).cpu_times()[:2]) - before < 0.3
-            assert len(httpx.post(f"{url}/v1/recommend", json=BODY, timeout=30).json()["items"]) == 5
+            time.sleep(0.5)
+            assert sum(psutil.Process(front.pid).cpu_times()[:2]) - before < 0.2
+            assert httpx.get(url, timeout=30).text == "ok"
         front.stdin.close()
         assert front.wait(30) == 0
-    assert log.stat().st_size < 5000
+    assert 0 < log.stat().st_size < 2000  # it says once that it closes connections
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
