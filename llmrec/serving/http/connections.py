@@ -47,14 +47,20 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_head()
         if self.most is not None and len(self.connections) > self.most:
-            idle = [one for one in self.connections if one is not self and one.idle]
-            longest = min(idle, key=lambda one: one.since, default=None)
-            if longest is None:
-                transport.write(_FULL)
-            (longest or self).transport.close()
-            if time.monotonic() - Connection._told > 60:
-                Connection._told = time.monotonic()
-                logger.warning("%d connections are open, the most for this process: idle ones are closed", self.most)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        there = [one for one in self.connections if not one.transport.is_closing()]
+        if len(there) <= self.most:
+            return
+        idle = (one for one in there if one is not self and one.idle)
+        longest = min(idle, key=lambda one: one.since, default=None)
+        if longest is None:
+            self.transport.write(_FULL)
+        (longest or self).transport.close()
+        if time.monotonic() - Connection._told > 60:
+            Connection._told = time.monotonic()
+            logger.warning("%d connections are open, the most for this process: idle ones are closed", self.most)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
