@@ -19,7 +19,7 @@ from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
 router = APIRouter(tags=["recommend"])
-_PART = 16.0
+_PART = 4.0
 _DOCUMENTED = errors(400, 401, 413, 429, 503)
 
 
