@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2Model
 
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.features.attention import at_last
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 from llmrec.recommenders.networks.decoding_graph import item_scores
@@ -79,11 +80,18 @@ class RPGNetwork(nn.Module):
         self.decoder = GPT2Model(GPT2Config(**shape, **dropout, use_cache=False))
         self.heads = nn.Parameter(torch.zeros(self.num_digits, width, width))
 
-    def forward(self, ids_BT: torch.Tensor, *_) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; blind to lengths and times."""
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        lengths_B: torch.Tensor | None = None,
+        times_BT: torch.Tensor | None = None,
+        last: bool = False,
+    ) -> torch.Tensor:
+        """As of `NextItemNetwork`; times are not read, and lengths for the last items alone."""
         # Padding stands on the right, so the causal mask hides it from every real position.
         inputs = self.digits(self.codes[ids_BT].flatten(0, 1)).unflatten(0, ids_BT.shape)
-        return self.decoder(inputs_embeds=inputs).last_hidden_state
+        hidden_BTH = self.decoder(inputs_embeds=inputs).last_hidden_state
+        return at_last(hidden_BTH, lengths_B)[:, 0] if last else hidden_BTH
 
     def digit_vectors(self) -> torch.Tensor:
         """float [m, K, hidden]: the embeddings of every digit's codes."""
