@@ -7,8 +7,8 @@ from torch import nn
 
 
 class Dropout(nn.Module):
-    """As `nn.Dropout`. On a CPU 16 random bits say what is kept, so `rate` is exact to 1 / 65536: PyTorch's draws there
-    take longer than most of what a small network computes."""
+    """As `nn.Dropout`. On a CPU 16 random bits say what is kept, so `rate` is exact to 1 / 65536: PyTorch's own draws
+    take longer there than most of what a small network computes."""
 
     def __init__(self, rate: float):
         super().__init__()

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-_LOGITS = 2**20  # made at once: they stay in the cache until their gradients are made of them
-_STATES = 64  # at least, however many items there are
+_LOGITS = 2**19  # made at once: they stay in the cache until their gradients are made of them
+_STATES = 32  # at least, however many items there are
 
 
 class TiedNetwork(nn.Module):
