@@ -2,9 +2,10 @@
 
     python scripts/bench_networks.py [--json FILE] [--steps 40] [--repeats 3] [--items 12000]
 
-The plain step computes every layer at every place and takes `F.cross_entropy` of the logits of all its targets. Rows
-are random, as long as those of Amazon Beauty; shapes and rates are those of recipes/configs/benchmarks/beauty. The
-figures are medians of ratios of CPU seconds, both in turn in one process. Without dropout losses and gradients agree.
+The plain step computes every layer at every place, takes `F.cross_entropy` of the logits of all its targets, and drops
+by `nn.Dropout`. Rows are random, as long as those of Amazon Beauty; shapes and rates are those of
+recipes/configs/benchmarks/beauty. The figures are medians of ratios of CPU seconds, both in turn in one process.
+Without dropout losses and gradients agree.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from torch import nn
 
+from llmrec.features.attention import Dropout
 from llmrec.features.network_training import adamw
 from llmrec.features.next_item import next_item_batches, next_item_loss, next_item_windows
 from llmrec.features.sasrec_network import SASRecConfig, SASRecModel
@@ -45,6 +48,14 @@ def plain(model, batch: tuple[np.ndarray, ...]) -> torch.Tensor:
     ids, labels, lengths, times = map(torch.from_numpy, batch)
     kept = labels >= 0
     return F.cross_entropy(model.head(model(ids, lengths, times)[kept]), labels[kept])
+
+
+def with_plain_dropout(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.rate))
+    return model
 
 
 def seconds(loss: Callable, model, optimizer, batches: list) -> float:
@@ -95,6 +106,7 @@ def main() -> None:
             taken = []
             for loss in (ours, plain):
                 one = copy.deepcopy(model).train()
+                one = with_plain_dropout(one) if loss is plain else one
                 taken.append(seconds(loss, one, adamw(config)(one), batches))
             ratios.append(taken[1] / taken[0])
             steps = [f"{one / len(batches) * 1000:.1f} ms" for one in taken]

@@ -142,10 +142,10 @@ def test_steps_have_the_losses_of_plain_ones(name):
     offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 14, 60))])
     values, times = rng.integers(40, size=offsets[-1]).astype(np.int32), np.sort(rng.integers(10**6, size=offsets[-1]))
     windows = next_item_windows(offsets, np.ones(60, int), 8, rows)
-    curves = {}
+    curves, gradients = {}, {}
     for way in ("ours", "plain"):
         model = copy.deepcopy(MODELS[name]).eval()
-        optimizer, curves[way] = torch.optim.SGD(model.parameters(), 1e-4), []
+        optimizer, curves[way] = torch.optim.SGD(model.parameters(), 1e-5), []
         for batch in next_item_batches(values, times, windows, 16, np.random.default_rng(0)):
             if way == "ours":
                 loss, count = next_item_loss(model, batch, rows == "prefix")
@@ -158,8 +158,11 @@ def test_steps_have_the_losses_of_plain_ones(name):
             loss.backward()
             optimizer.step()
             curves[way].append(loss.item())
+        gradients[way] = [weights.grad for weights in model.parameters()]
     assert len(curves["ours"]) >= 4 and curves["ours"][-1] != curves["ours"][0]
     assert curves["ours"] == pytest.approx(curves["plain"], rel=1e-5)
+    for one, other in zip(gradients["ours"], gradients["plain"]):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
