@@ -10,7 +10,17 @@ import logging
 import shutil
 from pathlib import Path
 
-from llmrec.files import Lock, check_folder, check_whole, fingerprint, read_json, remove_partial, sizes_of, write_json
+from llmrec.files import (
+    Lock,
+    check_folder,
+    check_whole,
+    files_fingerprint,
+    fingerprint,
+    read_json,
+    remove_partial,
+    sizes_of,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
@@ -149,10 +159,28 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return complete[max(complete)] if complete else None
 
 
+def unfinished(folder: str | Path) -> str:
+    """What to say of a folder that a stage has begun and not finished; empty where none has."""
+    record = _record(Path(folder))
+    if record is None or record["complete"]:
+        return ""
+    checkpoint = last_complete_checkpoint(folder)
+    meanwhile = f", or take {checkpoint}" if checkpoint else ""
+    return f"{folder} is not finished: run the command that makes it again, and it goes on{meanwhile}"
+
+
 def content_of(*names: str | None) -> str | None:
     """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
     files = [Path(name) for name in names if name and Path(name).is_file()]
     return fingerprint(*(file.read_bytes() for file in files)) if files else None
+
+
+def model_content(model: str) -> str:
+    """What changes with a language model: how its stage made it, or its files; of the Hub its name."""
+    folder = Path(model)
+    if (folder / RECORD).exists():
+        return fingerprint((folder / RECORD).read_bytes())
+    return files_fingerprint([folder]) if folder.is_dir() else model
 
 
 def settings_of(*arguments, ignore: tuple[str, ...] = ("output_dir", "overwrite")) -> dict:

@@ -7,18 +7,18 @@ out/chat/chat.parquet}` among the tasks of recipes/sft.py mixes it in, `distill_
 questions are made of prompts/general/topics.yaml; none is one of the 40 that recipes/language.py asks.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.commands import run_script
+from llmrec.evaluation.language import load_tokenizer
 from llmrec.files import fingerprint, write_parquet
 from llmrec.instructions.general import conversations, general_questions
 from llmrec.serving.writers import load_writer
-from llmrec.stages import begin_stage, finish_stage, settings_of
+from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 
 
 @dataclass
@@ -26,8 +26,10 @@ class ChatArguments:
     model_name_or_path: str = field(metadata={"help": "The model that writes: of the Hub or a folder."})
     output_dir: str = field(metadata={"help": "Folder to write: chat.parquet."})
     rows: int = field(default=300, metadata={"help": "Conversations: a question and an answer each."})
-    max_new_tokens: int = field(default=48, metadata={"help": "Of an answer; it ends with its last whole sentence."})
-    temperature: float = field(default=1.0, metadata={"help": "1: as likely as the model finds it; 0: greedy."})
+    max_new_tokens: int = field(
+        default=48, metadata={"help": "Of an answer; one that is cut ends with its last whole sentence."}
+    )
+    temperature: float = field(default=0.3, metadata={"help": "0: greedy; 1: as likely as the model finds it."})
     backend: str = field(default="transformers", metadata={"help": "transformers or vllm."})
     batch_size: int = field(default=32, metadata={"help": "Questions answered together (transformers)."})
     seed: int = field(default=0, metadata={"help": "Of the questions and the sampled answers."})
@@ -37,11 +39,17 @@ class ChatArguments:
 def main(args: ChatArguments) -> None:
     at_least(args, rows=1, max_new_tokens=1, temperature=0.0, batch_size=1)
     questions = general_questions(args.rows, args.seed)
-    if begin_stage(args.output_dir, settings_of(args) | {"asked": fingerprint(*questions)}, args.overwrite) == "done":
+    settings = {"asked": fingerprint(*questions), "model": model_content(args.model_name_or_path)}
+    if begin_stage(args.output_dir, settings_of(args) | settings, args.overwrite) == "done":
         print(f"Reusing the conversations in {args.output_dir} (same settings).")
         return
     write = load_writer(args.model_name_or_path, args.max_new_tokens, args.temperature, args.backend, args.batch_size)
-    talks = conversations(questions, write, args.seed)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+
+    def ended(answer: str) -> bool:
+        return len(tokenizer(answer)["input_ids"]) < args.max_new_tokens
+
+    talks = conversations(questions, write, ended, args.seed)
     if not talks:
         raise ValueError(f"no answer of {args.model_name_or_path} has a whole sentence: raise max_new_tokens")
     file = Path(args.output_dir) / "chat.parquet"
@@ -55,5 +63,4 @@ def main(args: ChatArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((ChatArguments,)).parse_args_and_config()[0])
+    run_script(main, ChatArguments)

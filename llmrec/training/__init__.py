@@ -1,6 +1,7 @@
 """Training with TRL: what SFT on Semantic IDs needs beside the stock trainer, and what every run of a recipe does."""
 
 from llmrec.training.batches import packed
+from llmrec.training.defaults import sft_defaults
 from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import add_dropout, without_dropout
@@ -27,5 +28,6 @@ __all__ = [
     "packed",
     "plot_training",
     "save_final_model",
+    "sft_defaults",
     "without_dropout",
 ]

@@ -17,13 +17,14 @@ from llmrec.arguments import at_least
 from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
 from llmrec.features.network_training import CHECKPOINT, learning_curve
-from llmrec.files import check_whole, files_fingerprint, fingerprint
+from llmrec.files import check_whole, fingerprint
 from llmrec.instructions import Prompt, Texts
+from llmrec.instructions.prompts import composed
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
 from llmrec.recommenders import LLMRecommender
-from llmrec.stages import RECORD, begin_stage, finish_stage, last_complete_checkpoint, settings_of
+from llmrec.stages import begin_stage, finish_stage, last_complete_checkpoint, model_content, settings_of
 from llmrec.training.loading import load_model, reload_model
 from llmrec.training.lora import push_final_model, save_final_model
 
@@ -104,10 +105,10 @@ class TrainingRun:
         inputs = {
             "data": self.data.fingerprint,
             "semids": self.index.fingerprint,
-            "base": _content(self.base),
-            "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases()])),
+            "base": model_content(self.base),
+            "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases(), composed()])),
             **({} if texts is None else {"texts": fingerprint(texts.table)}),
-            **({} if teacher is None else {"distill_from": _content(teacher)}),
+            **({} if teacher is None else {"distill_from": model_content(teacher)}),
         }
         settings = settings_of(*arguments, ignore=_VOLATILE) | inputs
         state, output_dir = PartialState(), self.training_args.output_dir
@@ -165,11 +166,3 @@ class TrainingRun:
             finish_stage(output_dir, **results, **metrics)
         next_step = "Next: recipes/evaluate.py or recipes/recommend.py"
         PartialState().print(f"Validation: {metrics}\nWrote {output_dir}. {next_step}")
-
-
-def _content(model: str) -> str:
-    """What changes with a model: how its stage made it, or its files; of the Hub its name."""
-    folder = Path(model)
-    if (folder / RECORD).exists():
-        return fingerprint((folder / RECORD).read_bytes())
-    return files_fingerprint([folder]) if folder.is_dir() else model

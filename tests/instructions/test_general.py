@@ -10,8 +10,10 @@ from llmrec.files import read_parquet
 from llmrec.instructions import general
 from llmrec.instructions.general import conversations, general_questions, plain_questions
 from llmrec.instructions.mixture import ChatData
+from llmrec.instructions.prompts import fill
 from recipes import general_chat
 
+TOPICS = general._read("topics")
 COMMON = "a an the of to in do you is are what how does and one short sentence answer write two three tell me".split()
 
 
@@ -22,19 +24,26 @@ def words(text: str) -> set[str]:
 def test_nothing_that_is_measured_can_be_written_about(monkeypatch):
     asked = plain_questions()
     assert len({*asked}) == len(asked) == 40
-    topics = general._read("topics")["topics"]
+    topics = [topic for kind in TOPICS for topic in kind["topics"]]
     assert len({*topics}) == len(topics)
     measured = set().union(*map(words, asked))
     assert not [topic for topic in topics if words(topic) & measured]
-    every = general_questions(600)
-    assert len({*every}) == 600 and general_questions(9, 1) != general_questions(9, 2) == general_questions(9, 2)
-    with pytest.raises(ValueError, match="there are 600 general questions, not 601"):
-        general_questions(601)
+    count = sum(len(kind["forms"]) * len(kind["topics"]) for kind in TOPICS)
+    every = general_questions(count)
+    assert len({*every}) == count and general_questions(9, 1) != general_questions(9, 2) == general_questions(9, 2)
+    with pytest.raises(ValueError, match=f"there are {count} general questions, not {count + 1}"):
+        general_questions(count + 1)
     monkeypatch.setattr(general, "plain_questions", lambda: [every[0].upper()])
-    assert {*every} - {*general_questions(599)} == {every[0]}
+    assert {*every} - {*general_questions(count - 1)} == {every[0]}
 
 
-def test_answers_end_with_their_last_whole_sentence():
+def test_every_kind_of_question_is_asked_alike():
+    kinds = [{fill(form, {"topic": topic}) for form in kind["forms"] for topic in kind["topics"]} for kind in TOPICS]
+    drawn = general_questions(10 * len(kinds), seed=3)
+    assert [sum(one in kind for one in drawn) for kind in kinds] == [10] * len(kinds)
+
+
+def test_answers_that_were_cut_end_with_their_last_whole_sentence():
     answers = {"b?": "Yes. It is. And so", "aa?": "1. One\n2. Two", "ccc?": " It is 3.5 m. Or\n1. ", "d?": "Never"}
     seen = []
 
@@ -42,8 +51,9 @@ def test_answers_end_with_their_last_whole_sentence():
         seen.extend(zip(questions, seeds))
         return (answers[question] for question in questions)
 
-    talks = conversations([*answers], write, seed=7)
-    assert [[turn["content"] for turn in talk] for talk in talks] == [["b?", "Yes. It is."], ["ccc?", "It is 3.5 m."]]
+    talks = conversations([*answers], write, ended=lambda answer: answer.startswith("1."), seed=7)
+    told = [[turn["content"] for turn in talk] for talk in talks]
+    assert told == [["b?", "Yes. It is."], ["aa?", "1. One\n2. Two"], ["ccc?", "It is 3.5 m."]]
     assert {*seen} == {("b?", 7), ("aa?", 8), ("ccc?", 9), ("d?", 10)}
 
 

@@ -12,7 +12,9 @@ rollbacks too, and no token is added to the model.
 """
 
 import threading
+from bisect import bisect_left
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -50,7 +52,8 @@ class CatalogueStore:
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
         self.folder, self.directory = Path(folder), _directory(folder, directory)
         self._make_semids = NewSemIDs(self.folder)
-        self._lock = threading.RLock()
+        self._lock, self._remembering = threading.RLock(), threading.Lock()
+        self._history: list[dict] | None = None
         self._fingerprint = _fingerprint(self.folder)
         self._log = CatalogueLog(self.directory, self._fingerprint)
         try:
@@ -104,21 +107,23 @@ class CatalogueStore:
                 )
             self._log.append(prepared.record)
             self.current = prepared.version
+            with self._remembering:
+                known = self._history
+                if known is not None and (not known or known[-1]["version"] < prepared.record["number"]):
+                    known.append(_summary(prepared.record))
             return prepared.record
 
-    def history(self) -> list[dict]:
-        """What made every version that the log has, oldest first."""
-        return [
-            {
-                "version": record["number"],
-                "time": record["time"],
-                "added": sum("codes" in put for put in record["put"]),
-                "updated": sum("codes" not in put for put in record["put"]),
-                "removed": len(record["remove"]),
-                "rollback_of": record["rollback_of"],
-            }
-            for record in read_log(self.directory, self._fingerprint, whole=True).records
-        ]
+    def history(self, limit: int = 100, before: int | None = None) -> list[dict]:
+        """What made the newest versions that the log has, oldest first: at most `limit` of those before a version.
+        The log is read once."""
+        with self._remembering:
+            if self._history is None:
+                records = read_log(self.directory, self._fingerprint, whole=True).records
+                self._history = [*map(_summary, records)]
+            end = len(self._history)
+            if before is not None:
+                end = bisect_left(self._history, before, key=itemgetter("version"))
+            return self._history[max(0, end - limit) : end]
 
     def version(self, number: int) -> CatalogueVersion:
         """Any version that the log has, made again; raises `ValueError` where it has no such version."""
@@ -142,6 +147,12 @@ class CatalogueStore:
         numbers = {"number": self._last_number, "parent": self.current.number}
         record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
         return Prepared(record, apply_records(self.current, [record]))
+
+
+def _summary(record: dict) -> dict:
+    new = sum("codes" in put for put in record["put"])
+    counts = {"added": new, "updated": len(record["put"]) - new, "removed": len(record["remove"])}
+    return {"version": record["number"], "time": record["time"], **counts, "rollback_of": record["rollback_of"]}
 
 
 def load_version(
