@@ -66,11 +66,12 @@ def right_aligned(inputs: dict[str, torch.Tensor], before: int = 0) -> dict[str,
 
 
 def shared_prefix(inputs: dict[str, torch.Tensor]) -> int:
-    """How many tokens all rows of a batch, padded on the right, begin with, less what predicts the first label: the
-    system text and the question, where rows ask the same. 0 where sharing them saves less than two passes cost."""
-    ids = inputs["input_ids"]
-    common = (ids == ids[:1]).all(0) & inputs["attention_mask"].bool().all(0) & (inputs["labels"] == -100).all(0)
-    prefix = int(common.long().cumprod(0).sum()) - 1
+    """How many tokens all rows of a batch, padded on the right, begin with, less what predicts a label: the system
+    text and the question, where rows ask the same. 0 where sharing them saves less than two passes cost."""
+    ids, whole = inputs["input_ids"], inputs["attention_mask"].bool().all(0)
+    asked = whole & (inputs["labels"] == -100).all(0)
+    prefix = int(((ids == ids[:1]).all(0) & asked).long().cumprod(0).sum())
+    prefix -= prefix == ids.size(1) or not asked[prefix]  # what stands before a label, or at the end of a row
     return prefix if len(ids) > 1 and prefix >= _SHORTEST_PREFIX else 0
 
 
