@@ -212,7 +212,10 @@ def against(ref: str, source: Path | None, steps: int, repeats: int) -> dict[str
                     depth = SemIDIndex.load(output / "semids.parquet").codes.shape[1]
                     speeds[name].append(found["labels"] / depth / found["seconds"])
                     losses[name].append(item_loss(output, source))
-                    print(f"run {repeat}, {name}: {speeds[name][-1]:,.0f} targets/s, loss {losses[name][-1]:.4f}", flush=True)
+                    print(
+                        f"run {repeat}, {name}: {speeds[name][-1]:,.0f} targets/s, loss {losses[name][-1]:.4f}",
+                        flush=True,
+                    )
         finally:
             subprocess.run([*git, "remove", "--force", str(folder / "before")], check=True)
     ratio = statistics.median(new / old for new, old in zip(speeds["after"], speeds["before"]))

@@ -190,17 +190,21 @@ class SemIDTrie:
             tokens = tokens.masked_fill(tokens == self.eos_token_id, END)
         vocab = self.vocab[level]
         wanted = torch.searchsorted(vocab, tokens.contiguous()).clamp(max=len(vocab) - 1)
-        known = vocab[wanted] == tokens
+        return torch.where(vocab[wanted] == tokens, self.child(nodes, wanted, level), DEAD)
+
+    def child(self, nodes: torch.Tensor, columns: torch.Tensor, level: int) -> torch.Tensor:
+        """The child of each of `nodes` by its entry of `vocab[level]` (int64 [...]), `DEAD` where there is none."""
+        if level == 0:  # the root has a child for every entry
+            return torch.where(nodes == 0, columns, DEAD)
         low, count = self._span(nodes, level)
         end = low + count
         high, column = end, self._column[level]
         last = len(column) - 1
         for _ in range(self.max_branch[level].bit_length()):  # binary search among the siblings
             middle = (low + high) // 2
-            right = (low < high) & (column[middle.clamp(max=last)] < wanted)
+            right = (low < high) & (column[middle.clamp(max=last)] < columns)
             low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
-        there = known & (low < end) & (column[low.clamp(max=last)] == wanted)
-        return torch.where(there, low, DEAD)
+        return torch.where((low < end) & (column[low.clamp(max=last)] == columns), low, DEAD)
 
     def walk(self, tokens: torch.Tensor) -> torch.Tensor:
         """The node (int64 [N]) that each row of token ids (int64 [N, T]) leads to from the root, or `DEAD`."""

@@ -30,15 +30,15 @@ class CatalogueLoss:
     """
 
     def __init__(self, trie: SemIDTrie, rows: int):
-        self.trie, self.level_of = trie, torch.full((rows,), -1)
+        self.trie, self.level_of, self.column_of = trie, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)
         for level, tokens in enumerate(trie.vocab):
-            tokens = tokens[tokens != END]
-            if trie.ends_are_scored or bool((self.level_of[tokens] >= 0).any()):
+            columns = (tokens != END).nonzero()[:, 0]
+            if trie.ends_are_scored or bool((self.level_of[tokens[columns]] >= 0).any()):
                 raise ValueError(
                     "log_probs: catalogue needs Semantic IDs whose tokens stand at one place each, and none that "
                     "begins another: set log_probs: vocabulary"
                 )
-            self.level_of[tokens] = level
+            self.level_of[tokens[columns]], self.column_of[tokens[columns]] = level, columns
 
     def __call__(
         self, head: torch.nn.Module, hidden: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
@@ -47,34 +47,42 @@ class CatalogueLoss:
         the tokens that it is normalised over; `hidden` (float [B, T, H]) is what the head receives. Raises
         `ValueError` for a Semantic ID that is not in the trie."""
         trie = self.trie.to(hidden.device)
-        self.level_of = self.level_of.to(hidden.device)
+        self.level_of, self.column_of = self.level_of.to(hidden.device), self.column_of.to(hidden.device)
         states, shape, labels = hidden.flatten(0, 1), labels.shape, labels.flatten()
         levels = self.level_of[labels.clamp(min=0)].masked_fill(labels < 0, -2)
+        before = F.pad(levels.view(shape)[:, :-1], (1, 0), value=-2).flatten()  # the level of the label before
         places, losses = [], []
         following = torch.full_like(labels, DEAD)  # the node that each label leads to
         logits_of = level_heads(head, trie.head_ids)
         for level in range(trie.depth):
             here = (levels == level).nonzero()[:, 0]
-            nodes = following[here - 1].masked_fill(levels[here - 1] != level - 1, DEAD) if level else here * 0
-            child = trie.step(nodes, labels[here], level)
+            nodes = following[here - 1].masked_fill(before[here] != level - 1, DEAD) if level else here * 0
+            columns = self.column_of[labels[here]]
+            child = trie.child(nodes, columns, level)
             if bool((child == DEAD).any()):
-                raise ValueError(f"token {int(labels[here][child == DEAD][0])} continues no Semantic ID of the catalogue")
+                raise ValueError(
+                    f"token {int(labels[here][child == DEAD][0])} continues no Semantic ID of the catalogue"
+                )
             following[here] = child
-            logits, children = logits_of(level, states.index_select(0, here)), trie.children(nodes, level)
-            logits = logits.gather(-1, children.column).masked_fill(~children.valid, -torch.inf)
+            logits, valid = logits_of(level, states.index_select(0, here)), None
+            if level:  # all tokens of the first level stand after the root
+                children = trie.children(nodes, level)
+                columns, valid = child - children.node[:, 0], children.valid
+                logits = logits.gather(-1, children.column).masked_fill(~valid, -torch.inf)
             places.append(here)
-            losses.append(_losses(logits, child - children.node[:, 0], children.valid, smoothing))
+            losses.append(_losses(logits, columns, valid, smoothing))
         text = (levels == -1).nonzero()[:, 0]
         if len(text):
             places.append(text)
-            logits = head.forward(states.index_select(0, text)).float()
-            losses.append(F.cross_entropy(logits, labels[text], reduction="none", label_smoothing=smoothing))
-        return torch.zeros(len(labels), device=hidden.device).scatter(0, torch.cat(places), torch.cat(losses)).view(shape)
+            losses.append(_losses(head.forward(states.index_select(0, text)).float(), labels[text], None, smoothing))
+        return (
+            torch.zeros(len(labels), device=hidden.device).scatter(0, torch.cat(places), torch.cat(losses)).view(shape)
+        )
 
 
-def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, smoothing: float) -> torch.Tensor:
-    if not smoothing:
-        return F.cross_entropy(logits, target, reduction="none")
+def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    if valid is None or not smoothing:
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
     steps = logits.log_softmax(-1)
     even = steps.masked_fill(~valid, 0).sum(-1) / valid.sum(-1)
     return -(1 - smoothing) * steps.gather(-1, target[:, None])[:, 0] - smoothing * even

@@ -24,7 +24,7 @@ def base(request, tmp_path_factory):
     if request.param == "ragged":
         return base_folder(folder)
     number = np.arange(24)  # every node of the last level has three children of eight
-    codes = np.stack([number % 2, number // 2 % 4, (number * 3) % 8], 1)
+    codes = np.stack([number % 2, number // 2 % 4, (number + number // 8) % 8], 1)
     return write_tiny_base(folder, DATA, SemIDIndex(INDEX.item_ids, codes, [2, 4, 8]))
 
 
