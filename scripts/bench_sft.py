@@ -7,8 +7,8 @@ The first two train the quickstart's model on the generated store with fused Ada
 process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
 
 Then both versions of the recipe, each with its own recipes/configs/beauty/sft.yaml, train the same base on the same
-rows in turn, in a process each: a generated store of the size of Beauty, or the data and base of `--run`. The figure is
-the median ratio of targets per second. The loss of both is measured in one way: -log of the probability of the next
+rows in turn, in a process each: a generated store of the size of Beauty, or the data and base of `--run`. The figure
+is the median ratio of targets per second. The loss of both is measured in one way: -log of the probability of the next
 item among all of the catalogue, on the same validation rows.
 """
 
