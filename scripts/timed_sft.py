@@ -2,7 +2,7 @@
 
     python scripts/timed_sft.py FIGURES.json --config ... [any flag of recipes/sft.py]
 
-Writes the labels and the seconds between the beginning of the eleventh step and that of the last.
+Writes the labels between the beginning of the eleventh step and that of the last, and the seconds and CPU seconds.
 """
 
 import json
@@ -20,13 +20,14 @@ def main() -> None:
     begun, step = [], SemIDSFTTrainer.training_step
 
     def timed(self, model, inputs, *args, **kwargs):
-        begun.append((time.perf_counter(), int((inputs["labels"] != -100).sum())))
+        begun.append((time.perf_counter(), time.process_time(), int((inputs["labels"] != -100).sum())))
         return step(self, model, inputs, *args, **kwargs)
 
     SemIDSFTTrainer.training_step = timed
     runpy.run_path("recipes/sft.py", run_name="__main__")
     measured = begun[WARM:]
-    figures = {"seconds": measured[-1][0] - measured[0][0], "labels": sum(labels for _, labels in measured[:-1])}
+    seconds, cpu = (measured[-1][kind] - measured[0][kind] for kind in (0, 1))
+    figures = {"seconds": seconds, "cpu_seconds": cpu, "labels": sum(labels for *_, labels in measured[:-1])}
     with open(path, "w", encoding="utf-8") as file:
         json.dump(figures, file)
 

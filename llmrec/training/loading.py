@@ -64,7 +64,7 @@ def add_dropout(model: nn.Module, probability: float) -> None:
 
 def dropout(states: torch.Tensor, probability: float) -> torch.Tensor:
     """`nn.functional.dropout`; on a CPU with 16 random bits an element, where torch draws a number of 53 for each: a
-    tenth of its time. The probability is then the nearest multiple of 2^-16, below 1."""
+    fifth of its time. The probability is then the nearest multiple of 2^-16, below 1."""
     if states.device.type != "cpu":
         return nn.functional.dropout(states, probability)
     dropped = min(round(probability * 2**16), 2**16 - 1)

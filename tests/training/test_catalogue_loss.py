@@ -122,4 +122,4 @@ def test_it_learns(tmp_path, how):
     trainer.catalogue_loss = catalogue_loss(CATALOGUE, trainer.model, recommender.trie)
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    assert losses[-1] < 0.8 * losses[0] and 0 < trainer.evaluate()["eval_loss"] < losses[0]
+    assert losses[-1] < (0.95 if how == "lora" else 0.8) * losses[0] and 0 < trainer.evaluate()["eval_loss"] < losses[0]
