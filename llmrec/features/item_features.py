@@ -25,7 +25,7 @@ from llmrec.features.parts.image import ImageFeatures
 from llmrec.features.parts.part import FeaturePart, rows_in_training
 from llmrec.features.parts.precomputed import PrecomputedFeatures
 from llmrec.features.parts.text import TextFeatures
-from llmrec.files import files_fingerprint, load_state, part_of, save_state
+from llmrec.files import files_fingerprint, load_state, part_of, save_state, well_formed
 
 PARTS: dict[str, type[FeaturePart]] = {
     "text": TextFeatures,
@@ -184,8 +184,9 @@ class ItemFeatures:
     @classmethod
     def from_pretrained(cls, folder: str | Path, cache_dir: str | Path | None = None) -> Self:
         config, arrays = load_state(folder)
-        features = cls(config["spec"], cache_dir)
-        features.restore(config["values"], arrays)
+        with well_formed(folder):
+            features = cls(config["spec"], cache_dir)
+            features.restore(config["values"], arrays)
         return features
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmrec.arguments import construct, part_named
+from llmrec.arguments import construct, one_of, part_named
 from llmrec.catalogue.lifecycle import diff, remove_items
 from llmrec.catalogue.ready_made import ready_made_semids
-from llmrec.files import read_json
+from llmrec.files import read_json, well_formed
 from llmrec.item_tokenizers.build import add_items, build_semids, check_collision, fit_semids
 from llmrec.item_tokenizers.contextual.actionpiece import ActionPiece
 from llmrec.item_tokenizers.contextual.pctx import Pctx
@@ -87,11 +87,15 @@ def make_item_tokenizer(
     return tokenizer
 
 
-def load_item_tokenizer(folder: str | Path) -> ItemTokenizer | SequenceTokenizer:
-    """Reads any item tokenizer that `save_pretrained` wrote; one of your own must be importable here too."""
+def load_item_tokenizer(folder: str | Path, own: bool = True) -> ItemTokenizer | SequenceTokenizer:
+    """Reads any item tokenizer that `save_pretrained` wrote; one of your own, if `own`, by its dotted path.
+    Raises `ValueError` naming the file that is damaged."""
     path = Path(folder) / "config.json"
-    name = read_json(path).get("name")
-    tokenizer = _kind(name, f"{path}: item tokenizer").from_pretrained(folder)
+    with well_formed(path):
+        name = read_json(path).get("name")
+        if not own:
+            one_of(name, TOKENIZERS | SEQUENCE_TOKENIZERS, f"{path}: item tokenizer")
+        tokenizer = _kind(name, f"{path}: item tokenizer").from_pretrained(folder)
     tokenizer.name = name
     return tokenizer
 
