@@ -1,7 +1,12 @@
 # llmrec's server on NVIDIA GPUs. vLLM, PyTorch and CUDA come with vLLM's own image and stay as they are.
 #
 #     docker build --tag llmrec .
-#     docker run --rm --gpus all --ipc=host --publish 8000:8000 --volume "$PWD/out/quickstart/model:/model" llmrec
+#     export LLMREC_API_KEY=... LLMREC_ADMIN_KEY=...
+#     docker run --rm --gpus all --ipc=host --publish 8000:8000 --volume "$PWD/out/quickstart/model:/model" \
+#         --env LLMREC_API_KEY --env LLMREC_ADMIN_KEY llmrec
+#
+# Other machines reach what is published, so without a key the server does not start (docs/security.md). In the place of
+# --rm, `--restart on-failure` starts it again when an engine fails.
 #
 # What follows the image's name replaces the flags of CMD, e.g. `llmrec /model --host 0.0.0.0 --modes recommend`. The
 # catalogue's log is written into the model folder, so user 1000 must be able to write there (or give --user).
@@ -29,6 +34,6 @@ VOLUME /model
 EXPOSE 8000
 # An engine reads its weights and captures its graphs before the front answers.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://localhost:8000/health', timeout=4)"]
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://localhost:8000/ready', timeout=4)"]
 ENTRYPOINT ["python3", "-m", "llmrec.serving"]
 CMD ["/model", "--host", "0.0.0.0"]

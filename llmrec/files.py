@@ -161,7 +161,7 @@ def read_json(path: str | Path, kind: type = dict):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid UTF-8 JSON: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path} holds {json.dumps(value)[:80]}, it should hold a mapping")
@@ -226,6 +226,17 @@ def check_whole(folder: str | Path, sizes: dict[str, int] | None = None) -> None
 
 
 @contextlib.contextmanager
+def well_formed(path: str | Path) -> Iterator[None]:
+    """Making something of what was read from a file or folder: what is missing there, or of another kind, becomes a
+    `ValueError` that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(f"{path} does not hold what it should ({said}): restore it, or make it again") from error
+
+
+@contextlib.contextmanager
 def made_again(path: Path) -> Iterator[None]:
     """Reading what would be made again if it were not there, such as a cache: a `ValueError` says so."""
     try:
@@ -251,6 +262,12 @@ def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
+def file_sha256(path: Path) -> str:
+    """64 hex digits, as `sha256sum` prints them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def files_fingerprint(paths: Sequence[Path]) -> str:
     """Changes with the content of the files, and with name, size or time of change of any file in the folders that is
     not hidden (locks, and what the use of a model remembers, are)."""
@@ -260,8 +277,7 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
             files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
             parts += [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
         elif path.exists():
-            with path.open("rb") as file:
-                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            parts.append(file_sha256(path))
         else:
             raise ValueError(f"{path} does not exist")
     return fingerprint(*parts)

@@ -8,15 +8,12 @@ the same model, once per seed, and test rows rank them. Every stage is an ordina
 its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` show what was run.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from llmrec.commands import Parser
+from llmrec.commands import read_yaml, run_recipe, run_script
 from llmrec.evaluation import comparison
+from llmrec.evaluation.bootstrap import over_seeds
 from llmrec.evaluation.metrics import row_metrics
 from llmrec.files import Lock, atomic_path, read_parquet, write_json
 
@@ -36,28 +33,23 @@ class CompareArguments:
     reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
 
 
-def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
+def stage(recipe: str, name: str, folder: Path, *fields: dict) -> None:
     """Runs a recipe in its own process, with its settings in `folder/name.yaml`."""
     settings: dict = {}
     for each in fields:
-        start = yaml.safe_load(Path(each["config"]).read_text(encoding="utf-8")) if "config" in each else {}
+        start = read_yaml(each["config"]) if "config" in each else {}
         settings |= start | {key: value for key, value in each.items() if key != "config"}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    done = subprocess.run([sys.executable, RECIPES / f"{recipe}.py", "--config", path])
-    if done.returncode:
-        sys.exit(f"recipes/{recipe}.py failed with {path}; its message is above. The same command goes on from here.")
+    run_recipe(RECIPES / f"{recipe}.py", settings, folder / f"{name}.yaml")
 
 
 def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[dict, list[str]]:
     """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
     shared, (base, model, test) = data | {"seed": seed}, (str(at / part) for part in ("base", "model", "test"))
-    run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
+    stage("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
     shared |= (args.tokenizers[name] or {}).get("sft", {})
-    run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
-    run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
+    stage("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
+    stage("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
     per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
     return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}, rows["user_id"].to_pylist()
@@ -77,14 +69,14 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
         own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}
-        run("tokenize_items", "semids", output / name, args.semids, own, target)
+        stage("tokenize_items", "semids", output / name, args.semids, own, target)
         figures[name] = comparison.tokenizer_figures(output / name / "semids")
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
         for name in args.downstream or args.tokenizers:
             of_rows, users = train(args, name, seed, output / name)
             runs.setdefault(name, []).append(of_rows)
-    ranking = comparison.downstream_rows(runs, args.reference, users) if runs else []
+    ranking = over_seeds(runs, args.reference, users) if runs else []
     lines = ["# Item tokenizers", "", *comparison.comparison_lines(figures), "", comparison.NOTE]
     lines += ["", "![Item tokenizers](comparison.png)", ""]
     lines += comparison.downstream_lines(ranking, args.reference) if ranking else []
@@ -96,4 +88,4 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(*Parser((CompareArguments,)).parse_args_and_config())
+    run_script(main, CompareArguments)

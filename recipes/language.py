@@ -7,13 +7,19 @@
 base's (docs/alignment.md says which count as kept), and prints a table. What was measured before is read again.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec.commands import Parser
-from llmrec.evaluation.language import against, general_text, load_language_model, load_tokenizer, measure
+from llmrec.commands import run_script
+from llmrec.evaluation.language import (
+    against,
+    general_text,
+    load_language_model,
+    load_tokenizer,
+    measure,
+    read_general_text,
+)
 from llmrec.files import Lock, fingerprint, read_json, write_json
 from llmrec.instructions.general import plain_questions
 from llmrec.recommenders.loading import files_of
@@ -63,7 +69,7 @@ def main(args: LanguageArguments) -> None:
     if args.general_text is None:
         text, packages = general_text()
     else:
-        text = Path(args.general_text).read_text(encoding="utf-8")
+        text = read_general_text(args.general_text)
     folder, cut = Path(args.output_dir), _tokens(args.base, text)
     for name, model in models.items():
         if _tokens(model, text) != cut:
@@ -88,5 +94,4 @@ def main(args: LanguageArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((LanguageArguments,)).parse_args_and_config()[0])
+    run_script(main, LanguageArguments)

@@ -8,14 +8,13 @@ its `ModelConfig`; stages and weighted losses are fields of `llmrec.training.SFT
 output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on.
 """
 
-import logging
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, SFTConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.instructions import Texts, build_dataset, encode_rows, load_prompt, parse_mixture, target_rows
 from llmrec.models.folder import RecommenderConfig
 
@@ -81,5 +80,4 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    main(*Parser((DataArguments, training.SFTArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, training.SFTArguments, SFTConfig, ModelConfig, defaults=training.sft_defaults)

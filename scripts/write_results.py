@@ -6,8 +6,9 @@
 Every argument is `<data set>=<file>`, or the folder of a metrics.json. Writes `{"figures": {...}}`, with `/low` and
 `/high` after a key for its 95 % interval:
 
-- metrics.json (recipes/evaluate.py): `industrial/ours/item/recall@10`, ..., `industrial/ours/cold/recall@10` and
-  `.../tail/...` over the rows with a rare target
+- metrics.json (recipes/evaluate.py, recipes/leaderboard.py): `industrial/ours/item/recall@10`, ...; with the protocol
+  in the name (docs/evaluation.md) `beauty/ours/seen_removed/recall@10`, `beauty/ours/seen_kept/recall@10`; over the
+  rows with a rare target `industrial/ours/cold/recall@10` and `.../tail/...`
 - alignment.json (the same): one figure of each section and model, `pretrained/title_to_item/ours`
 - cold_start.json (recipes/cold_start.py): `pretrained/cold/ours/recall@10`
 - <name>.json (recipes/language.py): `pretrained/questions_kept`, `pretrained/perplexity_ratio`
@@ -22,10 +23,11 @@ import math
 from pathlib import Path
 
 from llmrec.evaluation.cold_start import COLD
+from llmrec.evaluation.report import protocols_of
 from llmrec.files import read_json, write_json
 
 METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 3, 5, 10, 20, 50)]
-RARE, RARE_METRICS = ("tail", "cold"), ("recall@10", "ndcg@10")
+RARE, MAIN = ("tail", "cold"), ("recall@10", "ndcg@10")
 LIST_METRICS = ("valid@10", "coverage@10")
 LANGUAGE = ("questions_kept", "perplexity_ratio")
 ALIGNMENT = {
@@ -53,15 +55,18 @@ def of_evaluation(found: dict) -> dict[str, dict[str, float]]:
     for owner, result in found["recommenders"].items():
         figures = owners[owner] = {"/rows": result["rows"]}
         for metric in METRICS:
-            for level, name in (("item", metric), ("semid", f"semid/{metric}"), ("kept", f"kept/{metric}")):
+            for level, name in (("item", metric), ("semid", f"semid/{metric}")):
                 figures |= _figure(f"/{level}/{metric}", result["metrics"], result["ci"], name)
+        for protocol, start in protocols_of(result).items():
+            for metric in MAIN:
+                figures |= _figure(f"/{protocol}/{metric}", result["metrics"], result["ci"], f"{start}{metric}")
         for metric in LIST_METRICS:
             figures |= _figure(f"/{metric}", result["metrics"], {}, metric)
         for one in result["slices"]:
             family, _, label = one["slice"].partition(" / ")
             if family == "target popularity" and (rare := label.split()[0]) in RARE:
                 figures[f"/{rare}/rows"] = one["rows"]
-                for metric in RARE_METRICS:
+                for metric in MAIN:
                     figures |= _figure(f"/{rare}/{metric}", one, one["ci"], metric)
     return owners
 
@@ -81,7 +86,7 @@ def of_cold_start(found: dict) -> dict[str, dict[str, float]]:
     owners: dict[str, dict[str, float]] = {}
     for owner, result in found["views"][COLD].items():
         figures = owners[f"cold/{owner}"] = {"/rows": result["rows"]}
-        for metric in RARE_METRICS:
+        for metric in MAIN:
             figures |= _figure(f"/{metric}", result["metrics"], result["ci"], metric)
     return owners
 

@@ -19,6 +19,7 @@ from llmrec.catalogue.semids import RowsOfItems
 
 _OPERATORS = ("=", "==", "!=", "<", ">", "<=", ">=", "in", "not in")
 _CACHED_MASKS, _CACHED_ROWS = 64, 2**28
+_TOGETHER = 16  # conditions that Arrow gets as one expression, which it walks by recursion
 
 
 @dataclass(frozen=True)
@@ -159,15 +160,23 @@ class CatalogueFilter:
             column, operator, _ = condition
             self._check_column(column)
             one_of(operator, _OPERATORS, "filter operator")
-        numbers = pa.array(np.arange(items.num_rows))
-        table = items.select(list(dict.fromkeys(column for column, _, _ in conditions)))
-        try:
-            matched = table.append_column("__row__", numbers).filter(pq.filters_to_expression(conditions))
-        except (pa.ArrowException, TypeError) as error:
-            raise ValueError(f"filter {conditions} does not fit the columns' types: {error}") from error
+        columns = list(dict.fromkeys(column for column, _, _ in conditions))
+        matched = items.select(columns).append_column("__row__", pa.array(np.arange(items.num_rows)))
+        for first in range(0, len(conditions), _TOGETHER):
+            some = conditions[first : first + _TOGETHER]
+            try:
+                matched = matched.filter(pq.filters_to_expression(some))
+            except (pa.ArrowException, TypeError) as error:
+                raise ValueError(f"filter {_short(some)} does not fit the columns' types: {error}") from error
         mask = np.zeros(items.num_rows, bool)
         mask[pc.cast(matched["__row__"], pa.int64()).to_numpy()] = True
         return mask
+
+
+def _short(value) -> str:
+    """As Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def within_limits(rows: Sequence[int], limits: Sequence[Limit]) -> list[int]:

@@ -1,6 +1,43 @@
 """What an index records of how its Semantic IDs were made: the facts in its `info`, each a typed property."""
 
+from collections.abc import Sequence
+
 CONTEXTUAL = ("actionpiece", "pctx")  # item tokenizers whose tokens for an item depend on the history
+
+_KINDS = {
+    "reserved": dict,
+    "reserved_versions": dict,
+    "views": dict,
+    "domains": dict,
+    "version": int,
+    "ordered": bool,
+    "collision": str,
+    "item_tokenizer": dict,
+    "item_tokenizer_fingerprint": str | None,
+}
+
+
+def check_info(info: dict, sizes: Sequence[int], where: str) -> None:
+    """Raises `ValueError`, beginning with `where`, for a field of `info` that cannot be read as `Record` reads it;
+    `sizes` are those of the codebooks."""
+    for name, kind in _KINDS.items():
+        if name in info and not isinstance(info[name], kind):
+            raise ValueError(f"{where}: info.{name} is {info[name]!r:.80}, it should be a {kind}")
+    for item, rows in info.get("reserved", {}).items():
+        if not isinstance(rows, list) or not rows or not all(_within(row, sizes) for row in rows):
+            raise ValueError(f"{where}: info.reserved[{item!r}] is {rows!r:.80}, which are no codes of {sizes}")
+    for view, levels in info.get("views", {}).items():
+        if not _within(levels, (len(sizes), len(sizes) + 1)) or not 0 <= levels[0] < levels[1]:
+            raise ValueError(
+                f"{where}: info.views[{view!r}] is {levels!r:.80}, which are no two of {len(sizes)} levels"
+            )
+
+
+def _within(numbers, sizes: Sequence[int]) -> bool:
+    """Whether they are a list with a whole number from -1 on below each of `sizes`."""
+    if not isinstance(numbers, list) or len(numbers) != len(sizes):
+        return False
+    return all(type(number) is int and -1 <= number < size for number, size in zip(numbers, sizes))
 
 
 class Record:

@@ -25,7 +25,8 @@ PATTERNS = {
     "openonerec": "<s_{level}_{code}>",
     "eugeneyan": "<|sid_{code}|>",
 }
-LARGEST_CODEBOOK = 2**22  # tokens of one level: each becomes a row of the model's embeddings
+LARGEST_CODEBOOK = 2**22  # tokens of all levels: each becomes a row of the model's embeddings
+_LONGEST_PATTERN = 64
 MARKERS = ("<|sid_begin|>", "<|sid_start|>", "<|sid_end|>")
 
 
@@ -33,13 +34,15 @@ def template_of(pattern: str) -> str:
     """The template of a name in `PATTERNS`, or `pattern` if it is one itself; `ValueError` if it is neither."""
     template = PATTERNS.get(pattern, pattern)
     try:
-        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        parts = [part for part in Formatter().parse(template[: _LONGEST_PATTERN + 1]) if part[1] is not None]
     except ValueError:  # a single brace
-        fields = set()
-    if "code" not in fields or not fields <= {"code", "level"}:
+        parts = []
+    fields, plain = {field for _, field, _, _ in parts}, not any(form or how for _, _, form, how in parts)
+    if "code" not in fields or not fields <= {"code", "level"} or not plain or len(template) > _LONGEST_PATTERN:
         raise ValueError(
-            f"SemID pattern {pattern!r} is neither one of {', '.join(PATTERNS)} nor a template with {{code}}, or "
-            f"{{level}} and {{code}}{did_you_mean(pattern, PATTERNS)}"
+            f"SemID pattern {pattern!r:.80} is neither one of {', '.join(PATTERNS)} nor a template of at most "
+            f"{_LONGEST_PATTERN} characters with {{code}}, or {{level}} and {{code}}, as they stand"
+            f"{did_you_mean(pattern, PATTERNS)}"
         )
     return template
 
@@ -47,9 +50,9 @@ def template_of(pattern: str) -> str:
 def pattern_tokens(template: str, codebook_sizes: Sequence[int]) -> list[list[str]]:
     """The tokens that a template with `{level}` and/or `{code}` gives to the codes, by level."""
     first, tokens = 0, []
-    if max(codebook_sizes, default=0) > LARGEST_CODEBOOK:
+    if sum(codebook_sizes) > LARGEST_CODEBOOK:
         raise ValueError(
-            f"codebook_sizes {list(codebook_sizes)}: {max(codebook_sizes)} codes in a level are more than "
+            f"codebook_sizes {list(codebook_sizes)!r:.80}: {sum(codebook_sizes)} codes are more than "
             f"{LARGEST_CODEBOOK}, and each would be a token"
         )
     for level, size in enumerate(codebook_sizes):

@@ -11,7 +11,6 @@ share, or words that the LLM knows, which are not added to it.
 """
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -24,9 +23,9 @@ import pyarrow.compute as pc
 from llmrec.catalogue.collisions import equal_rows
 from llmrec.catalogue.record import Record
 from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
-from llmrec.files import fingerprint, read_json, read_parquet, write_parquet
-
-logger = logging.getLogger(__name__)
+from llmrec.catalogue.semids_file import read_semids
+from llmrec.files import fingerprint, read_json, write_parquet
+from llmrec.stages import unfinished
 
 
 class RowsOfItems:
@@ -267,26 +266,21 @@ class SemIDIndex(Record):
     @classmethod
     def load(cls, path: str | Path, codebook_sizes: Sequence[int] | None = None) -> "SemIDIndex":
         """Reads a file written by `save`, or an `index.json` of others (by its ending); `codebook_sizes` are for such
-        a one, see `from_semids`."""
+        a one, see `from_semids`. Raises `ValueError` that names the file and the field that does not fit."""
         path = Path(path)
+        if not path.exists():
+            missing = f"{path} does not exist: run recipes/tokenize_items.py first"
+            raise ValueError((path.parent.is_dir() and unfinished(path.parent)) or missing)
         if path.suffix == ".json":
             semids = mapping_of_semids(read_json(path, object), str(path))
             return cls.from_semids(semids, codebook_sizes, info={"source": path.name})
-        table = read_parquet(path, ["item_id", "codes"])
-        header = (table.schema.metadata or {}).get(b"llmrec")
-        if header is None or table.column_names != ["item_id", "codes"]:
-            raise ValueError(f"{path} was not written by llmrec: it holds no SemID codes")
-        header = json.loads(header)
-        info, sizes = header["info"], header["codebook_sizes"]
-        if "streams" in info:
-            logger.warning("%s was written before llmrec 0.2: what it calls a stream is a view now", path)
-            info |= {"views": info.pop("streams"), "view_info": info.pop("stream_info", {})}
-        lists = table["codes"].combine_chunks()
-        codes = np.full((len(lists), len(sizes)), -1, np.int32)
-        codes[np.arange(len(sizes)) < lists.value_lengths().to_numpy()[:, None]] = lists.flatten().to_numpy()
+        item_ids, codes, header = read_semids(path)
         tokens = [header["vocabularies"][number] for number in header.get("vocabulary_of_level", ())] or None
-        naming = header["pattern"], info, tokens, header.get("adds_tokens", True), header.get("behaviours", ())
-        return cls(table["item_id"].to_pylist(), codes, sizes, *naming)
+        naming = header["info"], tokens, header.get("adds_tokens", True), header.get("behaviours", ())
+        try:
+            return cls(item_ids, codes, header["codebook_sizes"], header["pattern"], *naming)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_semids(

@@ -19,7 +19,7 @@ from llmrec.arguments import at_least, one_of
 from llmrec.devices import best_dtype
 from llmrec.evaluation import alignment_sections as of
 from llmrec.evaluation.alignment_sections import LeftOut, Sample
-from llmrec.evaluation.language import perplexity
+from llmrec.evaluation.language import perplexity, read_general_text
 from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.tasks import check_prompt
@@ -99,12 +99,7 @@ class Aligner:
         general_text_base: str | Path | None = None,
     ):
         self.prompts = alignment_prompts(prompts or {})
-        self.text, self.base = "", general_text_base
-        if general_text is not None:
-            try:
-                self.text = Path(general_text).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"general_text {general_text} is not a readable UTF-8 text file: {error}") from error
+        self.text, self.base = "" if general_text is None else read_general_text(general_text), general_text_base
 
     @property
     def fingerprint(self) -> str:

@@ -101,3 +101,38 @@ def paired_difference(
         "high": high,
         "p": np.minimum(1, 2 * (beyond + 1) / (samples + 1)),
     }
+
+
+def over_seeds(
+    runs: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    reference: str | None,
+    users: pa.ChunkedArray | Sequence | None = None,
+) -> list[dict]:
+    """Recommenders that were trained with one or more seeds, best ndcg@10 first. `runs` has for each one mapping per
+    seed: metric → float [rows], the same metrics and rows (of `users`) for all.
+
+    Returns:
+        of each `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %, bootstrap
+        over users of the seeds' mean) and, where the reference is among them, `against` and `against_ci` (the
+        difference to it, and its interval).
+    """
+    means = {
+        name: np.stack([np.mean([run[metric] for run in seeds], axis=0) for metric in seeds[0]], 1)
+        for name, seeds in runs.items()
+    }
+    rows = []
+    for name, seeds in runs.items():
+        values = means[name]
+        if reference in means:
+            values = np.concatenate([values, values - means[reference]], 1)
+        average, (low, high) = values.mean(0).tolist(), confidence_intervals(values, users).tolist()
+        row = {"name": name, "seeds": len(seeds)}
+        for place, metric in enumerate(seeds[0]):
+            of_seeds = [float(np.mean(run[metric])) for run in seeds]
+            spread = max(of_seeds) - min(of_seeds)
+            row[metric] = {"mean": average[place], "spread": spread, "ci": [low[place], high[place]]}
+            if reference in means:
+                place += len(seeds[0])
+                row[metric] |= {"against": average[place], "against_ci": [low[place], high[place]]}
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["ndcg@10"]["mean"])

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from llmrec.evaluation.bootstrap import confidence_intervals
 from llmrec.evaluation.report import markdown_table, with_interval
 from llmrec.files import read_json
 
@@ -73,35 +72,6 @@ def comparison_lines(rows: Mapping[str, dict]) -> list[str]:
 
 def _pair(value: float | None, control: float | None) -> str:
     return "-" if value is None else f"{value:.3f} ({control:.3f})"
-
-
-def downstream_rows(runs: Mapping[str, Sequence[dict]], reference: str, users: Sequence[str]) -> list[dict]:
-    """Item-level quality by tokenizer, best ndcg@10 first; all others are compared with `reference`. `runs` has per
-    tokenizer one dict per seed: float `[rows]` for recall@10 and ndcg@10, the same rows (of `users`) for all.
-
-    Returns:
-        per tokenizer `name`, `seeds`, and per metric `mean`, `spread` (largest - smallest over seeds), `ci` (95 %,
-        bootstrap over users of the seeds' mean) and `against_ci` (the same of the difference to the reference).
-    """
-    means = {
-        name: {metric: np.mean([run[metric] for run in seeds], axis=0) for metric in seeds[0]}
-        for name, seeds in runs.items()
-    }
-    rows = []
-    for name, seeds in runs.items():
-        row = {"name": name, "seeds": len(seeds)}
-        for metric, values in means[name].items():
-            of_seeds = [float(np.mean(run[metric])) for run in seeds]
-            both = np.stack([values, values - means[reference][metric]], 1)
-            (low, low_against), (high, high_against) = confidence_intervals(both, users)
-            row[metric] = {
-                "mean": float(values.mean()),
-                "spread": max(of_seeds) - min(of_seeds),
-                "ci": [float(low), float(high)],
-                "against_ci": [float(low_against), float(high_against)],
-            }
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["ndcg@10"]["mean"])
 
 
 def downstream_lines(rows: Sequence[dict], reference: str) -> list[str]:

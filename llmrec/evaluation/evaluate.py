@@ -50,7 +50,8 @@ class EvaluationResult:
         exclude_seen: whether lists leave out the items of the history.
         exposure: share of the places 1 to 10 that popularity classes of items get, and of the targets.
         predictions: one row per test row: user_id, target, item_ids, scores, rank (from 1, 0 = absent; where the
-            target's SemID group starts), group_size, semid_rank (0 = absent or no SemIDs).
+            target's SemID group starts), group_size, semid_rank (0 = absent or no SemIDs); with `kept/` figures also
+            kept_rank and kept_group_size.
     """
 
     name: str
@@ -130,7 +131,15 @@ def evaluate(
         )
 
     ranks, sizes = target_ranks(lists, targets, groups, seen if excluded else None)
-    per_row = row_metrics(ranks, sizes, ks)
+    places = {"rank": ranks, "group_size": sizes}
+    also_kept = excluded and str(exclude_seen).lower() == "auto"
+    if also_kept:
+        kept = _recommend(recommender, rows, _SLICE_K, batch_size, f"{name}, seen items kept", {})
+        kept_lists = _matrix(kept[0], kept[2], data.items["item_id"], _SLICE_K)
+        places |= dict(zip(("kept_rank", "kept_group_size"), target_ranks(kept_lists, targets, groups)))
+    per_row = row_figures(pa.table(places), ks)
+    if also_kept:
+        per_row["kept/seen@1"] = _holds_seen(kept_lists[:, :1], seen).astype(float)
 
     semid_ranks = np.zeros_like(ranks)
     if index is not None or own_index is not None:
@@ -141,13 +150,8 @@ def evaluate(
         first = first_positions(grouped, semids[targets])
         semid_ranks = np.where(first > 0, place[np.arange(len(first)), first - 1], 0)
         per_row |= {f"semid/{key}": value for key, value in row_metrics(semid_ranks, None, ks).items()}
-    if excluded and str(exclude_seen).lower() == "auto":
-        kept = _recommend(recommender, rows, _SLICE_K, batch_size, f"{name}, seen items kept", {})
-        kept_lists = _matrix(kept[0], kept[2], data.items["item_id"], _SLICE_K)
-        of_kept = row_metrics(*target_ranks(kept_lists, targets, groups), (_SLICE_K,))
-        per_row |= {f"kept/{key}": of_kept[key] for key in (f"recall@{_SLICE_K}", f"ndcg@{_SLICE_K}")}
-        per_row["kept/seen@1"] = _holds_seen(kept_lists[:, :1], seen).astype(float)
 
+    places["semid_rank"] = semid_ranks
     left_out = np.bincount(seen_items(*seen, data.items.num_rows)[0], minlength=rows.num_rows) if excluded else 0
     values, users = np.stack(list(per_row.values()), 1), rows["user_id"]
     metrics = dict(zip(per_row, values.mean(0).tolist())) | list_metrics(lists, data.items.num_rows, ks, left_out)
@@ -170,12 +174,21 @@ def evaluate(
                 "target": rows["target"],
                 "item_ids": list_array(item_ids, list_offsets),
                 "scores": list_array(scores, list_offsets),
-                "rank": pa.array(ranks, pa.int32()),
-                "group_size": pa.array(sizes, pa.int32()),
-                "semid_rank": pa.array(semid_ranks, pa.int32()),
+                **{column: pa.array(one, pa.int32()) for column, one in places.items()},
             }
         ),
     )
+
+
+def row_figures(predictions: pa.Table, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
+    """What `evaluate` found at item level, row by row, from its predictions: `row_metrics`, and where lists were asked
+    for that keep the items of histories `kept/recall@10` and `kept/ndcg@10`; float64 [rows] each."""
+    figures = row_metrics(predictions["rank"].to_numpy(), predictions["group_size"].to_numpy(), ks)
+    if "kept_rank" in predictions.column_names:
+        places = (predictions[name].to_numpy() for name in ("kept_rank", "kept_group_size"))
+        of_kept = row_metrics(*places, (_SLICE_K,))
+        figures |= {f"kept/{name}": of_kept[name] for name in (f"recall@{_SLICE_K}", f"ndcg@{_SLICE_K}")}
+    return figures
 
 
 def compare(

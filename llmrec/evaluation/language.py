@@ -53,6 +53,14 @@ def general_text(sources: Sequence[str] = GENERAL_TEXTS) -> tuple[str, dict[str,
     return "\n\n".join(texts), versions
 
 
+def read_general_text(path: str | Path) -> str:
+    """The text of a file. Raises `ValueError`: it is no readable UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"general_text {path} is not a readable UTF-8 text file: {error}") from error
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of the Hub; `ValueError`: there is none."""
     try:

@@ -36,6 +36,10 @@ _METRICS = (  # title, columns, note
         "valid@k: places that hold a distinct item of the catalogue. coverage@k: share of the catalogue shown.",
     ),
 )
+PROTOCOLS = {
+    "seen_removed": "lists leave out the items of the history",
+    "seen_kept": "lists may hold items of the history",
+}
 _FAMILIES = ("target popularity", "history length", "target in history")
 _ALIGNMENT_NOTE = (
     "Items: constrained beam over the whole catalogue; words: greedy. [95 % bootstrap interval over users or items]. "
@@ -60,6 +64,14 @@ def cell(figures: Mapping[str, float], intervals: Mapping[str, Sequence[float]],
     if name.endswith("_per_second"):
         return f"{figures[name]:,.0f}"
     return with_interval(figures[name], intervals.get(name))
+
+
+def protocols_of(result: Mapping) -> dict[str, str]:
+    """By which of `PROTOCOLS` a recommender in metrics.json was measured: protocol → how the names of its figures
+    begin."""
+    if not result["exclude_seen"]:
+        return {"seen_kept": ""}
+    return {"seen_removed": ""} | ({"seen_kept": "kept/"} if "kept/recall@10" in result["metrics"] else {})
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:

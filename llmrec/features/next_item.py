@@ -6,12 +6,12 @@ right, so position 0 is the oldest item; every training target is labelled exact
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llmrec.arguments import at_least, one_of
@@ -20,8 +20,6 @@ from llmrec.data.rows import ragged_arange
 from llmrec.data.times import UNKNOWN, training_times
 from llmrec.devices import best_device
 from llmrec.features.network_training import NetworkConfig, Validation, train_network
-
-_LOGITS = 2**22  # held at once
 
 
 @dataclass(frozen=True)
@@ -43,17 +41,22 @@ class NextItemConfig(NetworkConfig):
 
 
 class NextItemNetwork(Protocol):
-    """An `nn.Module` that knows histories as rows of the catalogue, by the embeddings of its `items`."""
+    """An `nn.Module` that knows histories as rows of the catalogue."""
 
-    items: nn.Embedding
-
-    def __call__(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor, last: bool = False
+    ) -> torch.Tensor:
         """int64 [B, T], padded on the right with any item, how many items of each are none of that (int64 [B]), and
-        when they were taken (int64 [B, T], as of `llmrec.data.times`), to float [B, T, hidden]."""
+        when they were taken (int64 [B, T], as of `llmrec.data.times`), to float [B, T, hidden], or to the states after
+        the `last` item of every row, float [B, hidden]."""
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """float [..., hidden] to logits [..., items]."""
+        ...
+
+    def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of targets (int64 [n]) after states (float [n, hidden])."""
         ...
 
 
@@ -65,14 +68,10 @@ def train_next_item(
     name: str,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
-    loss_of: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> nn.Module:
     """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
     no training target, no validation row, or an item that is not in the catalogue.
-
-    `loss_of`: the mean loss of targets after states, by default `catalogue_loss`.
     """
-    loss_of = loss_of or catalogue_loss
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     times = training_times(data.train) if config.timed else np.full(len(values), UNKNOWN)
@@ -80,12 +79,6 @@ def train_next_item(
     valid = Validation.of(data, config, name, config.timed)
     torch.manual_seed(config.seed)
     model = make().to(device)
-
-    def loss(batch: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, int]:
-        ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
-        kept = labels >= 0
-        wanted = labels[kept]
-        return loss_of(model, model(ids, lengths, times)[kept], wanted), len(wanted)
 
     def score(values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> torch.Tensor:
         return next_item_logits(model, values, offsets, times, config.max_length)
@@ -96,17 +89,19 @@ def train_next_item(
     def batches(generator: np.random.Generator) -> Iterator:
         return next_item_batches(values, times, windows, config.batch_size, generator)
 
+    loss = partial(next_item_loss, model, last=config.rows == "prefix")
     train_network(model, optimizer_of(model), batches, loss, validate, config, name, folder)
     return model
 
 
-def catalogue_loss(model: NextItemNetwork, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of targets (int64 [n]) after states (float [n, hidden]), over the whole catalogue. Logits are
-    made in parts: memory above 32 MB comes fresh from the system at every step, which takes as long as the arithmetic.
-    """
-    size = max(1, _LOGITS // model.items.num_embeddings)
-    parts = zip(states.split(size), targets.split(size))
-    return sum(F.cross_entropy(model.head(part), wanted) * (len(wanted) / len(targets)) for part, wanted in parts)
+def next_item_loss(model: NextItemNetwork, batch: tuple[np.ndarray, ...], last: bool) -> tuple[torch.Tensor, int]:
+    """The mean loss of a batch of `next_item_batches`, and of how many targets. `last`: every row has one label, after
+    its last item, so the last layer is computed there alone."""
+    device = next(model.parameters()).device
+    ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
+    kept = labels >= 0
+    states, wanted = model(ids, lengths, times, last=last), labels[kept]
+    return model.loss(states if last else states[kept], wanted), len(wanted)
 
 
 def next_item_windows(offsets: np.ndarray, context: np.ndarray, max_length: int, rows: str = "dense") -> np.ndarray:
@@ -180,5 +175,4 @@ def last_state(
         when[filled] = times[places]
     device = next(model.parameters()).device
     ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
-    hidden = model(ids, read, when)
-    return hidden[torch.arange(len(read), device=device), read - 1]
+    return model(ids, read, when, last=True)

@@ -21,7 +21,7 @@ from torch import nn
 
 from llmrec.arrays import l2_normalize
 from llmrec.features import ItemFeatures
-from llmrec.files import atomic_path, fingerprint, load_state, part_of, save_state
+from llmrec.files import atomic_path, fingerprint, load_state, part_of, save_state, well_formed
 from llmrec.models.folder import DENSE
 
 
@@ -132,7 +132,8 @@ class DenseHead:
 def load_dense(folder: str | Path, item_ids: Sequence[str], cache_dir: str | Path | None = None) -> DenseHead | None:
     """The dense head of a model folder with these items, `None` where it has none."""
     there = Path(folder) / DENSE
-    return DenseHead.from_pretrained(there, item_ids, cache_dir) if there.is_dir() else None
+    with well_formed(there):
+        return DenseHead.from_pretrained(there, item_ids, cache_dir) if there.is_dir() else None
 
 
 def _fingerprint(item_ids: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 semids.parquet       SemIDIndex with the items' columns
 llmrec_config.json   prompt, lengths, beams, and the hashes of what the model was trained with
+checksums.json       SHA-256 of the files that decide what is recommended, but for llmrec_config.json
 item_tokenizer/      the fitted item tokenizer, if there is one
 dense/               a dense head (`llmrec.models.dense`), if there is one
 """
@@ -10,6 +11,7 @@ import logging
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -20,9 +22,10 @@ from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import PreparedData, catalogue_fingerprint
 from llmrec.decoding.dense import MODES
-from llmrec.files import read_json, read_parquet, write_json
+from llmrec.files import file_sha256, read_json, read_parquet, sizes_of, write_json
 from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import VARIATIONS
+from llmrec.stages import unfinished
 
 logger = logging.getLogger(__name__)
 CONFIG = "llmrec_config.json"
@@ -30,6 +33,16 @@ SEMIDS = "semids.parquet"
 ITEM_TOKENIZER = "item_tokenizer"
 DENSE = "dense"
 CARD = "README.md"
+CHECKSUMS = "checksums.json"
+_CHECKED = (
+    SEMIDS,
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
+_MOST = {"max_history": 2**20, "num_beams": 2**16, "variations": 1000, "thoughts": 1000, "max_thought_tokens": 2**20}
 
 
 @dataclass
@@ -75,20 +88,38 @@ class RecommenderConfig:
     llmrec_version: str = llmrec.__version__
 
     def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            kind, value = get_origin(kind) or kind, getattr(self, name)
+            if kind not in (int, float) and not isinstance(value, kind):
+                raise ValueError(f"{name} is {value!r:.80}, it should be a {kind.__name__}")
+        if not all(isinstance(view, str) for view in self.fuse):
+            raise ValueError(f"fuse is {self.fuse!r:.80}, it should be names of views")
         least = {"max_history": 1, "num_beams": 1, "variations": 0, "thoughts": 0, "max_thought_tokens": 1}
         at_least(self, **least, thought_temperature=0.0)
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}, it should be at most {most}")
         one_of(self.dense, ("", *MODES), "dense")
+        one_of(self.normalize, ("vocabulary", "catalogue"), "normalize")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RecommenderConfig":
         path = Path(folder) / CONFIG
         if not path.exists():
-            raise ValueError(f"{folder} is no llmrec model folder: it has no {CONFIG}")
+            neither = (
+                f"{folder} is no llmrec model folder: it has no {CONFIG}"
+                if Path(folder).is_dir()
+                else (f"{folder} does not exist: run recipes/init_model.py or recipes/sft.py first")
+            )
+            raise ValueError(unfinished(folder) or neither)
         fields = read_json(path)
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if unknown or "prompt" not in fields:
             raise ValueError(f"{path}: unknown fields {unknown}" if unknown else f"{path} has no prompt")
-        return cls(**{"bos": False, **fields})
+        try:
+            return cls(**{"bos": False, **fields})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def of(cls, data: PreparedData, index: SemIDIndex, variations: int | None = None, **fields) -> "RecommenderConfig":
@@ -120,8 +151,45 @@ class RecommenderConfig:
 
 
 def semids_table(folder: str | Path) -> pa.Table:
-    """The table of `semids.parquet`: item_id, semid, codes and the items' own columns."""
-    return read_parquet(Path(folder) / SEMIDS)
+    """The table of `semids.parquet`: item_id, semid, codes and the items' own columns; `ValueError` where it has no
+    column of titles."""
+    path = Path(folder) / SEMIDS
+    table = read_parquet(path)
+    if "title" not in table.column_names or table["title"].type != pa.string():
+        raise ValueError(f"{path} has no column 'title' of texts; it has {table.schema.names}")
+    return table
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Notes what is in a model folder now, so that whoever loads it can tell a damaged file."""
+    folder = Path(folder)
+    write_json(
+        folder / CHECKSUMS, {name: file_sha256(folder / name) for name in sizes_of(folder) if _is_checked(name)}
+    )
+
+
+def check_checksums(folder: str | Path) -> None:
+    """Raises `ValueError` naming a file of a model folder that is not what it was when the folder was written. Folders
+    of older versions note nothing."""
+    path = Path(folder) / CHECKSUMS
+    if not path.exists():
+        return
+    for name, noted in read_json(path).items():
+        file = path.parent / name
+        if not _is_checked(name) or not file.resolve().is_relative_to(path.parent.resolve()):
+            raise ValueError(f"{path} names {name!r}, which is no file of the folder that it is about")
+        if not file.is_file() or file_sha256(file) != noted:
+            raise ValueError(
+                f"{file} is missing, or not what was written: restore it, or remove {path} if you changed it"
+            )
+
+
+def _is_checked(name: str) -> bool:
+    """Not what people edit (the settings of the search, the card), and not what a run leaves beside the model."""
+    first, *deeper = Path(name).parts
+    if deeper:
+        return first in (ITEM_TOKENIZER, DENSE)
+    return first in _CHECKED or (first.endswith(".safetensors") and not first.startswith("adapter"))
 
 
 def write_sidecars(
@@ -142,6 +210,7 @@ def write_sidecars(
     if item_tokenizer is not None and item_tokenizer.is_dir():
         shutil.copytree(item_tokenizer, folder / ITEM_TOKENIZER, dirs_exist_ok=True)
     write_json(folder / CONFIG, asdict(config))
+    write_checksums(folder)
 
 
 def plain_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -163,7 +232,8 @@ def load_index(folder: str | Path, config: RecommenderConfig) -> SemIDIndex:
 
 
 def load_parts(folder: str | Path, config: RecommenderConfig) -> tuple[SemIDIndex, pa.Table, SequenceTokenizer | None]:
-    """What a folder holds beside the model: its index, its items, and its item tokenizer if that reads histories."""
-    index = load_index(folder, config)
-    reader = load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if index.contextual else None
-    return index, semids_table(folder), reader
+    """What a folder holds beside the model: its index, its items, and its item tokenizer if that reads histories.
+    Raises `ValueError` naming the file of the folder that is damaged or does not fit."""
+    index, items = load_index(folder, config), semids_table(folder)
+    check_checksums(folder)
+    return index, items, load_item_tokenizer(Path(folder) / ITEM_TOKENIZER, own=False) if index.contextual else None

@@ -22,7 +22,7 @@ from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.decoding.dense import MODES
 from llmrec.files import atomic_path, write_json
 from llmrec.models.dense import DenseHead, load_dense
-from llmrec.models.folder import CARD, CONFIG, DENSE, RecommenderConfig, load_index, write_sidecars
+from llmrec.models.folder import CARD, CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
 
 
 def update_model_folder(
@@ -97,6 +97,7 @@ def add_dense(
     with copied_folder(Path(folder), output_dir, hard_links) as temporary:
         dense.save_pretrained(temporary / DENSE)
         write_json(temporary / CONFIG, asdict(replace(config, dense=mode)))
+        write_checksums(temporary)
 
 
 @contextmanager

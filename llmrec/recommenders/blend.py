@@ -23,7 +23,6 @@ from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows
 from llmrec.features.network_training import validation_rows
 from llmrec.files import atomic_path, read_json, read_parquet, write_json, write_parquet
-from llmrec.recommenders.llm import LLMRecommender
 from llmrec.recommenders.protocol import Recommendation, Recommender, asked_for, item_histories
 
 logger = logging.getLogger(__name__)
@@ -104,10 +103,7 @@ class BlendedRecommender(ABC):
 
     @property
     def num_parameters(self) -> int:
-        return sum(
-            one.model.num_parameters() if isinstance(one, LLMRecommender) else one.num_parameters
-            for one in self.members.values()
-        )
+        return sum(one.num_parameters for one in self.members.values())
 
     def recommend(
         self,

@@ -9,8 +9,8 @@ from typing import Self
 
 import pyarrow as pa
 import torch
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import CommitInfo, HfApi
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter
@@ -27,7 +27,8 @@ from llmrec.instructions import TASKS, Prompt, Texts, in_words, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.dense import DenseHead, load_dense
-from llmrec.models.folder import CARD, CONFIG, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.folder import CARD, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.weights import downloaded, load_model, load_tokenizer
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
 from llmrec.recommenders.protocol import Recommendation, asked_for, item_histories, item_id_of, per_request
@@ -99,14 +100,12 @@ class LLMRecommender(PromptWriter):
             revision: branch, tag or commit on the Hub; model_kwargs: of transformers' `from_pretrained`.
 
         Raises:
-            ValueError: no llmrec model folder, a revision of a local one, no such device or dtype, or Semantic IDs
-                that the model was not trained with.
+            ValueError: no llmrec model folder, a revision of a local one, no such device or dtype, Semantic IDs that
+                the model was not trained with, or a file of the folder that is damaged or does not fit, by its name
+                (docs/security.md).
         """
         if not Path(folder).is_dir():
-            try:
-                folder = snapshot_download(str(folder), revision=revision, token=token)
-            except Exception as error:
-                raise ValueError(f"{folder} is neither a folder nor a reachable Hub model with {CONFIG}") from error
+            folder = downloaded(str(folder), revision, token)
         elif revision is not None:
             raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
         device = None if device is None else best_device(device)
@@ -114,8 +113,7 @@ class LLMRecommender(PromptWriter):
         config = RecommenderConfig.load(folder)
         check_whole(folder)
         index, items, contextual = load_parts(folder, config)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, **model_kwargs).eval()
+        tokenizer, model = load_tokenizer(folder), load_model(folder, **model_kwargs)
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):
             model.to(device or best_device())
@@ -123,6 +121,10 @@ class LLMRecommender(PromptWriter):
         recommender = cls(model, tokenizer, index, items, config, sequence_tokenizer=contextual, dense=dense)
         recommender.folder = Path(folder)
         return recommender
+
+    @property
+    def num_parameters(self) -> int:
+        return self.model.num_parameters()
 
     @property
     def device(self) -> torch.device:
@@ -152,11 +154,11 @@ class LLMRecommender(PromptWriter):
             if self.dense is not None:
                 self.dense.save_pretrained(temporary / DENSE)
             item_tokenizer = None if source is None else source / ITEM_TOKENIZER
-            write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
+            if self.index.contextual and not (item_tokenizer and item_tokenizer.is_dir()):
+                catalogue.sequence_tokenizer.save_pretrained(temporary / ITEM_TOKENIZER)
             if source is not None and (source / CARD).is_file():
                 shutil.copy2(source / CARD, temporary / CARD)
-            if self.index.contextual and not (temporary / ITEM_TOKENIZER).is_dir():
-                catalogue.sequence_tokenizer.save_pretrained(temporary / ITEM_TOKENIZER)
+            write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
 
     def push_to_hub(
         self,
@@ -266,9 +268,11 @@ class LLMRecommender(PromptWriter):
     def generate_text(self, prompt: str | Prompt, rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
         """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`. They hold
         whole Semantic IDs of the catalogue, or where the task's answers are words alone, such as a title, none."""
+        prompt = load_prompt(prompt)
+        if TASKS[prompt.task].ends_with_item:
+            raise ValueError(f"task {prompt.task!r} is answered with an item: use ask, or recommend for a history")
         if not rows:
             return []
-        prompt = load_prompt(prompt)
         asked, semid = self.token_ids(self.task_prompts(prompt, rows)), "never" if in_words(prompt) else "inside"
         order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # neighbours in length share a batch
         written = dict(zip(order, self.write([asked[i] for i in order], max_new_tokens, semid=semid)))

@@ -55,7 +55,7 @@ class RPG(NetworkRanker):
         """`ValueError` for Semantic IDs that are not for RPG (`digits_of`)."""
         codes, codebook_size = digits_of(SemIDIndex.load(semids_file(RPG.kind, config.semids)), data.items)
         make, optimizer = partial(RPGNetwork, codes, codebook_size, config), adamw(config, betas=(0.9, 0.999))
-        return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
+        return train_next_item(make, optimizer, data, config, "RPG", device, folder)
 
     @staticmethod
     def made_from(config: RPGConfig) -> dict:

@@ -3,13 +3,15 @@
     python -m llmrec.serving out/quickstart/model
     python -m llmrec.serving out/quickstart/model --modes recommend,generate --port 8000
 
-The key that clients must send is read from LLMREC_API_KEY, that for changes of the catalogue from LLMREC_ADMIN_KEY.
+The key that clients must send is read from LLMREC_API_KEY, that for changes of the catalogue from LLMREC_ADMIN_KEY. To
+be reached from other machines a server has a key, or is told --no_keys.
 """
 
 import argparse
 import asyncio
 import json
 import logging
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +20,18 @@ from llmrec.serving.vllm.engines import MODES
 
 # Limits of the front, as flags
 _LIMITS = ("max_k", "max_beams", "max_history", "max_batch", "max_concurrent", "max_queue", "timeout_s")
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class Lines(logging.Formatter):
+    """A record begins a line, and all further lines of it begin with `| `; control characters are spelt. So no id or
+    title in a message or a traceback can read as a record of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\n", "\n| ")
+        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _modes(text: str) -> list[str]:
@@ -45,6 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--no_keys", action="store_true", help="other machines may ask without any key")
+    parser.add_argument("--closed", action="store_true", help="/docs, /openapi.json and /metrics ask for a key, too")
+    parser.add_argument("--ssl_certfile", help="PEM: serve HTTPS, beside --ssl_keyfile")
+    parser.add_argument("--ssl_keyfile", help="PEM: the key of the certificate")
     parser.add_argument("--name", help="of the model, in requests and answers; by default the folder's")
     parser.add_argument("--catalogue_dir", type=Path, help="where changes of the catalogue are kept; by default "
                         "<folder>/catalogue")  # fmt: skip
@@ -55,20 +73,35 @@ def main(arguments: list[str] | None = None) -> None:
     defaults = {field.name: field.default for field in fields(Settings)}
     for name in _LIMITS:
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")
+    parser.add_argument("--engine_timeout_s", type=float, default=120.0, help="an engine that is silent so long hangs")
+    parser.add_argument("--restarts", type=int, default=0, help="how often to start again after an engine failed; "
+                        "after that, or by default, the process exits with status 3 for its supervisor")  # fmt: skip
     parser.add_argument("--log_histories", action="store_true", help="the log repeats what requests ask")
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig()
+    logging.getLogger().handlers[0].setFormatter(Lines("%(message)s"))
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories")}
+    limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories", "no_keys", "closed")}
+    tls = {name: getattr(args, name) for name in ("ssl_certfile", "ssl_keyfile")}
     engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
     modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
+    logger = logging.getLogger("llmrec.serving")
     try:
         settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
-        from llmrec.serving.server import serve  # brings vLLM, which takes its time
+        settings.check_host(args.host)
+        from llmrec.serving.server import EngineFailed, serve  # brings vLLM, which takes its time
 
-        asyncio.run(serve(args.folder, modes, settings, args.host, args.port, args.catalogue_dir))
+        for left in range(args.restarts, -1, -1):
+            where = args.host, args.port, args.catalogue_dir, args.engine_timeout_s
+            try:
+                asyncio.run(serve(args.folder, modes, settings, *where, **tls))
+                break
+            except EngineFailed as error:
+                logger.error("%s: %s", error, "starting again" if left else "giving up")
+        else:
+            parser.exit(3)
     except KeyboardInterrupt:
-        logging.getLogger("llmrec.serving").info("stopped")
+        logger.info("stopped")
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -10,9 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
 from starlette.datastructures import State
-from transformers import AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -21,8 +20,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from llmrec.item_tokenizers import load_item_tokenizer
-from llmrec.models.folder import DENSE, ITEM_TOKENIZER, RecommenderConfig
+from llmrec.models.folder import DENSE, ITEM_TOKENIZER, RecommenderConfig, check_checksums
+from llmrec.models.weights import load_tokenizer
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.connections import Server, web_config
 from llmrec.serving.http.engine_context import VersionedEngine
 from llmrec.serving.http.openai_routes import add_openai_routes
 from llmrec.serving.http.service import Service
@@ -35,6 +36,11 @@ from llmrec.tokens import fix_today
 
 logger = logging.getLogger("llmrec.serving")
 _LOADING_S = 600.0  # the longest that an engine may take for a catalogue version
+_LOOK_S = 2.0  # between two looks at the engines
+
+
+class EngineFailed(RuntimeError):
+    """An engine stopped, or did not answer for too long; nothing of the server is left running."""
 
 
 class Engines:
@@ -61,7 +67,25 @@ class Engines:
     def check(self) -> None:
         for mode, client in self.clients.items():
             if client.errored:
-                raise RuntimeError(f"the {mode} engine has stopped; its log says why")
+                raise EngineFailed(f"the {mode} engine has stopped; its log says why")
+
+    async def watch(self, longest_s: float) -> None:
+        """Raises `EngineFailed` when an engine has stopped, or hangs: engines answer between two steps, so one that is
+        busy answers, too. Where one fails all are killed, so that whoever waits for them is told."""
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_S)
+                self.check()
+                for mode, client in self.clients.items():
+                    try:
+                        async with asyncio.timeout(longest_s):
+                            await client.collective_rpc("llmrec_state", args=(0,))
+                    except TimeoutError as error:
+                        raise EngineFailed(f"the {mode} engine has not answered for {longest_s:g} s") from error
+        except Exception as error:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise EngineFailed(str(error)) from error
 
     def _ask(self, method: str, argument) -> list:
         """The answers of all workers of all engines."""
@@ -82,14 +106,25 @@ async def serve(
     host: str,
     port: int,
     directory: str | Path | None,
+    engine_timeout_s: float = 120.0,
+    **more,
 ) -> None:
-    """Serves until SIGINT or SIGTERM.
+    """Serves until SIGINT or SIGTERM, or until an engine fails.
 
     Args:
         folder: a merged model folder.
         modes: `recommend`, `generate` or both, with vLLM's arguments for the engine of each.
         directory: of the catalogue log, by default `<folder>/catalogue`.
+        engine_timeout_s: an engine that does not answer for so long hangs.
+        more: of uvicorn's `Config`, such as `ssl_certfile`.
+
+    Raises:
+        ValueError: other machines could reach it without a key (`Settings.check_host`), a folder that is none, or one
+            whose weights recommend nothing.
+        EngineFailed: an engine stopped or hangs.
     """
+    settings.check_host(host)
+    check_checksums(folder)
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
@@ -112,17 +147,31 @@ async def serve(
             stack.callback(clients[mode].shutdown)
         service = await open_service(folder, store, clients)
         stack.callback(service.close)
+        if RECOMMEND in clients:
+            await asyncio.to_thread(_try_out, service, folder)
         app = create_app(service, front_settings(folder, store, clients, settings))
         if GENERATE in clients:
             add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
-        config = uvicorn.Config(
-            app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30
-        )
-        logger.info(
-            "serving %s on http://%s:%d; changes of the catalogue go to %s", folder, host, port, store.directory
-        )
+        config = web_config(app, host=host, port=port, **more)
+        url = f"http{'s' if config.is_ssl else ''}://{host}:{port}"
+        logger.info("serving %s on %s; changes of the catalogue go to %s", folder, url, store.directory)
         # Threads that wait for a search need the loop: the front stops first, then the engines.
-        await uvicorn.Server(config).serve()
+        web = Server(config)
+        watching = asyncio.create_task(Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s))
+        watching.add_done_callback(lambda _: setattr(web, "should_exit", True))
+        await web.serve()
+        if watching.done():
+            watching.result()
+        watching.cancel()
+
+
+def _try_out(service: Service, folder: str | Path) -> None:
+    """Recommends once, so that weights which give no numbers are found before anybody asks."""
+    try:
+        recommender = service.current.recommender
+        recommender.recommend([[]], 1, think=False, variations=0)
+    except Exception as error:
+        raise ValueError(f"{folder} recommends nothing, its weights may be damaged: {error}") from error
 
 
 def start_engine(arguments: dict) -> AsyncLLM:
@@ -135,7 +184,7 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
     loop = asyncio.get_running_loop()
     engines, of_mode = Engines(clients, loop), {mode: OnlineEngine(client, loop) for mode, client in clients.items()}
     searcher, writer = of_mode.get(RECOMMEND), of_mode.get(GENERATE)
-    config, tokenizer = RecommenderConfig.load(folder), AutoTokenizer.from_pretrained(folder)
+    config, tokenizer = RecommenderConfig.load(folder), load_tokenizer(folder)
     contextual = None
     if store.current.index.contextual:
         contextual = await asyncio.to_thread(load_item_tokenizer, Path(folder) / ITEM_TOKENIZER)
@@ -163,7 +212,7 @@ def front_settings(
 async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> State:
     """vLLM's own serving objects over an engine."""
     parser = make_arg_parser(FlexibleArgumentParser())
-    given, tokenizer = ["--model", str(folder), "--served-model-name", name], AutoTokenizer.from_pretrained(folder)
+    given, tokenizer = ["--model", str(folder), "--served-model-name", name], load_tokenizer(folder)
     before = tokenizer.chat_template
     fix_today(tokenizer)
     if tokenizer.chat_template != before:  # of a folder that was made before templates were fixed

@@ -2,6 +2,7 @@
 
 from llmrec.training.batches import packed
 from llmrec.training.catalogue_loss import CatalogueLoss, catalogue_loss
+from llmrec.training.defaults import sft_defaults
 from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import add_dropout, without_dropout
@@ -30,5 +31,6 @@ __all__ = [
     "packed",
     "plot_training",
     "save_final_model",
+    "sft_defaults",
     "without_dropout",
 ]

@@ -76,6 +76,8 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
         raise ValueError(
             f"distill_weight: {sft.distill_weight} should be a number from 0 on, and above 0 with distill_from"
         )
+    if sft.distill_weight and not sft.text_weight:
+        raise ValueError("text_weight: 0 leaves nothing of distill_weight, whose answers are text: set one of the two")
     if sft.distill_weight and (training_args.packing or training_args.padding_free or sharded()):
         raise ValueError(
             "distill_weight needs rows of their own and a whole model: set packing and padding_free to false, and "

@@ -150,7 +150,7 @@ def test_clear_errors_of_files(tmp_path):
 def test_a_code_that_no_codebook_can_have_is_refused_by_its_item(semid):
     with pytest.raises(ValueError, match=r"item 'y': code -?\d+ at level 0 is outside 0\.\.4194303"):
         SemIDIndex.from_semids({"y": semid})
-    with pytest.raises(ValueError, match="1000000000 codes in a level are more than"):
+    with pytest.raises(ValueError, match="codes are more than"):
         SemIDIndex(["x"], np.array([[1]]), [10**9])
 
 

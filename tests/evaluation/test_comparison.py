@@ -11,7 +11,8 @@ import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec.catalogue.report import additive_error
-from llmrec.evaluation.comparison import downstream_lines, downstream_rows, plot_comparison
+from llmrec.evaluation.bootstrap import over_seeds
+from llmrec.evaluation.comparison import downstream_lines, plot_comparison
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_additive_error_is_zero_for_sums_of_codes_and_large_for_random_ones():
     assert additive_error(wide, (5000,), np.zeros((5000, 2), np.float32)) is None
 
 
-def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
+def test_seeds_rank_by_ndcg_and_compare_the_same_users():
     rng = np.random.default_rng(0)
     hard = rng.random(300)  # what is easy for one is easy for all
     better, worse, users = hard + 0.02, hard, [f"u{number}" for number in range(300)]
@@ -45,7 +46,7 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
         return {"recall@10": values + shift, "ndcg@10": values + shift}
 
     runs = {"worse": [run(worse), run(worse, 0.01)], "better": [run(better), run(better)]}
-    rows = downstream_rows(runs, "worse", users)
+    rows = over_seeds(runs, "worse", users)
     assert [row["name"] for row in rows] == ["better", "worse"]
     ndcg = rows[0]["ndcg@10"]
     assert ndcg["mean"] == pytest.approx(better.mean())
@@ -56,7 +57,7 @@ def test_downstream_rows_rank_by_ndcg_and_compare_the_same_users():
     assert 0.01 < ndcg["against_ci"][0] <= ndcg["against_ci"][1] < 0.02
     table = downstream_lines(rows, "worse")
     assert len(table) == 4 and "| better | 2 |" in table[2] and table[3].endswith("| - |")
-    one = downstream_lines(downstream_rows({"worse": [run(worse)]}, "worse", users), "worse")
+    one = downstream_lines(over_seeds({"worse": [run(worse)]}, "worse", users), "worse")
     assert one[2].endswith("| - | - |")  # one seed says nothing about seeds
 
 

@@ -135,6 +135,10 @@ def test_the_recipe_measures_every_folder_once(tmp_path, monkeypatch, capsys):
     for wrong in (["base=x"], ["a/b=x"], ["alone"], ["a=x", "a=y"]):
         with pytest.raises(ValueError, match="name=folder"):
             language.main(language.LanguageArguments(str(plain), wrong, str(out)))
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    for text in ("gone.txt", "latin.txt"):
+        with pytest.raises(ValueError, match=f"general_text .*{text} is not a readable UTF-8 text file"):
+            language.main(language.LanguageArguments(str(plain), [f"made={base}"], str(out), str(tmp_path / text)))
     with pytest.raises(ValueError, match="no language model"):
         load_language_model(tmp_path / "gone")
 

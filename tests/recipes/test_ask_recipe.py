@@ -33,7 +33,7 @@ def test_every_item_is_one_of_the_shop_and_missed_wishes_are_marked(tmp_path, ca
     about = items[about.removesuffix(", but: cheaper")]
     for entry, remark in wished:
         assert Wishes(data.items).satisfies(items[entry], "cheaper", about) == (remark == "")
-    assert "   (not cheaper)" in {remark for _, remark in wished}
+    assert "   (not what was wished)" in {remark for _, remark in wished}
 
 
 def test_an_unknown_user_is_named(tmp_path):

@@ -16,7 +16,7 @@ from llmrec.decoding import search as search_module
 from llmrec.decoding.dense import MODES, prompt_states
 from llmrec.decoding.logits_processor import generate_search
 from llmrec.item_tokenizers import RQKMeans, add_items, fit_semids
-from llmrec.models.folder import CONFIG, DENSE, RecommenderConfig, write_sidecars
+from llmrec.models.folder import CHECKSUMS, CONFIG, DENSE, RecommenderConfig, write_sidecars
 from llmrec.models.update import add_dense, update_model_folder
 from llmrec.recommenders import LLMRecommender
 
@@ -179,6 +179,7 @@ def test_folder_save_and_load(recommender, folder, data, tmp_path):
     with pytest.raises(ValueError, match="made for other items"):
         add_dense(folder, other, "cold", tmp_path / "other")
     other.save_pretrained(tmp_path / "again" / DENSE)
+    (tmp_path / "again" / CHECKSUMS).unlink()
     with pytest.raises(ValueError, match="dense was made for other items"):
         LLMRecommender.from_pretrained(tmp_path / "again")
 

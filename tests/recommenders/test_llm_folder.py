@@ -9,6 +9,7 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from llmrec import LLMRecommender
 from llmrec.decoding import SemIDTrie, self_check
 from llmrec.devices import best_device, best_dtype
+from llmrec.models import weights
 from llmrec.recommenders import files_of, llm, load_recommender
 
 HISTORIES = [["item-01"], ["item-02", "item-03"], []]
@@ -166,11 +167,12 @@ def test_what_is_found_of_decoding_is_kept_in_the_folder_and_is_no_part_of_what_
 def test_a_revision_is_of_the_hub(folder, monkeypatch):
     asked = []
 
-    def download(name, revision, token):
+    def download(name, revision, token, ignore_patterns):
+        assert "*.bin" in ignore_patterns and "*.pkl" in ignore_patterns
         asked.append((name, revision, token))
         return str(folder)
 
-    monkeypatch.setattr(llm, "snapshot_download", download)
+    monkeypatch.setattr(weights, "snapshot_download", download)
     recommender = LLMRecommender.from_pretrained("me/industrial", revision="v2", token="secret")
     assert asked == [("me/industrial", "v2", "secret")]
     assert len(recommender.recommend(HISTORIES, k=3)[0]) == 3

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
-import uvicorn
 from fastapi.testclient import TestClient
 from tiny import tiny_data, tiny_index, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +16,9 @@ from llmrec.data import PreparedData
 from llmrec.models.dense import load_dense
 from llmrec.models.folder import RecommenderConfig, load_index
 from llmrec.recommenders import LLMRecommender
+from llmrec.serving.http import connections
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.connections import web_config
 from llmrec.serving.http.service import Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
@@ -108,9 +109,9 @@ def listening(folder: Path, log: Path, **settings):
 
 
 @contextmanager
-def listening_app(app):
+def listening_app(app, **more):
     """The URL of an ASGI application that uvicorn runs in a thread."""
-    web = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    web = connections.Server(web_config(app, port=0, **{"timeout_graceful_shutdown": 2, **more}))
     thread = threading.Thread(target=web.run, daemon=True)
     thread.start()
     try:

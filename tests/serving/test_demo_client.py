@@ -4,12 +4,15 @@ import threading
 
 import pyarrow.parquet as pq
 import pytest
+from fastapi.testclient import TestClient
 from http_fixtures import listening, listening_app, tiny_folder
 from server_process import free_port
+from starlette.responses import PlainTextResponse
 from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
 from llmrec.serving.demo.client import Client, ServerError
+from llmrec.serving.demo.headers import SecurityHeaders
 from llmrec.serving.demo.questions import QUESTIONS, body, typed
 from llmrec.serving.demo.users import LISTED, Users
 
@@ -205,3 +208,14 @@ def test_users_of_a_folder(tmp_path):
     pq.write_table(data.test.drop_columns("history"), tmp_path / "test.parquet")
     with pytest.raises(ValueError, match="'history'"):
         Users(tmp_path)
+
+
+def test_no_other_site_may_frame_the_page():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await PlainTextResponse("the page")(scope, receive, send)
+
+    answer = TestClient(SecurityHeaders(app)).get("/")
+    assert answer.text == "the page" and answer.headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"

@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from http_fixtures import listening, tiny_folder
@@ -43,6 +44,15 @@ def test_a_wrong_key_is_told(acts):
     assert "not connected" in header and "API key" in listed and 'role="alert"' in listed
     assert "API key" in acts.search("gadget", "wrong")
     assert "API key" in acts.recommend([{"item_id": "item-01"}], None, *FORM[:-2], "wrong", False)[0]
+
+
+def test_the_page_sends_its_headers(acts):
+    blocks = page(acts.client)
+    try:
+        url = blocks.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **look())[1]
+        assert httpx.get(url).headers["x-frame-options"] == "DENY"
+    finally:
+        blocks.close()
 
 
 def test_no_server_is_told():

@@ -22,8 +22,9 @@ async def _ask(folder, log):
         beams = {"use_beam_search": True, "n": 5, "temperature": 0, "max_tokens": 4}
 
         async def post(path: str, body: dict, status: int = 200) -> dict:
-            answer = await client.post(f"/v1/{path}", json=body)
-            assert answer.status_code == status, answer.text
+            content, headers = json.dumps(body), {"content-type": "application/json"}
+            answer = await client.post(f"/v1/{path}", content=content, headers=headers)
+            assert answer.status_code == status, (body, answer.text)
             return answer.json()
 
         # Refused, each in our shape
@@ -36,10 +37,25 @@ async def _ask(folder, log):
             ("completions", text | {"prompt": "word " * 5000}, 400, None),
             ("completions", text | beams | {"prompt": ["one", "two"]}, 400, "prompt"),
             ("completions", text | beams | {"stream": True}, 400, None),
+            # what would fail in the engine, or in native code
+            ("chat/completions", chat | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
+            ("completions", text | {"prompt": "\udfff"}, 400, None),
+            ("chat/completions", chat | {"n": 513}, 400, "n"),
+            ("completions", text | {"prompt": ["gadget"] * 300, "n": 2}, 400, "n"),
+            ("completions", text | {"structured_outputs": {"regex": "(" * 1000}}, 400, "structured_outputs"),
+            ("completions", text | {"structured_outputs": {"regex": "a" * 40_000}}, 400, "structured_outputs"),
+            ("completions", text | {"structured_outputs": {"regex": "(a"}}, 400, None),
+            ("completions", text | {"structured_outputs": {"grammar": "root ::= nothing"}}, 400, None),
+            ("completions", text | {"structured_outputs": {"json": '{"type": "nothing"}'}}, 400, None),
+            ("completions", text | {"structured_outputs": {"json": '{"type": '}}, 400, None),
+            ("chat/completions", chat | {"response_format": {"type": "json_schema"}}, 400, None),
         ]:
             error = (await post(path, body, status))["error"]
             assert set(error) == {"message", "type", "param", "code"}, error
             assert param is None or error["param"] == param, error
+
+        only = {"structured_outputs": {"regex": "(yes|no)"}}
+        assert (await post("completions", text | only))["choices"][0]["text"] in ("yes", "no")
 
         # Beams are Semantic IDs and nothing else, after one prompt given as text or in a list
         for prompt in ("gadget", ["gadget"]):

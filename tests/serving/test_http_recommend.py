@@ -239,7 +239,7 @@ BAD = [
     ({"history": HISTORY, "filter": {"where": [["price", "in", [1, "a"]]]}}, "filter"),
     ({"history": HISTORY, "filter": {"at_most": {"brand": 0}}}, "filter.at_most.brand"),
     ({"history": HISTORY, "filter": {"at_most": {"maker": 1}}}, "filter"),
-    ({"history": ["\ud800"]}, "history"),
+    ({"history": ["\ud800"]}, "history[0]"),
     ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, None),
 ]
 
@@ -281,18 +281,21 @@ def test_unreadable_bodies(client, content, said):
     "body, param",
     [
         ({"task": "query_to_item", "query": "\ud800"}, "query"),
+        ({"task": "query_to_item", "intention": "\ud800"}, "intention"),
         ({"task": "like_but", "about": "item-01", "wish": "a\udfff"}, "wish"),
-        ({"messages": [{"role": "user", "content": "\ud83d lamp"}]}, "messages"),
-        ({"history": ["\ud800"], "history_format": "title"}, "history"),
-        ({"history": HISTORY, "filter": {"where": [["brand", "=", "\ud800"]]}}, "filter"),
-        ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, "filter"),
+        ({"messages": [{"role": "user", "content": "\ud83d lamp"}]}, "messages[0].content"),
+        ({"history": ["item-01", "\ud800"], "history_format": "title"}, "history[1]"),
+        ({"history": HISTORY, "filter": {"where": [["brand", "=", "\ud800"]]}}, "filter.where[0][2]"),
+        ({"history": HISTORY, "filter": {"at_most": {"\ud800": 1}}}, "filter.at_most"),
     ],
 )
-def test_half_a_character_is_refused(client, body, param):
-    for path, one, where in (("", body, param), ("/batch", {"requests": [body]}, "requests")):
-        answer = client.post(f"/v1/recommend{path}", content=json.dumps(one), headers=JSON)
-        assert answer.status_code == 400, answer.text
-        assert answer.json()["error"]["param"] == where
+def test_half_a_character_is_refused_alone(client, body, param):
+    answer = client.post("/v1/recommend", content=json.dumps(body), headers=JSON)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+    assert "half a character" in answer.json()["error"]["message"]
+    batch = json.dumps({"requests": [body, {"history": HISTORY, "k": 3}]})
+    refused, answered = client.post("/v1/recommend/batch", content=batch, headers=JSON).json()["data"]
+    assert refused["error"]["param"] == param and len(answered["items"]) == 3
 
 
 def test_a_whole_character_is_read(client):
@@ -316,8 +319,10 @@ def test_a_batch_has_an_answer_or_an_error_for_each(client):
     assert ids(first) == ids(recommend(client, **bodies[0])) and ids(third) == ids(recommend(client, **bodies[2]))
     assert second["object"] == "error" and second["error"]["param"] == "history[0]"
     assert len({first["id"], third["id"]}) == 2
-    bad = client.post("/v1/recommend/batch", json={"requests": [bodies[0], {"history": HISTORY, "k": 0}]})
-    assert bad.status_code == 400 and bad.json()["error"]["param"] == "requests[1].k"
+    wrong = {"requests": [bodies[0], {"history": HISTORY, "k": 0}, {"prize": 1}]}
+    first, second, third = client.post("/v1/recommend/batch", json=wrong).json()["data"]
+    assert ids(first) == ids(recommend(client, **bodies[0]))
+    assert (second["error"]["param"], third["error"]["param"]) == ("k", "prize")
     for requests in ([], [bodies[0]] * 4):
         bad = client.post("/v1/recommend/batch", json={"requests": requests})
         assert bad.status_code == 400 and bad.json()["error"]["param"] == "requests"

@@ -12,6 +12,7 @@ import pytest
 from http_fixtures import listening, serving, tiny_folder, wait_for
 from tiny import tiny_data
 
+from llmrec.serving.__main__ import Lines, main
 from llmrec.serving.http.settings import Settings
 
 HISTORY = ["item-03", "item-04"]
@@ -86,10 +87,77 @@ def test_an_admin_key_alone_guards_changes_only(folder, tmp_path):
         assert client.post("/v1/catalogue/rollback", json={"version": 0}).status_code == 401
 
 
+def test_without_an_admin_key_users_cannot_change_the_catalogue(folder, tmp_path):
+    with serving(folder, tmp_path, api_key="key") as (_, client):
+        for headers in ({}, bearer("key"), bearer("root")):
+            for path, body in (("", {"remove": ["item-00"]}), ("/rollback", {"version": 0})):
+                answer = client.post(f"/v1/catalogue{path}", headers=headers, json=body)
+                assert answer.status_code == 403 and "LLMREC_ADMIN_KEY" in answer.json()["error"]["message"]
+        assert client.get("/v1/catalogue", headers=bearer("key")).json()["version"] == 0
+
+
+def test_pages_can_ask_for_the_admin_key(folder, tmp_path):
+    pages = ("/docs", "/openapi.json", "/metrics", "/docs/oauth2-redirect")
+    with serving(folder, tmp_path, api_key="key", admin_key="root", closed=True) as (_, client):
+        for page in pages:
+            assert client.get(page).status_code == client.get(page, headers=bearer("key")).status_code == 401
+            assert client.get(page, headers=bearer("root")).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
 def test_settings_that_make_no_sense_are_refused():
-    for wrong in ({"max_k": 0}, {"max_queue": -1}, {"max_k": 600}, {"timeout_s": 0}, {"api_key": ""}):
+    for wrong in ({"max_k": 0}, {"max_queue": -1}, {"max_k": 600}, {"timeout_s": 0}, {"closed": True}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings("tiny", **wrong)
+    for keys, said in [
+        ({"api_key": ""}, "LLMREC_API_KEY is empty"),
+        ({"admin_key": " root\n"}, "LLMREC_ADMIN_KEY is empty, or has spaces"),
+        ({"api_key": "key", "admin_key": "key"}, "are equal"),
+        ({"api_key": "key", "no_keys": True}, "no_keys beside a key"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            Settings("tiny", **keys)
+
+
+@pytest.mark.parametrize("host, local", [
+    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
+    ("0.0.0.0", False), ("::", False), ("", False), (None, False), ("192.0.2.7", False), ("::ffff:127.0.0.1", False),
+])  # fmt: skip
+def test_other_machines_need_a_key(host, local):
+    for open_to_all in ({"api_key": "key"}, {"no_keys": True}):
+        Settings("tiny", **open_to_all).check_host(host)
+    for alone in ({}, {"admin_key": "root"}):
+        if local:
+            Settings("tiny", **alone).check_host(host)
+        else:
+            with pytest.raises(ValueError, match="LLMREC_API_KEY.*--no_keys"):
+                Settings("tiny", **alone).check_host(host)
+
+
+@pytest.mark.parametrize("environment, flags, said", [
+    ({}, ["--host", "0.0.0.0"], "--no_keys"),
+    ({"LLMREC_API_KEY": ""}, [], "LLMREC_API_KEY is empty"),
+    ({"LLMREC_API_KEY": ""}, ["--host", "0.0.0.0"], "LLMREC_API_KEY is empty"),
+    ({"LLMREC_API_KEY": "a"}, ["--no_keys"], "no_keys beside a key"),
+    ({}, ["--host", "no.such.host.invalid"], "no name or address"),
+])  # fmt: skip
+def test_an_open_server_does_not_start(monkeypatch, capsys, environment, flags, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["out/model", *flags])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_no_page_of_another_site_may_read_the_answers(folder, tmp_path):
+    origin = {"Origin": "https://example.org"}
+    with serving(folder, tmp_path) as (_, client):
+        for answer in (
+            client.post("/v1/recommend", json=BODY, headers=origin),
+            client.options("/v1/recommend", headers=origin | {"Access-Control-Request-Method": "POST"}),
+        ):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+            assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_without_an_engine_for_it_nothing_is_recommended(folder, tmp_path):
@@ -191,11 +259,12 @@ def test_a_failing_engine_is_503_and_comes_back(folder, tmp_path):
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
         batch = client.post("/v1/recommend/batch", json={"requests": [BODY, BODY]}).json()
         assert [one["error"]["code"] for one in batch["data"]] == ["engine", "engine"]
-        health = client.get("/health")
+        health = client.get("/ready")
+        assert client.get("/health").status_code == 200  # the front is alive
         assert health.status_code == 503 and "the engine is dead" in health.json()["error"]["message"]
         server.hold, server.broken = lambda: None, None
         assert len(ids(client.post("/v1/recommend", json=BODY))) == 24
-        assert client.get("/health").json() == {"status": "ok", "catalogue_version": 0}
+        assert client.get("/ready").json() == {"status": "ok", "catalogue_version": 0}
 
 
 # Catalogue
@@ -225,7 +294,12 @@ def test_a_change_is_seen_by_every_later_request(folder, tmp_path):
         assert back["version"] == 2 and back["removed"] == ["new"]
         assert [item["item_id"] for item in back["added"]] == ["item-16"]
         assert {*ids(client.post("/v1/recommend", json=BODY))} == {f"item-{i:02d}" for i in range(24)}
+        pages = [({}, [1, 2]), ({"limit": 1}, [2]), ({"before": 2}, [1]), ({"before": 1}, [])]
+        for asked, versions in pages:
+            history = client.get("/v1/catalogue", params=asked).json()["history"]
+            assert [entry["version"] for entry in history] == versions
         assert client.get("/v1/catalogue").json()["history"][1]["rollback_of"] == 0
+        assert client.get("/v1/catalogue", params={"limit": 1001}).status_code == 400
         assert server.published == [1, 2]
     with serving(folder, tmp_path) as (_, client):  # what was acknowledged is there after a restart
         assert client.get("/health").json()["catalogue_version"] == 2
@@ -364,6 +438,18 @@ def test_logs_hold_no_histories(folder, tmp_path, caplog):
     assert lines[4]["k"] == [3, 10] and lines[4]["history"] == [2, 1]
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name == "llmrec.serving")
     assert not any(word in ours for word in ("item-", "gadget", "secret"))
+
+
+def test_a_text_in_the_log_is_no_record():
+    forged = 'x\n{"status": 200}\r\u2028\x1b[2J\ud800'
+    try:
+        raise ValueError(forged)
+    except ValueError as error:
+        failure = type(error), error, error.__traceback__
+    record = logging.LogRecord("llmrec", logging.ERROR, "", 0, "%s failed", (forged,), failure)
+    first, *rest = Lines("%(message)s").format(record).splitlines()
+    assert first == "x" and len(rest) > 3 and all(line.startswith("| ") for line in rest)
+    assert "\x1b" not in "".join(rest) and "\\x1b[2J\\ud800" in rest[0]
 
 
 def test_logs_hold_requests_where_the_operator_wants_them(folder, tmp_path, caplog):

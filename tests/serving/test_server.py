@@ -10,7 +10,7 @@ from serving_folders import random_folder
 
 from llmrec.recommenders import LLMRecommender
 
-KEY = {"Authorization": "Bearer secret"}
+KEY, ADMIN = {"Authorization": "Bearer secret"}, {"Authorization": "Bearer root"}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    server = serve(folder, "--modes", "recommend,generate", LLMREC_API_KEY="secret")
+    server = serve(folder, "--modes", "recommend,generate", LLMREC_API_KEY="secret", LLMREC_ADMIN_KEY="root")
     server.http.headers.update(KEY)
     yield server
     assert server.stop() == 0
@@ -95,7 +95,7 @@ def test_a_change_is_seen_by_both_engines(server, hf):
     history = histories(hf, 1)[0]
     first, second, *_ = recommended(server, history=history, k=5)
     changes = {"remove": [first], "put": [{"item_id": second, "price": 1000.0}]}
-    answer = server.http.post("/v1/catalogue", json=changes)
+    answer = server.http.post("/v1/catalogue", json=changes, headers=ADMIN)
     assert answer.status_code == 200, answer.text
     assert answer.json()["removed"] == [first]
     assert first not in recommended(server, history=history, k=119)
@@ -106,7 +106,7 @@ def test_a_change_is_seen_by_both_engines(server, hf):
     named = server.http.post("/v1/completions", json=body).json()["choices"]
     assert hf.index.encode(first) not in [choice["text"] for choice in named]
     assert hf.index.encode(second) in [choice["text"] for choice in named]
-    back = server.http.post("/v1/catalogue/rollback", json={"version": 0})
+    back = server.http.post("/v1/catalogue/rollback", json={"version": 0}, headers=ADMIN)
     assert back.status_code == 200, back.text
     assert recommended(server, history=history, k=5)[:2] == [first, second]
 
@@ -157,7 +157,16 @@ def test_killed_and_started_again(folder, hf, tmp_path):
 def test_vllms_own_server_has_our_routes(folder, hf, tmp_path):
     from llmrec.serving.vllm.routes import flags
 
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
+    command = [
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--dtype",
+        "float32",
+        "--host",
+        "127.0.0.1",
+    ]
     log = folder.with_name("vllm.log")
     server = ServerProcess([*command, *flags(folder, tmp_path / "catalogue")], log, VLLM_PLUGINS="llmrec")
     try:

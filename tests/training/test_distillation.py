@@ -256,6 +256,7 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(base, talks, tmp_path,
     [
         ({"distill_weight": -1.0}, {}, "distill_weight: -1.0"),
         ({"distill_from": "base"}, {}, "above 0 with distill_from"),
+        ({"distill_weight": 1.0, "text_weight": 0.0}, {}, "text_weight: 0 leaves nothing of distill_weight"),
         ({"distill_weight": 1.0}, {"packing": True}, "packing and padding_free to false"),
         ({"distill_weight": 1.0}, {"padding_free": True}, "packing and padding_free to false"),
     ],

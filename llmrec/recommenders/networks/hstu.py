@@ -20,6 +20,8 @@ from torch import nn
 
 from llmrec.arguments import at_least
 from llmrec.data.times import UNKNOWN
+from llmrec.features.attention import Dropout, at_last
+from llmrec.features.catalogue_loss import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 
@@ -45,20 +47,21 @@ class HSTUConfig(NextItemConfig):
         check_rate(self, "dropout", "embedding_dropout", "untimed")
 
 
-class HSTUModel(nn.Module):
-    """A `llmrec.features.next_item.NextItemNetwork`; the head is the item embedding (tied)."""
-
+class HSTUModel(TiedNetwork):
     def __init__(self, num_items: int, config: HSTUConfig):
         super().__init__()
         self.config = config
         self.items = nn.Embedding(num_items, config.hidden_size)
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList([_Layer(config) for _ in range(config.num_layers)])
         for table in (self.items, self.positions):
             nn.init.trunc_normal_(table.weight, std=0.02, a=-0.04, b=0.04)
 
-    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor, last: bool = False
+    ) -> torch.Tensor:
+        """As of `NextItemNetwork`."""
         count, length = ids_BT.shape
         embedded = self.items(ids_BT) * self.config.hidden_size**0.5
         x_BTH = self.dropout(embedded + self.positions.weight[:length])
@@ -68,10 +71,11 @@ class HSTUModel(nn.Module):
         buckets_BTT = time_buckets(times_BT, self.config.time_buckets) if self.config.time_buckets else None
         for layer in self.layers:
             x_BTH = layer(x_BTH, buckets_BTT)
-        return F.normalize(x_BTH, dim=-1) / self.config.temperature
+        x = at_last(x_BTH, lengths_B)[:, 0] if last else x_BTH
+        return F.normalize(x, dim=-1) / self.config.temperature
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ F.normalize(self.items.weight, dim=-1).T
+    def item_vectors(self) -> torch.Tensor:
+        return F.normalize(self.items.weight, dim=-1)
 
 
 class _Layer(nn.Module):
@@ -81,7 +85,7 @@ class _Layer(nn.Module):
         self.num_heads, self.max_length = config.num_heads, config.max_length
         self.norm, self.attended_norm = nn.LayerNorm(size, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.uvqk, self.out = nn.Linear(size, 4 * width, bias=False), nn.Linear(width, size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.by_distance = nn.Parameter(torch.randn(config.max_length) * 0.02)
         self.by_time = nn.Parameter(torch.randn(config.time_buckets + 1) * 0.02) if config.time_buckets else None
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from llmrec.serving.demo import actions, views
 from llmrec.serving.demo.client import Client
+from llmrec.serving.demo.headers import SecurityHeaders
 from llmrec.serving.demo.questions import OPERATORS, QUESTIONS, Question
 from llmrec.serving.demo.users import Users
 
@@ -26,7 +28,7 @@ BARE = {"apply_default_css": False}
 
 
 def look() -> dict:
-    """Arguments of `launch` for theme and style; nothing is loaded from other hosts."""
+    """Arguments of `launch` for theme, style and headers; nothing is loaded from other hosts."""
     fonts = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="indigo",
@@ -36,7 +38,8 @@ def look() -> dict:
         radius_size="lg",
     )
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    return {"theme": theme, "css": style, "footer_links": [], "ssr_mode": False}
+    secure = {"middleware": [Middleware(SecurityHeaders)]}
+    return {"theme": theme, "css": style, "footer_links": [], "ssr_mode": False, "app_kwargs": secure}
 
 
 def page(client: Client, users: Users | None = None) -> gr.Blocks:

@@ -22,9 +22,15 @@ async def models(front: TheFront):
     return {"object": "list", "data": [model]}
 
 
-@router.get("/health", response_model=Health, responses=errors(503))
+@router.get("/health", response_model=Health)
 async def health(front: TheFront):
-    """Whether requests can be answered."""
+    """Whether the front is alive; `/ready` says whether it can answer."""
+    return {"status": "ok", "catalogue_version": front.service.current.number}
+
+
+@router.get("/ready", response_model=Health, responses=errors(503))
+async def ready(front: TheFront):
+    """Whether requests can be answered: every engine is there, and answered the last time that it was asked."""
     try:
         front.service.check()
     except Exception as error:
@@ -69,10 +75,21 @@ def _schema(app: FastAPI, settings: Settings) -> dict:
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():
                 operation["responses"].pop("422", None)
-                if settings.keys_of(method.upper(), path):
+                if settings.keys_of(method.upper(), path) is not None:
                     operation["security"] = [{"key": []}]
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        if settings.recommend:
+            _state_limits(schema["components"]["schemas"], settings)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _state_limits(schemas: dict, settings: Settings) -> None:
+    """Those of this server, which bodies are held against after they were read."""
+    fields = schemas["RecommendRequest"]["properties"]
+    fields["k"]["maximum"] = settings.max_k
+    fields["num_beams"]["anyOf"][0]["maximum"] = settings.max_beams
+    fields["history"]["maxItems"] = settings.max_history
+    schemas["BatchRequest"]["properties"]["requests"]["maxItems"] = settings.max_batch

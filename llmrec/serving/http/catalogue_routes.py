@@ -45,22 +45,27 @@ def item(item_id: str, served: Current):
     return JSONResponse(name | {"catalogue_version": served.number, "columns": _columns(served, item_id)})
 
 
-@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(401))
-def catalogue(served: Current, front: TheFront):
-    """The current version, and what made the ones before."""
+@router.get("/v1/catalogue", response_model=schemas.CatalogueResponse, responses=errors(400, 401))
+def catalogue(
+    served: Current,
+    front: TheFront,
+    limit: Annotated[int, Query(ge=1, le=1000, description="how many versions of the history")] = 100,
+    before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="only versions before this one")] = None,
+):
+    """The current version, and what made the newest ones, oldest first; `before` the first of them are older ones."""
     columns = {field.name: str(field.type) for field in served.version.items.schema}
     state = {"version": served.number, "items": len(served.version.index.items), "columns": columns}
-    return JSONResponse(state | {"history": front.service.store.history()})
+    return JSONResponse(state | {"history": front.service.store.history(limit, before)})
 
 
-@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503))
+@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503))
 async def put_and_remove(body: schemas.Change, request: Request, front: TheFront):
     """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
     return await _changed(request, front, front.service.change, Changes(body.put, body.remove))
 
 
 @router.post(
-    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 413, 429, 503)
+    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503)
 )
 async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
     """Goes back to the content of an older version, under a new number."""

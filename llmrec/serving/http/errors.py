@@ -5,6 +5,7 @@ import logging
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match
 
@@ -17,6 +18,7 @@ _INVALID, _SERVER = "invalid_request_error", "server_error"
 _STATUSES = {
     400: (_INVALID, "invalid_value", "The request says something that does not fit; `param` names the field."),
     401: ("authentication_error", "invalid_api_key", "Wrong or missing key."),
+    403: ("permission_error", "no_admin_key", "Nobody may do this: the server has no key for it."),
     404: ("not_found_error", "not_found", "There is no such item."),
     405: (_INVALID, "method_not_allowed", ""),
     413: (_INVALID, "body_too_large", "The body is too large."),
@@ -65,9 +67,9 @@ def errors(*statuses: int) -> dict:
 
 
 def field_path(location) -> str:
-    """`("body", "filter", "where", 0, 1)` → `filter.where[0][1]`."""
+    """`("filter", "where", 0, 1)` → `filter.where[0][1]`."""
     path = ""
-    for part in location[1:]:
+    for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
         elif part not in _TYPE_NAMES and part.isidentifier():
@@ -75,10 +77,12 @@ def field_path(location) -> str:
     return path
 
 
-def _validation_error(error: RequestValidationError) -> ApiError:
+def validation_error(error: RequestValidationError | ValidationError) -> ApiError:
+    """What pydantic says of a body, or of one request of a batch, with the path of the field that comes first."""
+    whole = isinstance(error, RequestValidationError)  # its locations begin with "body"
     problems, first = [], None
     for one in error.errors()[:3]:
-        path = field_path(one["loc"])
+        path = field_path(one["loc"][whole:])
         where = f"{path}: " if path else ""
         if one["type"] == "json_invalid":
             return ApiError(400, f"the body is not valid JSON: {one['ctx']['error']} at character {one['loc'][-1]}")
@@ -86,8 +90,10 @@ def _validation_error(error: RequestValidationError) -> ApiError:
             name = one["loc"][-1]
             path = path or str(name).encode(errors="replace").decode()
             problems.append(f"unknown field {name!r}: leave it out; /openapi.json lists the fields")
-        elif one["loc"] == ("body",) and one["type"] != "value_error":
+        elif one["loc"] in [("body",), ()] and one["type"] != "value_error":
             problems.append("the body should be a JSON object, sent with `Content-Type: application/json`")
+        elif one["type"] == "string_unicode":
+            problems.append(f"{where}half a character (a lone surrogate): leave it out")
         else:
             problems.append(where + one["msg"].removeprefix("Value error, "))
         first = first or path or None
@@ -116,7 +122,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         case ApiError():
             answer = error
         case RequestValidationError():
-            answer = _validation_error(error)
+            answer = validation_error(error)
         case StarletteHTTPException():
             answer = _http_error(request, error)
         case _:

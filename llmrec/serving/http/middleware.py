@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from hashlib import sha256
 from hmac import compare_digest
 from uuid import uuid4
 
@@ -13,7 +14,8 @@ from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
-_PROBES = ("/health", "/metrics")  # asked every few seconds by machines
+_PIECES, _CRUMB = 500, 128  # so many pieces of a body may be smaller than so many bytes
+_PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds by machines
 
 
 class RequestLog:
@@ -37,7 +39,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", state["id"].encode())]
+                more = [(b"x-request-id", state["id"].encode()), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
         try:
@@ -54,8 +57,8 @@ class RequestLog:
 class Guard:
     """ASGI middleware: `Authorization: Bearer <key>` before anything of a request is read, and bodies of bounded size.
 
-    A body that is too large, or does not come in time, is refused while it is read. An answer that comes before the
-    end of the body closes the connection: a server would read on.
+    A body that is too large, comes in crumbs, or does not come in time, is refused while it is read. An answer that
+    comes before the end of the body closes the connection: a server would read on.
     """
 
     def __init__(self, app, settings: Settings):
@@ -66,13 +69,13 @@ class Guard:
             return await self.app(scope, receive, send)
         limit, headers = self.settings.body_limit(scope["path"]), dict(scope["headers"])
         length = int(headers.get(b"content-length", b"0"))  # servers refuse what is no number
-        size, complete = 0, not length and b"transfer-encoding" not in headers
+        size, pieces, complete = 0, 0, not length and b"transfer-encoding" not in headers
         timeout_s = self.settings.timeout_s
         deadline = time.monotonic() + timeout_s
         too_large = ApiError(413, f"the body has more than {limit} bytes, the limit here: send less at a time")
 
         async def limited() -> dict:
-            nonlocal size, complete
+            nonlocal size, pieces, complete
             if complete:
                 return await receive()
             try:
@@ -80,9 +83,11 @@ class Guard:
                     message = await receive()
             except TimeoutError as error:
                 raise ApiError(400, f"the body did not arrive within {timeout_s:g} s") from error
-            size += len(message.get("body", b""))
+            size, pieces = size + len(message.get("body", b"")), pieces + 1
             if size > limit:
                 raise too_large
+            if pieces > _PIECES and size < pieces * _CRUMB:
+                raise ApiError(400, f"the body comes in pieces of less than {_CRUMB} bytes: send larger ones")
             complete = not message.get("more_body", False)
             return message
 
@@ -94,10 +99,20 @@ class Guard:
         if length > limit:
             return await too_large.response()(scope, receive, closing)
         keys = self.settings.keys_of(scope["method"], scope["path"])
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        matches = [compare_digest(given.strip(), key.encode()) for key in keys]  # all of them: no telling by time
-        if keys and not (scheme.lower() == b"bearer" and any(matches)):
-            message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
-            error = ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        if keys is not None and (error := _refused(keys, headers.get(b"authorization", b""))):
             return await error.response()(scope, receive, closing)
         await self.app(scope, limited, closing)
+
+
+def _refused(keys: list[str], authorization: bytes) -> ApiError | None:
+    """Why a header opens nothing; it takes as long whichever key is how far right."""
+    if not keys:
+        message = "the catalogue of this server cannot be changed: its operator has set no LLMREC_ADMIN_KEY"
+        return ApiError(403, message)
+    scheme, _, given = authorization.partition(b" ")
+    digest = sha256(given.strip()).digest()
+    matches = [compare_digest(digest, sha256(key.encode()).digest()) for key in keys]
+    if scheme.lower() == b"bearer" and any(matches):
+        return None
+    message = "wrong or missing key: send the header `Authorization: Bearer <key>`"
+    return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})

@@ -4,7 +4,8 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from itertools import accumulate
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -17,12 +18,16 @@ from vllm.exceptions import VLLMError
 from llmrec.serving.http.engine_context import EngineContext, engine_context
 from llmrec.serving.http.errors import ApiError, engine_failed, errors
 from llmrec.serving.http.front import Current
-from llmrec.serving.http.limits import until_disconnect
+from llmrec.serving.http.limits import client_of, until_disconnect
+from llmrec.serving.http.schemas import check_characters, texts_in
 from llmrec.serving.http.service import Served
+from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
 router = APIRouter(tags=["generate"])
 
+_GRAMMARS = {"structured_outputs", "response_format", "tools"}
+_LARGEST_GRAMMAR, _DEEPEST_GRAMMAR = 2**15, 64
 _OURS = ("semid", "semid_start", "semid_normalize")
 _DOCUMENTED = {
     **errors(400, 401, 404, 413, 429, 503),
@@ -33,7 +38,7 @@ _DOCUMENTED = {
 async def _turn(request: Request) -> AsyncIterator[None]:
     """A place among the chats that run, until the answer is sent to its end or the client goes away."""
     async with AsyncExitStack() as held:
-        await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot()))
+        await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot(client_of(request))))
         yield
 
 
@@ -52,6 +57,7 @@ def add_openai_routes(app: FastAPI, generate: State) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
+    check_bounds(await request.json(), request.app.state.front.settings)
     try:
         body.messages = served.recommender.renderer.chat_messages(body.messages)
     except ValueError as error:
@@ -63,6 +69,7 @@ async def chat(body: ChatCompletionRequest, request: Request, served: Current):
 @router.post("/v1/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def completion(body: CompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`. With `use_beam_search` choices are Semantic IDs."""
+    check_bounds(await request.json(), request.app.state.front.settings)
     if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
         if len(body.prompt) > 1:
             raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
@@ -70,7 +77,35 @@ async def completion(body: CompletionRequest, request: Request, served: Current)
     return await _answer(call, body, request, served)
 
 
+def check_bounds(given: dict, settings: Settings) -> None:
+    """Refuses what vLLM would take: more choices than a search has beams, half characters, and grammars that are so
+    large, or nested so deeply, that the native code which reads them takes minutes or overflows its stack."""
+    try:
+        check_characters(given)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
+    prompt, choices = given.get("prompt"), given.get("n") or 1
+    if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
+        choices *= len(prompt)
+    if choices > settings.max_beams:
+        raise ApiError(400, f"n: {choices} choices were asked for, the limit here is {settings.max_beams}", "n")
+    for name in _GRAMMARS & given.keys():
+        size = sum(len(text) for _, text in texts_in(given[name]))
+        if size > _LARGEST_GRAMMAR:
+            raise ApiError(400, f"{name} has {size} characters, the limit is {_LARGEST_GRAMMAR}", name)
+        for path, text in texts_in(given[name], name):
+            if (depth := _brackets(text)) > _DEEPEST_GRAMMAR:
+                raise ApiError(400, f"{path} nests {depth} brackets, the limit is {_DEEPEST_GRAMMAR}", name)
+
+
+def _brackets(text: str) -> int:
+    """The most brackets that are open at a time."""
+    steps = ((char in "([{") - (char in ")]}") for char in text)
+    return max(accumulate(steps), default=0)
+
+
 async def _answer(call, body, request: Request, served: Served):
+    body.request_id = request.state.id  # a client's own would stand in the engine's log
     request.state.log |= {"catalogue_version": served.number, "stream": bool(body.stream)}
     engine_context.set(_context(body, served))
     try:
@@ -78,12 +113,23 @@ async def _answer(call, body, request: Request, served: Served):
     except ApiError:
         raise
     except Exception as error:
-        raise _api_error(create_error_response(error), error) from error
+        raise _failed(create_error_response(error), body, request, error) from error
     if hasattr(made, "error"):
-        raise _api_error(made)
+        raise _failed(made, body, request)
     if hasattr(made, "model_dump"):
         return JSONResponse(_with_items(made.model_dump(), served))
     return StreamingResponse(_events(made, served), media_type="text/event-stream")
+
+
+def _failed(response, body, request: Request, error: Exception | None = None) -> ApiError:
+    """A grammar that an engine could not follow is the client's mistake, where the engine is well."""
+    answer = _api_error(response, error)
+    asked = next((name for name in sorted(_GRAMMARS) if getattr(body, name, None) is not None), None)
+    if answer.status_code == 503 and asked is not None:
+        with suppress(Exception):
+            request.app.state.front.service.check()
+            return ApiError(400, f"the engine cannot follow {asked}: simplify it", asked)
+    return answer
 
 
 def _context(body, served: Served) -> EngineContext:

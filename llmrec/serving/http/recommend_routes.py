@@ -2,19 +2,24 @@
 
 import logging
 import time
+from collections.abc import Awaitable, Sequence
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
-from llmrec.serving.http.errors import ApiError, errors
+from llmrec.serving.http.errors import ApiError, errors, validation_error
 from llmrec.serving.http.front import Front, TheFront
-from llmrec.serving.http.limits import until_disconnect
+from llmrec.serving.http.limits import all_of, client_of, until_disconnect
 from llmrec.serving.http.recommending import Asked, Found, read_request, search, shortage
 from llmrec.serving.http.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
 from llmrec.serving.http.service import Served
+from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
 router = APIRouter(tags=["recommend"])
+_PART = 4.0
 _DOCUMENTED = errors(400, 401, 413, 429, 503)
 
 
@@ -29,7 +34,8 @@ async def recommend(body: RecommendRequest, request: Request, front: TheFront):
 
 @router.post("/v1/recommend/batch", response_model=BatchResponse, responses=_DOCUMENTED)
 async def batch(body: BatchRequest, request: Request, front: TheFront):
-    """Independent requests, searched together: what does not fit the catalogue has an error in its place."""
+    """Independent requests, searched together: one that cannot be read, or does not fit the catalogue, has an error in
+    its place."""
     if len(body.requests) > front.settings.max_batch:
         message = f"requests has {len(body.requests)} entries, the limit here is {front.settings.max_batch}"
         raise ApiError(400, message, "requests")
@@ -38,31 +44,67 @@ async def batch(body: BatchRequest, request: Request, front: TheFront):
     return JSONResponse({"object": "list", "data": data})
 
 
-async def _answers(request: Request, front: Front, bodies: list[RecommendRequest]) -> list[dict | ApiError]:
-    """One answer or error for each body; all of the catalogue version that is current when the turn comes."""
+async def _answers(
+    request: Request, front: Front, bodies: Sequence[RecommendRequest | ValidationError]
+) -> list[dict | ApiError]:
+    """One answer or error for each body; all of the catalogue version that is current when they come."""
+    read = [body for body in bodies if isinstance(body, RecommendRequest)]
+    if not read:
+        return [*map(validation_error, bodies)]
     # Numbers only, unless the operator wants more.
-    line = {"k": _of_all([body.k for body in bodies]), "history": _of_all([len(body.history) for body in bodies])}
+    line = {"k": _of_all([body.k for body in read]), "history": _of_all([len(body.history) for body in read])}
     if front.settings.log_histories:
-        line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in bodies])
+        line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in read])
     request.state.log |= line
 
-    def work() -> tuple[Served, list[Asked | ApiError], list[Found | ApiError]]:
-        asked: list[Asked | ApiError] = []
-        with front.service.using() as served:
-            for body in bodies:
-                try:
-                    asked.append(read_request(body, served, front.settings))
-                except ApiError as error:
-                    asked.append(error)
-            return served, asked, search(asked, served)
+    with front.service.using() as served:
+        width = served.recommender.config.num_beams
 
-    (served, asked, found), waited = await until_disconnect(request, front.searches.run(work))
+        def work(part: list) -> tuple[list[Asked | ApiError], list[Found | ApiError]]:
+            with front.service.using(served):  # a search that nobody waits for any more may still run
+                asked = [_read(body, served, front.settings) for body in part]
+                return asked, search(asked, served)
+
+        def turn(part: list) -> Awaitable:
+            return front.searches.run(partial(work, part), client_of(request), sum(_cost(one, width) for one in part))
+
+        parts = _parts(bodies, width)
+        done = await until_disconnect(request, all_of([*map(turn, parts)]))
+    asked = [one for (of_part, _), _ in done for one in of_part]
+    found = [one for (_, of_part), _ in done for one in of_part]
+    waited = max(waited for _, waited in done)
     beams = [one.num_beams if isinstance(one, Asked) else None for one in asked]
     request.state.log |= {"catalogue_version": served.number, "beams": _of_all(beams)}
     return [
         result if isinstance(result, ApiError) else _answer(request, front, served, number, one, result, waited)
         for number, (one, result) in enumerate(zip(asked, found))
     ]
+
+
+def _read(body: RecommendRequest | ValidationError, served: Served, settings: Settings) -> Asked | ApiError:
+    try:
+        return validation_error(body) if isinstance(body, ValidationError) else read_request(body, served, settings)
+    except ApiError as error:
+        return error
+
+
+def _cost(body: RecommendRequest | ValidationError, width: int) -> float:
+    """About how much work a search is: 1 is one as wide as the model's own, after a short history."""
+    if isinstance(body, ValidationError):
+        return 0.0
+    return max(body.num_beams or width, body.k) / width
+
+
+def _parts(bodies: Sequence, width: int) -> list[list]:
+    """The requests of a batch, in parts that cost about as much as `_PART` plain ones: others get turns in between."""
+    parts, cost = [[]], 0.0
+    for body in bodies:
+        if parts[-1] and cost + _cost(body, width) > _PART:
+            parts.append([])
+            cost = 0.0
+        parts[-1].append(body)
+        cost += _cost(body, width)
+    return parts
 
 
 def _answer(

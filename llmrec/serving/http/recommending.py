@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -128,8 +129,9 @@ def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | Ap
                 known = [item_id for item_id, _ in items if item_id in served.version.index]
                 valid = served.recommender.filter.satisfied(one.filter, known, [*map(item_of, one.history)])
                 answers[place] = Found(items, valid, thought, took)
-        except Exception:
-            logger.exception("a search failed")
+        except Exception as error:
+            if not isinstance(error, CancelledError):  # nobody waits for it any more
+                logger.exception("a search failed")
             for place in places:
                 answers[place] = engine_failed()
     return answers

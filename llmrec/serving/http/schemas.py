@@ -1,15 +1,43 @@
-"""The API's bodies: what clients send and get, strictly read (no unknown field, no number that is a text)."""
+"""The API's bodies: what clients send and get, strictly read (no unknown field, no number that is a text) and bounded:
+every list and text has a largest length, which the schema states beside the limits of `Settings`."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator, field_validator
 
-_HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can write one alone, UTF-8 cannot
+_HALF = re.compile("[\ud800-\udfff]")
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}  # what a column can hold
-Scalar = str | Annotated[int, Field(**_INT64)] | float | bool
+_MANY = 10_000  # entries of a list that a condition or a filter holds
+_LARGEST_CHANGE = 100_000  # items
+Name = Annotated[str, Field(max_length=4096)]  # an id, a title, a column, a value
+Words = Annotated[str, Field(max_length=16_384)]  # what a user typed
+Scalar = Name | Annotated[int, Field(**_INT64)] | float | bool
 Operator = Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"]
-Condition = Annotated[tuple[str, Operator, Scalar | list[Scalar]], Field(strict=False)]
+Values = Annotated[list[Scalar], Field(max_length=_MANY, fail_fast=True)]
+Names = Annotated[list[Name], Field(max_length=_MANY, fail_fast=True)]
+Condition = Annotated[tuple[Name, Operator, Scalar | Values], Field(strict=False)]
+
+
+def texts_in(value, path: str = "") -> Iterator[tuple[str, str]]:
+    """`(path, text)` of every text and every name of a field in JSON values, however deep."""
+    left = [(path, value)]
+    while left:
+        path, one = left.pop()
+        if isinstance(one, str):
+            yield path.lstrip("."), one
+        elif isinstance(one, dict):
+            left += [(path, name) for name in one] + [(f"{path}.{name}", each) for name, each in one.items()]
+        elif isinstance(one, list):
+            left += [(f"{path}[{place}]", each) for place, each in enumerate(one)]
+
+
+def check_characters(value) -> None:
+    """Raises `ValueError` naming the path of a text that holds half a character: JSON can write one, UTF-8 cannot."""
+    for path, text in texts_in(value):
+        if half := _HALF.search(text):
+            raise ValueError(f"{path!a}: {half[0]!a} is half a character (a lone surrogate): leave it out")
 
 
 class Body(BaseModel):
@@ -17,29 +45,18 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _has_whole_characters(cls, value):
-        left = [value]
-        while left:
-            one = left.pop()
-            if isinstance(one, str) and (half := _HALF.search(one)):
-                raise ValueError(f"{half[0]!r} is half a character (a lone surrogate): leave it out")
-            left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
-        return value
-
 
 class FilterBody(Body):
     """What may be recommended (`llmrec.catalogue.filters.Filter`)."""
 
     exclude_seen: bool = Field(False, description="leave out the items of the history")
-    allow: list[str] | None = Field(None, max_length=10_000, description="only these item ids")
-    deny: list[str] | None = Field(None, max_length=10_000, description="none of these item ids")
-    where: list[Condition] | None = Field(
+    allow: Names | None = Field(None, description="only these item ids")
+    deny: Names | None = Field(None, description="none of these item ids")
+    where: Annotated[list[Condition], Field(max_length=64, fail_fast=True)] | None = Field(
         None, description="conditions on columns, all of which hold", examples=[[["price", "<", 20]]]
     )
-    at_most: dict[str, Annotated[int, Field(ge=1, le=2**31)]] | None = Field(
-        None, description="at most so many items of one value of a column", examples=[{"brand": 2}]
+    at_most: dict[Name, Annotated[int, Field(ge=1, le=2**31)]] | None = Field(
+        None, max_length=16, description="at most so many items of one value of a column", examples=[{"brand": 2}]
     )
 
 
@@ -47,7 +64,7 @@ class Message(Body):
     """A turn of a chat."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str = Field(max_length=2**17)
 
 
 class RecommendRequest(Body):
@@ -59,17 +76,19 @@ class RecommendRequest(Body):
         }
     )
 
-    history: list[str] = Field([], description="what the user took, oldest first")
+    history: list[Name] = Field([], fail_fast=True, description="what the user took, oldest first")
     history_format: Literal["item_id", "semid", "title"] = Field("item_id", description="what `history` holds")
-    behaviours: list[str] | None = Field(None, description="the kind of interaction of every item of the history")
-    behaviour: str | None = Field(None, description="the kind of interaction to recommend for")
-    domain: str | None = Field(None, description="only items of this value of the column `domain`")
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="a chat, not a history")
-    task: str | None = Field(None, description="a shipped prompt whose answer is an item", examples=["like_but"])
-    about: str | None = Field(None, description="of a task: the item id that it speaks of")
-    wish: str | None = Field(None, description="of a task: what the item should be like", examples=["cheaper"])
-    query: str | None = Field(None, description="of a search: what the user typed")
-    intention: str | None = Field(None, description="of a search: what the user intends")
+    behaviours: Names | None = Field(None, description="the kind of interaction of every item of the history")
+    behaviour: Name | None = Field(None, description="the kind of interaction to recommend for")
+    domain: Name | None = Field(None, description="only items of this value of the column `domain`")
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)] | None = Field(
+        None, description="a chat, not a history"
+    )
+    task: Name | None = Field(None, description="a shipped prompt whose answer is an item", examples=["like_but"])
+    about: Name | None = Field(None, description="of a task: the item id that it speaks of")
+    wish: Words | None = Field(None, description="of a task: what the item should be like", examples=["cheaper"])
+    query: Words | None = Field(None, description="of a search: what the user typed")
+    intention: Words | None = Field(None, description="of a search: what the user intends")
     k: int = Field(10, ge=1, description="how many items")
     num_beams: Annotated[int, Field(ge=1)] | None = Field(None, description="width of the search, not the model's own")
     dense: Literal["", "rank", "cold", "alone"] | None = Field(
@@ -80,10 +99,17 @@ class RecommendRequest(Body):
     return_prompt: bool = Field(False, description="whether to return what the model read, and its thoughts")
 
 
-class BatchRequest(Body):
-    """Independent requests that are searched together."""
+def _or_error(value, read) -> RecommendRequest | ValidationError:
+    try:
+        return read(value)
+    except ValidationError as error:
+        return error
 
-    requests: list[RecommendRequest] = Field(min_length=1)
+
+class BatchRequest(Body):
+    """Independent requests that are searched together; one that cannot be read is its `ValidationError`."""
+
+    requests: list[Annotated[RecommendRequest, WrapValidator(_or_error)]] = Field(min_length=1)
 
 
 class Change(Body):
@@ -93,10 +119,19 @@ class Change(Body):
         json_schema_extra={"examples": [{"put": [{"item_id": "B01", "price": 3.0}], "remove": ["B02"]}]}
     )
 
-    put: list[dict[str, JsonValue]] = Field(
-        [], description="`item_id` and columns; a new item needs `title`, and brings `semid` or `embedding` if it can"
+    put: list[dict[Name, JsonValue]] = Field(
+        [],
+        max_length=_LARGEST_CHANGE,
+        fail_fast=True,
+        description="`item_id` and columns; a new item needs `title`, and brings `semid` or `embedding` if it can",
     )
-    remove: list[str] = Field([], description="item ids")
+    remove: list[Name] = Field([], max_length=_LARGEST_CHANGE, fail_fast=True, description="item ids")
+
+    @field_validator("put")
+    @classmethod
+    def _has_whole_characters(cls, put):
+        check_characters(put)
+        return put
 
 
 class Rollback(Body):

@@ -84,7 +84,7 @@ class Service:
         make: version → recommender over it. Its methods are called from several threads.
         publish: loads a prepared version into the engines, and returns when all have it.
         retire: gets the number of a version that no request uses any more, or that was published in vain.
-        check: raises where an engine is dead; `/health` asks it.
+        check: raises where an engine is dead; `/ready` asks it.
 
     All callables may block: they run in a thread of their own, except `check`, which should be quick.
     """
@@ -106,10 +106,10 @@ class Service:
         self._retiring = ThreadPoolExecutor(1, thread_name_prefix="llmrec-retire")
 
     @contextmanager
-    def using(self) -> Iterator[Served]:
-        """The current version; it is not retired before the block ends."""
+    def using(self, served: Served | None = None) -> Iterator[Served]:
+        """A version, by default the current one; it is not retired before the block ends."""
         with self._lock:
-            served = self.current
+            served = served or self.current
             self._uses[served.number] += 1
         try:
             yield served

@@ -1,10 +1,13 @@
 """`Settings`: what the operator of a server chooses."""
 
 import os
+import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Self
 
 _ADMIN = "/v1/catalogue"
+_PAGES = ("/docs", "/openapi.json", "/metrics")
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,10 @@ class Settings:
     Args:
         model: the name that responses and `/v1/models` show.
         api_key: `Authorization: Bearer <key>` of every route under `/v1`; `None` asks for none.
-        admin_key: of routes that change the catalogue; by default `api_key`. It opens all others.
+        admin_key: of routes that change the catalogue, and it opens all others. Beside an `api_key` without an
+            `admin_key` nobody can change the catalogue.
+        no_keys: other machines may reach a server that asks for no key (`check_host`).
+        closed: `/docs`, `/openapi.json` and `/metrics` ask for a key, too: the admin's where there is one.
         max_body_bytes, max_catalogue_bytes: the largest body of a request, and of a change of the catalogue.
         max_history: the longest history; the model reads its newest items, as its folder says.
         max_prompt_tokens: the longest chat or task prompt; what the engine has room for.
@@ -28,12 +34,14 @@ class Settings:
         log_histories: whether the log repeats what requests ask. By default it holds no history, title or prompt.
 
     Raises:
-        ValueError: a limit below its least, or a key that is empty.
+        ValueError: a limit below its least, or keys that are empty, equal, or contradict `no_keys` or `closed`.
     """
 
     model: str
     api_key: str | None = None
     admin_key: str | None = None
+    no_keys: bool = False
+    closed: bool = False
     max_body_bytes: int = 2**20
     max_catalogue_bytes: int = 2**25
     max_k: int = 200
@@ -48,9 +56,21 @@ class Settings:
     log_histories: bool = False
 
     def __post_init__(self):
-        for name in ("api_key", "admin_key"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name} is empty: give one, or None for none")
+        keys = {"LLMREC_API_KEY": self.api_key, "LLMREC_ADMIN_KEY": self.admin_key}
+        given = [key for key in keys.values() if key is not None]
+        for name, key in keys.items():
+            if key is not None and (not key or key != key.strip()):
+                raise ValueError(f"{name} is empty, or has spaces around it: give a key, or unset it for none")
+        if len(given) != len({*given}):
+            raise ValueError(
+                "LLMREC_API_KEY and LLMREC_ADMIN_KEY are equal: whoever may ask could change the catalogue"
+            )
+        if self.no_keys and given:
+            raise ValueError("no_keys beside a key: leave it out, or unset LLMREC_API_KEY and LLMREC_ADMIN_KEY")
+        if self.closed and not given:
+            raise ValueError(
+                "closed needs a key that opens /docs and /metrics: set LLMREC_ADMIN_KEY or LLMREC_API_KEY"
+            )
         for name, value in vars(self).items():
             least = 0 if name == "max_queue" else 1
             if name.startswith("max_") and value is not None and value < least:
@@ -63,15 +83,34 @@ class Settings:
     @classmethod
     def of_environment(cls, model: str, **settings) -> Self:
         """With the keys LLMREC_API_KEY and LLMREC_ADMIN_KEY, where they are set."""
-        keys = {name: os.environ.get(f"LLMREC_{name.upper()}") or None for name in ("api_key", "admin_key")}
+        keys = {name: os.environ.get(f"LLMREC_{name.upper()}") for name in ("api_key", "admin_key")}
         return cls(model, **keys, **settings)
 
-    def keys_of(self, method: str, path: str) -> list[str]:
-        """The keys that open a route; none where it is open to all."""
+    def check_host(self, host: str | None) -> None:
+        """Raises `ValueError` where a server on this host would answer other machines without a key."""
+        if self.api_key is not None or self.no_keys or _is_loopback(host):
+            return
+        raise ValueError(
+            f"host {host or '0.0.0.0'} can be reached from other machines, and nothing asks for a key: set "
+            "LLMREC_API_KEY (and LLMREC_ADMIN_KEY for changes of the catalogue), listen on 127.0.0.1, or say --no_keys"
+        )
+
+    def keys_of(self, method: str, path: str) -> list[str] | None:
+        """The keys that open a route: `None` where it is open to all, an empty list where it is closed to all."""
         keys = [key for key in (self.api_key, self.admin_key) if key is not None]
         if method == "POST" and path.startswith(_ADMIN):
-            return keys[-1:]
-        return keys if path.startswith("/v1/") and self.api_key is not None else []
+            return [self.admin_key] if self.admin_key is not None else [] if keys else None
+        if path.startswith(_PAGES):
+            return keys[-1:] if self.closed else None
+        return keys if path.startswith("/v1/") and self.api_key is not None else None
 
     def body_limit(self, path: str) -> int:
         return self.max_catalogue_bytes if path == _ADMIN else self.max_body_bytes
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host or None, 0, flags=socket.AI_PASSIVE)}
+    except OSError as error:
+        raise ValueError(f"host {host!r} is no name or address: {error}") from error
+    return all(ip_address(address.partition("%")[0]).is_loopback for address in found)

@@ -11,8 +11,13 @@ Nobody moves (docs/lifecycle.md): items keep their Semantic IDs, those of remove
 rollbacks too, and no token is added to the model.
 """
 
+import json
+import logging
+import sqlite3
 import threading
+from bisect import bisect_left
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -26,6 +31,7 @@ from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records, difference
 
+logger = logging.getLogger("llmrec.serving")
 SNAPSHOT_SIZE = 2**25  # characters of records: a log that has more is not replayed from the beginning a second time
 
 
@@ -50,15 +56,15 @@ class CatalogueStore:
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
         self.folder, self.directory = Path(folder), _directory(folder, directory)
         self._make_semids = NewSemIDs(self.folder)
-        self._lock = threading.RLock()
+        self._lock, self._remembering = threading.RLock(), threading.Lock()
+        self._history: list[dict] | None = None
         self._fingerprint = _fingerprint(self.folder)
         self._log = CatalogueLog(self.directory, self._fingerprint)
         try:
             recorded = read_log(self.directory, self._fingerprint)
-            self.current = current = _replayed(self.folder, self.directory, recorded)
-            self._last_number = current.number
-            if recorded.size > SNAPSHOT_SIZE:
-                self._log.add_snapshot(current.number, lambda path: current.index.save(path, current.items))
+            self.current = _replayed(self.folder, self.directory, recorded)
+            self._last_number, self._size = self.current.number, recorded.size
+            self._shorten()
         except BaseException:
             self._log.close()
             raise
@@ -104,21 +110,35 @@ class CatalogueStore:
                 )
             self._log.append(prepared.record)
             self.current = prepared.version
+            self._size += len(json.dumps(prepared.record))
+            try:
+                self._shorten()
+            except (OSError, sqlite3.Error):  # the change is durable all the same
+                logger.exception("no snapshot of catalogue version %d could be written", self.current.number)
+            with self._remembering:
+                known = self._history
+                if known is not None and (not known or known[-1]["version"] < prepared.record["number"]):
+                    known.append(_summary(prepared.record))
             return prepared.record
 
-    def history(self) -> list[dict]:
-        """What made every version that the log has, oldest first."""
-        return [
-            {
-                "version": record["number"],
-                "time": record["time"],
-                "added": sum("codes" in put for put in record["put"]),
-                "updated": sum("codes" not in put for put in record["put"]),
-                "removed": len(record["remove"]),
-                "rollback_of": record["rollback_of"],
-            }
-            for record in read_log(self.directory, self._fingerprint, whole=True).records
-        ]
+    def _shorten(self) -> None:
+        """Keeps the current version in full where a start would have to replay too many records."""
+        if self._size > SNAPSHOT_SIZE:
+            current = self.current
+            self._log.add_snapshot(current.number, lambda path: current.index.save(path, current.items))
+            self._size = 0
+
+    def history(self, limit: int = 100, before: int | None = None) -> list[dict]:
+        """What made the newest versions that the log has, oldest first: at most `limit` of those before a version.
+        The log is read once."""
+        with self._remembering:
+            if self._history is None:
+                records = read_log(self.directory, self._fingerprint, whole=True).records
+                self._history = [*map(_summary, records)]
+            end = len(self._history)
+            if before is not None:
+                end = bisect_left(self._history, before, key=itemgetter("version"))
+            return self._history[max(0, end - limit) : end]
 
     def version(self, number: int) -> CatalogueVersion:
         """Any version that the log has, made again; raises `ValueError` where it has no such version."""
@@ -142,6 +162,12 @@ class CatalogueStore:
         numbers = {"number": self._last_number, "parent": self.current.number}
         record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
         return Prepared(record, apply_records(self.current, [record]))
+
+
+def _summary(record: dict) -> dict:
+    new = sum("codes" in put for put in record["put"])
+    counts = {"added": new, "updated": len(record["put"]) - new, "removed": len(record["remove"])}
+    return {"version": record["number"], "time": record["time"], **counts, "rollback_of": record["rollback_of"]}
 
 
 def load_version(

@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 import pyarrow as pa
-from transformers import AutoTokenizer
 
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
+from llmrec.models.weights import load_tokenizer
 from llmrec.serving.living_catalogue.store import load_version
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records
 
@@ -31,7 +31,7 @@ class WorkerCatalogues:
 
     def __init__(self, folder: str | Path, directory: str | Path | None = None):
         self.config = RecommenderConfig.load(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.states: dict[int, str] = {}
         index = load_index(folder, self.config)
         self._dense = load_dense(folder, index.items)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from llmrec.catalogue.filters import Filter
 from llmrec.files import read_json
+from llmrec.serving.in_flight import remembered
 from llmrec.serving.vllm.plugin import ARCHITECTURES, register
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
     arguments = {
         "model": str(folder),
         "max_model_len": length,
+        "load_format": "safetensors",  # never a pickle
         # the folder's own: vLLM's "auto" would halve float32, into other types for the two modes
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
         "worker_extension_cls": "llmrec.serving.vllm.catalogues.CatalogueWorker",
@@ -113,6 +115,8 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
             # Semantic ID are -inf.
             "logprobs_mode": "processed_logits",
             "max_logprobs": 1024,
+            # An engine has one; "auto" would take that of the first request.
+            "structured_outputs_config": {"backend": "xgrammar"},
         }
     else:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
@@ -164,7 +168,7 @@ class OnlineEngine:
         async def gather():
             return await asyncio.gather(*map(last, prompts, params))
 
-        return asyncio.run_coroutine_threadsafe(gather(), self.loop).result()
+        return remembered(asyncio.run_coroutine_threadsafe(gather(), self.loop)).result()
 
 
 def _input(prompt: Sequence[int]) -> dict:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from transformers import AutoTokenizer
-
 from llmrec.decoding import ScoredItem
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import DENSE, RecommenderConfig, load_parts
+from llmrec.models.weights import load_tokenizer
 from llmrec.recommenders import LLMRecommender
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OfflineEngine, OnlineEngine, SearchRequest
 
@@ -54,7 +53,7 @@ class VLLMRecommender(LLMRecommender):
         index, items, contextual = load_parts(folder, config)
         engine = OfflineEngine(folder, RECOMMEND, **more)
         writer = OfflineEngine(folder, GENERATE, **more) if GENERATE in modes else None
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         more = {"writer": writer, "sequence_tokenizer": contextual, "has_dense": (Path(folder) / DENSE).is_dir()}
         return cls(engine, tokenizer, index, items, config, **more)
 

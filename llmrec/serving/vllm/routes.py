@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
 from llmrec.serving.server import front_settings, open_service
 from llmrec.serving.vllm.engines import RECOMMEND, TASK, engine_arguments
@@ -31,7 +32,8 @@ class FrontRoutes:
         await self._app(scope, receive, send)
 
     async def init_state(self, engine_client, state, args) -> None:
-        """Opens the catalogue beside the engine."""
+        """Opens the catalogue beside the engine; `ValueError` where other machines could change it without a key."""
+        Settings.of_environment("").check_host(args.host)
         config = engine_client.vllm_config
         folder = config.model_config.model
         store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))

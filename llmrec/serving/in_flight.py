@@ -1,0 +1,46 @@
+"""What a request has asked of engines: taken back when nobody waits for its answer any more."""
+
+import threading
+from concurrent.futures import Future
+from contextvars import ContextVar, Token
+from typing import Self
+
+_current: ContextVar["Work | None"] = ContextVar("work", default=None)
+
+
+class Work:
+    """Futures that were made in a copy of the context in which it was entered."""
+
+    def __init__(self):
+        self._futures: set[Future] = set()
+        self._stopped, self._lock = False, threading.Lock()
+        self._token: Token | None = None
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        _current.reset(self._token)
+
+    def add(self, future: Future) -> None:
+        with self._lock:
+            self._futures.add(future)
+            stopped = self._stopped
+        future.add_done_callback(self._futures.discard)
+        if stopped:
+            future.cancel()
+
+    def stop(self) -> None:
+        """Cancels what is not done, and what will still be asked."""
+        with self._lock:
+            self._stopped, futures = True, [*self._futures]
+        for future in futures:
+            future.cancel()
+
+
+def remembered(future: Future) -> Future:
+    """`future`, which the `Work` that this context belongs to may cancel."""
+    if (work := _current.get()) is not None:
+        work.add(future)
+    return future

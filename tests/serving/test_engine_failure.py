@@ -1,0 +1,51 @@
+"""Engines that die or hang under a server as users start it: it starts again, or ends for its supervisor."""
+
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+from server_process import ServerProcess, serve
+from serving_folders import random_folder
+
+BODY = {"history": ["item-0009"], "k": 5}
+
+
+def engines(server: ServerProcess) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return [child for child in children if "VLLM" in " ".join(child.cmdline())]
+
+
+@pytest.mark.vllm
+def test_a_dead_engine_is_replaced_and_a_hung_one_ends_the_server(tmp_path):
+    folder = random_folder(tmp_path / "shop", depth=3, num_items=60, fixed=True)
+    server = serve(folder, "--restarts", "1", "--engine_timeout_s", "8")
+    try:
+        assert server.http.get("/ready").json()["status"] == "ok"
+        assert server.http.post("/v1/catalogue", json={"remove": ["item-0003"]}).status_code == 200
+        expected = server.http.post("/v1/recommend", json=BODY).json()["items"]
+        (engine,) = engines(server)
+        engine.kill()
+        until = time.monotonic() + 120
+        while True:
+            assert time.monotonic() < until and server.process.poll() is None, server.log.read_text()[-3000:]
+            try:
+                answer = server.http.post("/v1/recommend", json=BODY)
+            except httpx.TransportError:
+                time.sleep(0.2)
+                continue
+            if answer.status_code == 200:
+                break
+            assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert answer.json()["catalogue_version"] == 1
+        assert [item["item_id"] for item in answer.json()["items"]] == [item["item_id"] for item in expected]
+
+        (engine,) = engines(server)
+        os.kill(engine.pid, signal.SIGSTOP)
+        assert server.process.wait(60) == 3
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+        assert "has not answered for 8 s: giving up" in server.log.read_text()
+    finally:
+        server.kill()
