@@ -120,8 +120,6 @@ def test_it_learns(tmp_path, how):
     train = "new_tokens" if how == "new_tokens" else "all"
     trainer = make_trainer(base, arguments, model_args, train=train, weigh=weigh)
     trainer.catalogue_loss = catalogue_loss(CATALOGUE, trainer.model, recommender.trie)
+    before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    assert (
-        losses[-1] < (0.95 if how == "lora" else 0.8) * losses[0] and 0 < trainer.evaluate()["eval_loss"] < losses[0]
-    )
+    assert 0 < trainer.evaluate()["eval_loss"] < 0.95 * before
