@@ -1,7 +1,10 @@
 """What users write in YAML and on the command line: checked by name."""
 
+import importlib
 import inspect
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -14,6 +17,24 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     if name in known:
         return name
     raise ValueError(f"{what} {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def part_named(name: str, known: Mapping, what: str):
+    """What `name` stands for: an entry of `known`, or a part of the user's own by its dotted path, such as
+    `my_shop.parts.Colours`, from the folder of the run or an installed package. Raises `ValueError` where it is
+    neither, or cannot be imported."""
+    if isinstance(name, str) and name in known:
+        return known[name]
+    module, _, attribute = str(name).rpartition(".")
+    if not module:
+        near = did_you_mean(name, known)
+        raise ValueError(f"{what} {name!r} is not one of {', '.join(known)}, nor a dotted path to your own{near}")
+    if os.getcwd() not in sys.path:  # as TRL's scripts do: a run's own folder comes first there
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what} {name!r} cannot be imported: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

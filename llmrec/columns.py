@@ -23,6 +23,21 @@ _TEXTS = (types.is_large_string, types.is_string_view, types.is_null)
 _BYTES = (types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
 
 
+def as_table(frame, where: str) -> pa.Table:
+    """A table of whatever hands out Arrow's columns (`__arrow_c_stream__`), such as data frames of pandas (without
+    their index) and polars. `ValueError` naming what cannot be a column, or is no such thing."""
+    if isinstance(frame, pa.Table):
+        return frame
+    if not hasattr(frame, "__arrow_c_stream__"):
+        raise ValueError(f"{where} is a {type(frame).__name__}: give a pyarrow table or a data frame")
+    try:
+        table = pa.table(frame)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{where}: {' '.join(map(str, error.args))}; give every column values of one kind") from error
+    index = [name for name in table.column_names if name.startswith("__index_level_")]
+    return plain_table(table.drop_columns(index).replace_schema_metadata(None))
+
+
 def plain_table(table: pa.Table) -> pa.Table:
     """The table with `plain_column`s, and its metadata."""
     columns = [plain_column(column) for column in table.columns]

@@ -1,33 +1,178 @@
-"""What users write on the command line and in YAML, read into dataclasses; recipes in processes of their own."""
+"""What users write on the command line and in YAML, read into dataclasses, and what they read where it is wrong;
+recipes in processes of their own."""
 
+import errno
+import logging
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, TracebackType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
 from trl import TrlParser
 
+from llmrec.arguments import did_you_mean
+
 _VALUE = "one value"
 _SHAPES = {_VALUE: _VALUE, list: "a list", dict: "a mapping", NoneType: "empty"}
 _KINDS = {str: "text: write it in quotes", int: "a whole number", bool: "true or false"}
 _MISTAKEN = {str: (int, float), int: (bool, float), bool: (int, float)}
+# What argparse calls the types that a flag is read as.
+_READ_AS = {"int": "a whole number", "float": "a number", "dict": "a mapping, which only the YAML can hold"}
+# What argparse says of a flag, and what is said here.
+_SAID = {
+    r"invalid (\w+) value: (.*)": "is {1}, it should be {2}",
+    r"invalid choice: (.*) \(choose from (.*)\)": "is {0}, it should be one of {1}",
+    r"Truthy value expected: got (.*) but": "is {0!r}, it should be true or false",
+    r"expected one argument": "needs a value",
+}
+TRACEBACK, _LONGEST = "LLMREC_TRACEBACK", 1000  # characters of a line
+# How a full disk is called: by the system, by safetensors, and by torch.save.
+_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+
+
+def run_script(main: Callable, *kinds: type, level: int | None = None, defaults: Callable | None = None) -> None:
+    """What a recipe does as a script: `main` gets its command line and YAML as dataclasses `kinds`. A user's error is
+    printed in one to three lines (`message_of`), after its traceback where the variable LLMREC_TRACEBACK is set.
+
+    Args:
+        level: of the package's log.
+        defaults: (settings) → (why, further settings), for those that are not given; what it chose is printed.
+    """
+    sys.excepthook = _print_error
+    logging.basicConfig(format="%(message)s")
+    if level is not None:
+        logging.getLogger("llmrec").setLevel(level)
+    main(*Parser(kinds, defaults).parse_args_and_config())
+
+
+def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    message = message_of(error)
+    if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        sys.__excepthook__(kind, error, traceback)
+    if message is not None:
+        sys.stderr.write(f"{message}\n")
+
+
+def message_of(error: BaseException) -> str | None:
+    """What a user reads of an error, at most three lines; `None` where it is the program's fault, not the user's."""
+    said = [str(one) for one in _chain(error)]
+    codes = {one.errno for one in _chain(error) if isinstance(one, OSError)}
+    hint = "" if _is_ours(error) else f"\n({TRACEBACK}=1 shows where it comes from)"
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped. The same command goes on where it can."
+    if codes & {errno.ENOSPC, errno.EDQUOT} or any(word in text for word in _FULL for text in said):
+        return f"Error: the disk is full: make room, and the same command goes on\n{_lines(said[0], 1)}"
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "lower the batch size or max_length, or set gradient_checkpointing: true"
+        return f"Error: the GPU's memory is full: {advice}\n{_lines(said[0], 1)}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"Error: {error.filename}: {error.strerror.lower()}{hint}"
+    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        return f"Error: {_lines(said[0], 2)}{hint}"
+    return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error: then its message was written for people."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals["__name__"].split(".")[0] in ("llmrec", "__main__")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _lines(text: str, most: int) -> str:
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …" for line in lines[:most])
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which the last would count."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise ValueError(
+                    f"{key!r} stands twice, the second time in line {node.value[place][0].start_mark.line + 1}"
+                )
+        return super().construct_mapping(node, deep)
 
 
 class Parser(TrlParser):
     """`TrlParser`, which takes anything from a YAML: here a list, a mapping or nothing where the field is something
     else, one value where it is a list or a mapping, and a value of another kind (a number where it is text: YAML reads
-    007 as 7) raise a `ValueError` that names the setting. Without a GPU `bf16` is off unless it is asked for."""
+    007 as 7) raise a `ValueError` that names the setting. So does what no field is called, on the command line and in
+    the YAML, and a flag that is cut short. Without a GPU `bf16` is off and `use_cpu` on unless they are set; what asks
+    for a GPU (`bf16: true`) transformers refuses where there is none. `defaults` are those of `run_script`."""
 
-    def __init__(self, dataclass_types, **rest):
-        super().__init__(dataclass_types, **rest)
+    def __init__(self, dataclass_types, defaults: Callable | None = None, **rest):
+        super().__init__(dataclass_types, allow_abbrev=False, **rest)
+        self._choose, self._given = defaults, set()
         trains = any("bf16" in kind.__dataclass_fields__ for kind in self.dataclass_types)
-        if trains and not torch.accelerator.is_available():  # both are on, and then a GPU is asked for, or missed
+        self._on_cpu = trains and not torch.accelerator.is_available()
+        if self._on_cpu:  # both are on, and then a GPU is asked for, or missed
             self.set_defaults(bf16=False, dataloader_pin_memory=False)
 
+    def parse_args_and_config(self, args=None, **rest) -> tuple:
+        args = [part for arg in (sys.argv[1:] if args is None else args) for part in _config_apart(str(arg))]
+        flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+        for flag in flags:
+            if flag not in self._option_string_actions and flag != "--config":
+                raise ValueError(f"there is no flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+        if "--config" in args:
+            path = args[place] if (place := args.index("--config") + 1) < len(args) else None
+            if path is None or flags.count("--config") > 1:
+                raise ValueError("--config takes the path of one YAML file")
+            known = [action.dest for action in self._actions]
+            for name in read_yaml(path).keys() - {*known, "env"}:
+                raise ValueError(f"{path}: there is no setting {name!r}{did_you_mean(str(name), known)}")
+        return super().parse_args_and_config(args, **rest)
+
+    def parse_args_into_dataclasses(self, args=None, **rest) -> tuple:
+        settings, stray = self.parse_known_args(args)
+        if stray:
+            raise ValueError(f"{' '.join(stray)!r} belongs to no flag: write --flag value, and quotes around spaces")
+        flags = [arg.partition("=")[0] for arg in args or () if arg.startswith("--")]
+        given = self._given | {self._option_string_actions[flag].dest for flag in flags}
+        if self._on_cpu and "use_cpu" not in given and not (settings.bf16 or settings.fp16):  # which are for a GPU
+            self.set_defaults(use_cpu=True)
+        if self._choose is not None:
+            why, chosen = self._choose(vars(settings))
+            chosen = {name: value for name, value in chosen.items() if name not in given}
+            self.set_defaults(**chosen)
+            if chosen and os.environ.get("RANK", "0") == "0":
+                sys.stdout.write(f"{why}: {', '.join(f'{name} {value}' for name, value in chosen.items())}\n")
+        return super().parse_args_into_dataclasses(args, **rest)
+
+    def error(self, message: str):
+        """Of argparse, which would print the usage of some hundred flags."""
+        required = re.match("the following arguments are required: (.*)", message)
+        if required:
+            names = ", ".join(name.partition("/")[0] for name in required[1].split(", "))
+            raise ValueError(f"{names.replace('--', '')} missing: give it in the YAML (--config), or as {names}")
+        flag, said = re.match(r"(?:argument (--\w+)\S*: )?(.*)", message, re.DOTALL).groups()
+        for pattern, text in _SAID.items():
+            if found := re.match(pattern, said):
+                kind = found[1] if found.groups() else ""
+                said = text.format(*found.groups(), _READ_AS.get(kind, kind))
+        raise ValueError(f"{flag or ''} {said}".strip())
+
     def set_defaults_with_config(self, **config) -> list[str]:
+        self._given |= config.keys()
         for kind in self.dataclass_types:
             hints = get_type_hints(kind)
             for name in config.keys() & kind.__dataclass_fields__.keys():
@@ -40,6 +185,10 @@ class Parser(TrlParser):
                     if type(one) in _MISTAKEN.get(wanted, ()):
                         raise ValueError(f"{name} is {one!r}, it should be {_KINDS[wanted]}")
         return super().set_defaults_with_config(**config)
+
+
+def _config_apart(argument: str) -> list[str]:
+    return ["--config", argument.removeprefix("--config=")] if argument.startswith("--config=") else [argument]
 
 
 def _shapes(hint: object) -> set:
@@ -59,12 +208,23 @@ def _scalar(hint: object) -> object:
 
 
 def read_yaml(path: str | Path, kind: type = dict):
-    """Reads YAML that holds a mapping, or what `kind` says; a missing or damaged file, or one that holds something
-    else, raises a `ValueError` that names it."""
+    """Reads YAML that holds a mapping, or what `kind` says; a missing or damaged file, a key that stands twice, or a
+    file that holds something else raises a `ValueError` that names it, and the place in it."""
+    path, problem = Path(path), f"{path} is no readable YAML"
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no readable YAML: {error}") from error
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+    except OSError as error:
+        beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = did_you_mean(str(path), beside)
+        raise ValueError(f"{problem}: {(error.strerror or str(error)).lower()}{near}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{problem}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(f"{problem}, {where}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{problem}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path} holds {str(value)[:80]!r}, it should hold {_SHAPES[kind]}")
     return value

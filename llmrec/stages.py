@@ -159,6 +159,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return complete[max(complete)] if complete else None
 
 
+def unfinished(folder: str | Path) -> str:
+    """What to say of a folder that a stage has begun and not finished; empty where none has."""
+    record = _record(Path(folder))
+    if record is None or record["complete"]:
+        return ""
+    checkpoint = last_complete_checkpoint(folder)
+    meanwhile = f", or take {checkpoint}" if checkpoint else ""
+    return f"{folder} is not finished: run the command that makes it again, and it goes on{meanwhile}"
+
+
 def content_of(*names: str | None) -> str | None:
     """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
     files = [Path(name) for name in names if name and Path(name).is_file()]

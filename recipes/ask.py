@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.filters import Filter
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.recommenders import LLMRecommender, Recommendation
 from llmrec.tokens import conversation
@@ -41,10 +41,10 @@ def main(args: AskArguments) -> None:
     recommender = LLMRecommender.from_pretrained(args.model)
     recommender.config.check_catalogue(data.items, args.model)
     catalogue = recommender.renderer.catalogue
-    prices = catalogue.column("price")
 
     def name(item: str) -> str:
-        return catalogue.title(item) + (f" (${prices[item]:.2f})" if prices.get(item) is not None else "")
+        price = catalogue.facts(item).price
+        return catalogue.title(item) + (f" ({price})" if price else "")
 
     def show(items: list[Recommendation], remarks: dict[str, str]) -> None:
         for place, item in enumerate(items, 1):
@@ -79,4 +79,4 @@ def main(args: AskArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(Parser((AskArguments,)).parse_args_and_config()[0])
+    run_script(main, AskArguments)

@@ -9,12 +9,11 @@
 were made from it on cold and on warm targets.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import at_least, one_of
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.data.cold_items import hold_out_items
 from llmrec.data.prepared import check_replaceable
@@ -91,5 +90,4 @@ def main(args: ColdStartArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((ColdStartArguments,)).parse_args_and_config()[0])
+    run_script(main, ColdStartArguments)

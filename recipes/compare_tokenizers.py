@@ -11,7 +11,7 @@ its own: a killed run goes on where it was, and `output_dir/<tokenizer>/*.yaml` 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec.commands import Parser, read_yaml, run_recipe
+from llmrec.commands import read_yaml, run_recipe, run_script
 from llmrec.evaluation import comparison
 from llmrec.evaluation.bootstrap import over_seeds
 from llmrec.evaluation.metrics import row_metrics
@@ -33,7 +33,7 @@ class CompareArguments:
     reference: str = field(default="rq_kmeans", metadata={"help": "The tokenizer that others are compared with."})
 
 
-def run(recipe: str, name: str, folder: Path, *fields: dict) -> None:
+def stage(recipe: str, name: str, folder: Path, *fields: dict) -> None:
     """Runs a recipe in its own process, with its settings in `folder/name.yaml`."""
     settings: dict = {}
     for each in fields:
@@ -46,10 +46,10 @@ def train(args: CompareArguments, name: str, seed: int, folder: Path) -> tuple[d
     """One small model on one tokenizer's Semantic IDs; its test metrics and the users, by row."""
     at, data = folder / f"seed-{seed}", {"data_dir": args.data_dir}
     shared, (base, model, test) = data | {"seed": seed}, (str(at / part) for part in ("base", "model", "test"))
-    run("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
+    stage("init_model", "model", at, args.model, shared, {"semids": str(folder / "semids"), "output_dir": base})
     shared |= (args.tokenizers[name] or {}).get("sft", {})
-    run("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
-    run("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
+    stage("sft", "sft", at, args.sft, shared, {"model_name_or_path": base, "output_dir": model})
+    stage("evaluate", "test", at, data, {"output_dir": test, "recommenders": {"model": model}})
     rows = read_parquet(at / "test" / "predictions" / "model.parquet")
     per_row = row_metrics(rows["rank"].to_numpy(), rows["group_size"].to_numpy(), [10])
     return {metric: per_row[metric] for metric in ("recall@10", "ndcg@10")}, rows["user_id"].to_pylist()
@@ -69,7 +69,7 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
     for name, fields in args.tokenizers.items():
         target = {"data_dir": args.data_dir, "output_dir": str(output / name / "semids")}
         own = {"tokenizer": name} | {key: value for key, value in (fields or {}).items() if key != "sft"}
-        run("tokenize_items", "semids", output / name, args.semids, own, target)
+        stage("tokenize_items", "semids", output / name, args.semids, own, target)
         figures[name] = comparison.tokenizer_figures(output / name / "semids")
     runs: dict[str, list] = {}
     for seed in args.seeds if args.sft else []:
@@ -88,4 +88,4 @@ def compare(args: CompareArguments, output: Path, figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(*Parser((CompareArguments,)).parse_args_and_config())
+    run_script(main, CompareArguments)

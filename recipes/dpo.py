@@ -8,7 +8,6 @@ beside `num_negatives` wrong items; with one it is DPO, with more S-DPO (arXiv 2
 `DPOConfig` that means something for items works in the YAML and on the command line. Killed? The same command goes on.
 """
 
-import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,7 +15,7 @@ from trl import DPOConfig, ModelConfig
 
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.instructions import Prompt
 from llmrec.rl import prompt_rows
 from llmrec.rl.dpo import SemIDDPOTrainer, check_dpo, preference_rows, sample_rows
@@ -65,5 +64,4 @@ def main(args: DataArguments, dpo_args: DPOConfig, model_args: ModelConfig) -> N
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    main(*Parser((DataArguments, DPOConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, DPOConfig, ModelConfig)

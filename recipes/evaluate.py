@@ -14,7 +14,7 @@ import numpy as np
 
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData, excludes_seen
 from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
@@ -95,6 +95,4 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*Parser((EvaluateArguments, AlignmentArguments)).parse_args_and_config())
+    run_script(main, EvaluateArguments, AlignmentArguments, level=logging.INFO)

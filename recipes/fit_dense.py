@@ -16,7 +16,7 @@ import numpy as np
 
 from llmrec.arguments import one_of
 from llmrec.arrays import blocks
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.decoding.dense import MODES
 from llmrec.features import ItemFeatures
@@ -90,6 +90,4 @@ def main(args: FitDenseArguments, config: DenseConfig) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*Parser((FitDenseArguments, DenseConfig)).parse_args_and_config())
+    run_script(main, FitDenseArguments, DenseConfig, level=logging.INFO)

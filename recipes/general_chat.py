@@ -7,14 +7,13 @@ out/chat/chat.parquet}` among the tasks of recipes/sft.py mixes it in, `distill_
 questions are made of prompts/general/topics.yaml; none is one of the 40 that recipes/language.py asks.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.evaluation.language import load_tokenizer
 from llmrec.files import fingerprint, write_parquet
 from llmrec.instructions.general import conversations, general_questions
@@ -64,5 +63,4 @@ def main(args: ChatArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((ChatArguments,)).parse_args_and_config()[0])
+    run_script(main, ChatArguments)

@@ -8,13 +8,12 @@
 split is read. The teacher's prompts are prompts/teacher/<kind>.yaml. Killed? The same command goes on.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.files import fingerprint
 from llmrec.instructions import Catalogue, load_prompt
@@ -93,5 +92,4 @@ def main(args: RationaleArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((RationaleArguments,)).parse_args_and_config()[0])
+    run_script(main, RationaleArguments)

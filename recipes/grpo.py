@@ -8,7 +8,6 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 `llmrec.rl.PolicyArguments`, and rewards are named in `rewards` (docs/grpo.md). Killed? The same command goes on.
 """
 
-import logging
 from dataclasses import dataclass, field, replace
 
 from trl import ModelConfig
@@ -16,7 +15,7 @@ from trl import ModelConfig
 import llmrec.rl as rl
 import llmrec.training as training
 from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.instructions import Prompt, TaskMix
 
 
@@ -75,5 +74,4 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArgu
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    main(*Parser((DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, rl.PolicyArguments, rl.GRPOArguments, ModelConfig)

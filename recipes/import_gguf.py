@@ -5,14 +5,13 @@
 The weights are dequantised; `pip install -e '.[gguf]'` brings the package that reads them.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from llmrec.arguments import one_of
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.files import files_fingerprint
 from llmrec.models.from_gguf import load_gguf
 from llmrec.stages import begin_stage, finish_stage, settings_of
@@ -42,5 +41,4 @@ def main(args: ImportArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    main(Parser((ImportArguments,)).parse_args_and_config()[0])
+    run_script(main, ImportArguments)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
@@ -33,7 +33,12 @@ class InitArguments:
     model_config: dict | None = field(default=None, metadata={"help": "Fields of a config, for a model from scratch."})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
-    embedding_init: str = field(default="mean", metadata={"help": "mean, text or codebook."})
+    embedding_init: str | None = field(
+        default=None,
+        metadata={
+            "help": "mean, text or codebook; by default text if pretrained, else codebook where there are some."
+        },
+    )
     behaviour_tokens: bool = field(default=True, metadata={"help": "A token for each kind of interaction, if any."})
     shuffle_semids: bool = field(default=False, metadata={"help": "Control: SemIDs exchanged between random items."})
     seed: int = field(default=0, metadata={"help": "Of every random number here."})
@@ -61,9 +66,13 @@ def main(args: InitArguments) -> None:
         return
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     if args.model_config is None:
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-        check_plain(tokenizer, index)
-        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+            check_plain(tokenizer, index)
+            model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
+        except OSError as error:
+            where = "neither a folder with a model nor one of the Hub that can be reached"
+            raise ValueError(f"model_name_or_path: {args.model_name_or_path} is {where}: {error}") from error
     else:
         source = args.tokenizer_name_or_path
         tokenizer = (
@@ -73,7 +82,10 @@ def main(args: InitArguments) -> None:
     fix_today(tokenizer)
     item_tokenizer = semids / ITEM_TOKENIZER
     codebooks = load_codebooks(item_tokenizer, index)
-    extend_vocabulary(model, tokenizer, index, args.embedding_init, texts=titles, codebooks=codebooks, seed=args.seed)
+    vectors = any(book is not None for book in codebooks or ())
+    init = args.embedding_init or ("text" if args.model_config is None else "codebook" if vectors else "mean")
+    print(f"embedding_init {init}{'' if args.embedding_init else ', which follows from the model'}")
+    extend_vocabulary(model, tokenizer, index, init, texts=titles, codebooks=codebooks, seed=args.seed)
     model.generation_config = plain_generation_config(tokenizer)
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
@@ -85,4 +97,4 @@ def main(args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(Parser((InitArguments,)).parse_args_and_config()[0])
+    run_script(main, InitArguments)

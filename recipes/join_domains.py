@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmrec.catalogue.domains import join_domain_semids
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.data.domains import join_domains
 from llmrec.data.statistics import statistics_table
@@ -68,4 +68,4 @@ def main(args: JoinArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(Parser((JoinArguments,)).parse_args_and_config()[0])
+    run_script(main, JoinArguments)

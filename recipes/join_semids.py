@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import join_views
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.models.folder import ITEM_TOKENIZER, SEMIDS, semids_table
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
@@ -44,4 +44,4 @@ def main(args: JoinArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(Parser((JoinArguments,)).parse_args_and_config()[0])
+    run_script(main, JoinArguments)

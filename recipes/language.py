@@ -7,12 +7,11 @@
 base's (docs/alignment.md says which count as kept), and prints a table. What was measured before is read again.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.evaluation.language import (
     against,
     general_text,
@@ -95,5 +94,4 @@ def main(args: LanguageArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    main(Parser((LanguageArguments,)).parse_args_and_config()[0])
+    run_script(main, LanguageArguments)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import one_of
-from llmrec.commands import Parser, run_recipe
+from llmrec.commands import run_recipe, run_script
 from llmrec.data import PreparedData
 from llmrec.evaluation.leaderboard import SUMMARY, Run, evaluate_run, runs_of, standings
 from llmrec.evaluation.leaderboard_page import draw_curves, leaderboard_lines, published_figures, write_section
@@ -76,6 +76,4 @@ def main(args: LeaderboardArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*Parser((LeaderboardArguments,)).parse_args_and_config())
+    run_script(main, LeaderboardArguments, level=logging.INFO)

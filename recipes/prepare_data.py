@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llmrec.arguments import at_least
-from llmrec.commands import Parser
+from llmrec.arguments import at_least, did_you_mean, one_of
+from llmrec.commands import run_script
 from llmrec.data import PreparedData, prepare
 from llmrec.data.prepared import check_replaceable
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
@@ -37,28 +37,30 @@ class DataArguments:
     valid_start: str | None = field(default=None, metadata={"help": "First moment of validation (ISO 8601, UTC)."})
     test_start: str | None = field(default=None, metadata={"help": "First moment of the test (ISO 8601, UTC)."})
     ties: str = field(default="input_order", metadata={"help": "Order at equal times: input_order or item_id."})
-    repeats: str = field(default="keep", metadata={"help": "keep, drop_consecutive or first."})
+    repeats: str = field(default="keep", metadata={"help": "keep, drop_duplicates, drop_consecutive or first."})
     behaviours: list[str] | None = field(default=None, metadata={"help": "Keep only these kinds of interaction."})
     min_rating: float | None = field(default=None, metadata={"help": "Keep only ratings from this one on."})
     unknown_items: str = field(default="error", metadata={"help": "error or drop: interactions without an item."})
     keep_all_items: bool = field(default=False, metadata={"help": "Items outside the k-core stay in the catalogue."})
     clean: bool = field(default=True, metadata={"help": "Remove HTML and surplus white space from item text."})
     max_history: int | None = field(default=50, metadata={"help": "Length of validation and test histories."})
+    max_user_interactions: int | None = field(default=None, metadata={"help": "Users with more keep the last ones."})
+    currency: str | None = field(default=None, metadata={"help": "Of the prices, as prompts say it: €, EUR."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
 
 
 def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
-    if source not in SOURCES:
-        raise ValueError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    takes = inspect.signature(SOURCES[one_of(source, SOURCES, "source")])
     try:
-        inspect.signature(SOURCES[source]).bind(**source_args)
+        takes.bind(**source_args)
     except TypeError as error:
-        raise ValueError(f"source_args of source {source!r}: {error}") from error
+        near = next((did_you_mean(name, takes.parameters) for name in source_args if name not in takes.parameters), "")
+        raise ValueError(f"source_args of source {source!r}: {error}{near}") from error
     return SOURCES[source](**source_args)
 
 
 def main(args: DataArguments) -> PreparedData:
-    at_least(args, user_k=0, item_k=0, max_history=1, fractions=0.0)
+    at_least(args, user_k=0, item_k=0, max_history=1, max_user_interactions=1, fractions=0.0)
     settings = expand(asdict(args))
     output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
     inputs = inputs_fingerprint(settings)
@@ -79,4 +81,4 @@ def main(args: DataArguments) -> PreparedData:
 
 
 if __name__ == "__main__":
-    main(Parser((DataArguments,)).parse_args_and_config()[0])
+    run_script(main, DataArguments)

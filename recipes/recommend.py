@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.filters import Filter
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.instructions.render import item_of
 from llmrec.recommenders import LLMRecommender
@@ -30,6 +30,11 @@ class RecommendArguments:
 
 def main(args: RecommendArguments) -> None:
     at_least(args, num_users=1, k=1)
+    try:
+        where = None if args.where is None else json.loads(args.where)
+    except json.JSONDecodeError as error:
+        example = '[["price", "<", 30]]'
+        raise ValueError(f"--where {args.where!r} is no JSON ({error}); write '{example}'") from error
     data = PreparedData.load(args.data_dir)
     known = data.test["user_id"].to_pylist()
     users = args.users or list(dict.fromkeys(known))[: args.num_users]
@@ -38,8 +43,8 @@ def main(args: RecommendArguments) -> None:
         raise ValueError(f"--users: {unknown!r} has no row in {args.data_dir}/test.parquet")
     rows = [known.index(user) for user in users]
     recommender = LLMRecommender.from_pretrained(args.model)
+    recommender.config.check_catalogue(data.items, args.model)
     histories, wishes = requests_of(recommender, data.test.take(rows))
-    where = None if args.where is None else json.loads(args.where)
     lists = recommender.recommend(histories, args.k, Filter(exclude_seen=args.exclude_seen, where=where), **wishes)
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     for user, row, history, items in zip(users, rows, histories, lists):
@@ -54,4 +59,4 @@ def main(args: RecommendArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(Parser((RecommendArguments,)).parse_args_and_config()[0])
+    run_script(main, RecommendArguments)

@@ -19,7 +19,7 @@ from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.ready_made import ready_made_semids
 from llmrec.catalogue.report import report_lines, semid_report, write_report
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, fingerprint
@@ -93,6 +93,4 @@ def main(args: TokenizeArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(Parser((TokenizeArguments,)).parse_args_and_config()[0])
+    run_script(main, TokenizeArguments, level=logging.INFO)

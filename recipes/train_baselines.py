@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.files import check_whole, made_again
 from llmrec.recommenders.content_knn import ContentKNN, ContentKNNConfig
@@ -58,6 +58,4 @@ def main(args: BaselineArguments, knn: ItemKNNConfig, content: ContentKNNConfig,
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*Parser((BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig)).parse_args_and_config())
+    run_script(main, BaselineArguments, ItemKNNConfig, ContentKNNConfig, SASRecConfig, level=logging.INFO)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import one_of
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.recommenders.choosing import configs_of, fit_best
 from llmrec.recommenders.loading import KINDS
@@ -57,6 +57,4 @@ def main(args: TrainArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(*Parser(TrainArguments).parse_args_and_config())
+    run_script(main, TrainArguments, level=logging.INFO)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from llmrec.catalogue import lifecycle
 from llmrec.catalogue.drift import drift_lines, drift_report, write_drift_report
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.data import ids_to_rows
 from llmrec.features import ItemFeatures
 from llmrec.files import atomic_path, read_parquet, write_json
@@ -89,6 +89,4 @@ def main(args: UpdateArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(Parser((UpdateArguments,)).parse_args_and_config()[0])
+    run_script(main, UpdateArguments, level=logging.INFO)

@@ -65,46 +65,10 @@ the one Semantic ID of an answer the end is forced, so it is left out.
 
 ## A task of your own
 
-1. A function that picks rows and one that fills slots, in a module of `llmrec/instructions/tasks/`, and one line in
-   its `TASKS`:
-
-   ```python
-   def slots(catalogue, row, separator):
-       return {"item": catalogue.semid(row["about"]), "brand": catalogue.column("brand")[row["about"]]}
-
-
-   rows = item_rows("brand", answers_item=False)
-   TASKS = {
-       "item_to_brand": Task(
-           rows, slots, ends_with_item=False, asks=("item",), answers=("brand",), given=("about",)
-       )
-   }
-   ```
-
-   `asks` names the slots that a prompt may show, `answers` those that only a completion may. `given` names the
-   columns that a prompt may depend on beside the history. Targets are never among them. Semantic IDs come from the
-   catalogue (`catalogue.semid`, `history`, `target`); everything else that a slot holds is text, and read as text.
-   `score=` is optional: `(catalogue, row, answer)` → how right an answer is, in [0, 1], 1 for the row's own. The
-   answer is an item id where answers end with an item, else the text. Rewards (docs/grpo.md) and the alignment report
-   (docs/alignment.md) ask it; `same_item`, or `same_words(slots, "brand")`, or a function of yours.
-2. `item_to_brand.yaml` in `prompts/`, the file named as the task:
-
-   ```yaml
-   # Semantic ID → brand.
-   task: item_to_brand
-   templates:
-     - prompt: "Who makes {item}?"
-       completion: "{brand}"
-   unseen: # never trained on, to measure how much hangs on the wording
-     - prompt: "Maker of {item}:"
-       completion: "{brand}"
-   ```
-
-   A conversation is a list of turns, `prompt: ["...", "...", "..."]`: the user's and the assistant's in turn, the
-   user's last. `thinking: true` says that answers begin with a `<think>` block. `system`, `separator` (between the
-   items of a history), `format` and `weight` are optional (`llmrec/instructions/prompts.py`).
-
-The tests of `tests/instructions/test_tasks.py` hold for every task in `TASKS`, and this command adds it to this page.
+A task is a `Task` in a file of yours, named by its dotted path in a prompt: [own_task.md](own_task.md). To ship one,
+put it into a module of `llmrec/instructions/tasks/` with a line in its `TASKS`, and its wordings into `prompts/`, the
+file named as the task; the tests of `tests/instructions/test_tasks.py` hold for every task in `TASKS`, and this
+command adds it to this page.
 
 Another wording for an existing task is a YAML file alone. A slot is a name in braces; `{{` writes a brace.
 
@@ -172,9 +136,17 @@ def page() -> str:
         rows = task_rows(name, data, MAX_HISTORY)
         row = next(row for row in rows if len(row["history"]) in (0, MAX_HISTORY, len(rows[-1]["history"])))
         text, said = renderers[id(data)].render(prompt, row)
-        sections.append(f"### {name}\n\n{about(name)}\n\n```text\n{text}\n```\n\n```text\n{said}\n```\n")
+        only = f"; only a completion {listed(task.answers)}" if task.answers else ""
+        slots = (
+            f"Slots: a prompt may say {listed(task.asks)}{only}." if task.asks else f"Slots: {listed(task.answers)}."
+        )
+        sections.append(f"### {name}\n\n{about(name)}\n\n{slots}\n\n```text\n{text}\n```\n\n```text\n{said}\n```\n")
     overview = "\n".join(table)
     return f"{INTRO}\n## All tasks\n\n{overview}\n\n" + "\n".join(sections)
+
+
+def listed(slots: tuple[str, ...]) -> str:
+    return ", ".join(f"`{{{name}}}`" for name in slots)
 
 
 def shown(prompt) -> set[str]:

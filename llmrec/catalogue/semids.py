@@ -25,6 +25,7 @@ from llmrec.catalogue.record import Record
 from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
 from llmrec.catalogue.semids_file import read_semids
 from llmrec.files import fingerprint, read_json, write_parquet
+from llmrec.stages import unfinished
 
 
 class RowsOfItems:
@@ -267,6 +268,9 @@ class SemIDIndex(Record):
         """Reads a file written by `save`, or an `index.json` of others (by its ending); `codebook_sizes` are for such
         a one, see `from_semids`. Raises `ValueError` that names the file and the field that does not fit."""
         path = Path(path)
+        if not path.exists():
+            missing = f"{path} does not exist: run recipes/tokenize_items.py first"
+            raise ValueError((path.parent.is_dir() and unfinished(path.parent)) or missing)
         if path.suffix == ".json":
             semids = mapping_of_semids(read_json(path, object), str(path))
             return cls.from_semids(semids, codebook_sizes, info={"source": path.name})

@@ -22,7 +22,7 @@ UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # How a lost id looks once some earlier step has turned it into text.
 _MISSING_IDS = pa.array(["", "nan", "NaN", "None", "null", "<NA>"])
 # How a number or a moment that is missing looks in a text file: "", "NA", "null", "NaN", …
-_MISSING_NUMBERS = pa.array(pa.csv.ConvertOptions().null_values)
+MISSING_NUMBERS = pa.array(pa.csv.ConvertOptions().null_values)
 # ISO 8601 as logs, JavaScript and databases write it. Fractions of a second are left out, as seconds are all we keep.
 _MOMENT = (
     r"^(?P<day>\d{4}-\d\d-\d\d)(?:[T ](?P<time>\d\d:\d\d(?::\d\d)?)(?:[.,]\d+)?)?"
@@ -45,7 +45,10 @@ def cast_column(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: st
             done.validate(full=True)
         return done
 
-    return _converted(plain_column(column), cast, str(kind), where, name)
+    expected = (
+        "a whole number" if pa.types.is_integer(kind) else "a number" if pa.types.is_floating(kind) else str(kind)
+    )
+    return _converted(plain_column(column), cast, expected, where, name)
 
 
 def as_text(column: pa.ChunkedArray, where: str, name: str, separators: Sequence[str] = ()) -> pa.ChunkedArray:
@@ -93,7 +96,7 @@ def as_id_lists(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArr
         return cast_column(column, pa.list_(TEXT), where, name)
     row = pc.index(column.is_null(), True).as_py()
     if row >= 0:
-        _refuse(column, row, "is no list of ids; give an empty list where there is no history", where, name)
+        refuse(column, row, "is no list of ids; give an empty list where there is no history", where, name)
     lists = column.combine_chunks()
     values = pa.chunked_array([lists.flatten()])
     try:
@@ -122,9 +125,17 @@ def as_number(column: pa.ChunkedArray, kind: pa.DataType, where: str, name: str)
 
 
 def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.ChunkedArray:
-    """Whole seconds since 1970 (UTC), int64: from numbers of a `unit` (s, ms, us, ns), dates and ISO 8601 text."""
+    """Whole seconds since 1970 (UTC), int64: from numbers of a `unit` (s, ms, us, ns), dates and ISO 8601 text, or
+    from text in the form that `unit` says (`"%d.%m.%Y %H:%M"`)."""
     column = plain_column(column)
     kind = column.type
+    if kind == TEXT and "%" in unit:
+
+        def read(part: pa.ChunkedArray) -> pa.ChunkedArray:
+            return pc.strptime(part, format=unit, unit="s").cast(pa.int64())
+
+        return _converted(_without_words(column), read, f"a moment of the form {unit}", where, name)
+    unit = "s" if "%" in unit else unit
     if kind == TEXT:
         column = _without_words(column)
         try:
@@ -133,21 +144,24 @@ def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
             try:
                 column = column.cast(pa.float64())
             except pa.ArrowInvalid:
-                expected = "a number, or an ISO 8601 moment such as 2014-04-07T10:51:09.277Z"
+                expected = (
+                    "a number, or an ISO 8601 moment such as 2014-04-07T10:51:09.277Z; for others say their form, "
+                    "e.g. timestamp_unit: '%d.%m.%Y %H:%M'"
+                )
                 return _converted(column, _moments, expected, where, name)
     elif pa.types.is_timestamp(kind):
         return _floor_divided(column.cast(pa.int64()), UNITS_PER_SECOND[kind.unit])
     elif pa.types.is_date(kind):
         return column.cast(pa.timestamp("s")).cast(pa.int64())
     elif pa.types.is_temporal(kind) or pa.types.is_boolean(kind):
-        _refuse(column, 0, f"({kind}) is no moment", where, name)
+        refuse(column, 0, f"({kind}) is no moment", where, name)
     if not pa.types.is_integer(column.type):
         column = pc.floor(_exact_floats(column, "a moment", where, name, UNITS_PER_SECOND[unit]))
     column = cast_column(column, pa.int64(), where, name)
     if _are_dates_in_digits(column):
         row = pc.index(column.is_valid(), True).as_py()
         problem = "and all others look like dates without hyphens; write 2014-04-07, or give a column of timestamps"
-        _refuse(column, row, problem, where, name)
+        refuse(column, row, problem, where, name)
     seconds = _floor_divided(column, UNITS_PER_SECOND[unit])
     for outside, problem in (
         (pc.greater(seconds, _YEAR_5000), "lies past the year 5000; set timestamp_unit: ms?"),
@@ -155,7 +169,7 @@ def as_seconds(column: pa.ChunkedArray, unit: str, where: str, name: str) -> pa.
     ):
         row = pc.index(outside, True).as_py()
         if row >= 0:
-            _refuse(column, row, f"{unit} {problem}", where, name)
+            refuse(column, row, f"{unit} {problem}", where, name)
     return seconds
 
 
@@ -232,10 +246,11 @@ def _converted(column: pa.ChunkedArray, convert: Callable, expected: str, where:
         problem = f"({column.type}) is not {expected}"
         if "invalid utf8" in str(error).lower():
             problem = "is not valid UTF-8; for a CSV say what it is, e.g. encoding: latin-1"
-        _refuse(column, _first_failure(column, convert), problem, where, name, error)
+        refuse(column, _first_failure(column, convert), problem, where, name, error)
 
 
-def _refuse(column: pa.ChunkedArray, row: int, problem: str, where: str, name: str, cause: Exception | None = None):
+def refuse(column: pa.ChunkedArray, row: int, problem: str, where: str, name: str, cause: Exception | None = None):
+    """Raises `ValueError` with file, column, row (from 0) and value of what is wrong, and the problem."""
     try:
         shown = repr(column[row].as_py())
     except UnicodeDecodeError:
@@ -292,7 +307,7 @@ def _exact_floats(column: pa.ChunkedArray, what: str, where: str, name: str, uni
     row = pc.index(pc.greater_equal(pc.abs(floats), _EXACT_FLOATS[column.type] * unit), True).as_py()
     if row >= 0:
         problem = f"is {what} that has lost digits as a {column.type}; give text or whole numbers"
-        _refuse(column, row, problem, where, name)
+        refuse(column, row, problem, where, name)
     return floats
 
 
@@ -303,7 +318,7 @@ def _without_nan(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Arr
 def _without_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text of numbers or moments without white space around it, null where it says that there is none."""
     column = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.is_in(column, _MISSING_NUMBERS), None, column)
+    return pc.if_else(pc.is_in(column, MISSING_NUMBERS), None, column)
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -7,31 +7,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.arguments import one_of
+from llmrec.arguments import one_of, whole_number
+from llmrec.columns import as_table
 from llmrec.data.cleaning import clean_items, k_core
 from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import TARGETS, PreparedData
-from llmrec.data.rows import ids_to_rows, lists_to_rows, numbered
+from llmrec.data.rows import ids_to_rows, lists_to_rows, numbered, with_columns
 from llmrec.data.sequences import (
     LABELS,
     REPEATS,
     TIES,
     build_tables,
+    duplicates,
     label_by_time,
     label_leave_one_out,
     last_items,
+    last_of_users,
     repeats_kept,
     stitch_windows,
 )
-from llmrec.data.statistics import statistics
+from llmrec.data.statistics import name_heavy_users, statistics
 from llmrec.data.validate import items_of_interactions, standard_interactions, standard_items
 
 logger = logging.getLogger(__name__)
+_RULES = ("repeats", "max_user_interactions", "user_k_or_item_k")  # in the order in which they apply
 
 
 def prepare(
-    interactions: pa.Table,
-    items: pa.Table,
+    interactions,
+    items,
     *,
     user_k: int = 0,
     item_k: int = 0,
@@ -47,22 +51,25 @@ def prepare(
     keep_all_items: bool = False,
     clean: bool = True,
     max_history: int | None = 50,
+    max_user_interactions: int | None = None,
+    currency: str | None = None,
     name: str = "",
     source: str = "",
 ) -> PreparedData:
     """Validates, cleans, filters, sorts and splits.
 
     Args:
-        interactions, items (`pa.Table`): in the columns of `llmrec.data.validate`. Interactions with a `history`
-            column are ready windows: `split` must be "given", their training rows are stitched into sequences, the
-            rules for ties, repeats and k-core do not apply, and they have no kinds (`behaviour`).
+        interactions, items (`pa.Table`, or a data frame of pandas or polars): in the columns of
+            `llmrec.data.validate`. Interactions with a `history` column are ready windows: `split` must be "given",
+            their training rows are stitched into sequences, the rules for ties, repeats and k-core do not apply, and
+            they have no kinds (`behaviour`).
         user_k, item_k: every user (item) keeps at least so many interactions; with `item_k` 0 items without
             interactions stay in the catalogue.
         split: "leave_one_out" (last = test, last but one = valid), "time" (two points in time for all users)
             or "given" (a column `split` with train, valid, test).
         fractions, valid_start, test_start: of the split by time, see `label_by_time`.
         ties: order of a user's interactions of one time: "input_order" or "item_id" (as text).
-        repeats: "keep", "drop_consecutive" or "first".
+        repeats: "keep", "drop_duplicates" (the same item at the same time), "drop_consecutive" or "first".
         behaviours (*optional*), min_rating (*optional*): keep only these kinds, only ratings from this one on. Two
             kinds or more are written beside the items, the one to recommend last (by default the rarest); an item with
             another kind is no repeat.
@@ -70,6 +77,9 @@ def prepare(
         keep_all_items: the catalogue keeps items that did not survive.
         clean: remove HTML and surplus white space from item text.
         max_history: validation and test histories keep their last items only.
+        max_user_interactions: a user with more keeps the last ones. One who has a large part of all (a shared account,
+            a robot) is named in a warning.
+        currency: of the prices, as prompts say it: a sign ("€") or capitals ("EUR"). It becomes a column of the items.
 
     Raises:
         ValueError: bad input, a rule that does not exist or does not apply, or nothing left.
@@ -77,8 +87,9 @@ def prepare(
     one_of(split, ("leave_one_out", "time", "given"), "split")
     one_of(ties, TIES, "ties")
     one_of(repeats, REPEATS, "repeats")
-    if max_history is not None and max_history < 1:
-        raise ValueError(f"max_history must be at least 1, got {max_history}")
+    for limit, given in (("max_history", max_history), ("max_user_interactions", max_user_interactions)):
+        if given is not None:
+            whole_number(given, limit)
     rules = {
         "split": split,
         "user_k": user_k,
@@ -91,17 +102,23 @@ def prepare(
         "keep_all_items": keep_all_items,
         "clean": clean,
         "max_history": max_history,
+        "max_user_interactions": max_user_interactions,
     }
-    interactions, items = standard_interactions(interactions), standard_items(items)
+    interactions = standard_interactions(as_table(interactions, "interactions"))
+    items = standard_items(as_table(items, "items"))
+    if currency:
+        items = with_columns(items, {"currency": pa.array([currency] * len(items), pa.string())})
+    given, dropped = len(interactions), {}
     if clean:
         items = clean_items(items)
     if split == "given" and "split" not in interactions.column_names:
         raise ValueError("split: given needs a column 'split' with train, valid, test in the interactions")
     if "history" in interactions.column_names:
-        if split != "given" or user_k or item_k or repeats != "keep" or behaviours or min_rating is not None:
+        counts = user_k or item_k or max_user_interactions is not None
+        if split != "given" or counts or repeats != "keep" or behaviours or min_rating is not None:
             raise ValueError(
-                "the interactions are ready windows (a column 'history'): set split: given, "
-                "and leave user_k, item_k, repeats, behaviours and min_rating alone"
+                "the interactions are ready windows (a column 'history'): set split: given, and leave user_k, item_k, "
+                "max_user_interactions, repeats, behaviours and min_rating alone"
             )
         if "behaviour" in interactions.column_names and pc.count_distinct(interactions["behaviour"]).as_py() > 1:
             raise ValueError("ready windows do not say the kinds of their histories: leave out the column 'behaviour'")
@@ -109,11 +126,15 @@ def prepare(
         tables = _windows(interactions, items, max_history)
     else:
         interactions = _wanted(interactions, behaviours, min_rating)
-        interactions, item_rows = items_of_interactions(interactions, items, unknown_items)
+        dropped["behaviours_or_min_rating"] = given - len(interactions)
+        known, item_rows = items_of_interactions(interactions, items, unknown_items)
+        dropped["unknown_items"] = len(interactions) - len(known)
+        interactions = known
         kinds = _kinds(interactions, behaviours)
-        kept, users, item_rows, user_ids = _sequence_order(
-            interactions, items, item_rows, kinds, user_k, item_k, ties, repeats
+        kept, users, item_rows, user_ids, found = _sequence_order(
+            interactions, items, item_rows, kinds, user_k, item_k, ties, repeats, max_user_interactions
         )
+        dropped |= found
         if not len(users):
             raise ValueError(f"no interaction is left with user_k {user_k} and item_k {item_k}: lower them")
         times = _timestamps(interactions).take(pa.array(kept))
@@ -139,6 +160,10 @@ def prepare(
     if "behaviours" in data.train.column_names:
         data.info["behaviours"] = kinds.dictionary.to_pylist()
     data.info["statistics"] = statistics(data)
+    if dropped:
+        again = {name: dropped.pop(name) for name in ("duplicates", "duplicates_kept") if name in dropped}
+        data.info["statistics"] |= {"given_interactions": given, **again}
+        data.info["statistics"] |= {f"dropped_{rule}": count for rule, count in dropped.items() if count}
     data.info["leak_check"] = check_no_leak(data)
     for table in ("train", "valid", "test"):
         if not getattr(data, table).num_rows:
@@ -177,10 +202,12 @@ def _kinds(interactions: pa.Table, wanted: Sequence[str] | None) -> pa.Dictionar
 
 
 def _sequence_order(
-    interactions, items, item_rows, kinds, user_k, item_k, ties, repeats
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:
-    """`(rows of the interactions that stay, in order; their users; their items; user ids)`."""
+    interactions, items, item_rows, kinds, user_k, item_k, ties, repeats, max_user_interactions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array, dict[str, int]]:
+    """`(rows of the interactions that stay, in order; their users; their items; user ids; how many duplicates there
+    were, stayed, and how many interactions each rule dropped)`."""
     (users,), user_ids = numbered(interactions["user_id"])
+    name_heavy_users(users, user_ids)
     ranks = None
     if ties == "item_id":
         by_text = pc.sort_indices(items["item_id"]).to_numpy()
@@ -190,15 +217,35 @@ def _sequence_order(
     # by user, then time, then rank, then input order
     kept = np.lexsort([key for key in (ranks, _time_key(interactions), users) if key is not None])
     users, item_rows = users[kept], item_rows[kept]
+    counts = dict.fromkeys(_RULES, 0)
+    again, times = None, interactions["timestamp"] if "timestamp" in interactions.column_names else None
+    if times is not None and not times.null_count:
+        again = duplicates(users, _done(item_rows, kinds, kept), times.to_numpy()[kept])
+        counts |= {"duplicates": int(again.sum())}
+    elif repeats == "drop_duplicates":
+        raise ValueError("repeats: drop_duplicates compares times: give a column 'timestamp' without gaps")
     while True:
-        done = item_rows  # what a repeat repeats
-        if kinds is not None:
-            done = item_rows.astype(np.int64) * len(kinds.dictionary) + kinds.indices.to_numpy()[kept]
-        stays = repeats_kept(users, done, repeats)
+        stays = repeats_kept(users, _done(item_rows, kinds, kept), repeats, again)
+        left = [len(users), int(stays.sum())]
+        stays[stays] = last_of_users(users[stays], max_user_interactions)
+        left.append(int(stays.sum()))
         stays[stays] = k_core(users[stays], item_rows[stays], user_k, item_k)
+        left.append(int(stays.sum()))
+        for rule, before, after in zip(_RULES, left, left[1:]):
+            counts[rule] += before - after
+        if again is not None:
+            again = again[stays]
+            counts["duplicates_kept"] = int(again.sum())
         if stays.all():
-            return kept, users, item_rows, user_ids
+            return kept, users, item_rows, user_ids, counts
         kept, users, item_rows = kept[stays], users[stays], item_rows[stays]
+
+
+def _done(item_rows: np.ndarray, kinds: pa.DictionaryArray | None, kept: np.ndarray) -> np.ndarray:
+    """What a repeat repeats: the item, with its kind where there are kinds."""
+    if kinds is None:
+        return item_rows
+    return item_rows.astype(np.int64) * len(kinds.dictionary) + kinds.indices.to_numpy()[kept]
 
 
 def _time_key(interactions: pa.Table) -> np.ndarray | None:

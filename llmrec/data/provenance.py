@@ -11,6 +11,9 @@ from pathlib import Path
 from llmrec.data.prepared import check_replaceable
 from llmrec.files import fingerprint, read_json
 
+# Arguments of sources whose texts name no files.
+_NO_FILES = "columns item_columns timestamp_unit encoding quote_char delimiter decimal price_format item_lists".split()
+
 
 def expand(value):
     """Replaces `$NAME` and `${NAME}` in all strings of nested dicts and lists by environment variables; YAML's dates
@@ -34,7 +37,8 @@ def expand(value):
 def inputs_fingerprint(settings: dict) -> str:
     """16 hex digits over size and time of change of every file that the source's arguments name, and this package's
     own code."""
-    files = sorted({file for value in _strings(settings["source_args"]) if value for file in _files(value)})
+    named = {name: value for name, value in settings["source_args"].items() if name not in _NO_FILES}
+    files = sorted({file for value in _strings(named) if value for file in _files(value)})
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*")) if file.suffix in (".py", ".yaml")]
     return fingerprint(json.dumps(stats), *code)

@@ -15,22 +15,41 @@ from llmrec.data.prepared import SEQUENCES, schema_of
 from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ragged_arange, target_rows, with_columns
 
 TIES = ("input_order", "item_id")
-REPEATS = ("keep", "drop_consecutive", "first")
+REPEATS = ("keep", "drop_duplicates", "drop_consecutive", "first")
 LABELS = ("train", "valid", "test")
 
 
-def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str) -> np.ndarray:
+def duplicates(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """bool [n]: which interactions have the user, the item and the moment of an earlier one."""
+    rows = np.lexsort((items, times, users))  # stable: among equals the earlier one first
+    again = np.zeros(len(users), bool)
+    same = [values[rows[1:]] == values[rows[:-1]] for values in (users, items, times)]
+    again[rows[1:][np.logical_and.reduce(same)]] = True
+    return again
+
+
+def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str, again: np.ndarray | None = None) -> np.ndarray:
     """bool [n]: which interactions a rule for repeated items keeps.
 
-    "keep" keeps all, "drop_consecutive" drops an item that follows itself, "first" keeps a user's first of each item.
+    "keep" keeps all, "drop_duplicates" drops those that `duplicates` says (`again`), "drop_consecutive" drops an item
+    that follows itself, "first" keeps a user's first of each item.
     """
     kept = np.full(len(users), rule != "first")
+    if rule == "drop_duplicates":
+        return ~again
     if rule == "drop_consecutive":
         kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
     elif rule == "first":
         pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
         kept[np.unique(pairs, return_index=True)[1]] = True
     return kept
+
+
+def last_of_users(users: np.ndarray, count: int | None) -> np.ndarray:
+    """bool [n]: the last `count` interactions of every user, all without one."""
+    counts = np.bincount(users)
+    place = np.arange(len(users)) - offsets_of(counts)[:-1][users]
+    return np.full(len(users), True) if count is None else place >= counts[users] - count
 
 
 def label_leave_one_out(users: np.ndarray) -> np.ndarray:

@@ -1,10 +1,28 @@
 """What a prepared data set looks like, in numbers."""
 
+import logging
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.prepared import PreparedData
 from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows, numbered
+
+logger = logging.getLogger(__name__)
+_LARGE_SHARE, _TIMES_MEDIAN, _NAMED = 0.05, 20, 3
+
+
+def name_heavy_users(users: np.ndarray, user_ids: pa.Array) -> None:
+    """Logs who has a twentieth of all interactions and 20 times as many as half of the users: hardly one person."""
+    counts = np.bincount(users, minlength=1)
+    heavy = (counts >= _LARGE_SHARE * len(users)) & (counts >= _TIMES_MEDIAN * np.median(counts))
+    for user in sorted(np.flatnonzero(heavy), key=lambda user: -counts[user])[:_NAMED]:
+        logger.warning(
+            "user %r has %.1f %% of all interactions (%d of %d): a shared account or a robot? Leave it out of the "
+            "file, or set max_user_interactions to keep only a user's last ones",
+            user_ids[int(user)].as_py(), 100 * counts[user] / len(users), counts[user], len(users),
+        )  # fmt: skip
 
 
 def statistics(data: PreparedData) -> dict[str, float | int]:

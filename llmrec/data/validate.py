@@ -3,6 +3,7 @@
 Rows are counted from 1 without a CSV's header. `where` is the file's name (or "interactions" for a table in memory).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -52,7 +53,8 @@ def standard_interactions(
 
     Args:
         columns: standard name → the table's own name, e.g. `{"user_id": "reviewerID"}`.
-        timestamp_unit: of numeric timestamps: s, ms, us or ns. Dates and ISO 8601 text need none.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns. Dates and ISO 8601 text need none, text in another form
+            says it as `strptime` does: `"%d.%m.%Y %H:%M"` (UTC).
 
     Raises:
         ValueError: no rows, a missing column, a value of the wrong type, a missing id, or broken UTF-8.
@@ -61,7 +63,8 @@ def standard_interactions(
     for name in columns:
         if name not in INTERACTION_TYPES:
             raise ValueError(f"columns names {name!r}; interactions have {', '.join(INTERACTION_TYPES)}")
-    one_of(timestamp_unit, UNITS_PER_SECOND, "timestamp_unit")
+    if "%" not in timestamp_unit:
+        one_of(timestamp_unit, UNITS_PER_SECOND, "timestamp_unit")
     selected = _select(raw, where, columns, INTERACTION_TYPES, required=("user_id", "item_id"))
     for name, column in selected.items():
         source = columns.get(name, name)
@@ -84,7 +87,8 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
     types (`llmrec.columns`).
 
     Missing text becomes the empty string. A list of categories is joined by " > " (lists of lists, besides, by " | "),
-    other lists by a space; what is missing in them, and objects, are left out.
+    other lists by a space; what is missing in them, and objects, are left out. A column `currency` is that of the
+    prices, one for all.
     Raises `ValueError` on no rows, a missing column, a value of the wrong type, a missing or repeated id, or broken
     UTF-8.
     """
@@ -98,7 +102,11 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
         if name == "item_id":
             table[name] = as_ids(column, where, source)
         elif name == "price":
-            table[name] = as_number(column, ITEM_TYPES[name], where, source)
+            try:
+                table[name] = as_number(column, ITEM_TYPES[name], where, source)
+            except ValueError as error:
+                advice = price_advice(column) if column.type == TEXT else ""
+                raise ValueError(f"{error}{advice}") from error
         elif name in ITEM_TYPES:
             separators = (" > ", " | ") if name == "categories" else (" ", " ")
             table[name] = pc.fill_null(as_text(column, where, source, separators), "")
@@ -111,7 +119,29 @@ def standard_items(raw: pa.Table, where: str = "items", columns: Mapping | None 
     if len(repeats):
         item, source = table["item_id"][repeats[0]].as_py(), columns.get("item_id", "item_id")
         raise ValueError(f"{where}, column {source!r}, row {repeats[0] + 1}: item {item!r} repeats")
+    check_currency(pa.table(table), where)
     return pa.table(table)
+
+
+def check_currency(items: pa.Table, where: str) -> None:
+    """Raises `ValueError` where a column `currency` has several: prices are compared."""
+    if "currency" not in items.column_names or items["currency"].type != TEXT:
+        return
+    several = [value for value in items["currency"].unique().to_pylist() if value and value.strip()][:2]
+    if len(several) > 1:
+        raise ValueError(
+            f"{where}, column 'currency': {several[0]!r} and {several[1]!r}; prices are compared: convert them"
+        )
+
+
+def price_advice(column: pa.ChunkedArray, row: int | None = None) -> str:
+    """How to have a price as text read, from the first that is no number, or that of a row; empty where none is."""
+    for value in column.drop_null().to_pylist() if row is None else [column[row].as_py()]:
+        found = re.fullmatch(r"(\D*)(\d(?:[\d.,\s]*\d)?)(\D*)", value.strip())
+        if found and (found[1] or found[3] or "," in value):
+            advice = f"; for prices like this set price_format: '{found[1]}{{}}{found[3]}'"
+            return advice + (" and decimal: ',' (or '.')" if "," in found[2] or "." in found[2] else "")
+    return ""
 
 
 def items_without_text(interactions: pa.Table) -> pa.Table:

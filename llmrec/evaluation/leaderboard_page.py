@@ -67,7 +67,10 @@ def leaderboard_lines(summary: Mapping, published: Sequence[Published] = ()) -> 
         rows = f"{summary['facts']['items']:,} items, {first['rows']:,} test rows."
         means = "Means over seeds [95 % bootstrap interval over users]; spread: largest minus smallest recall@10."
         lines += [f"{rows} {means}"]
-        for protocol, start in protocols_of(first).items():
+        protocols = protocols_of(first)
+        if "seen_removed" not in protocols:
+            lines += ["", "Targets repeat items of the history here, so these are not left out."]
+        for protocol, start in protocols.items():
             lines += ["", f"`{protocol}`, {PROTOCOLS[protocol]}:", "", *_protocol_table(summary, start)]
         lines += ["", "What it took, in means over seeds:", "", *_cost_table(recommenders)]
     if summary["missing"]:

@@ -4,7 +4,8 @@
     matrix = features.fit(items, train).encode(items)
 
 Every part gives rows of unit length (or zero rows, where it knows nothing about an item), times its `weight`; the
-parts stand side by side. A part is a `FeaturePart`, in a file of `parts/`, with a line in `PARTS`.
+parts stand side by side. A part is a `FeaturePart`, in a file of `parts/` with a line in `PARTS`, or a user's own by
+its dotted path (docs/own_features.md).
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arguments import construct, one_of
+from llmrec.arguments import construct, part_named
 from llmrec.arrays import check_features, l2_normalize
 from llmrec.features.parts.categorical import CategoricalFeatures
 from llmrec.features.parts.collaborative import CollaborativeFeatures, CooccurrenceFeatures
@@ -86,9 +87,9 @@ class Reduction:
 class ItemFeatures:
     """Several kinds of features side by side.
 
-    Every entry of `spec` has `kind` (a key of `PARTS`), `weight` (default 1), perhaps `reduce` (the arguments of
-    `Reduction`), and the part's arguments; what is wrong with them raises `ValueError`. Parts may keep what is costly
-    to compute again in `cache_dir`.
+    Every entry of `spec` has `kind` (a key of `PARTS`, or a dotted path), `weight` (default 1), perhaps `reduce` (the
+    arguments of `Reduction`), and the part's arguments; what is wrong with them raises `ValueError`. Parts may keep
+    what is costly to compute again in `cache_dir`.
     """
 
     def __init__(self, spec: Sequence[Mapping] = ({"kind": "text"},), cache_dir: str | Path | None = None):
@@ -101,7 +102,9 @@ class ItemFeatures:
         for entry in spec:
             arguments = dict(entry)
             kind = arguments.pop("kind", None)
-            one_of(kind, PARTS, "features kind")
+            made_by = part_named(kind, PARTS, "features kind")
+            if not (isinstance(made_by, type) and issubclass(made_by, FeaturePart)):
+                raise ValueError(f"features kind {kind!r} is no subclass of llmrec.features.FeaturePart")
             with _naming(kind, TypeError):
                 self.kinds.append(kind)
                 self.weights.append(float(arguments.pop("weight", 1.0)))
@@ -110,9 +113,9 @@ class ItemFeatures:
                 if kind == "graph" and "of" in arguments:
                     of = arguments["of"]
                     arguments["of"] = ItemFeatures([of] if isinstance(of, Mapping) else of, cache_dir)
-            self.parts.append(
-                construct(PARTS[kind], arguments | {"cache_dir": cache_dir}, f"features of kind {kind!r}")
-            )
+            if kind in PARTS:
+                arguments["cache_dir"] = cache_dir
+            self.parts.append(construct(made_by, arguments, f"features of kind {kind!r}"))
 
     @property
     def config(self) -> list[dict]:

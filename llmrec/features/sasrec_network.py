@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llmrec.arguments import at_least
 from llmrec.data import PreparedData
+from llmrec.features.attention import Dropout, at_last, causal_attention
+from llmrec.features.catalogue_loss import TiedNetwork
 from llmrec.features.network_training import adamw, check_rate
 from llmrec.features.next_item import NextItemConfig, train_next_item
 
@@ -37,8 +38,8 @@ class SASRecConfig(NextItemConfig):
         check_rate(self, "dropout", *(["attention_dropout"] if self.attention_dropout is not None else []))
 
 
-class SASRecModel(nn.Module):
-    """Causal transformer over items; `forward` gives one hidden state per position, `head` scores the catalogue."""
+class SASRecModel(TiedNetwork):
+    """Causal transformer over items."""
 
     def __init__(self, num_items: int, config: SASRecConfig):
         super().__init__()
@@ -48,21 +49,24 @@ class SASRecModel(nn.Module):
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
         for table in (self.items, self.positions):
             nn.init.normal_(table.weight, std=config.hidden_size**-0.5)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList([_Block(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, ids_BT: torch.Tensor, *unread: torch.Tensor) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; lengths and times are not read."""
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        lengths_B: torch.Tensor | None = None,
+        known_BTK: torch.Tensor | None = None,
+        last: bool = False,
+    ) -> torch.Tensor:
+        """As of `NextItemNetwork`; what else is known is not read, and lengths for the last items alone."""
         positions = self.positions.weight[: ids_BT.shape[1]]
         x_BTH = self.dropout(self.items(ids_BT) + positions)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BTH = block(x_BTH)
-        return self.norm(x_BTH)
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float [..., hidden] to logits [..., items]; the head is the item embedding (tied)."""
-        return hidden @ self.items.weight.T
+        x_BTH = self.norm(self.blocks[-1](x_BTH, lengths_B if last else None))
+        return x_BTH[:, 0] if last else x_BTH
 
 
 class _Block(nn.Module):
@@ -70,19 +74,19 @@ class _Block(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
-        self.rate = config.dropout if config.attention_dropout is None else config.attention_dropout
+        rate = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.attention_dropout = Dropout(rate)
         self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
         self.mlp = nn.Sequential(
-            nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * size, size)
+            nn.Linear(size, 4 * size), nn.GELU(), Dropout(config.dropout), nn.Linear(4 * size, size)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTH: torch.Tensor) -> torch.Tensor:
-        # Padding stands on the right, so the causal mask hides it from every real position.
-        q, k, v = self.qkv(self.norm1(x_BTH)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rate = self.rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=rate).transpose(1, 2).flatten(2)
+    def forward(self, x_BTH: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
+        mixed = causal_attention(self.qkv, self.norm1(x_BTH), self.num_heads, self.attention_dropout, lengths_B)
+        if lengths_B is not None:
+            x_BTH = at_last(x_BTH, lengths_B)
         x_BTH = x_BTH + self.dropout(self.out(mixed))
         return x_BTH + self.dropout(self.mlp(self.norm2(x_BTH)))
 

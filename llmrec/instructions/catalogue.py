@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows as rows_of_view
-from llmrec.instructions.item_words import Attributes, leaf_category, price_text, short_text
+from llmrec.instructions.item_words import Attributes, currency_of, leaf_category, price_text, short_text
 from llmrec.instructions.texts import Texts, leaks
 from llmrec.instructions.wishes import Wishes
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import SequenceTokenizer
@@ -83,7 +83,15 @@ class Catalogue:
 
     def facts(self, item: str) -> ItemFacts:
         category, brand, price = (self.column(name).get(item) for name in ("categories", "brand", "price"))
-        return ItemFacts(leaf_category(category), str(brand or ""), price_text(price))
+        return ItemFacts(leaf_category(category), str(brand or ""), self.price_text(price))
+
+    @cached_property
+    def currency(self) -> str:
+        return currency_of(self.items)
+
+    def price_text(self, price: float | None) -> str:
+        """A price in the catalogue's currency; empty for none."""
+        return price_text(price, self.currency)
 
     @cached_property
     def text_lengths(self) -> dict[str, int]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from llmrec.instructions.catalogue import Catalogue, choose
-from llmrec.instructions.item_words import listing, most_common, price_text
+from llmrec.instructions.item_words import most_common
+from llmrec.instructions.prompts import listing, phrase
 
 RELEVANT = 3  # items of the history that a rationale names
 
@@ -21,7 +22,7 @@ def _asked(kind: str, options_of: Callable[[Catalogue, str], list[str]], catalog
     options = catalogue.composed.get((kind, item))
     if options is None:
         options = [text for text in options_of(catalogue, item) if text and not catalogue.leaks(kind, text, item)]
-        options = catalogue.composed[kind, item] = options or ["something new"]
+        options = catalogue.composed[kind, item] = options or [phrase("something")]
     return choose(options, row, kind)
 
 
@@ -37,14 +38,14 @@ def _intentions(catalogue: Catalogue, item: str) -> list[str]:
     category, brand, price = catalogue.facts(item)
     of_brand = brand.lower().split()
     words = [w for w in catalogue.title(item).lower().replace(",", " ").split() if w not in of_brand]
-    thing = category.lower() or "products"
-    texts = [f"I am looking for something among {thing}"]
+    thing = category.lower() or phrase("products")
+    texts = [phrase("intention_category", category=thing)]
     if brand:
-        texts.append(f"I would like something from {brand}, of the kind {thing}")
+        texts.append(phrase("intention_brand", brand=brand, category=thing))
     if price:
-        texts.append(f"I want to spend about {price} on {thing}")
+        texts.append(phrase("intention_price", price=price, category=thing))
     if len(words) > 3:
-        texts.append(f"I need {thing} that can be called {words[len(words) // 2]}")
+        texts.append(phrase("intention_word", category=thing, word=words[len(words) // 2]))
     return texts
 
 
@@ -56,20 +57,21 @@ def preference(catalogue: Catalogue, row: dict) -> str:
     """What a user likes, from the history alone: over all of it or, by variation, lately."""
     history = row["history"]
     if not history:
-        return "nothing is known yet"
+        return phrase("unknown_user")
     made = catalogue.text("preference", history[-1], row)
     if made is not None:
         return made
-    span, when = choose([(history, "Mostly"), (history[-3:], "Lately")], row, "preference")
+    spans = [(history, phrase("mostly")), (history[-3:], phrase("lately"))]
+    span, when = choose(spans, row, "preference")
     facts = [catalogue.facts(item) for item in span]
     categories = most_common((known.category for known in facts), 3)
     brands = most_common((known.brand for known in facts), 2)
     prices = sorted(p for item in span if (p := catalogue.column("price").get(item)) is not None and p == p)
-    parts = [f"{when} {listing(categories)}" if categories else f"{when} a bit of everything"]
+    parts = [phrase("liked" if categories else "liked_all", when=when, categories=listing(categories))]
     if brands:
-        parts.append(f"often from {listing(brands)}")
+        parts.append(phrase("liked_brands", brands=listing(brands)))
     if prices:
-        parts.append(f"usually around {price_text(prices[len(prices) // 2])}")
+        parts.append(phrase("liked_price", price=catalogue.price_text(prices[len(prices) // 2])))
     return ", ".join(parts)
 
 
@@ -97,9 +99,9 @@ def rationale(catalogue: Catalogue, row: dict) -> str:
     category, brand, _ = catalogue.facts(target)
     relevant = relevant_history(catalogue, row["history"], target)
     recent = most_common((catalogue.facts(item).category for item in relevant), RELEVANT)
-    text = f"The user lately looked at {listing(recent)}. " if recent else ""
-    text += f"They are likely to want {category or 'something else'} next"
-    return text + (f", perhaps from {brand}." if brand else ".")
+    text = phrase("rationale_history", categories=listing(recent)) if recent else ""
+    wanted = category or phrase("something_else")
+    return text + phrase("rationale_brand" if brand else "rationale", category=wanted, brand=brand)
 
 
 COMPOSED = {"query": query, "intention": intention, "preference": preference, "rationale": rationale}

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 import pyarrow as pa
 
-_PRICE = re.compile(r"\$\d[\d,]*(?:\.\d+)?")
+DOLLAR = "$"  # of prices without a currency
 
 
 @lru_cache(maxsize=100_000)
@@ -29,14 +29,20 @@ def leaf_category(categories: str | None) -> str:
     return path[-1] if path else ""
 
 
-def price_text(price: float | None) -> str:
+def currency_of(items: pa.Table) -> str:
+    """The currency of a catalogue's prices: the first in the column `currency`, `$` where there is none."""
+    column = items["currency"].unique().to_pylist() if "currency" in items.column_names else []
+    return next((str(value).strip() for value in column if value and str(value).strip()), DOLLAR)
+
+
+def with_currency(amount: str, currency: str = DOLLAR) -> str:
+    """`$12.50` and `€12.50`, but `12.50 EUR`: a sign stands before the amount, a word behind it."""
+    return f"{amount} {currency}" if currency[-1].isalpha() else f"{currency}{amount}"
+
+
+def price_text(price: float | None, currency: str = DOLLAR) -> str:
     """`12.5` → `$12.50`; empty for none."""
-    return "" if price is None or price != price else f"${price:,.2f}"
-
-
-def listing(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return "" if price is None or price != price else with_currency(f"{price:,.2f}", currency)
 
 
 def most_common(values: Iterable[str], count: int) -> list[str]:
@@ -67,8 +73,8 @@ class Attributes:
     """The brands, categories (`"A > B | C"`) and prices of a catalogue, where the items have these columns.
 
     Brands and categories (of every width) are found as whole words in their own case, the longest first: in "Acme
-    Kids Bikes" the category "Kids Bikes" is named and the category "Bikes" is not. Every price ($12.50) in a text
-    counts, known or not.
+    Kids Bikes" the category "Kids Bikes" is named and the category "Bikes" is not. Every price ($12.50, in the
+    catalogue's currency) in a text counts, known or not.
     """
 
     def __init__(self, items: pa.Table):
@@ -76,17 +82,20 @@ class Attributes:
             items[name].to_pylist() if name in items.column_names else [None] * items.num_rows
             for name in ("brand", "categories", "price")
         )
+        currency = currency_of(items)
+        amount = r"\d[\d,]*(?:\.\d+)?"
+        self._price = re.compile(re.escape(with_currency("0", currency)).replace("0", amount))
         self.of_item: dict[str, set[str]] = {}
         self.names: set[str] = set()
         for item, brand, paths, price in zip(items["item_id"].to_pylist(), brands, categories, prices):
             names = {_plain(name) for name in (str(brand or ""), *re.split(r" > | \| ", paths or ""))} - {""}
             self.names |= names
-            self.of_item[item] = names | ({price_text(price)} - {""})
+            self.of_item[item] = names | ({price_text(price, currency)} - {""})
         self._longest = max(map(len, self.names), default=0)
 
     def named(self, text: str) -> set[str]:
         text = " ".join(text.split())
-        named = set(_PRICE.findall(text))
+        named = set(self._price.findall(text))
         ends = [match.end() for match in re.finditer(r"\w(?!\w)", text)]
         passed = 0
         for start in (match.start() for match in re.finditer(r"(?<!\w)\w", text)):

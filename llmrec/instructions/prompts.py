@@ -1,6 +1,8 @@
 """Prompt templates: one YAML file per task in `prompts/`, data and not code."""
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -128,9 +130,30 @@ class Prompt:
 
 
 def prompts_folder() -> Path:
-    """The shipped templates: inside an installed package, or `prompts/` at the top of a checkout."""
+    """Templates and phrases: the folder that the variable LLMREC_PROMPTS names, a copy in another language for
+    instance, or those shipped: inside an installed package, or `prompts/` at the top of a checkout."""
+    if own := os.environ.get("LLMREC_PROMPTS"):
+        if not (Path(own) / "phrases" / "wishes.yaml").is_file():
+            raise ValueError(f"LLMREC_PROMPTS: {own} is no copy of the folder prompts: it has no phrases/wishes.yaml")
+        return Path(own)
     installed = Path(__file__).parents[1] / "prompts"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "prompts"
+
+
+@lru_cache
+def composed() -> dict[str, str]:
+    """The phrases of `prompts/phrases/composed.yaml`, by name."""
+    return yaml.safe_load((prompts_folder() / "phrases" / "composed.yaml").read_text(encoding="utf-8"))
+
+
+def phrase(name: str, **values: str) -> str:
+    """One of them, filled."""
+    return fill(composed()[name], values)
+
+
+def listing(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return phrase("and").join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def load_prompt(name: "str | Path | Prompt") -> Prompt:

@@ -27,7 +27,7 @@ from llmrec.data.convert import as_text
 from llmrec.data.validate import standard_interactions
 from llmrec.files import read_parquet
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.item_words import listing
+from llmrec.instructions.prompts import listing, phrase
 from llmrec.instructions.teacher import Write
 from llmrec.instructions.texts import interactions_of
 from llmrec.item_tokenizers.words.text_ids import words_of
@@ -131,7 +131,7 @@ def reviews_writer(kind: str, catalogue: Catalogue, reviews: pa.Table) -> Write:
                 kept.append(term)
             if len(kept) == 5:
                 break
-        return f"Speaks of {listing(kept)} in reviews" if kept else ""
+        return phrase("reviews", words=listing(kept)) if kept else ""
 
     write = query if kind == "query" else preference
     return lambda rows, _: [write(row) for row in rows]

@@ -19,8 +19,8 @@ import pyarrow as pa
 import yaml
 
 from llmrec.arguments import did_you_mean
-from llmrec.instructions.item_words import leaf_category
-from llmrec.instructions.prompts import prompts_folder
+from llmrec.instructions.item_words import DOLLAR, leaf_category, with_currency
+from llmrec.instructions.prompts import phrase, prompts_folder
 
 RELATIVE = ("cheaper", "pricier", "other_brand", "same_brand", "cheaper & other_brand")
 MOST_WORDS = 3  # of a title that `with=` wishes are made of
@@ -32,7 +32,7 @@ def phrases() -> dict[str, dict[str, list[str]]]:
     return yaml.safe_load((prompts_folder() / "phrases" / "wishes.yaml").read_text(encoding="utf-8"))
 
 
-def say(wish: str, number: int = 0, unseen: bool = False) -> str:
+def say(wish: str, number: int = 0, unseen: bool = False, currency: str = DOLLAR) -> str:
     """A wish in words; `number` picks the phrases, `unseen` those that no training row uses.
 
     What is no condition is said as it is: users wish in their own words.
@@ -44,8 +44,9 @@ def say(wish: str, number: int = 0, unseen: bool = False) -> str:
             said.append(condition)
             continue
         options = phrases()[kind]["unseen" if unseen else "templates"]
+        value = with_currency(value, currency) if kind == "below" else value
         said.append(options[(number >> 4 * place) % len(options)].format(value=value))
-    return " and ".join(said)
+    return phrase("and").join(said)
 
 
 def kinds_of(wish: str) -> str:

@@ -25,6 +25,7 @@ from llmrec.decoding.dense import MODES
 from llmrec.files import file_sha256, read_json, read_parquet, sizes_of, write_json
 from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import VARIATIONS
+from llmrec.stages import unfinished
 
 logger = logging.getLogger(__name__)
 CONFIG = "llmrec_config.json"
@@ -105,7 +106,12 @@ class RecommenderConfig:
     def load(cls, folder: str | Path) -> "RecommenderConfig":
         path = Path(folder) / CONFIG
         if not path.exists():
-            raise ValueError(f"{folder} is no llmrec model folder: it has no {CONFIG}")
+            neither = (
+                f"{folder} is no llmrec model folder: it has no {CONFIG}"
+                if Path(folder).is_dir()
+                else (f"{folder} does not exist: run recipes/init_model.py or recipes/sft.py first")
+            )
+            raise ValueError(unfinished(folder) or neither)
         fields = read_json(path)
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if unknown or "prompt" not in fields:
@@ -230,4 +236,4 @@ def load_parts(folder: str | Path, config: RecommenderConfig) -> tuple[SemIDInde
     Raises `ValueError` naming the file of the folder that is damaged or does not fit."""
     index, items = load_index(folder, config), semids_table(folder)
     check_checksums(folder)
-    return index, items, load_item_tokenizer(Path(folder) / ITEM_TOKENIZER) if index.contextual else None
+    return index, items, load_item_tokenizer(Path(folder) / ITEM_TOKENIZER, own=False) if index.contextual else None

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from llmrec.arguments import did_you_mean
 from llmrec.instructions.prompts import load_prompt, prompts_folder
 
 _CHAT_TEMPLATE = (
@@ -50,6 +51,9 @@ def model_from_config(config: dict, tokenizer: PreTrainedTokenizerFast, seed: in
     without `model_type`, or for a field that transformers does not accept."""
     if "model_type" not in config:
         raise ValueError("model_config has no model_type: write e.g. model_type: qwen3")
+    if config["model_type"] not in CONFIG_MAPPING:
+        near = did_you_mean(config["model_type"], CONFIG_MAPPING.keys())
+        raise ValueError(f"model_config: transformers has no model_type {config['model_type']!r}{near}")
     fields = {key: value for key, value in config.items() if key != "model_type"}
     known = AutoConfig.for_model(config["model_type"])
     unknown = sorted(key for key in fields if not hasattr(known, key))

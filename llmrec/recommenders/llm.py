@@ -268,9 +268,11 @@ class LLMRecommender(PromptWriter):
     def generate_text(self, prompt: str | Prompt, rows: Sequence[dict], max_new_tokens: int = 128) -> list[str]:
         """The greedy answers in words to the prompt of any task, such as `explain`, up to EOS; see `ask`. They hold
         whole Semantic IDs of the catalogue, or where the task's answers are words alone, such as a title, none."""
+        prompt = load_prompt(prompt)
+        if TASKS[prompt.task].ends_with_item:
+            raise ValueError(f"task {prompt.task!r} is answered with an item: use ask, or recommend for a history")
         if not rows:
             return []
-        prompt = load_prompt(prompt)
         asked, semid = self.token_ids(self.task_prompts(prompt, rows)), "never" if in_words(prompt) else "inside"
         order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # neighbours in length share a batch
         written = dict(zip(order, self.write([asked[i] for i in order], max_new_tokens, semid=semid)))

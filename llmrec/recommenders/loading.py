@@ -20,6 +20,7 @@ from llmrec.recommenders.protocol import Recommender, TrainableRecommender
 from llmrec.recommenders.rpg import RPG
 from llmrec.recommenders.sasrec import SASRec
 from llmrec.recommenders.tiger import TIGER
+from llmrec.stages import unfinished
 
 
 class Blend(BlendedRecommender):
@@ -60,6 +61,10 @@ def load_recommender(
     folder = Path(folder)
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
+    if not (folder / "config.json").exists():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        inside = f"; it holds {', '.join(inside)}" if inside else ""
+        raise ValueError(unfinished(folder) or f"{folder} holds no recommender{inside}")
     kind = read_json(folder / "config.json").get("kind")
     if kind in KINDS:
         return KINDS[kind].from_pretrained(folder, device)

@@ -55,13 +55,13 @@ class RPG(NetworkRanker):
         """`ValueError` for Semantic IDs that are not for RPG (`digits_of`)."""
         codes, codebook_size = digits_of(SemIDIndex.load(semids_file(RPG.kind, config.semids)), data.items)
         make, optimizer = partial(RPGNetwork, codes, codebook_size, config), adamw(config, betas=(0.9, 0.999))
-        return train_next_item(make, optimizer, data, config, "RPG", device, folder, RPGNetwork.loss)
+        return train_next_item(make, optimizer, data, config, "RPG", device, folder)
 
     @staticmethod
     def made_from(config: RPGConfig) -> dict:
         return made_from_semids(RPG.kind, config.semids)
 
-    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
+    def network_scores(self, values, offsets, known: np.ndarray | None) -> torch.Tensor:
         return item_scores(self._tables(values, offsets), self.model.codes)
 
     def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -11,11 +11,8 @@ In the examples a group of four answers the target `t`; `[w1, t, w2, w3]` are it
 """
 
 import contextlib
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from llmrec.arguments import did_you_mean
+from llmrec.arguments import part_named
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
 from llmrec.instructions import TASKS, Catalogue
@@ -270,8 +267,11 @@ def load_rewards(entries: Sequence[str], facts: Facts) -> tuple[list[Reward], li
             raise ValueError(f"rewards: {entry!r} is not text; write name:weight without a space")
         name, _, weight = entry.partition(":")
         weights.append(_weight(weight, entry))
-        reward = REWARDS[name](facts) if name in REWARDS else _imported(name, facts)
-        rewards.append(checked(reward, name))
+        made = part_named(name, REWARDS, "reward")
+        if not callable(made):
+            raise ValueError(f"reward {name!r} is {type(made).__name__}, no function")
+        of_facts = name in REWARDS or list(inspect.signature(made).parameters) == ["facts"]
+        rewards.append(checked(made(facts) if of_facts else made, name))
     names = [reward.__name__ for reward in rewards]
     if len(set(names)) < len(names):
         raise ValueError(f"rewards names one twice: {', '.join(names)}")
@@ -312,22 +312,6 @@ def _weight(text: str, entry: str) -> float:
         if math.isfinite(weight := float(text or 1)):
             return weight
     raise ValueError(f"rewards: {text!r} in {entry!r} is not a weight")
-
-
-def _imported(path: str, facts: Facts) -> Reward:
-    module, _, name = path.rpartition(".")
-    if not module:
-        near = did_you_mean(path, REWARDS)
-        raise ValueError(f"reward {path!r} is not one of {', '.join(REWARDS)}, nor a dotted path to a function{near}")
-    if os.getcwd() not in sys.path:  # as TRL's scripts do: a run's own folder comes first there
-        sys.path.append(os.getcwd())
-    try:
-        reward = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {path!r} cannot be imported: {error}") from error
-    if not callable(reward):
-        raise ValueError(f"reward {path!r} is {type(reward).__name__}, no function")
-    return reward(facts) if list(inspect.signature(reward).parameters) == ["facts"] else reward
 
 
 def _hit(facts: Facts, item: str, target: str) -> float:

@@ -1,6 +1,8 @@
 """Training with TRL: what SFT on Semantic IDs needs beside the stock trainer, and what every run of a recipe does."""
 
 from llmrec.training.batches import packed
+from llmrec.training.catalogue_loss import CatalogueLoss, catalogue_loss
+from llmrec.training.defaults import sft_defaults
 from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import add_dropout, without_dropout
@@ -12,6 +14,7 @@ from llmrec.training.sft import SemIDSFTTrainer
 from llmrec.training.sft_arguments import SFTArguments, callbacks, check_sft
 
 __all__ = [
+    "CatalogueLoss",
     "Distillation",
     "RecommenderTrainer",
     "SFTArguments",
@@ -20,6 +23,7 @@ __all__ = [
     "ValidationSample",
     "add_dropout",
     "callbacks",
+    "catalogue_loss",
     "check_sft",
     "distillation",
     "lora_config",
@@ -27,5 +31,6 @@ __all__ = [
     "packed",
     "plot_training",
     "save_final_model",
+    "sft_defaults",
     "without_dropout",
 ]

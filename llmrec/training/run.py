@@ -19,6 +19,7 @@ from llmrec.data import PreparedData
 from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.files import check_whole, fingerprint
 from llmrec.instructions import Prompt, Texts
+from llmrec.instructions.prompts import composed
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
@@ -105,7 +106,7 @@ class TrainingRun:
             "data": self.data.fingerprint,
             "semids": self.index.fingerprint,
             "base": model_content(self.base),
-            "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases()])),
+            "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases(), composed()])),
             **({} if texts is None else {"texts": fingerprint(texts.table)}),
             **({} if teacher is None else {"distill_from": model_content(teacher)}),
         }

@@ -22,6 +22,7 @@ def test_statistics_by_hand():
         "length_median": 3.0, "length_max": 4, "train_users": 3, "train_sequences": 3, "train_interactions": 4,
         "train_targets": 1, "items_in_train": 3, "valid": 2, "valid_history_mean": 1.5, "valid_cold": 0.5,
         "test": 2, "test_history_mean": 2.5, "test_cold": 0.5, "text_title": 0.8,
+        "given_interactions": 8, "duplicates": 0, "duplicates_kept": 0,
     }  # fmt: skip
     lines = statistics_table(data.info["statistics"]).splitlines()
     assert lines[0].split() == ["users", "3"] and lines[3].split() == ["density", "53.3333%"]
@@ -56,7 +57,7 @@ def test_behaviours_and_ratings():
         ({"split": "random"}, "split 'random' is not one of leave_one_out, time, given"),
         ({"ties": "x"}, "ties 'x' is not one of"),
         ({"repeats": "x"}, "repeats 'x' is not one of"),
-        ({"max_history": 0}, "max_history must be at least 1"),
+        ({"max_history": 0}, "max_history is 0, it should be a whole number of at least 1"),
         ({"split": "given"}, "needs a column 'split'"),
     ],
 )

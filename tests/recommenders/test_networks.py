@@ -1,5 +1,6 @@
 """Networks that rank: each learns a store, comes back from its folder, goes on after a kill, refuses what is wrong."""
 
+import copy
 import json
 import os
 import runpy
@@ -17,10 +18,14 @@ from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
+from llmrec.data.known import known_items
 from llmrec.data.prepared import SEQUENCES, TARGETS
 from llmrec.data.times import UNKNOWN, history_times
 from llmrec.evaluation import evaluate
-from llmrec.features.next_item import catalogue_loss
+from llmrec.features import catalogue_loss as losses
+from llmrec.features.attention import Dropout, causal_attention
+from llmrec.features.next_item import next_item_batches, next_item_loss, next_item_windows
+from llmrec.features.sasrec_network import SASRecConfig, SASRecModel
 from llmrec.recommenders import load_recommender
 from llmrec.recommenders.hstu import HSTU
 from llmrec.recommenders.loading import KINDS
@@ -34,6 +39,14 @@ NETWORKS = {
     "bsarec": {**SMALL, "dropout": 0.1, "cutoff": 3},
     "bsarec dense": {**SMALL, "dropout": 0.1, "cutoff": 3, "rows": "dense"},
     "hstu": {**SMALL, "embedding_dropout": 0.1, "dropout": 0.1, "num_layers": 2},
+    "hstu interleaved": {
+        **SMALL,
+        "embedding_dropout": 0.1,
+        "dropout": 0.1,
+        "num_layers": 2,
+        "columns": ["brand", "categories"],
+        "tokens": "interleaved",
+    },
 }
 
 
@@ -81,8 +94,8 @@ def test_lists_do_not_depend_on_those_beside(trained):
 def test_dense_rows_do_not_see_the_future(model):
     model.eval()
     ids, changed = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[1, 2, 3, 9, 9]])
-    lengths, times = torch.tensor([5]), torch.tensor([[10, 20, 30, 40, 50]])
-    later = torch.tensor([[10, 20, 30, 4000, 50000]])
+    lengths, times = torch.tensor([5]), torch.tensor([[10, 20, 30, 40, 50]])[..., None]
+    later = torch.tensor([[10, 20, 30, 4000, 50000]])[..., None]
     with torch.no_grad():
         states = model(ids, lengths, times)
         assert torch.allclose(states[:, :3], model(changed, lengths, later)[:, :3], atol=1e-6)
@@ -111,12 +124,84 @@ def test_a_prefix_row_counts_positions_from_its_end():
 
 
 def test_the_loss_in_parts_is_the_loss(monkeypatch):
-    model = BSARecModel(12, BSARecConfig(hidden_size=8))
-    states, targets = torch.randn(10, 8, requires_grad=True), torch.randint(12, (10,))
-    (whole,) = torch.autograd.grad(F.cross_entropy(model.head(states), targets), states)
-    monkeypatch.setattr("llmrec.features.next_item._LOGITS", 12 * 3)
-    (parts,) = torch.autograd.grad(catalogue_loss(model, states, targets), states)
-    assert torch.allclose(whole, parts, atol=1e-7)
+    monkeypatch.setattr(losses, "_LOGITS", 12 * 3)
+    monkeypatch.setattr(losses, "_STATES", 1)
+    states, items = torch.randn(10, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
+    targets = torch.randint(12, (10,))
+    whole, parts = F.cross_entropy(states @ items.T, targets), losses.catalogue_loss(states, items, targets)
+    torch.testing.assert_close(parts, whole)
+    for one, other in zip(*(torch.autograd.grad(3 * loss, (states, items)) for loss in (parts, whole))):
+        torch.testing.assert_close(one, other)
+
+
+ROWS = {"max_length": 8, "hidden_size": 16}
+MODELS = {
+    "sasrec": SASRecModel(40, SASRecConfig(**ROWS, num_layers=2, rows="prefix")),
+    "bsarec": BSARecModel(40, BSARecConfig(**ROWS, cutoff=3, num_heads=2)),
+    "bsarec dense": BSARecModel(40, BSARecConfig(**ROWS, cutoff=3, rows="dense")),
+    "hstu": HSTUModel(40, HSTUConfig(**ROWS)),
+    "hstu prefix": HSTUModel(40, HSTUConfig(**ROWS, rows="prefix")),
+    "hstu interleaved": HSTUModel(
+        40,
+        HSTUConfig(**ROWS, rows="prefix", columns=["brand"], tokens="interleaved"),
+        np.arange(40)[:, None, None],
+        39,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_have_the_losses_of_plain_ones(name):
+    """Against every place of every layer and the logits of all targets at once, without dropout."""
+    rng, rows = np.random.default_rng(0), "dense" if name in ("hstu", "bsarec dense") else "prefix"
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 14, 60))])
+    values, times = rng.integers(40, size=offsets[-1]).astype(np.int32), np.sort(rng.integers(10**6, size=offsets[-1]))
+    windows, known = next_item_windows(offsets, np.ones(60, int), 8, rows), known_items(offsets, times)
+    curves, gradients = {}, {}
+    for way in ("ours", "plain"):
+        model = copy.deepcopy(MODELS[name]).eval()
+        optimizer, curves[way] = torch.optim.SGD(model.parameters(), 1e-5), []
+        for batch in next_item_batches(values, known, windows, 16, np.random.default_rng(0)):
+            if way == "ours":
+                loss, count = next_item_loss(model, batch, rows == "prefix")
+                assert count == (batch[1] >= 0).sum()
+            else:
+                ids, labels, lengths, beside = map(torch.from_numpy, batch)
+                states = model(ids, lengths, beside)[labels >= 0]
+                loss = F.cross_entropy(model.head(states), labels[labels >= 0])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curves[way].append(loss.item())
+        gradients[way] = [weights.grad for weights in model.parameters()]
+    assert len(curves["ours"]) >= 4 and curves["ours"][-1] != curves["ours"][0]
+    assert curves["ours"] == pytest.approx(curves["plain"], rel=1e-5)
+    for one, other in zip(gradients["ours"], gradients["plain"]):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_dropout_keeps_its_share_and_the_mean(rate):
+    x = torch.ones(101, 1001, requires_grad=True)
+    dropout = Dropout(rate)
+    kept = dropout(x)
+    assert set(kept.unique().tolist()) <= {0.0, torch.tensor(1 / (1 - rate)).item()}
+    assert (kept == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
+    assert (kept.flatten()[: 101 * 1000].view(-1, 4).mean(0) - 1).abs().max() < 0.03  # all bits of a draw are used
+    (gradient,) = torch.autograd.grad(kept.sum(), x)
+    assert torch.equal(gradient, kept)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_of_attention_is_that_of_every_place():
+    """The last place alone weighs its items as all places do: in the mean over many draws both give the same."""
+    linear = torch.nn.Linear(8, 24)
+    x, lengths = torch.randn(1, 5, 8).expand(20_000, 5, 8), torch.full((20_000,), 4)
+    dropout = Dropout(0.5)
+    both = [causal_attention(linear, x, 2, dropout)[:, 3], causal_attention(linear, x, 2, dropout, lengths)[:, 0]]
+    for moment in (torch.mean, torch.std):
+        one, other = (moment(way.double(), 0) for way in both)
+        torch.testing.assert_close(one, other, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from llmrec.columns import plain_table
 from llmrec.data.sources.tables import file_format, reading, with_own_numbers
 from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
+from llmrec.data.spelling import interactions_as_written, items_as_written
 from llmrec.data.validate import INTERACTION_TYPES, items_without_text, standard_interactions, standard_items
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ def load_hub(
     item_columns: Mapping | None = None,
     timestamp_unit: str = "s",
     streaming: bool = False,
+    decimal: str | None = None,
+    price_format: str | None = None,
+    item_lists: Mapping | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Loads interactions and items with `datasets.load_dataset`.
 
@@ -45,18 +49,21 @@ def load_hub(
         columns, item_columns: standard name → own name.
         timestamp_unit: of numeric timestamps: s, ms, us or ns.
         streaming: read without the data set's copy on disk, keeping the needed columns only.
+        decimal, price_format, item_lists: as of `load_tables`.
     """
     columns, item_columns = columns or {}, item_columns or {}
     wanted = {columns.get(name, name) for name in INTERACTION_TYPES}
     raw, is_csv = _read(interactions, streaming, wanted)
     if is_csv:
         check_header(raw, _name(interactions), columns, ("user_id", "item_id"), ("user_id", "item_id"))
+    raw = interactions_as_written(raw, _name(interactions), columns, decimal)
     table = standard_interactions(raw, _name(interactions), columns, timestamp_unit)
     if items is None:
         return table, items_without_text(table)
     raw, is_csv = _read(items, streaming)
     if is_csv:
         check_header(raw, _name(items), item_columns, ("item_id", "title"), ("item_id",))
+    raw = items_as_written(raw, _name(items), item_columns, decimal, price_format, item_lists)
     catalogue = standard_items(raw, _name(items), item_columns)
     return table, with_own_numbers(catalogue, _name(items)) if is_csv else catalogue
 

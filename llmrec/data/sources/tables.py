@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from llmrec.columns import plain_table
 from llmrec.data.convert import TEXT, exact_numbers
 from llmrec.data.rows import with_columns
-from llmrec.data.sources.text_files import check_header, read_csv, read_json_lines
+from llmrec.data.sources.text_files import check_header, guess_delimiter, read_csv, read_json_lines
+from llmrec.data.spelling import interactions_as_written, items_as_written
 from llmrec.data.validate import ITEM_TYPES, items_without_text, standard_interactions, standard_items
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
@@ -29,6 +30,10 @@ def load_tables(
     quote_char: str | None = None,
     column_names: Sequence[str] | None = None,
     item_column_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    price_format: str | None = None,
+    item_lists: Mapping | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Loads interactions and items from the user's own files.
 
@@ -36,26 +41,36 @@ def load_tables(
         interactions: a file, a folder, a glob or a list of these (.csv, .tsv, .jsonl, .parquet; also .gz).
         items: the same for the items; without it items have no text, only the ids that occur.
         columns, item_columns: standard name → own name, e.g. `{"user_id": "reviewerID"}`.
-        timestamp_unit: of numeric timestamps: s, ms, us or ns.
+        timestamp_unit: of numeric timestamps: s, ms, us or ns; or the form of text, `"%d.%m.%Y %H:%M"`.
         encoding: of CSV and TSV files.
         quote_char: what quotes values in CSV and TSV files, "" for nothing; by default `"` in CSV, nothing in TSV.
         column_names, item_column_names: the names of all columns of CSV and TSV files without a header.
+        delimiter: what separates values in CSV and TSV files; by default seen from each file and said.
+        decimal: "," or "." in numbers that are text, thousands being marked by the other; by default seen from prices
+            and ratings that fit one alone, and said.
+        price_format: how prices that are text are written, `"{} EUR"`; what is written otherwise is refused.
+        item_lists: columns of the items whose text holds lists, and how: `{"categories": {"several": "|"}}`
+            (`llmrec.data.spelling.read_lists`).
     """
     columns, item_columns, parts = columns or {}, item_columns or {}, []
+    written = {"decimal": decimal, "price_format": price_format, "item_lists": item_lists}
     for path in find_files(interactions):
-        raw = read_file(path, encoding, quote_char, column_names)
+        raw = read_file(path, encoding, quote_char, column_names, delimiter)
         if file_format(path) == "csv":
             check_header(raw, str(path), columns, ("user_id", "item_id"), ("user_id", "item_id"))
+        raw = interactions_as_written(raw, str(path), columns, decimal)
         parts.append(standard_interactions(raw, str(path), columns, timestamp_unit))
     table = _concat(parts, str(interactions))
     if items is None:
         return table, items_without_text(table)
     parts, paths = [], find_files(items)
     for path in paths:
-        raw = read_file(path, encoding, quote_char, item_column_names)
+        raw = read_file(path, encoding, quote_char, item_column_names, delimiter)
         if file_format(path) == "csv":
             check_header(raw, str(path), item_columns, ("item_id", "title"), ("item_id",))
-        parts.append(standard_items(raw, str(path), item_columns))
+        parts.append(
+            standard_items(items_as_written(raw, str(path), item_columns, **written), str(path), item_columns)
+        )
     catalogue = _concat(parts, str(items))
     if all(file_format(path) == "csv" for path in paths):
         catalogue = with_own_numbers(catalogue, str(items))
@@ -112,8 +127,10 @@ def read_file(
     encoding: str = "utf-8",
     quote_char: str | None = None,
     column_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
 ) -> pa.Table:
-    """Reads one file by its ending; the columns of a CSV or TSV are text (`llmrec.data.sources.text_files`). Raises
+    """Reads one file by its ending; the columns of a CSV or TSV are text (`llmrec.data.sources.text_files`), and
+    without a `delimiter` the file shows it, first of all to be a comma, or a tab for .tsv. Raises
     `ValueError` on an unknown ending, a file that cannot be read, or text that is not in the encoding.
     """
     kind = file_format(path)
@@ -125,14 +142,21 @@ def read_file(
             return plain_table(pq.read_table(path))
         if kind == "json":
             return read_json_lines(lambda: pa.input_stream(str(path)))
-        delimiter = "\t" if tabs else ","
-        return read_csv(lambda: pa.input_stream(str(path)), str(path), delimiter, encoding, quote_char, column_names)
+        how = (encoding, quote_char, column_names)
+
+        def opened():
+            return pa.input_stream(str(path))
+
+        separator = delimiter or guess_delimiter(opened, str(path), "\t" if tabs else ",", *how)
+        return read_csv(opened, str(path), separator, *how)
     except (pa.ArrowException, OSError, UnicodeError, LookupError, csv.Error) as error:
         advice = ""
         if kind == "csv" and re.search("utf-?8", str(error), re.IGNORECASE):
             advice = f"; it is not {encoding}: say what it is, e.g. encoding: latin-1"
         elif tabs and not quote_char and "columns, got" in str(error):
             advice = "; quotes have no meaning in a TSV unless you say so, e.g. quote_char: '\"'"
+        elif kind == "csv" and "columns, got" in str(error):
+            advice = "; write a value that holds what separates values in quotes"
         elif kind == "json" and Path(path).suffix == ".json":
             advice = "; it must hold one JSON object per line"
         raise ValueError(f"{path} cannot be read: {error}{advice}") from error

@@ -8,6 +8,7 @@ strict reader counts them. A TSV has no quotes, as search engines, Wikipedia and
 says otherwise.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -30,6 +32,37 @@ logger = logging.getLogger(__name__)
 # No line of a JSON file may be longer than a block.
 BLOCK = 1 << 24
 _VALUE = r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?|\d{4}-\d\d-\d\d.*"  # a number or a date, which hardly names a column
+
+
+_SEPARATORS = ",;\t|"
+_LOOKED_AT = 100  # records of a file that is asked what separates its values
+
+
+def guess_delimiter(
+    opened: Callable[[], BinaryIO],
+    where: str,
+    usual: str,
+    encoding: str = "utf-8",
+    quote_char: str | None = None,
+    column_names: Sequence[str] | None = None,
+) -> str:
+    """What separates the values of a CSV: of a comma, a semicolon, a tab and a bar the one with which its header has
+    the most fields and nearly all of its first records as many, which is logged where it is not the `usual` one; that
+    where none is plain. The arguments are those of `read_csv`."""
+    fields = dict.fromkeys((usual, *_SEPARATORS), 0)
+    for separator in fields:
+        quote = quote_char if quote_char is not None else "" if separator == "\t" else '"'
+        with contextlib.suppress(csv.Error, UnicodeError, LookupError):
+            records = _records(opened, separator, quote, encoding)
+            lengths = [len(record) for record in islice(filter(None, records), _LOOKED_AT)]
+            header = len(column_names) if column_names else lengths[0] if lengths else 0
+            if header > 1 and lengths.count(header) >= 0.9 * len(lengths):
+                fields[separator] = header
+    found = max(fields, key=fields.__getitem__)
+    if found != usual:
+        logger.warning("%s: its values are separated by %r, %d a row (delimiter: %r says so)",
+                       where, found, fields[found], found)  # fmt: skip
+    return found
 
 
 def read_csv(
@@ -49,16 +82,25 @@ def read_csv(
         column_names: of a file that has no header.
 
     Raises:
-        ValueError: a name that stands in the header twice, or quotes that do not close as they should.
+        ValueError: a header of one name that another separator parts, a name that stands in it twice, or quotes that
+            do not close as they should.
         pa.ArrowException, UnicodeDecodeError, LookupError: the file is no such CSV.
     """
     tabs = delimiter == "\t"
     quote = quote_char if quote_char is not None else "" if tabs else '"'
     quoted = bool(quote) and _holds(opened, quote)
     header = list(column_names or next(_records(opened, delimiter, quote, encoding), []))
+    apart = next((sign for sign in _SEPARATORS if len(header) == 1 and sign in header[0]), None)
+    if apart:
+        raise ValueError(
+            f"{where}: one column, called {header[0]!r}; say what separates the values, e.g. delimiter: {apart!r}"
+        )
     for name, count in Counter(header).items():
         if count > 1:
-            raise ValueError(f"{where}: the header has {name!r} {count} times; every column needs a name of its own")
+            raise ValueError(
+                f"{where}: the header has {name!r} {count} times; every column needs a name of its own; if it is no "
+                "header but a row, give column_names (item_column_names for the items)"
+            )
 
     def read(threads: bool) -> pa.Table:
         return pa.csv.read_csv(

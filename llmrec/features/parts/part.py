@@ -12,7 +12,7 @@ import pyarrow.types as types
 
 
 class FeaturePart(ABC):
-    """A catalogue to a matrix. Its class takes the arguments of the spec, and `cache_dir`."""
+    """A catalogue to a matrix. Its class takes the arguments of the spec and, of those in `PARTS`, `cache_dir`."""
 
     config: dict  # the constructor's arguments, plain JSON, with every default and every `auto` resolved
     inputs: tuple[Path, ...] = ()  # files and folders beside the catalogue that decide the result

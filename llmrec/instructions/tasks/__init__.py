@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from llmrec.arguments import one_of
+from llmrec.arguments import one_of, part_named
 from llmrec.data import PreparedData
 from llmrec.decoding.thoughts import ThoughtBlock
 from llmrec.instructions.prompts import Prompt, Template, slots_of
@@ -21,12 +21,18 @@ from llmrec.instructions.spans import Sequences
 from llmrec.instructions.tasks import conversation, items, reasoning, sequential
 from llmrec.instructions.tasks.task import Task
 
-TASKS: dict[str, Task] = {
-    **sequential.TASKS,
-    **items.TASKS,
-    **reasoning.TASKS,
-    **conversation.TASKS,
-}
+
+class _Tasks(dict[str, Task]):
+    """Tasks by name; a user's own is looked up by its dotted path (docs/own_task.md), and is no entry."""
+
+    def __missing__(self, name: str) -> Task:
+        task = part_named(name, self, "task")
+        if not isinstance(task, Task):
+            raise ValueError(f"task {name!r} is {type(task).__name__}, no llmrec.instructions.Task")
+        return task
+
+
+TASKS: dict[str, Task] = _Tasks(sequential.TASKS | items.TASKS | reasoning.TASKS | conversation.TASKS)
 # What answers are made of without a Semantic ID in them.
 WORDS = frozenset(
     "attribute caption description explanation intention part parts preference query target_title title title_part "
@@ -43,7 +49,10 @@ def in_words(prompt: Prompt) -> bool:
 def check_prompt(prompt: Prompt) -> Prompt:
     """The prompt, if its task is known and each slot of each wording stands on its side; else raises `ValueError`."""
     where = prompt.where or "prompt"
-    task = TASKS[one_of(prompt.task, TASKS, f"{where}: task")]
+    try:
+        task = TASKS[prompt.task]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     for name in re.findall(r"\{(\w+)\}", prompt.system):
         if name in (*task.asks, *task.answers):
             raise ValueError(f"{where}: slot {name!r} stands in system, which has no slots: move it to a prompt")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.item_words import listing
+from llmrec.instructions.prompts import listing, phrase
 from llmrec.instructions.spans import Sequences, preceded_spans, target_spans
 from llmrec.instructions.tasks.reasoning import with_about
 from llmrec.instructions.tasks.sequential import HISTORY, TARGET, next_item_slots
@@ -24,10 +24,10 @@ ANSWERS = 3  # different answers to one wish about one item, in an epoch
 SEVERAL = 3  # items of an answer that lists some
 
 
-def _wanted(wish: str, row: dict) -> str:
+def _wanted(catalogue: Catalogue, wish: str, row: dict) -> str:
     # Hashed, for the template is chosen by the variation itself: every wording is to meet every phrase.
     number = 0 if row.get("variation") is None else zlib.crc32(f"wish{row['variation']}".encode())
-    return say(wish, number, bool(row.get("unseen")))
+    return say(wish, number, bool(row.get("unseen")), catalogue.currency)
 
 
 def like_rows(answers_of: Callable[[np.ndarray], list]):
@@ -110,7 +110,7 @@ def wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str
     about = row.get("about")
     return {
         "history": catalogue.history(row, separator) if row["history"] else "",
-        "wish": _wanted(row["wish"], row),
+        "wish": _wanted(catalogue, row["wish"], row),
         "item": catalogue.semid(about) if about else "",
         "title": catalogue.title(about) if about else "",
         "target": catalogue.semid(row["targets"][0]) if row["targets"] else "",
@@ -119,7 +119,7 @@ def wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str
 
 
 def history_wish_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:
-    return next_item_slots(catalogue, row, separator) | {"wish": _wanted(row["wish"], row)}
+    return next_item_slots(catalogue, row, separator) | {"wish": _wanted(catalogue, row["wish"], row)}
 
 
 def satisfies(catalogue: Catalogue, row: dict, answer: str) -> float:
@@ -136,14 +136,14 @@ def explanation(catalogue: Catalogue, history: list[str], item: str) -> str:
     """Why an item fits a history, in attributes that it really has."""
     facts = catalogue.facts(item)
     before = [catalogue.facts(other) for other in history]
-    said = [f"{verb} {value}" for verb, value in zip(("belongs to", "is made by", "costs"), facts) if value]
-    text = f"It {listing(said or ['goes with what you chose'])}."
+    said = [phrase(f"has_{name}", value=value) for name, value in facts._asdict().items() if value]
     shared = []
     if facts.category and any(other.category == facts.category for other in before):
-        shared.append(f"you looked at {facts.category}")
+        shared.append(phrase("shared_category", category=facts.category))
     if facts.brand and any(other.brand == facts.brand for other in before):
-        shared.append(f"you chose {facts.brand}")
-    return f"{text} Before, {listing(shared)}." if shared else text
+        shared.append(phrase("shared_brand", brand=facts.brand))
+    said = listing(said or [phrase("fits")])
+    return phrase("explanation_shared" if shared else "explanation", facts=said, shared=listing(shared))
 
 
 def explain_slots(catalogue: Catalogue, row: dict, separator: str) -> dict[str, str]:

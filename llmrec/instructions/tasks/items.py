@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 
 from llmrec.data import PreparedData
 from llmrec.instructions.catalogue import Catalogue, choose
-from llmrec.instructions.item_words import listing, short_text
+from llmrec.instructions.item_words import short_text
+from llmrec.instructions.prompts import listing, phrase
 from llmrec.instructions.tasks.task import ABOUT, Task, same_item, same_words
 
 
@@ -29,8 +30,8 @@ def item_rows(*columns: str, answers_item: bool):
 
 def parts_of(catalogue: Catalogue, item: str) -> list[str]:
     """What is known of an item beside its title and description, as short phrases."""
-    named = zip(("category", "brand", "price"), catalogue.facts(item))
-    return [f"{name} {value}" for name, value in named if value]
+    facts = catalogue.facts(item)._asdict().items()
+    return [phrase(f"part_{name}", value=value) for name, value in facts if value]
 
 
 def title_part(title: str, row: dict) -> str:

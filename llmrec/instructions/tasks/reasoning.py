@@ -7,7 +7,8 @@ import pyarrow as pa
 from llmrec.data import PreparedData
 from llmrec.instructions import compose
 from llmrec.instructions.catalogue import Catalogue
-from llmrec.instructions.item_words import listing, most_common, short_text
+from llmrec.instructions.item_words import most_common, short_text
+from llmrec.instructions.prompts import listing, phrase
 from llmrec.instructions.spans import Sequences, last_target_spans, preceded_spans
 from llmrec.instructions.tasks.items import item_rows, parts_of
 from llmrec.instructions.tasks.sequential import HISTORY, TARGET, next_item_slots
@@ -61,9 +62,10 @@ def persona(catalogue: Catalogue, items: list[str]) -> str:
     for category in most_common((known.category for known in facts), 3):
         shown = [item for item, known in zip(items, facts) if known.category == category][-2:]
         parts.append(f"{category} ({', '.join(map(catalogue.semid, shown))})")
-    text = f"Interested in {listing(parts)}" if parts else f"Chose {', '.join(map(catalogue.semid, items[-3:]))}"
     brands = most_common((known.brand for known in facts), 2)
-    return f"{text}; likes {listing(brands)}." if brands else f"{text}."
+    name = f"persona{'' if parts else '_items'}{'_brands' if brands else ''}"
+    items = ", ".join(map(catalogue.semid, items[-3:]))
+    return phrase(name, categories=listing(parts), brands=listing(brands), items=items)
 
 
 def user_rows(data: PreparedData, max_history: int, rng: np.random.Generator) -> pa.Table:

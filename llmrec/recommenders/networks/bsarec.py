@@ -13,10 +13,11 @@ and the rest and weighs the rest anew, to `1 - alpha` times causal self-attentio
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llmrec.arguments import at_least
+from llmrec.features.attention import Dropout, at_last, causal_attention
+from llmrec.features.catalogue_loss import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 
@@ -47,14 +48,12 @@ class BSARecConfig(NextItemConfig):
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
 
-class BSARecModel(nn.Module):
-    """A `llmrec.features.next_item.NextItemNetwork`; the head is the item embedding (tied)."""
-
+class BSARecModel(TiedNetwork):
     def __init__(self, num_items: int, config: BSARecConfig):
         super().__init__()
         self.from_the_end, size = config.rows == "prefix", config.hidden_size
         self.items, self.positions = nn.Embedding(num_items, size), nn.Embedding(config.max_length, size)
-        self.norm, self.dropout = nn.LayerNorm(size, eps=1e-12), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(size, eps=1e-12), Dropout(config.dropout)
         self.blocks = nn.ModuleList([_Block(config) for _ in range(config.num_layers)])
         response = low_pass(config.max_length, config.cutoff)
         self.register_buffer("filter", response if self.from_the_end else response.tril(), persistent=False)
@@ -65,7 +64,10 @@ class BSARecModel(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, *unread: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, known_BTK: torch.Tensor | None = None, last: bool = False
+    ) -> torch.Tensor:
+        """As of `NextItemNetwork`; times are not read."""
         places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         filled_BT1 = (places < lengths_B[:, None])[..., None]
         positions = places
@@ -73,32 +75,33 @@ class BSARecModel(nn.Module):
             positions = (len(self.positions.weight) - lengths_B[:, None] + places).clamp(max=len(self.filter) - 1)
         x_BTH = self.dropout(self.norm(self.items(ids_BT) + self.positions(positions)))
         low_TT = self.filter[: len(places), : len(places)]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BTH = block(x_BTH * filled_BT1, low_TT)
-        return x_BTH
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ self.items.weight.T
+        x_BTH = self.blocks[-1](x_BTH * filled_BT1, low_TT, lengths_B if last else None)
+        return x_BTH[:, 0] if last else x_BTH
 
 
 class _Block(nn.Module):
     def __init__(self, config: BSARecConfig):
         super().__init__()
         size = config.hidden_size
-        self.alpha, self.num_heads, self.rate = config.alpha, config.num_heads, config.attention_dropout
+        self.alpha, self.num_heads = config.alpha, config.num_heads
         self.sqrt_beta = nn.Parameter(torch.randn(size))
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.attention_dropout = Dropout(config.dropout), Dropout(config.attention_dropout)
         self.filter_norm, self.attention_norm, self.norm = (nn.LayerNorm(size, eps=1e-12) for _ in range(3))
 
-    def forward(self, x_BTH: torch.Tensor, low_TT: torch.Tensor) -> torch.Tensor:
-        """Padding, on the right, is zero: so the filter does not hear it, and the causal mask hides it."""
-        low = low_TT @ x_BTH
+    def forward(
+        self, x_BTH: torch.Tensor, low_TT: torch.Tensor, lengths_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Padding, on the right, is zero: so the filter does not hear it, and the causal mask hides it. Given lengths,
+        the last item of every row alone, float [B, 1, hidden]."""
+        mixed = causal_attention(self.qkv, x_BTH, self.num_heads, self.attention_dropout, lengths_B)
+        low = (low_TT if lengths_B is None else low_TT[lengths_B - 1, None]) @ x_BTH
+        if lengths_B is not None:
+            x_BTH = at_last(x_BTH, lengths_B)
         filtered = self.filter_norm(x_BTH + self.dropout(low + self.sqrt_beta**2 * (x_BTH - low)))
-        q, k, v = self.qkv(x_BTH).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rate = self.rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=rate).transpose(1, 2).flatten(2)
         attended = self.attention_norm(x_BTH + self.dropout(self.out(mixed)))
         x_BTH = self.alpha * filtered + (1 - self.alpha) * attended
         return self.norm(x_BTH + self.dropout(self.mlp(x_BTH)))

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import GPT2Config, GPT2Model
 
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.features.attention import at_last
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 from llmrec.recommenders.networks.decoding_graph import item_scores
@@ -79,11 +81,18 @@ class RPGNetwork(nn.Module):
         self.decoder = GPT2Model(GPT2Config(**shape, **dropout, use_cache=False))
         self.heads = nn.Parameter(torch.zeros(self.num_digits, width, width))
 
-    def forward(self, ids_BT: torch.Tensor, *_) -> torch.Tensor:
-        """int64 [B, T], padded on the right with any item, to float [B, T, hidden]; blind to lengths and times."""
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        lengths_B: torch.Tensor | None = None,
+        known_BTK: torch.Tensor | None = None,
+        last: bool = False,
+    ) -> torch.Tensor:
+        """As of `NextItemNetwork`; what else is known is not read, and lengths for the last items alone."""
         # Padding stands on the right, so the causal mask hides it from every real position.
         inputs = self.digits(self.codes[ids_BT].flatten(0, 1)).unflatten(0, ids_BT.shape)
-        return self.decoder(inputs_embeds=inputs).last_hidden_state
+        hidden_BTH = self.decoder(inputs_embeds=inputs).last_hidden_state
+        return at_last(hidden_BTH, lengths_B)[:, 0] if last else hidden_BTH
 
     def digit_vectors(self) -> torch.Tensor:
         """float [m, K, hidden]: the embeddings of every digit's codes."""
@@ -91,13 +100,13 @@ class RPGNetwork(nn.Module):
 
     def logits(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         """float [P, hidden] to float [m, P, K]."""
-        states_mPH = hidden_PH + F.silu(hidden_PH @ self.heads)
-        return F.normalize(states_mPH, dim=-1) @ (F.normalize(self.digit_vectors(), dim=-1).mT / self.temperature)
+        return _digit_logits(hidden_PH, self.heads, F.normalize(self.digit_vectors(), dim=-1) / self.temperature)
 
     def loss(self, hidden_PH: torch.Tensor, items_P: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over positions and digits of the items (int64 [P]) that follow the states."""
         codes_mP = self.codes[items_P].T.long() % self.codebook_size
-        return F.cross_entropy(self.logits(hidden_PH).flatten(0, 1), codes_mP.flatten())
+        vectors = F.normalize(self.digit_vectors(), dim=-1) / self.temperature
+        return _DigitLoss.apply(hidden_PH, self.heads, vectors, codes_mP) / self.num_digits
 
     def tables(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         """float32 [P, m * K]: the log-probability of every digit's codes, for `decoding_graph`."""
@@ -106,6 +115,35 @@ class RPGNetwork(nn.Module):
     def head(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         """float [P, hidden] to float32 [P, items]: the mean log-probability of every item's digits."""
         return item_scores(self.tables(hidden_PH), self.codes)
+
+
+def _digit_logits(hidden_PH: torch.Tensor, head: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Of one digit, whose head is [hidden, hidden] and whose vectors are [K, hidden], or of all, [m, ...]."""
+    return F.normalize(hidden_PH + F.silu(hidden_PH @ head), dim=-1) @ vectors.mT
+
+
+class _DigitLoss(torch.autograd.Function):
+    """The sum of the digits' mean cross-entropies. A digit's gradients are made with its loss, so that what stands
+    between them does not leave the cache."""
+
+    @staticmethod
+    def forward(ctx, hidden_PH, heads, vectors, codes_mP) -> torch.Tensor:
+        total, by_hidden = hidden_PH.new_zeros(()), torch.zeros_like(hidden_PH)
+        by_heads, by_vectors = torch.empty_like(heads), torch.empty_like(vectors)
+        for digit, codes_P in enumerate(codes_mP):
+            inputs = [part.detach().requires_grad_() for part in (hidden_PH, heads[digit], vectors[digit])]
+            with torch.enable_grad():
+                loss = F.cross_entropy(_digit_logits(*inputs), codes_P)
+            by_one, by_heads[digit], by_vectors[digit] = torch.autograd.grad(loss, inputs)
+            by_hidden += by_one
+            total += loss.detach()
+        ctx.save_for_backward(by_hidden, by_heads, by_vectors)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *(by_part * grad for by_part in ctx.saved_tensors), None
 
 
 def digits_of(index: SemIDIndex, items) -> tuple[np.ndarray, int]:

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmrec.arguments import construct
+from llmrec.arguments import at_least, construct
 from llmrec.catalogue.filters import Filter
-from llmrec.commands import Parser
+from llmrec.commands import run_script
 from llmrec.files import Lock, atomic_path, check_folder, fingerprint, read_parquet, write_json
 from llmrec.recommenders import files_of
 from llmrec.recommenders.protocol import Recommender
@@ -220,6 +220,7 @@ class RecommendFileArguments:
 
 
 def main(args: RecommendFileArguments) -> None:
+    at_least(args, k=1, batch_size=1, part_rows=1, actors=0, gpus_per_actor=0.0)
     filters, options, engine = (_fields(args, name) for name in ("filters", "options", "engine"))
     allowed = construct(Filter, filters, "filters") if filters else None
     on_ray = RayActors(args.model, args.backend, engine, args.actors, args.gpus_per_actor) if args.actors else None
@@ -244,6 +245,4 @@ def _fields(args: RecommendFileArguments, name: str) -> dict:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("llmrec").setLevel(logging.INFO)
-    main(Parser((RecommendFileArguments,)).parse_args_and_config()[0])
+    run_script(main, RecommendFileArguments, level=logging.INFO)

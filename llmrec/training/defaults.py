@@ -1,0 +1,32 @@
+"""Settings of supervised fine-tuning that follow from the model, unless they are set."""
+
+from pathlib import Path
+
+from llmrec.files import read_json
+from llmrec.stages import RECORD
+
+
+def sft_defaults(settings: dict) -> tuple[str, dict]:
+    """`(why, settings)` for the base that `settings` name, as `llmrec.commands.run_script` takes them.
+
+    A model from scratch learns everything from this catalogue: at a high rate, with dropout, and small as it is
+    without recomputing activations. A pretrained one is to keep what it knows.
+    """
+    base = settings["model_name_or_path"]
+    if base and _from_scratch(base):
+        chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.3, "gradient_checkpointing": False}
+        return f"{base} is a model from scratch", chosen
+    rate = 5e-4 if settings["use_peft"] else 3e-4
+    return f"{base} is a pretrained model", {"learning_rate": rate, "hidden_dropout": 0.0}
+
+
+def _from_scratch(base: str) -> bool:
+    """Whether a folder goes back, stage by stage, to a model that recipes/init_model.py made of a config."""
+    seen = set()
+    while base not in seen and (record := Path(base) / RECORD).is_file():
+        seen.add(base)
+        settings = read_json(record).get("settings", {})
+        if settings.get("model_config"):
+            return True
+        base = settings.get("model_name_or_path") or ""
+    return False
