@@ -8,8 +8,10 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from llmrec.files import read_json
 from llmrec.models.folder import CONFIG
 
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _SAFE = {"trust_remote_code": False}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
 
@@ -70,13 +72,13 @@ def _check_size(folder: Path) -> None:
             raise ValueError(f"{file} is damaged: {error}") from error
         there, tensors = there + sum(sizes), tensors + len(sizes)
     path = folder / "config.json"
+    layers = [value for name, value in read_json(path).items() if name in _LAYERS and isinstance(value, int)]
+    if max(layers, default=0) > tensors:  # before anything is made for each of them
+        raise ValueError(f"{path} describes a model of {max(layers)} layers, there are {tensors} weights")
     try:
         config = AutoConfig.from_pretrained(folder, **_SAFE)
         if getattr(config, "quantization_config", None) is not None:
             return  # packed weights
-        layers = config.get_text_config().num_hidden_layers
-        if layers > tensors:
-            raise ValueError(f"{layers} layers, but there are {tensors} weights")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **_SAFE)
     except Exception as error:

@@ -113,7 +113,7 @@ class LLMRecommender(PromptWriter):
         config = RecommenderConfig.load(folder)
         check_whole(folder)
         index, items, contextual = load_parts(folder, config)
-        tokenizer, model = load_tokenizer(folder), load_model(folder, **model_kwargs)
+        model, tokenizer = load_model(folder, **model_kwargs), load_tokenizer(folder)
         placed = model_kwargs.get("device_map"), getattr(model, "quantization_method", None)
         if device is not None or placed == (None, None):
             model.to(device or best_device())

@@ -75,7 +75,7 @@ def first_codes(codes: list | None):
 
 SEMIDS_DAMAGE = [
     (lambda table: table.drop_columns(["title"]), "title"),
-    (lambda table: table.drop_columns(["codes"]), "holds no SemID codes"),
+    (lambda table: table.drop_columns(["codes"]), "codes"),
     (lambda table: table.replace_schema_metadata({}), "not written by llmrec"),
     (lambda table: table.replace_schema_metadata({b"llmrec": b'{"pattern": '}), "its header is damaged"),
     (lambda table: table.replace_schema_metadata({b"llmrec": b"[" * 100_000}), "its header is damaged"),
