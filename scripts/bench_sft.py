@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from functools import partial
@@ -196,27 +197,26 @@ def item_loss(folder: Path, source: Path, count: int = 1000) -> float:
 def against(ref: str, source: Path | None, steps: int, repeats: int) -> dict[str, float]:
     """Runs the recipe as it is here and as it was at a commit of this repository, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        folder, git = Path(folder), ["git", "-C", str(ROOT), "worktree"]
-        if subprocess.run([*git, "add", "--detach", str(folder / "before"), ref]).returncode:
+        folder = Path(folder)
+        trees = {"before": folder / "before", "after": ROOT}
+        if subprocess.run(["git", "-C", str(ROOT), "archive", "--output", str(folder / "before.tar"), ref]).returncode:
             sys.exit(f"--against {ref}: this needs a git checkout that has this commit")
-        try:
-            if source is None:
-                source = folder / "source"
-                beauty_sized(source)
-            trees = {"before": folder / "before", "after": ROOT}
-            speeds, cpu, losses = ({name: [] for name in trees} for _ in range(3))
-            for repeat in range(repeats):
-                for name, tree in trees.items():
-                    output = folder / f"{name}-{repeat}"
-                    found = train_at(tree, source.absolute(), output, steps)
-                    targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
-                    speeds[name].append(targets / found["seconds"])
-                    cpu[name].append(targets / found["cpu_seconds"])
-                    losses[name].append(item_loss(output, source))
-                    speed, loss = speeds[name][-1], losses[name][-1]
-                    print(f"run {repeat}, {name}: {speed:,.0f} targets/s, loss {loss:.4f}", flush=True)
-        finally:
-            subprocess.run([*git, "remove", "--force", str(folder / "before")], check=True)
+        with tarfile.open(folder / "before.tar") as files:
+            files.extractall(trees["before"], filter="data")
+        if source is None:
+            source = folder / "source"
+            beauty_sized(source)
+        speeds, cpu, losses = ({name: [] for name in trees} for _ in range(3))
+        for repeat in range(repeats):
+            for name, tree in trees.items():
+                output = folder / f"{name}-{repeat}"
+                found = train_at(tree, source.absolute(), output, steps)
+                targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
+                speeds[name].append(targets / found["seconds"])
+                cpu[name].append(targets / found["cpu_seconds"])
+                losses[name].append(item_loss(output, source))
+                speed, loss = speeds[name][-1], losses[name][-1]
+                print(f"run {repeat}, {name}: {speed:,.0f} targets/s, loss {loss:.4f}", flush=True)
     figures = {
         f"targets_per_{kind}_speedup": statistics.median(new / old for new, old in zip(each["after"], each["before"]))
         for kind, each in (("second", speeds), ("cpu_second", cpu))
