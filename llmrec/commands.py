@@ -32,7 +32,8 @@ _SAID = {
     r"expected one argument": "needs a value",
 }
 TRACEBACK, _LONGEST = "LLMREC_TRACEBACK", 1000  # characters of a line
-_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+# How a full disk is called: by the system, by safetensors, and by torch.save.
+_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 
 
 def run_script(main: Callable, *kinds: type, level: int | None = None, defaults: Callable | None = None) -> None:

@@ -120,7 +120,47 @@ def prompt_ids(
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if start is None:
         start = [] if tokenizer.chat_template else text_start(tokenizer)
+    return begun_with(start, rows)
+
+
+def begun_with(start: Sequence[int], rows: list[list[int]]) -> list[list[int]]:
     return [row if row[: len(start)] == list(start) else [*start, *row] for row in rows]
+
+
+class EndingRuns:
+    """Token ids of texts many of which end in a run of certain tokens, such as a history in Semantic IDs.
+
+    A tokenizer finds added tokens first and reads each piece between them on its own. So a run is looked up, and what
+    stands before it is read once for all texts that begin with it. Where that does not hold for the tokens or the
+    tokenizer, whole texts are read.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]):
+        self.tokenizer, self.first, self.ids = tokenizer, tokens[0][0] if len(tokens) else "", {}
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        # No other token reaches into a run, and each of a run begins where this character stands.
+        apart = tokenizer.is_fast and all(self.first not in token[1:] for token in added)
+        own = [added.get(token) for token in tokens]
+        if apart and all(token is not None and token.content[0] == self.first and _exact(token) for token in own):
+            self.ids = dict(zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens))))
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        split = [self._split(text) for text in texts]
+        heads = list(dict.fromkeys(head for head, _ in split if head))
+        read = dict(zip(heads, self.tokenizer(heads, add_special_tokens=False)["input_ids"])) if heads else {}
+        return [[*read.get(head, ()), *run] for head, run in split]
+
+    def _split(self, text: str) -> tuple[str, list[int]]:
+        """What stands before the run at the end of a text, and the ids of the run."""
+        end, run = len(text), []
+        while end and (start := text.rfind(self.first, 0, end)) >= 0 and text[start:end] in self.ids:
+            run.append(self.ids[text[start:end]])
+            end = start
+        return text[:end], run[::-1]
+
+
+def _exact(token: AddedToken) -> bool:
+    return not (token.normalized or token.lstrip or token.rstrip or token.single_word)
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict], thinking: bool = False) -> str:

@@ -30,7 +30,7 @@ class DataArguments:
     behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})
-    normalize: str = field(default="vocabulary", metadata={"help": "Scores over the vocabulary or the catalogue."})
+    normalize: str = field(default="", metadata={"help": "Scores over the vocabulary or the catalogue; as log_probs."})
     validation_rows: int = field(default=500, metadata={"help": "Sample for recall and ndcg while training."})
     exclude_seen: str = field(
         default="auto", metadata={"help": "Validate without items of the history: auto, true, false."}
@@ -40,15 +40,16 @@ class DataArguments:
 
 def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     at_least(args, max_history=1, num_beams=1, validation_rows=1)
-    training.check_sft(sft, training_args, model_args)
+    training.check_sft(sft, training_args, model_args, args.normalize)
     run = training.TrainingRun(args, training_args, model_args)
     data, index, limit = run.data, run.index, training_args.max_length
     if args.behaviour:
         index.behaviour_token(args.behaviour)
     prompt = load_prompt(args.recommend_prompt)
     texts = Texts.load(args.texts).without_repeats(data.train) if args.texts else None
-    names = ("max_history", "num_beams", "normalize", "fuse", "variations", "behaviour")
+    names = ("max_history", "num_beams", "fuse", "variations", "behaviour")
     shown = {name: getattr(args, name) for name in names} | {"bos": run.config.bos}
+    shown["normalize"] = args.normalize or sft.log_probs  # what is trained is what ranks
     run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
     mixture = parse_mixture(args.tasks, prompt, index, args.fuse)
     if not run.begin([prompt, *(mix.prompt for mix in mixture)], texts, more_args=(sft,)):
@@ -69,6 +70,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
         processing_class=tokenizer,
         peft_config=adapter,
         distillation=training.distillation(sft, mixture, model, tokenizer, index, run.base, adapter is not None),
+        catalogue_loss=training.catalogue_loss(sft, model, recommender.trie),
         callbacks=training.callbacks(sft, training_args),
         sample=sample,
         write_sidecars=run.write_sidecars,

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
+from llmrec.data.known import known_items
 from llmrec.features.attention import Dropout
 from llmrec.features.network_training import adamw
 from llmrec.features.next_item import next_item_batches, next_item_loss, next_item_windows
@@ -45,9 +46,9 @@ def rows(items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def plain(model, batch: tuple[np.ndarray, ...]) -> torch.Tensor:
-    ids, labels, lengths, times = map(torch.from_numpy, batch)
+    ids, labels, lengths, known = map(torch.from_numpy, batch)
     kept = labels >= 0
-    return F.cross_entropy(model.head(model(ids, lengths, times)[kept]), labels[kept])
+    return F.cross_entropy(model.head(model(ids, lengths, known)[kept]), labels[kept])
 
 
 def with_plain_dropout(model: nn.Module) -> nn.Module:
@@ -94,7 +95,9 @@ def main() -> None:
         with open(f"recipes/configs/benchmarks/beauty/{name}.yaml", encoding="utf-8") as file:
             config = config_class(**yaml.safe_load(file)["settings"])
         windows = next_item_windows(offsets, np.ones(len(offsets) - 1, int), config.max_length, config.rows)
-        drawn = next_item_batches(values, times, windows, config.batch_size, np.random.default_rng(0))
+        drawn = next_item_batches(
+            values, known_items(offsets, times), windows, config.batch_size, np.random.default_rng(0)
+        )
         batches, last = list(islice(drawn, arguments.steps)), config.rows == "prefix"
         torch.manual_seed(0)
         model, ratios = network(arguments.items, config), []

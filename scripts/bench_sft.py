@@ -1,32 +1,61 @@
-"""SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model.
+"""SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and
+recipes/sft.py against itself at another commit.
 
-    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3]
+    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--run out/beauty]
 
-Both train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one process and in
-turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
+The first two train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one
+process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
+
+Then both versions of the recipe, each with its own recipes/configs/beauty/sft.yaml, train the same base on the same
+rows in turn, in a process each: a generated store of the size of Beauty, or the data and base of `--run`. The figure
+is the median ratio of targets per second (and, for busy machines, per CPU second). The loss of both is measured in one
+way: -log of the probability of the next item among all of the catalogue, on the same validation rows.
 """
 
 import argparse
 import copy
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 import yaml
 from transformers import TrainerCallback
 from trl import SFTConfig
 
+from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
 from llmrec.data.prepare import prepare
 from llmrec.data.synthetic import generate_store
+from llmrec.decoding.head import head_output
 from llmrec.features import ItemFeatures
 from llmrec.files import write_json
-from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset
+from llmrec.instructions import (
+    Catalogue,
+    Renderer,
+    TaskMix,
+    build_dataset,
+    encode_rows,
+    load_prompt,
+    target_rows,
+)
 from llmrec.item_tokenizers import TOKENIZERS, build_semids
+from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
-from llmrec.training import SemIDSFTTrainer
+from llmrec.recommenders import LLMRecommender
+from llmrec.training import CatalogueLoss, SemIDSFTTrainer
+from llmrec.training.batches import SemIDCollator
+
+BEFORE = "d219398"  # the trainer that looked at the whole vocabulary
+ROOT = Path(__file__).parents[1]
+BEAUTY = "recipes/configs/beauty"
 
 
 class Clock(TrainerCallback):
@@ -53,15 +82,20 @@ def store() -> PreparedData:
     return prepare(interactions, items, user_k=5, item_k=5, split="leave_one_out")
 
 
-def setting(data: PreparedData):
+def semids(data: PreparedData, *sizes: int) -> tuple[SemIDIndex, list]:
+    """Semantic IDs of residual k-means on tf-idf, and the codebooks."""
     features = ItemFeatures([{"kind": "text", "encoder": "tfidf"}]).fit(data.items, data.train, 0).encode(data.items)
-    tokenizer = TOKENIZERS["rq_kmeans"](codebook_sizes=[64, 64, 64]).fit(features, seed=0)
-    index = build_semids(data.items["item_id"].to_pylist(), features, tokenizer, "reassign_last")
+    tokenizer = TOKENIZERS["rq_kmeans"](codebook_sizes=[*sizes]).fit(features, seed=0)
+    return build_semids(data.items["item_id"].to_pylist(), features, tokenizer, "reassign_last"), tokenizer.codebooks
+
+
+def setting(data: PreparedData):
+    index, codebooks = semids(data, 64, 64, 64)
     with open("recipes/configs/quickstart/model.yaml", encoding="utf-8") as file:
         config = yaml.safe_load(file)["model_config"] | {"attention_dropout": 0.0}  # so that the losses must agree
     words = train_tokenizer(data.items["title"].to_pylist(), 2000)
     model = model_from_config(config, words)
-    extend_vocabulary(model, words, index, "codebook", codebooks=tokenizer.codebooks)
+    extend_vocabulary(model, words, index, "codebook", codebooks=codebooks)
     rows = build_dataset(data, [TaskMix.parse("stream")], Renderer(words, Catalogue(index, data.items)), 20, 512)
     return model, words, rows
 
@@ -112,11 +146,92 @@ def labelled(batches: list) -> int:
     return sum(int((batch["labels"] != -100).sum()) for batch in batches)
 
 
+def beauty_sized(folder: Path) -> None:
+    """Data and base of a generated store with as many items and users as Beauty."""
+    data = prepare(*generate_store(0, 12_100, 22_400), user_k=5, item_k=1, split="leave_one_out")
+    index, codebooks = semids(data, 1024, 256)
+    settings = yaml.safe_load((ROOT / BEAUTY / "model.yaml").read_text(encoding="utf-8"))
+    words = train_tokenizer(data.items["title"].to_pylist(), settings["vocab_size"])
+    model = model_from_config(settings["model_config"], words)
+    extend_vocabulary(model, words, index, "codebook", codebooks=codebooks)
+    model.generation_config = plain_generation_config(words)
+    data.save(folder / "data")
+    model.save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
+    write_sidecars(folder / "base", config, index, data.items)
+
+
+def train_at(tree: Path, source: Path, output: Path, steps: int) -> dict[str, float]:
+    """Labels and seconds of a run of a tree's own recipe, whose model lies in `output` then."""
+    flags = ["--config", f"{BEAUTY}/sft.yaml", "--data_dir", source / "data", "--model_name_or_path", source / "base"]
+    flags += ["--output_dir", output, "--max_steps", steps, "--eval_strategy", "no", "--save_strategy", "no"]
+    flags += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+    figures, script = output.with_suffix(".json"), ROOT / "scripts" / "timed_sft.py"
+    command = [sys.executable, script, figures, *flags]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run([*map(str, command)], cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"recipes/sft.py failed in {tree}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return json.loads(figures.read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+def item_loss(folder: Path, source: Path, count: int = 1000) -> float:
+    """The mean of -log p(next item) over the catalogue, on the first validation rows."""
+    recommender = LLMRecommender.from_pretrained(folder)
+    valid = PreparedData.load(source / "data").valid.slice(0, count)
+    rows = target_rows(valid, recommender.config.max_history)
+    rows = encode_rows(rows, recommender.prompt, recommender.renderer, 512).select_columns(["input_ids", "labels"])
+    model, collate = recommender.model, SemIDCollator(pad_token_id=recommender.tokenizer.pad_token_id)
+    loss, total = CatalogueLoss(recommender.trie, model.get_output_embeddings().weight.shape[0]), 0.0
+    for start in range(0, len(rows), 100):
+        batch = collate([*rows.select(range(start, min(start + 100, len(rows))))])
+        with head_output(model, partial(loss, labels=batch.pop("labels")[:, 1:].contiguous())):
+            ids, mask = (batch[name][:, :-1] for name in ("input_ids", "attention_mask"))
+            total += float(model(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum())
+    return total / len(rows)
+
+
+def against(ref: str, source: Path | None, steps: int, repeats: int) -> dict[str, float]:
+    """Runs the recipe as it is here and as it was at a commit of this repository, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder, git = Path(folder), ["git", "-C", str(ROOT), "worktree"]
+        if subprocess.run([*git, "add", "--detach", str(folder / "before"), ref]).returncode:
+            sys.exit(f"--against {ref}: this needs a git checkout that has this commit")
+        try:
+            if source is None:
+                source = folder / "source"
+                beauty_sized(source)
+            trees = {"before": folder / "before", "after": ROOT}
+            speeds, cpu, losses = ({name: [] for name in trees} for _ in range(3))
+            for repeat in range(repeats):
+                for name, tree in trees.items():
+                    output = folder / f"{name}-{repeat}"
+                    found = train_at(tree, source.absolute(), output, steps)
+                    targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
+                    speeds[name].append(targets / found["seconds"])
+                    cpu[name].append(targets / found["cpu_seconds"])
+                    losses[name].append(item_loss(output, source))
+                    speed, loss = speeds[name][-1], losses[name][-1]
+                    print(f"run {repeat}, {name}: {speed:,.0f} targets/s, loss {loss:.4f}", flush=True)
+        finally:
+            subprocess.run([*git, "remove", "--force", str(folder / "before")], check=True)
+    figures = {
+        f"targets_per_{kind}_speedup": statistics.median(new / old for new, old in zip(each["after"], each["before"]))
+        for kind, each in (("second", speeds), ("cpu_second", cpu))
+    }
+    figures |= {f"targets_per_second_{name}": statistics.median(each) for name, each in speeds.items()}
+    return figures | {f"item_loss_{name}": statistics.median(each) for name, each in losses.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="write the figures there")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--against", default=BEFORE, help="a commit of this repository; empty: none")
+    parser.add_argument("--run", type=Path, help="a folder with data/ and base/, such as out/beauty")
     arguments = parser.parse_args()
     model, words, rows = setting(store())
     ratios, losses = [], []
@@ -129,6 +244,9 @@ def main() -> None:
         print(f"run {repeat}: trainer {ours:,.0f} tokens/s, bare loop {plain:,.0f} tokens/s, ratio {ratios[-1]:.3f}")
     figures = {"sft_throughput_vs_bare": statistics.median(ratios), "sft_loss_relative_difference": max(losses)}
     print(f"median ratio {figures['sft_throughput_vs_bare']:.3f}, loss differs by {max(losses):.1e}")
+    if arguments.against:
+        figures |= against(arguments.against, arguments.run, arguments.steps, arguments.repeats)
+        print(f"{arguments.against} → here: {figures['targets_per_second_speedup']:.2f} times the targets per second")
     if arguments.json:
         write_json(arguments.json, {"figures": figures})
 

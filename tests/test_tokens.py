@@ -18,6 +18,7 @@ from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, lo
 from llmrec.models.vocabulary import add_semid_tokens
 from llmrec.tokens import (
     ControlTokens,
+    EndingRuns,
     _say_once,
     conversation,
     fix_today,
@@ -75,6 +76,32 @@ def test_no_control_token_survives_in_a_text_and_other_texts_stay(family):
     check_other_texts_stay(tokenizer)
 
 
+def check_runs_are_read_as_whole_texts_are(tokenizer) -> None:
+    rng, runs = random.Random(2), EndingRuns(tokenizer, INDEX.tokens)
+    control = ControlTokens(tokenizer).tokens
+    kinds = [WORDS, INDEX.tokens, control, ["", " ", "\n", "<", "<a_", "<a_0", "a_0>", "é"]]
+    parts = [[rng.choice(rng.choice(kinds)) for _ in range(rng.randint(0, 6))] for _ in range(500)]
+    texts = ["".join([*some, *rng.choices(INDEX.tokens, k=rng.randint(0, 6))]) for some in parts]
+    assert runs(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+@every_family
+def test_runs_of_semantic_ids_are_read_as_whole_texts_are(family):
+    tokenizer = with_semids(FAMILIES[family]())
+    check_runs_are_read_as_whole_texts_are(tokenizer)
+    assert bool(EndingRuns(tokenizer, INDEX.tokens).ids) == (family != "llama2")  # <<SYS>> could reach into a run
+
+
+@pytest.mark.parametrize("flags", [{"normalized": True}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}])
+def test_tokens_that_are_not_read_as_they_stand_are_not_looked_up(flags):
+    tokenizer = smollm2()
+    tokenizer.add_tokens([AddedToken(token, **({"normalized": False} | flags)) for token in INDEX.tokens])
+    runs = EndingRuns(tokenizer, INDEX.tokens)
+    assert not runs.ids and not EndingRuns(smollm2(), INDEX.tokens).ids
+    texts = ["a <a_0> <b_1>", "<a_0><b_1>", "x<a_0>", ""]
+    assert runs(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.slow
 def test_no_control_token_survives_in_a_text_of_real_tokenizers():
     """The folders in LLMREC_TOKENIZERS, with `:` between them, and the one of LLMREC_DATA."""
@@ -85,6 +112,7 @@ def test_no_control_token_survives_in_a_text_of_real_tokenizers():
         pytest.skip("needs LLMREC_DATA or LLMREC_TOKENIZERS")
     for folder in folders:
         tokenizer = with_semids(AutoTokenizer.from_pretrained(folder))
+        check_runs_are_read_as_whole_texts_are(tokenizer)
         check_every_control_token(tokenizer)
         check_other_texts_stay(tokenizer)
 

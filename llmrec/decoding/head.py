@@ -1,7 +1,7 @@
 """The output head, read through LoRA and trainable-token wrappers, and run on a few of its rows."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,6 +55,24 @@ def head_rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, t
             down, up = head.lora_A[adapter].weight, head.lora_B[adapter].weight[ids]
             weight = weight + (up @ down) * head.scaling[adapter]
     return weight, bias
+
+
+def level_heads(head: torch.nn.Module, ids: Sequence[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """(level, states float [M, H]) → logits float32 [M, T] of the level's tokens (int64 [T] in `ids`).
+
+    Rows of all levels are read at once: the gradient of a read is a matrix of the whole vocabulary.
+    """
+    rows = head_rows(head, torch.cat(list(ids)))
+    if rows is None:
+        return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
+    sizes = list(map(len, ids))
+    weights, biases = (None if part is None else part.split(sizes) for part in rows)
+
+    def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if biases is None else biases[level]
+        return F.linear(hidden.to(weights[level].dtype), weights[level], bias).float()
+
+    return logits
 
 
 def token_scores(

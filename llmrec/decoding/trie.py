@@ -51,6 +51,7 @@ class SemIDTrie:
         vocab (list of int64 [T]): by level, the sorted tokens used there; `END` comes first where SemIDs are over.
         head_ids (list of int64 [T]): `vocab` with the EOS token in place of `END`: rows of the model's head.
         has_end (list of `bool`): whether `vocab[level]` starts with `END`.
+        ends_are_scored (`bool`): whether a SemID is a prefix of another.
         max_branch (list of `int`): the largest number of children of a node, by level.
         last_token (`int`): the largest of `head_ids`.
         order (int32 [R]): original row of every sorted row; rows with equal SemIDs stay in their order. `host_order`
@@ -73,10 +74,10 @@ class SemIDTrie:
         self.num_rows, self.depth = matrix.shape
         self.device = torch.device("cpu")
         self._cumsums: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
-        ends_are_scored = self._build(matrix)
+        self.ends_are_scored = self._build(matrix)
         if eos_token_id is not None and any(bool((vocab == eos_token_id).any()) for vocab in self.vocab):
             raise ValueError(f"the EOS token {eos_token_id} is also a SemID token")
-        if eos_token_id is None and ends_are_scored:
+        if eos_token_id is None and self.ends_are_scored:
             raise ValueError("a SemID is a prefix of another: give eos_token_id, the token that ends it")
         self._end_with(eos_token_id)
         self.last_token = max(int(ids.max()) for ids in self.head_ids)
@@ -189,17 +190,21 @@ class SemIDTrie:
             tokens = tokens.masked_fill(tokens == self.eos_token_id, END)
         vocab = self.vocab[level]
         wanted = torch.searchsorted(vocab, tokens.contiguous()).clamp(max=len(vocab) - 1)
-        known = vocab[wanted] == tokens
+        return torch.where(vocab[wanted] == tokens, self.child(nodes, wanted, level), DEAD)
+
+    def child(self, nodes: torch.Tensor, columns: torch.Tensor, level: int) -> torch.Tensor:
+        """The child of each of `nodes` by its entry of `vocab[level]` (int64 [...]), `DEAD` where there is none."""
+        if level == 0:  # the root has a child for every entry
+            return torch.where(nodes == 0, columns, DEAD)
         low, count = self._span(nodes, level)
         end = low + count
         high, column = end, self._column[level]
         last = len(column) - 1
         for _ in range(self.max_branch[level].bit_length()):  # binary search among the siblings
             middle = (low + high) // 2
-            right = (low < high) & (column[middle.clamp(max=last)] < wanted)
+            right = (low < high) & (column[middle.clamp(max=last)] < columns)
             low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
-        there = known & (low < end) & (column[low.clamp(max=last)] == wanted)
-        return torch.where(there, low, DEAD)
+        return torch.where((low < end) & (column[low.clamp(max=last)] == columns), low, DEAD)
 
     def walk(self, tokens: torch.Tensor) -> torch.Tensor:
         """The node (int64 [N]) that each row of token ids (int64 [N, T]) leads to from the root, or `DEAD`."""

@@ -36,6 +36,7 @@ class Restricted:
         self.allow = Filter(allow=list(item_ids))
         self.index = getattr(recommender, "index", None)
         self.behaviours = getattr(recommender, "behaviours", ())
+        self.timed = getattr(recommender, "timed", False)
 
     def recommend(self, histories, k=10, filters=None, **wishes) -> list[list[Recommendation]]:
         allow = self.allow if filters is None else replace(filters, allow=self.allow.allow)

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from llmrec.catalogue.filters import Filter
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
-from llmrec.data.rows import list_array, offsets_of, with_columns
+from llmrec.data.rows import list_array, offsets_of
 from llmrec.data.seen import repeats
-from llmrec.data.times import history_times
 from llmrec.evaluation.bootstrap import intervals_of, paired_difference
 from llmrec.evaluation.metrics import (
     KS,
@@ -29,7 +28,7 @@ from llmrec.evaluation.metrics import (
 from llmrec.evaluation.slices import behaviour_slices, popularity_classes, row_slices
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.length import check_histories
-from llmrec.recommenders.protocol import Recommender, requests_of
+from llmrec.recommenders.protocol import Recommender, requests_of, with_times
 
 logger = logging.getLogger(__name__)
 _SLICE_K = 10
@@ -106,8 +105,7 @@ def evaluate(
         raise ValueError("ks is empty: give at least one length of list")
     if rows.num_rows == 0:
         raise ValueError("there is no row to evaluate")
-    if getattr(recommender, "timed", False):
-        rows = with_columns(rows, {"times": history_times(rows, data)})
+    rows = with_times(recommender, rows, data)
     seen = lists_to_rows(rows["history"], data.items["item_id"])
     repeated = repeats(rows, data.items["item_id"])
     excluded = excludes_seen(exclude_seen, data, rows)

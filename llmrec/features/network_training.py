@@ -21,7 +21,6 @@ from tqdm import tqdm
 from llmrec.arguments import at_least
 from llmrec.arrays import blocks, check_loss
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows, lists_to_rows
-from llmrec.data.times import history_times
 from llmrec.files import load_state, part_of, read_json, save_state, write_json
 
 logger = logging.getLogger(__name__)
@@ -94,34 +93,41 @@ def ndcg_gains(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 class Validation(NamedTuple):
     """Rows to stop by: histories (`values`, `offsets` as of `lists_to_rows`), targets int32 [n], whether items of the
-    history are left out, and what else is known of the items of histories, arrays beside `values`."""
+    history are left out, and what else is known of the items of histories (`llmrec.data.known`), beside `values`."""
 
     values: np.ndarray
     offsets: np.ndarray
     targets: np.ndarray
     excluded: bool
-    beside: tuple[np.ndarray, ...] = ()
+    known: np.ndarray | None = None
 
     @classmethod
-    def of(cls, data: PreparedData, config: NetworkConfig, name: str, timed: bool = False) -> Self:
-        """The `validation_rows`; beside the histories, if `timed`, the times of items (`history_times`)."""
+    def of(
+        cls,
+        data: PreparedData,
+        config: NetworkConfig,
+        name: str,
+        known_of: Callable[[pa.Table], np.ndarray] | None = None,
+    ) -> Self:
+        """The `validation_rows`, and what is known of the histories of these rows."""
         rows = validation_rows(data, config, name)
         lengths = pc.list_value_length(rows["history"]).to_numpy()
         rows = rows.take(np.argsort(lengths, kind="stable"))  # alike in a batch, so there is little padding
         histories = lists_to_rows(rows["history"], data.items["item_id"])
         targets = ids_to_rows(rows["target"], data.items["item_id"])
-        beside = (history_times(rows, data).values.to_numpy(),) if timed else ()
+        beside = None if known_of is None else known_of(rows)
         return cls(*histories, targets, excludes_seen(config.exclude_seen, data), beside)
 
     @torch.no_grad()
     def ndcg(self, score: Callable[..., torch.Tensor]) -> float:
         """Mean `ndcg_gains` of the targets in the whole catalogue, or in it without the history. `score` gives float
-        [b, items] after histories (int32 [n], int64 [b + 1], and what stands beside)."""
+        [b, items] after histories (int32 [n], int64 [b + 1], and what is known beside)."""
         gains = []
         for batch in blocks(len(self.targets), 128):
             bounds = self.offsets[batch.start : batch.stop + 1]
             seen = self.values[bounds[0] : bounds[-1]]
-            scores = score(seen, bounds - bounds[0], *(one[bounds[0] : bounds[-1]] for one in self.beside))
+            beside = () if self.known is None else (self.known[bounds[0] : bounds[-1]],)
+            scores = score(seen, bounds - bounds[0], *beside)
             if self.excluded:
                 row = np.repeat(np.arange(len(scores)), np.diff(bounds))
                 scores[torch.from_numpy(row), torch.from_numpy(seen.astype(np.int64))] = -torch.inf

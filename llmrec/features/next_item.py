@@ -16,17 +16,20 @@ from torch import nn
 
 from llmrec.arguments import at_least, one_of
 from llmrec.data import PreparedData, lists_to_rows
+from llmrec.data.known import check_behaviours, history_known, known_items, training_known
 from llmrec.data.rows import ragged_arange
-from llmrec.data.times import UNKNOWN, training_times
+from llmrec.data.times import UNKNOWN
 from llmrec.devices import best_device
 from llmrec.features.network_training import NetworkConfig, Validation, train_network
 
 
 @dataclass(frozen=True)
 class NextItemConfig(NetworkConfig):
-    """What the training of every `NextItemNetwork` has. One whose config is `timed` is told when items were taken."""
+    """What the training of every `NextItemNetwork` has. One whose config is `timed` is told when items were taken, and
+    one that names `behaviours` as what."""
 
     timed: ClassVar[bool] = False
+    behaviours: ClassVar[list[str]] = []
     max_length: int = field(default=50, metadata={"help": "Items of a history that the network sees, the newest."})
     hidden_size: int = field(default=64, metadata={"help": "Width of embeddings and blocks."})
     rows: str = field(
@@ -44,11 +47,11 @@ class NextItemNetwork(Protocol):
     """An `nn.Module` that knows histories as rows of the catalogue."""
 
     def __call__(
-        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor, last: bool = False
+        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, known_BTK: torch.Tensor, last: bool = False
     ) -> torch.Tensor:
         """int64 [B, T], padded on the right with any item, how many items of each are none of that (int64 [B]), and
-        when they were taken (int64 [B, T], as of `llmrec.data.times`), to float [B, T, hidden], or to the states after
-        the `last` item of every row, float [B, hidden]."""
+        what is known of them (int64 [B, T, 3], as of `llmrec.data.known`), to float [B, T, hidden], or to the states
+        after the `last` item of every row, float [B, hidden]."""
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -70,24 +73,26 @@ def train_next_item(
     folder: str | Path | None = None,
 ) -> nn.Module:
     """Makes a `NextItemNetwork` and trains it on `data.train`; `folder` as of `train_network`. Raises `ValueError` on
-    no training target, no validation row, or an item that is not in the catalogue.
+    no training target, no validation row, an item that is not in the catalogue, or other behaviours than the config's.
     """
+    check_behaviours(config.behaviours, data, name)
     device = best_device(device)
     values, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
-    times = training_times(data.train) if config.timed else np.full(len(values), UNKNOWN)
+    known = training_known(data.train, config.timed, config.behaviours)
     windows = next_item_windows(offsets, data.train["num_context"].to_numpy(), config.max_length, config.rows)
-    valid = Validation.of(data, config, name, config.timed)
+    read = partial(history_known, data=data, timed=config.timed, behaviours=config.behaviours)
+    valid = Validation.of(data, config, name, read)
     torch.manual_seed(config.seed)
     model = make().to(device)
 
-    def score(values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> torch.Tensor:
-        return next_item_logits(model, values, offsets, times, config.max_length)
+    def score(values: np.ndarray, offsets: np.ndarray, beside: np.ndarray) -> torch.Tensor:
+        return next_item_logits(model, values, offsets, beside, config.max_length)
 
     def validate() -> float:
         return valid.ndcg(score)
 
     def batches(generator: np.random.Generator) -> Iterator:
-        return next_item_batches(values, times, windows, config.batch_size, generator)
+        return next_item_batches(values, known, windows, config.batch_size, generator)
 
     loss = partial(next_item_loss, model, last=config.rows == "prefix")
     train_network(model, optimizer_of(model), batches, loss, validate, config, name, folder)
@@ -98,9 +103,9 @@ def next_item_loss(model: NextItemNetwork, batch: tuple[np.ndarray, ...], last: 
     """The mean loss of a batch of `next_item_batches`, and of how many targets. `last`: every row has one label, after
     its last item, so the last layer is computed there alone."""
     device = next(model.parameters()).device
-    ids, labels, lengths, times = (torch.from_numpy(part).to(device) for part in batch)
+    ids, labels, lengths, known = (torch.from_numpy(part).to(device) for part in batch)
     kept = labels >= 0
-    states, wanted = model(ids, lengths, times, last=last), labels[kept]
+    states, wanted = model(ids, lengths, known, last=last), labels[kept]
     return model.loss(states if last else states[kept], wanted), len(wanted)
 
 
@@ -130,10 +135,10 @@ def next_item_windows(offsets: np.ndarray, context: np.ndarray, max_length: int,
 
 
 def next_item_batches(
-    values: np.ndarray, times: np.ndarray, windows: np.ndarray, batch_size: int, generator: np.random.Generator
+    values: np.ndarray, known: np.ndarray, windows: np.ndarray, batch_size: int, generator: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields `(ids, labels, lengths, times)` in random order: int64 [B, T], lengths [B]; -1 is no label. Windows of
-    similar length share a batch."""
+    """Yields `(ids, labels, lengths, known)` in random order: int64 [B, T], lengths [B], known [B, T, 3]; -1 is no
+    label. Windows of similar length share a batch."""
     order = generator.permutation(len(windows))
     lengths = windows[:, 1] - windows[:, 0] - 1
     pool = batch_size * 32
@@ -148,31 +153,30 @@ def next_item_batches(
         places = np.where(filled, first + steps, 0)
         labels = np.where(filled & (places + 1 >= label), values[places + filled], -1)
         ids = np.where(filled, values[places], 0)
-        yield ids.astype(np.int64), labels.astype(np.int64), lengths[batch], times[places]
+        yield ids.astype(np.int64), labels.astype(np.int64), lengths[batch], known[places]
 
 
 @torch.no_grad()
 def next_item_logits(
-    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, known: np.ndarray | None, max_length: int
 ) -> torch.Tensor:
     """float [b, items] after the last item of every history (an empty one gives meaningless logits)."""
-    return model.head(last_state(model, values, offsets, times, max_length))
+    return model.head(last_state(model, values, offsets, known, max_length))
 
 
 @torch.no_grad()
 def last_state(
-    model: nn.Module, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None, max_length: int
+    model: nn.Module, values: np.ndarray, offsets: np.ndarray, known: np.ndarray | None, max_length: int
 ) -> torch.Tensor:
     """float [b, hidden] at the last item of every history (an empty one gives a meaningless state)."""
+    known = known_items(offsets) if known is None else known
     starts = np.maximum(offsets[:-1], offsets[1:] - max_length)
     lengths = offsets[1:] - starts
     steps = np.arange(max(1, lengths.max(initial=1)))
     filled = steps < lengths[:, None]
-    ids, when = np.zeros(filled.shape, np.int64), np.full(filled.shape, UNKNOWN, np.int64)
+    ids, beside = np.zeros(filled.shape, np.int64), np.full((*filled.shape, known.shape[1]), UNKNOWN, np.int64)
     places = (starts[:, None] + steps)[filled]
-    ids[filled] = values[places]
-    if times is not None:
-        when[filled] = times[places]
+    ids[filled], beside[filled] = values[places], known[places]
     device = next(model.parameters()).device
-    ids, read, when = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), when))
-    return model(ids, read, when, last=True)
+    ids, read, beside = (torch.from_numpy(part).to(device) for part in (ids, np.maximum(lengths, 1), beside))
+    return model(ids, read, beside, last=True)

@@ -57,10 +57,10 @@ class SASRecModel(TiedNetwork):
         self,
         ids_BT: torch.Tensor,
         lengths_B: torch.Tensor | None = None,
-        times_BT: torch.Tensor | None = None,
+        known_BTK: torch.Tensor | None = None,
         last: bool = False,
     ) -> torch.Tensor:
-        """As of `NextItemNetwork`; times are not read, and lengths for the last items alone."""
+        """As of `NextItemNetwork`; what else is known is not read, and lengths for the last items alone."""
         positions = self.positions.weight[: ids_BT.shape[1]]
         x_BTH = self.dropout(self.items(ids_BT) + positions)
         for block in self.blocks[:-1]:

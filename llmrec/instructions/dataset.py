@@ -254,7 +254,7 @@ def _encode(
 
     def tokens_of(numbers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
         prompts, answers = map(list, zip(*(texts(rows[n], mixes[n]) for n in numbers)))
-        return renderer.token_ids(prompts), renderer.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return renderer.token_ids(prompts), renderer.answer_ids(answers)
 
     prompts, answers = tokens_of(range(len(rows))) if rows else ([], [])
     cut = [False] * len(rows)

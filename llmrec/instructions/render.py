@@ -18,9 +18,10 @@ from llmrec.tokens import (
     OURS,
     SEMIDS,
     ControlTokens,
+    EndingRuns,
+    begun_with,
     conversation,
     fix_today,
-    prompt_ids,
     text_start,
     with_system,
 )
@@ -48,6 +49,7 @@ class Renderer:
         self.tokenizer, self.catalogue = tokenizer, catalogue
         self.start = text_start(tokenizer) if bos and not tokenizer.chat_template else []
         self._control, self._marked = ControlTokens(tokenizer, catalogue.index.tokens), catalogue.marked()
+        self._runs = EndingRuns(tokenizer, catalogue.index.tokens)
         self._frames: dict[tuple, list[str]] = {}
         self._checked: set[tuple[str, Template]] = set()
 
@@ -102,7 +104,11 @@ class Renderer:
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of whole prompts; see `llmrec.tokens.prompt_ids`."""
-        return prompt_ids(self.tokenizer, prompts, self.start)
+        return begun_with(self.start, self.answer_ids(prompts))
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The token ids of answers, which continue a prompt."""
+        return self._runs(answers)
 
     def next_item_prompts(
         self,

@@ -12,6 +12,7 @@ from llmrec.item_tokenizers.trees.balanced_tree import BalancedTree
 from llmrec.item_tokenizers.trees.category_tree import CategoryTree
 from llmrec.item_tokenizers.trees.cooccurrence_tree import CooccurrenceTree
 from llmrec.item_tokenizers.with_behaviour.mbgen import MBGen
+from llmrec.item_tokenizers.words.idgenrec import IDGenRec
 from llmrec.item_tokenizers.words.item_numbers import ItemNumbers
 from llmrec.item_tokenizers.words.keywords import Keywords
 from llmrec.item_tokenizers.words.tags import Tags
@@ -35,4 +36,5 @@ STAND_ALONE: dict[str, type[ItemTokenizer]] = {
     "cost": CoST,
     "etegrec": ETEGRec,
     "lm_indexer": LMIndexer,
+    "idgenrec": IDGenRec,
 }

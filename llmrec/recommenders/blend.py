@@ -23,10 +23,18 @@ from llmrec.catalogue.filters import CatalogueFilter, Filter, within_limits
 from llmrec.data import PreparedData, excludes_seen, ids_to_rows
 from llmrec.features.network_training import validation_rows
 from llmrec.files import atomic_path, read_json, read_parquet, write_json, write_parquet
-from llmrec.recommenders.protocol import Recommendation, Recommender, asked_for, item_histories
+from llmrec.recommenders.protocol import (
+    Recommendation,
+    Recommender,
+    asked_for,
+    item_histories,
+    requests_of,
+    with_times,
+)
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 20
+_READ = {"times": "timed", "behaviour": "behaviours"}  # what may be said of histories, and who reads it
 
 
 @dataclass(frozen=True)
@@ -105,16 +113,33 @@ class BlendedRecommender(ABC):
     def num_parameters(self) -> int:
         return sum(one.num_parameters for one in self.members.values())
 
+    @property
+    def timed(self) -> bool:
+        """Whether a member may be told when items were taken."""
+        return any(getattr(member, "timed", False) for member in self.members.values())
+
+    @property
+    def behaviours(self) -> list[str]:
+        """The kinds of interaction that its members read, those of the first that reads any."""
+        return next((kinds for one in self.members.values() if (kinds := getattr(one, "behaviours", []))), [])
+
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence],
         k: int | Sequence[int] = 10,
         filters: Filter | Sequence[Filter] | None = None,
+        times: Sequence[Sequence[int | None]] | None = None,
+        behaviour: str | Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
-        """As `Recommender.recommend`."""
-        histories = item_histories(histories)
+        """As `Recommender.recommend`. Members that are `timed` are told the `times` of items, and those with
+        `behaviours` the kinds of (item id, behaviour) pairs and the wanted one (see `HSTU.recommend`); `ValueError`
+        where they are said and no member reads them."""
+        histories = item_histories(histories, pairs=True)
         ks, requests = asked_for(k, filters, len(histories))
-        fused = self._fused(histories, ks, requests)
+        known = {name: said for name, said in (("times", times), ("behaviour", behaviour)) if said is not None}
+        if unread := [name for name in known if not getattr(self, _READ[name])]:
+            raise ValueError(f"{unread[0]}: no member of this blend reads them, leave them out")
+        fused = self._fused(histories, ks, requests, known)
         scores = np.asarray([self.config.weights[name] for name in self.members]) @ fused.said
         lists = []
         for start, end, number, request in zip(fused.offsets[:-1], fused.offsets[1:], ks, requests):
@@ -125,12 +150,13 @@ class BlendedRecommender(ABC):
             lists.append([Recommendation(self.item_ids[row], score, self.titles[row] or "") for row, score in found])
         return lists
 
-    def _fused(self, histories: list, ks: list[int], requests: list) -> Fused:
+    def _fused(self, histories: list, ks: list[int], requests: list, known: Mapping) -> Fused:
         depths = [max(self.config.depth, number) for number in ks]
         asked = {} if all(request is None for request in requests) else {"filters": requests}
         keys, said, least = [], [], []
         for member in self.members.values():
-            lists = member.recommend(histories, k=depths, **asked)
+            told = {name: said for name, said in known.items() if getattr(member, _READ[name], ())}
+            lists = member.recommend(histories, k=depths, **asked, **told)
             lengths = np.asarray([len(one) for one in lists], np.int64)
             of_list = np.repeat(np.arange(len(lists)), lengths)
             rows = np.asarray([self._row[item.item_id] for one in lists for item in one], np.int64)
@@ -155,7 +181,8 @@ class BlendedRecommender(ABC):
         rows = validation_rows(data, self.config, "a blend")
         excluded = excludes_seen(self.config.exclude_seen, data)
         count = rows.num_rows
-        fused = self._fused(rows["history"].to_pylist(), [10] * count, [Filter(exclude_seen=excluded)] * count)
+        histories, known = requests_of(self, with_times(self, rows, data))
+        fused = self._fused(histories, [10] * count, [Filter(exclude_seen=excluded)] * count, known)
         targets = ids_to_rows(rows["target"], data.items["item_id"]).astype(np.int64)
         of_list = np.repeat(np.arange(count), np.diff(fused.offsets))
         is_target = fused.rows == targets[of_list]

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 from llmrec.arguments import construct
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, excludes_seen
+from llmrec.features.network_training import CHECKPOINT, CURVE
 from llmrec.files import read_json, write_json
-from llmrec.recommenders.protocol import Recommendation, Recommender, TrainableRecommender, requests_of
+from llmrec.recommenders.protocol import Recommendation, Recommender, TrainableRecommender, requests_of, with_times
 
 logger = logging.getLogger(__name__)
 CHOICES = "choices.json"
@@ -32,6 +35,8 @@ def configs_of(kind: type[TrainableRecommender], settings: Mapping) -> list:
     what = f"settings of kind {kind.kind!r}"
     if empty := [name for name, choices in open_ones.items() if not choices]:
         raise ValueError(f"{what}: {empty[0]} has no choice")
+    if "exclude_seen" in open_ones:
+        raise ValueError(f"{what}: exclude_seen is how choices are compared, so it has none itself: give one value")
     combinations = (dict(zip(open_ones, chosen)) for chosen in itertools.product(*open_ones.values()))
     return [construct(kind.config_class, {**settings, **chosen}, what) for chosen in combinations]
 
@@ -47,29 +52,44 @@ def fit_best(
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
 ) -> TrainableRecommender:
-    """The recommender of the config that is best on validation. With several configs `folder` gets choices.json, one
-    entry for each that was tried; a run that was killed goes on after the last of them."""
+    """The recommender of the config that is best on validation, without items of the history as `exclude_seen` of the
+    configs says (`auto`, where they have none).
+
+    With several configs `folder` gets choices.json, one entry for each that was tried, and the learning curve of the
+    best; a run that was killed goes on where it was, within a choice too. What that needs lies in `CHECKPOINT`.
+    """
     if len(configs) == 1:
         return kind.fit(data, configs[0], device, folder)
-    path = Path(folder) / CHOICES if folder else None
-    tried = read_json(path)["tried"] if path and path.exists() else []
-    recommender, best = None, max((one["ndcg@10"] for one in tried), default=-1.0)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return fit_best(kind, data, configs, device, scratch)
+    rule = getattr(configs[0], "exclude_seen", "auto")
+    path, kept = Path(folder) / CHOICES, Path(folder) / CHECKPOINT
+    tried, recommender = read_json(path)["tried"] if path.exists() else [], None
     for number, config in enumerate(configs[len(tried) :], len(tried) + 1):
-        candidate = kind.fit(data, config, device)
-        tried.append({"ndcg@10": validation_ndcg(candidate, data), "settings": asdict(config)})
+        (own := kept / f"choice_{number}").mkdir(parents=True, exist_ok=True)
+        candidate = kind.fit(data, config, device, own)
+        tried.append({"ndcg@10": validation_ndcg(candidate, data, rule), "settings": asdict(config)})
         logger.info("%s, choice %d of %d: %s", kind.kind, number, len(configs), tried[-1])
-        if tried[-1]["ndcg@10"] > best:
-            recommender, best = candidate, tried[-1]["ndcg@10"]
-        if path:
-            write_json(path, {"tried": tried})
+        if tried[-1]["ndcg@10"] > max((one["ndcg@10"] for one in tried[:-1]), default=-1.0):
+            recommender = candidate
+            shutil.rmtree(kept / "best", ignore_errors=True)
+            recommender.save_pretrained(kept / "best")
+            if (own / CURVE).exists():
+                shutil.copy2(own / CURVE, Path(folder) / CURVE)
+        write_json(path, {"tried": tried})
+        shutil.rmtree(own)
+    if recommender is not None:
+        return recommender
     chosen = configs[int(np.argmax([one["ndcg@10"] for one in tried]))]
-    return recommender or kind.fit(data, chosen, device)
+    there = (kept / "best").exists()  # unless it was killed while the stage was finished
+    return kind.from_pretrained(kept / "best", device) if there else kind.fit(data, chosen, device)
 
 
 def validation_ndcg(recommender: Recommender, data: PreparedData, exclude_seen: str = "auto") -> float:
     """ndcg@10 of the lists for `data.valid`, without items of the history as `excludes_seen` says."""
     asked = {"filters": Filter(exclude_seen=True)} if excludes_seen(exclude_seen, data) else {}
-    histories, wishes = requests_of(recommender, data.valid)
+    histories, wishes = requests_of(recommender, with_times(recommender, data.valid, data))
     lists = recommender.recommend(histories, k=10, **asked, **wishes)
     return float(list_gains(lists, data.valid["target"].to_pylist()).mean())
 

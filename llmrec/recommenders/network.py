@@ -57,25 +57,30 @@ class NetworkRanker(CatalogueRanker):
         return sum(weights.numel() for weights in self.model.parameters())
 
     @torch.no_grad()
-    def score(self, values: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        scores = self.network_scores(values, offsets, times).cpu().numpy()
+    def score(self, values: np.ndarray, offsets: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+        scores = self.network_scores(values, offsets, known).cpu().numpy()
         empty = np.diff(offsets) == 0
         if empty.any():
             scores[empty] = np.log((self.popularity + 1) / (self.popularity + 1).sum()).astype(np.float32)
         return scores
 
-    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
+    def network_scores(self, values, offsets, known: np.ndarray | None) -> torch.Tensor:
         """As `score`, but for empty histories, of which it says nothing."""
-        return F.log_softmax(next_item_logits(self.model, values, offsets, times, self.config.max_length), -1)
+        return F.log_softmax(next_item_logits(self.model, values, offsets, known, self.config.max_length), -1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         weights = {name: value.cpu().numpy() for name, value in self.model.state_dict().items()}
         return weights | {"popularity": self.popularity}
 
     @classmethod
+    def blank(cls, num_items: int, config: NextItemConfig, arrays: dict[str, np.ndarray]) -> nn.Module:
+        """A network of the shape of these arrays."""
+        return cls.network(num_items, config)
+
+    @classmethod
     def from_arrays(cls, items: pa.Table, arrays: dict[str, np.ndarray], settings: dict) -> Self:
         config, popularity = cls.config_class(**settings), arrays.pop("popularity")
-        model = cls.network(items.num_rows, config)
+        model = cls.blank(items.num_rows, config, arrays)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         return cls(model, items, popularity, config)
 

@@ -13,6 +13,7 @@ from llmrec.decoding.dense import MODES
 from llmrec.decoding.searchable import SearchableCatalogue
 from llmrec.decoding.thoughts import ThoughtBlock
 from llmrec.instructions import TASKS, Catalogue, Prompt, Renderer, Template, Texts, load_prompt
+from llmrec.instructions.tasks import check_prompt
 from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.folder import CONFIG, RecommenderConfig
 from llmrec.recommenders.protocol import item_histories, item_id_of, per_request
@@ -34,8 +35,7 @@ class PromptWriter:
         texts: Texts | None = None,
     ):
         self.tokenizer, self.index, self.config = tokenizer, index, config
-        self.prompt = Prompt.from_dict(config.prompt, f"{CONFIG}: prompt")
-        one_of(self.prompt.task, TASKS, f"{CONFIG}: prompt: task")
+        self.prompt = check_prompt(Prompt.from_dict(config.prompt, f"{CONFIG}: prompt"))
         self.renderer = Renderer(tokenizer, Catalogue(index, items, sequence_tokenizer, texts), config.bos)
         views = config.fuse or ([self.prompt.semids] if self.prompt.semids else [])
         self.catalogue = SearchableCatalogue(index, items, tokenizer, views)

@@ -12,6 +12,8 @@ import torch
 from llmrec.arguments import whole_number
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
+from llmrec.data.rows import with_columns
+from llmrec.data.times import history_times
 
 
 class Recommendation(NamedTuple):
@@ -146,16 +148,21 @@ def item_id_of(value, where: str) -> str:
     raise ValueError(f"{where}: {value!r} is no item id")
 
 
+def with_times(recommender: Recommender, rows: pa.Table, data: PreparedData) -> pa.Table:
+    """The rows; for a recommender that is `timed` with a column times, those of the items of histories."""
+    return with_columns(rows, {"times": history_times(rows, data)}) if getattr(recommender, "timed", False) else rows
+
+
 def requests_of(recommender: Recommender, rows: pa.Table) -> tuple[list, dict]:
     """Histories of rows (`llmrec.data.prepared.TARGETS`), and what else `recommend` is to know of each.
 
     A recommender with `behaviours` gets (item id, behaviour) pairs, and the target's behaviour as the wanted one; one
-    that is `timed` the `times` of items, where rows have them (`llmrec.data.times.history_times`).
+    that is `timed` the `times` of items, where rows have them (`with_times`).
     """
-    histories = rows["history"].to_pylist()
+    histories, wishes = rows["history"].to_pylist(), {}
     if getattr(recommender, "timed", False) and "times" in rows.column_names:
-        return histories, {"times": rows["times"].to_pylist()}
-    if not getattr(recommender, "behaviours", ()) or "behaviours" not in rows.column_names:
-        return histories, {}
-    pairs = [list(zip(*lists, strict=True)) for lists in zip(histories, rows["behaviours"].to_pylist())]
-    return pairs, {"behaviour": rows["target_behaviour"].to_pylist()}
+        wishes["times"] = rows["times"].to_pylist()
+    if getattr(recommender, "behaviours", ()) and "behaviours" in rows.column_names:
+        histories = [list(zip(*lists, strict=True)) for lists in zip(histories, rows["behaviours"].to_pylist())]
+        wishes["behaviour"] = rows["target_behaviour"].to_pylist()
+    return histories, wishes

@@ -61,7 +61,7 @@ class RPG(NetworkRanker):
     def made_from(config: RPGConfig) -> dict:
         return made_from_semids(RPG.kind, config.semids)
 
-    def network_scores(self, values, offsets, times: np.ndarray | None) -> torch.Tensor:
+    def network_scores(self, values, offsets, known: np.ndarray | None) -> torch.Tensor:
         return item_scores(self._tables(values, offsets), self.model.codes)
 
     def best(self, requests, values, offsets, *beside: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

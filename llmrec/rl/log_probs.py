@@ -10,13 +10,12 @@ and the gradient then speak of another distribution). Thoughts are free text: wi
 the vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from llmrec.decoding.head import head_output, head_rows, token_scores, unwrap
+from llmrec.decoding.head import head_output, level_heads, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, SemIDTrie
 
@@ -124,7 +123,7 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
     """float32 [N, G, C, 2]: as `_over_vocabulary`, over the children of each token's node."""
     tokens, mask = groups.completions, groups.completion_mask
     depth = min(trie.depth, tokens.shape[-1])
-    logits_of = _level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
+    logits_of = level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
     nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
     levels = []
     for level in range(depth):
@@ -147,21 +146,3 @@ def _at(mask, steps, choices, entropy) -> torch.Tensor:
     values = torch.stack([steps.gather(-1, choices[:, None])[:, 0], entropy], -1)
     empty = torch.zeros(*mask.shape, 2, device=steps.device)
     return empty.masked_scatter(mask[..., None].expand_as(empty), values)
-
-
-def _level_heads(head, ids: list[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """(level, states float [M, H]) → logits float32 [M, T] of the level's tokens.
-
-    Rows of all levels are read at once: the gradient of a read is a matrix of the whole vocabulary.
-    """
-    rows = head_rows(head, torch.cat(ids))
-    if rows is None:
-        return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
-    sizes = list(map(len, ids))
-    weights, biases = (None if part is None else part.split(sizes) for part in rows)
-
-    def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:
-        bias = None if biases is None else biases[level]
-        return F.linear(hidden.to(weights[level].dtype), weights[level], bias).float()
-
-    return logits

@@ -1,6 +1,7 @@
 """Training with TRL: what SFT on Semantic IDs needs beside the stock trainer, and what every run of a recipe does."""
 
 from llmrec.training.batches import packed
+from llmrec.training.catalogue_loss import CatalogueLoss, catalogue_loss
 from llmrec.training.defaults import sft_defaults
 from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
@@ -13,6 +14,7 @@ from llmrec.training.sft import SemIDSFTTrainer
 from llmrec.training.sft_arguments import SFTArguments, callbacks, check_sft
 
 __all__ = [
+    "CatalogueLoss",
     "Distillation",
     "RecommenderTrainer",
     "SFTArguments",
@@ -21,6 +23,7 @@ __all__ = [
     "ValidationSample",
     "add_dropout",
     "callbacks",
+    "catalogue_loss",
     "check_sft",
     "distillation",
     "lora_config",

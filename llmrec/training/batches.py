@@ -26,13 +26,23 @@ class SemIDCollator(DataCollatorForLanguageModeling):
     tells_general: bool = False
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        batch = super().torch_call(examples)
-        if "weights" in examples[0]:
-            weights = [torch.tensor(example["weights"], dtype=torch.float32) for example in examples]
-            weights = [torch.cat(weights)] if self.padding_free else weights
-            batch["weights"] = pad(
-                weights, padding_value=0.0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
-            )
+        filling = {"input_ids": self.pad_token_id, "labels": -100}
+        filling |= {"weights": 0.0} if "weights" in examples[0] else {}
+        if self.padding_free or self.return_position_ids or self.pad_to_multiple_of:
+            batch = super().torch_call(examples)
+            if "weights" in filling:
+                weights = [torch.tensor(example["weights"], dtype=torch.float32) for example in examples]
+                weights = [torch.cat(weights)] if self.padding_free else weights
+                batch["weights"] = pad(
+                    weights, padding_value=0.0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
+                )
+        else:  # the same at once, where TRL makes three tensors of every row
+            lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+            mask = torch.arange(int(lengths.max())) < lengths[:, None]
+            batch = {"attention_mask": mask.long()}
+            for name, value in filling.items():
+                values = [each for example in examples for each in example.get(name, example["input_ids"])]
+                batch[name] = torch.full(mask.shape, value).masked_scatter_(mask, torch.tensor(values))
         if self.tells_general:
             if any("task" not in example for example in examples):
                 raise ValueError(
@@ -66,11 +76,12 @@ def right_aligned(inputs: dict[str, torch.Tensor], before: int = 0) -> dict[str,
 
 
 def shared_prefix(inputs: dict[str, torch.Tensor]) -> int:
-    """How many tokens all rows of a batch, padded on the right, begin with, less what predicts the first label: the
-    system text and the question, where rows ask the same. 0 where sharing them saves less than two passes cost."""
-    ids = inputs["input_ids"]
-    common = (ids == ids[:1]).all(0) & inputs["attention_mask"].bool().all(0) & (inputs["labels"] == -100).all(0)
-    prefix = int(common.long().cumprod(0).sum()) - 1
+    """How many tokens all rows of a batch, padded on the right, begin with, less what predicts a label: the system
+    text and the question, where rows ask the same. 0 where sharing them saves less than two passes cost."""
+    ids, whole = inputs["input_ids"], inputs["attention_mask"].bool().all(0)
+    asked = whole & (inputs["labels"] == -100).all(0)
+    prefix = int(((ids == ids[:1]).all(0) & asked).long().cumprod(0).sum())
+    prefix -= prefix == ids.size(1) or not asked[prefix]  # what stands before a label, or at the end of a row
     return prefix if len(ids) > 1 and prefix >= _SHORTEST_PREFIX else 0
 
 

@@ -51,7 +51,7 @@ def add_dropout(model: nn.Module, probability: float) -> None:
     do)."""
 
     def drop(module, inputs, output):
-        return nn.functional.dropout(output, probability, module.training)
+        return dropout(output, probability) if module.training else output
 
     branches = [m for name, m in model.named_modules() if name.rpartition(".")[2] in ("o_proj", "down_proj")]
     if not branches:
@@ -60,6 +60,17 @@ def add_dropout(model: nn.Module, probability: float) -> None:
         )
     for module in [model.get_input_embeddings(), *branches]:
         module.register_forward_hook(drop)
+
+
+def dropout(states: torch.Tensor, probability: float) -> torch.Tensor:
+    """`nn.functional.dropout`; on a CPU with 16 random bits an element, where torch draws a number of 53 for each: a
+    fifth of its time. The probability is then the nearest multiple of 2^-16, below 1."""
+    if states.device.type != "cpu":
+        return nn.functional.dropout(states, probability)
+    dropped = min(round(probability * 2**16), 2**16 - 1)
+    bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
+    return states * (kept * (2**16 / (2**16 - dropped))).to(states.dtype)
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ It overrides public methods (`compute_loss`, `get_batch_samples`, those of `Reco
 """
 
 import dataclasses
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -13,9 +14,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from llmrec.decoding.head import head_output
 from llmrec.instructions import reader_of
 from llmrec.models.positions import positions_of
 from llmrec.training.batches import SemIDCollator, prefix_cache, right_aligned, rows_of, shared_prefix
+from llmrec.training.catalogue_loss import CatalogueLoss
 from llmrec.training.distillation import Distillation
 from llmrec.training.recommender_trainer import RecommenderTrainer
 
@@ -50,12 +53,21 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
     Every log says how many tokens training has seen (`num_input_tokens_seen`: prompts and answers without padding, of
     all processes, from the first step on where a run was resumed). TRL's `num_tokens` begins anew then.
 
-    Arguments are those of `SFTTrainer` and `RecommenderTrainer`, and `distillation`, which takes the place of the
-    cross-entropy in general conversations (logged as `general_kl`, without its weight). `args.dataset_kwargs` is set
+    Arguments are those of `SFTTrainer` and `RecommenderTrainer`, `distillation`, which takes the place of the
+    cross-entropy in general conversations (logged as `general_kl`, without its weight), and `catalogue_loss`, which
+    takes its place for Semantic IDs (`llmrec.training.catalogue_loss`). `args.dataset_kwargs` is set
     here, and `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
     """
 
-    def __init__(self, model: PreTrainedModel, args: SFTConfig, *, distillation: Distillation | None = None, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        *,
+        distillation: Distillation | None = None,
+        catalogue_loss: CatalogueLoss | None = None,
+        **kwargs,
+    ):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         # Without padding there is no mask, and rows hold the pad token where it ends turns.
         args.include_num_input_tokens_seen = "all" if args.padding_free or args.packing else "non_padding"
@@ -68,7 +80,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         super().__init__(model, args, **kwargs)
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
         known = {field.name: getattr(self.data_collator, field.name) for field in fields}
-        self.distillation = distillation
+        self.distillation, self.catalogue_loss = distillation, catalogue_loss
         self.data_collator = SemIDCollator(**known, tells_general=distillation is not None)
 
     def _get_train_sampler(self, *args, **kwargs):
@@ -105,19 +117,20 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         return loss + self._row_loss(model, rows_of(inputs, others), False, num_items_in_batch)
 
     def _row_loss(self, model, inputs, return_outputs, num_items_in_batch):
-        """On a CPU the cross-entropy of the labelled positions alone; elsewhere TRL's fused head.
+        """On a CPU, and over the catalogue, the loss of the labelled positions alone; else TRL's fused head.
 
         TRL's fused head needs Triton; without it every position is projected, twice. The losses are equal.
         """
         weights = inputs.pop("weights", None)
         fast = inputs["input_ids"].device.type == "cpu" and self.args.loss_type == "nll" and not self.aux_loss_enabled
+        fast = fast or self.catalogue_loss is not None
         if return_outputs or (weights is None and not fast):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if fast:
             losses, weights = self._labelled_losses(model, inputs, weights)
         else:
             losses, weights = self._fused_losses(model, inputs), weights[:, 1:]
-        loss = losses if weights is None else (losses * weights).sum()
+        loss = losses.sum() if weights is None else (losses * weights).sum()
         if num_items_in_batch is None:
             if weights is None:
                 return loss / (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
@@ -127,33 +140,38 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         return loss / num_items_in_batch
 
     def _labelled_losses(self, model, inputs, weights):
-        """The summed loss; with weights those of the columns that any row labels, and their losses: float [B, C]."""
-        prefix, past = 0, None
-        if "position_ids" not in inputs:
-            inputs = inputs if weights is None else {**inputs, "weights": weights}
-            if self.accelerator.num_processes == 1 and not getattr(model, "is_gradient_checkpointing", False):
-                prefix = shared_prefix(inputs)
-            if prefix:
-                past = prefix_cache(model, inputs["input_ids"][:, :prefix])
-                prefix = prefix if past is not None else 0
-            inputs = right_aligned({name: columns[:, prefix:] for name, columns in inputs.items()}, prefix)
-            weights = inputs.get("weights")
-        labels = inputs["labels"]
+        """The losses of the columns that any row labels and, where there are any, their weights: float [B, C]."""
+        inputs = inputs if weights is None else {**inputs, "weights": weights}
+        inputs, cache = self._without_repeats(model, inputs)
+        # What follows the last token is not asked for. Padding-free rows follow each other in one: positions without
+        # a mask keep them apart.
+        known = {name: inputs[name][:, :-1] for name in ("attention_mask", "position_ids") if name in inputs}
+        known |= {"use_cache": False} if cache is None else {"past_key_values": cache}
+        ids, labels, weights = inputs["input_ids"][:, :-1], inputs["labels"][:, 1:], inputs.get("weights")
+        weights = None if weights is None else weights[:, 1:]
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        if self.catalogue_loss is not None:
+            with head_output(model, partial(self.catalogue_loss, labels=labels, smoothing=smoothing)):
+                return model(input_ids=ids, **known).logits, weights
         # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
-        columns = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
-        # Padding-free rows follow each other in one: positions without a mask keep them apart.
-        known = {name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs}
-        known |= {"use_cache": False} if past is None else {"past_key_values": past}
-        outputs = model(input_ids=inputs["input_ids"], logits_to_keep=columns, **known)
-        targets = labels[:, columns + 1]
-        losses = nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(),
-            targets.flatten(),
-            ignore_index=-100,
-            reduction="sum" if weights is None else "none",
-            label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
-        )
-        return (losses, None) if weights is None else (losses.view(targets.shape), weights[:, columns + 1])
+        columns = (labels != -100).any(0).nonzero().squeeze(1)
+        labels = labels[:, columns]
+        logits = model(input_ids=ids, logits_to_keep=columns, **known).logits.flatten(0, 1).float()
+        losses = nn.functional.cross_entropy(logits, labels.flatten(), reduction="none", label_smoothing=smoothing)
+        return losses.view(labels.shape), None if weights is None else weights[:, columns]
+
+    def _without_repeats(self, model, inputs):
+        """On a CPU, a batch without the tokens that all its rows begin with, whose keys and values come with it, and
+        with its padding on the left; elsewhere, and without padding, the batch as it is."""
+        if inputs["input_ids"].device.type != "cpu" or "position_ids" in inputs:
+            return inputs, None
+        prefix, cache = 0, None
+        if self.accelerator.num_processes == 1 and not getattr(model, "is_gradient_checkpointing", False):
+            prefix = shared_prefix(inputs)
+        if prefix:
+            cache = prefix_cache(model, inputs["input_ids"][:, :prefix])
+            prefix = prefix if cache is not None else 0
+        return right_aligned({name: columns[:, prefix:] for name, columns in inputs.items()}, prefix), cache
 
     def _fused_losses(self, model, inputs) -> torch.Tensor:
         """Losses by TRL's fused head, float [B, T - 1], 0 where there is no label."""

@@ -23,6 +23,10 @@ class SFTArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Evaluations without a better metric_for_best_model before a run ends; 0: never."}
     )
+    log_probs: str = field(
+        default="vocabulary",
+        metadata={"help": "The loss of Semantic IDs over the vocabulary, or over the tokens that the trie allows."},
+    )
     level_weights: list[float] = field(
         default_factory=list, metadata={"help": "Loss weight of a SemID's first, second, ... token; the last goes on."}
     )
@@ -37,13 +41,23 @@ class SFTArguments:
     distill_from: str = field(default="", metadata={"help": "The model to distil from; by default the run's base."})
 
 
-def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which."""
+def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, normalize: str = "") -> None:
+    """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which.
+    `normalize` is what the search is to rank by; empty: what the loss is over."""
     at_least(sft, early_stopping_patience=0, hidden_dropout=0.0)
     if sft.hidden_dropout >= 1:
         raise ValueError(f"hidden_dropout: {sft.hidden_dropout} leaves nothing: it should be below 1")
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
     one_of(sft.train, ("all", "new_tokens"), "train:")
+    one_of(sft.log_probs, ("vocabulary", "catalogue"), "log_probs:")
+    one_of(normalize, ("", "vocabulary", "catalogue"), "normalize:")
+    if sft.log_probs == "catalogue" and normalize == "vocabulary":
+        raise ValueError(
+            "log_probs: catalogue never teaches what else of the vocabulary could stand there, so normalize: "
+            "vocabulary would rank by noise: leave normalize out"
+        )
+    if sft.log_probs == "catalogue" and training_args.loss_type != "nll":
+        raise ValueError(f"log_probs: catalogue has no loss_type {training_args.loss_type}: set nll")
     if sft.train == "new_tokens" and model_args.use_peft:
         raise ValueError(
             "train: new_tokens trains the rows of new tokens alone: leave use_peft out, or set train: all"

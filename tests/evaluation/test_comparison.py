@@ -11,6 +11,7 @@ import yaml
 from tiny import MODEL, tiny_data
 
 from llmrec.catalogue.report import additive_error
+from llmrec.commands import Parser
 from llmrec.evaluation.bootstrap import over_seeds
 from llmrec.evaluation.comparison import downstream_lines, plot_comparison
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS
@@ -116,7 +117,7 @@ def test_the_recipe_compares_and_goes_on_where_it_was(tmp_path, capfd):
     }
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    recipe.main(*recipe.Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
+    recipe.main(*Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert list(result["tokenizers"]) == ["rq_kmeans", "appended"]
     assert result["tokenizers"]["appended"]["collision_rate"] == pytest.approx(22 / 24)
@@ -132,5 +133,5 @@ def test_the_recipe_compares_and_goes_on_where_it_was(tmp_path, capfd):
     config["tokenizers"]["rq_kmeans"]["tokenizer_args"] = {"codebook_sizes": [4]}
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     with pytest.raises(SystemExit, match="tokenize_items.py failed"):
-        recipe.main(*recipe.Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
+        recipe.main(*Parser((recipe.CompareArguments,)).parse_args_and_config(args=["--config", str(path)]))
     assert "holds a run with other settings (tokenizer_args)" in capfd.readouterr().err

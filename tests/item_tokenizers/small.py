@@ -31,6 +31,18 @@ SMALL = {
         "warmup_epochs": 1,
         "epochs": 1,
     },
+    "idgenrec": {
+        "min_words": 2,
+        "max_words": 4,
+        "max_text": 8,
+        "groups": 3,
+        "width": 16,
+        "num_layers": 1,
+        "warmup_epochs": 1,
+        "rounds": 1,
+        "recommender_epochs": 1,
+        "generator_epochs": 1,
+    },
 }
 
 

@@ -1,6 +1,7 @@
 """Properties that every item tokenizer has."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from llmrec.catalogue.collisions import COLLISION_POLICIES
 from llmrec.catalogue.report import level_figures
 from llmrec.item_tokenizers import (
     RQVAE,
+    SEQUENCE_TOKENIZERS,
     TOKENIZERS,
     RQKMeans,
     add_items,
@@ -21,6 +23,7 @@ from llmrec.item_tokenizers import (
 )
 from llmrec.item_tokenizers.protocol import tokenizer_fingerprint
 
+ROOT = Path(__file__).parents[2]
 VECTORS = [name for name, kind in TOKENIZERS.items() if kind.traits.decodes_to_vector]
 
 
@@ -32,6 +35,16 @@ def fitted(name, features, seed, **extra):
 
 def test_every_tokenizer_is_tested():
     assert set(SMALL) == set(TOKENIZERS)
+
+
+def test_every_tokenizer_is_in_the_documentation():
+    names = [*TOKENIZERS, *SEQUENCE_TOKENIZERS]
+    page = (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    listed, where = page.split("## Where which system is")
+    table = "".join(line for line in listed.splitlines(keepends=True) if line.startswith("| `"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in names if not all(f"`{name}`" in text for text in (table, where, readme))]
+    assert f"{len(names)} ways from features to codes" in readme
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -163,9 +163,9 @@ def test_etegrec_needs_sequences_of_two():
 def test_windows_hold_the_latest_items():
     train = small_train(small_items(), users=3, length=7)
     ids = small_items()["item_id"].to_pylist()
-    windows = training_windows(train, ids, 4)
+    windows = training_windows(train, ids, 4, "etegrec")
     assert [[ids[i] for i in row] for row in windows.tolist()] == [row[-5:] for row in train["item_ids"].to_pylist()]
-    wide = training_windows(train, ids, 9)
+    wide = training_windows(train, ids, 9, "etegrec")
     assert wide.shape == (3, 10) and (wide[:, 7:] == -1).all() and (wide[:, :7] >= 0).all()
 
 

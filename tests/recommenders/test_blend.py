@@ -152,6 +152,31 @@ def test_the_best_choice_is_kept(data, tmp_path):
         configs_of(ItemKNN, {"window": []})
 
 
+def test_a_choice_goes_on_where_it_was_killed(data, tmp_path, monkeypatch):
+    few = {"max_length": 8, "hidden_size": 16, "batch_size": 16, "max_epochs": 4, "learning_rate": 1e-2}
+    configs = configs_of(SASRec, few | {"dropout": [0.1, 0.6], "exclude_seen": "false"})
+    whole = fit_best(SASRec, data, configs, folder=tmp_path / "whole")
+    folder, steps = tmp_path / "killed", []
+    monkeypatch.setattr("llmrec.features.network_training.check_loss", lambda *_: steps.pop())
+    for updates in (4, 9 + 7):  # of 12: into the second epoch of the first choice, and the third one of the second
+        steps[:] = [None] * updates
+        with pytest.raises(IndexError):
+            fit_best(SASRec, data, configs, folder=folder)
+    steps[:] = [None] * 6
+    resumed = fit_best(SASRec, data, configs, folder=folder)
+    monkeypatch.undo()
+    choices = [json.loads((tmp_path / one / "choices.json").read_text())["tried"] for one in ("whole", "killed")]
+    assert choices[0] == choices[1] and not steps
+    assert resumed.recommend(HISTORIES, k=24) == whole.recommend(HISTORIES, k=24)
+    assert (folder / "curve.json").exists()
+    assert {path.name for path in (folder / "checkpoint").iterdir()} == {"best"}
+    # What compares them is the rule of the configs.
+    found = [validation_ndcg(SASRec.fit(data, one), data, "false") for one in configs]
+    assert [one["ndcg@10"] for one in choices[0]] == pytest.approx(found)
+    with pytest.raises(ValueError, match="exclude_seen is how choices are compared"):
+        configs_of(SASRec, {"exclude_seen": ["true", "false"]})
+
+
 def test_an_item_knn_with_a_window_by_hand():
     from test_baselines import store
 

@@ -18,6 +18,7 @@ from tiny import tiny_data
 
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData
+from llmrec.data.known import known_items
 from llmrec.data.prepared import SEQUENCES, TARGETS
 from llmrec.data.times import UNKNOWN, history_times
 from llmrec.evaluation import evaluate
@@ -38,6 +39,14 @@ NETWORKS = {
     "bsarec": {**SMALL, "dropout": 0.1, "cutoff": 3},
     "bsarec dense": {**SMALL, "dropout": 0.1, "cutoff": 3, "rows": "dense"},
     "hstu": {**SMALL, "embedding_dropout": 0.1, "dropout": 0.1, "num_layers": 2},
+    "hstu interleaved": {
+        **SMALL,
+        "embedding_dropout": 0.1,
+        "dropout": 0.1,
+        "num_layers": 2,
+        "columns": ["brand", "categories"],
+        "tokens": "interleaved",
+    },
 }
 
 
@@ -85,8 +94,8 @@ def test_lists_do_not_depend_on_those_beside(trained):
 def test_dense_rows_do_not_see_the_future(model):
     model.eval()
     ids, changed = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[1, 2, 3, 9, 9]])
-    lengths, times = torch.tensor([5]), torch.tensor([[10, 20, 30, 40, 50]])
-    later = torch.tensor([[10, 20, 30, 4000, 50000]])
+    lengths, times = torch.tensor([5]), torch.tensor([[10, 20, 30, 40, 50]])[..., None]
+    later = torch.tensor([[10, 20, 30, 4000, 50000]])[..., None]
     with torch.no_grad():
         states = model(ids, lengths, times)
         assert torch.allclose(states[:, :3], model(changed, lengths, later)[:, :3], atol=1e-6)
@@ -132,6 +141,12 @@ MODELS = {
     "bsarec dense": BSARecModel(40, BSARecConfig(**ROWS, cutoff=3, rows="dense")),
     "hstu": HSTUModel(40, HSTUConfig(**ROWS)),
     "hstu prefix": HSTUModel(40, HSTUConfig(**ROWS, rows="prefix")),
+    "hstu interleaved": HSTUModel(
+        40,
+        HSTUConfig(**ROWS, rows="prefix", columns=["brand"], tokens="interleaved"),
+        np.arange(40)[:, None, None],
+        39,
+    ),
 }
 
 
@@ -141,18 +156,18 @@ def test_steps_have_the_losses_of_plain_ones(name):
     rng, rows = np.random.default_rng(0), "dense" if name in ("hstu", "bsarec dense") else "prefix"
     offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 14, 60))])
     values, times = rng.integers(40, size=offsets[-1]).astype(np.int32), np.sort(rng.integers(10**6, size=offsets[-1]))
-    windows = next_item_windows(offsets, np.ones(60, int), 8, rows)
+    windows, known = next_item_windows(offsets, np.ones(60, int), 8, rows), known_items(offsets, times)
     curves, gradients = {}, {}
     for way in ("ours", "plain"):
         model = copy.deepcopy(MODELS[name]).eval()
         optimizer, curves[way] = torch.optim.SGD(model.parameters(), 1e-5), []
-        for batch in next_item_batches(values, times, windows, 16, np.random.default_rng(0)):
+        for batch in next_item_batches(values, known, windows, 16, np.random.default_rng(0)):
             if way == "ours":
                 loss, count = next_item_loss(model, batch, rows == "prefix")
                 assert count == (batch[1] >= 0).sum()
             else:
-                ids, labels, lengths, when = map(torch.from_numpy, batch)
-                states = model(ids, lengths, when)[labels >= 0]
+                ids, labels, lengths, beside = map(torch.from_numpy, batch)
+                states = model(ids, lengths, beside)[labels >= 0]
                 loss = F.cross_entropy(model.head(states), labels[labels >= 0])
             optimizer.zero_grad()
             loss.backward()

@@ -84,8 +84,8 @@ class Hostile:
         )
         more = {
             "filter": self.filter(),
-            "k": one.choice([1, 24, 200, one.choice(NUMBERS)]),
-            "num_beams": one.choice([1, 50, one.choice(NUMBERS)]),
+            "k": one.choice([1, 24, 200, 10**400, one.choice(NUMBERS)]),
+            "num_beams": one.choice([1, 50, 10**400, one.choice(NUMBERS)]),
             "return_prompt": True,
             "domain": self.text(),
             one.choice(["history", "k", "extra", "\ud800"]): self.value(),

@@ -28,6 +28,7 @@ from llmrec.catalogue.lifecycle import VERSION_COLUMN
 from llmrec.files import read_json, write_json
 from llmrec.models.folder import CONFIG, semids_table
 from llmrec.serving.http.service import Service
+from llmrec.serving.living_catalogue import store as store_module
 from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, apply_records, load_version
 
 TITLES = ["red gadget number 7", "green gadget number 8", "blue gadget", "lamp"]
@@ -330,3 +331,26 @@ def test_a_recommender_of_a_version_recommends_its_items(tmp_path):
     ours = LLMRecommender(base.model, base.tokenizer, version.index, version.items, base.config)
     found = [item.item_id for item in ours.recommend([["item-01", "item-03"]], k=24)[0]]
     assert sorted(found) == sorted(version.index.items) and "new" in found and "item-03" not in found
+
+
+def test_a_log_is_shortened_while_it_grows(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store_module, "SNAPSHOT_SIZE", 500)
+    folder, directory = bare(tmp_path / "model", tiny_index(tiny_data())), tmp_path / "log"
+    with CatalogueStore(folder, directory) as store:
+        for price in range(12):
+            change(store, Changes(put=[{"item_id": "item-01", "price": float(price)}]))
+        current = store.current
+        assert len(list(directory.glob("snapshot-*.parquet"))) > 1
+        monkeypatch.setattr(store._log, "add_snapshot", lambda *_: _full())
+        monkeypatch.setattr(store_module, "SNAPSHOT_SIZE", 0)
+        record = change(store, Changes(put=[{"item_id": "item-01", "price": 99.0}]))
+        assert record["number"] == 13 and "no snapshot of catalogue version 13" in caplog.text
+    with CatalogueStore(folder, directory) as store:
+        assert row(store.current, "item-01")["price"] == 99.0
+        assert same(store.version(12), current) and row(store.version(3), "item-01")["price"] == 2.0
+        assert [entry["version"] for entry in store.history(5)] == [9, 10, 11, 12, 13]
+        assert [entry["version"] for entry in store.history(2, before=3)] == [1, 2]
+
+
+def _full():
+    raise OSError("no space left on device")

@@ -69,7 +69,9 @@ def test_shares_are_of_work_and_not_of_requests():
     asyncio.run(ask())
 
 
-def test_nobody_has_more_than_half_of_the_places_while_others_are_there():
+def test_what_runs_for_several_clients_is_little_of_each(monkeypatch):
+    monkeypatch.setattr(Gate, "rate", 16.0)  # so 4 at a time are a quarter of a second
+
     async def ask():
         turns = Turns(Gate(8, 1000, 60))
         tasks = [turns.ask("flood") for _ in range(8)]
@@ -78,7 +80,10 @@ def test_nobody_has_more_than_half_of_the_places_while_others_are_there():
         tasks += [turns.ask(client) for client in ["flood"] * 20 + ["good"] * 20]
         await asyncio.sleep(0.01)
         await turns.end(16)
-        assert turns.gate._running == {"flood": 4, "good": 4}
+        assert turns.gate._running == {"flood": [1.0] * 2, "good": [1.0] * 2}
+        tasks.append(turns.ask("large", 50.0))
+        await turns.end(2)
+        assert turns.gate._running["large"] == [50.0]  # one of each may always run
         await turns.end(200)
         await asyncio.gather(*tasks)
 
@@ -152,8 +157,8 @@ def test_a_batch_leaves_turns_to_others(tmp_path):
     with serving(folder, tmp_path / "log", max_concurrent=2) as (server, client), ThreadPoolExecutor(1) as pool:
         server.hold = hold
         batch = pool.submit(client.post, "/v1/recommend/batch", json={"requests": [body] * 100})
-        wait_for(lambda: "llmrec_waiting 5.0" in client.get("/metrics").text)
-        assert len(started) == 2  # 100 requests in parts of 16
+        wait_for(lambda: "llmrec_waiting 23.0" in client.get("/metrics").text)
+        assert len(started) == 2  # 100 requests in parts of 4
         open_.set()
         answers = batch.result().json()["data"]
         assert len(answers) == 100 and len({answer["id"] for answer in answers}) == 100

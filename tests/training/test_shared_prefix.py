@@ -65,6 +65,8 @@ def test_what_rows_share_ends_before_what_predicts_a_label_or_differs():
     assert batches.shared_prefix({name: column[:1] for name, column in whole.items()}) == 0
     other = ids.clone()
     other[1, 4] = 4
+    assert batches.shared_prefix({**whole, "input_ids": other}) == 4  # what differs is no label
+    other[1, 3] = 4
     assert batches.shared_prefix({**whole, "input_ids": other}) == 0
 
 

@@ -60,7 +60,7 @@ class ETEGRec(RQVAE):
 
     def learn(self, features: np.ndarray, items: pa.Table, train: pa.Table, seed: int) -> None:
         super().learn(features, items, train, seed)
-        windows = training_windows(train, items["item_id"].to_pylist(), self.max_length)
+        windows = training_windows(train, items["item_id"].to_pylist(), self.max_length, self.name)
         rows = self.preprocessing(features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -166,7 +166,7 @@ def code_log_probabilities(codebooks, z: torch.Tensor) -> list[torch.Tensor]:
     return levels
 
 
-def training_windows(train, item_ids: list[str], length: int) -> torch.Tensor:
+def training_windows(train, item_ids: list[str], length: int, name: str) -> torch.Tensor:
     """int64 `[S, length + 1]`: the last items of every training sequence of two or more, -1 behind them; `ValueError`
     where there is none, or an item that is not in `item_ids`."""
     rows, offsets = lists_to_rows(train["item_ids"], item_ids)
@@ -175,7 +175,7 @@ def training_windows(train, item_ids: list[str], length: int) -> torch.Tensor:
     index = (offsets[1:] - lengths)[:, None] + place
     windows = np.where(place < lengths[:, None], rows[np.minimum(index, max(len(rows) - 1, 0))], -1)[lengths > 1]
     if not len(windows):
-        raise ValueError("item tokenizer 'etegrec' needs training sequences of two or more items: train has none")
+        raise ValueError(f"item tokenizer {name!r} needs training sequences of two or more items: train has none")
     return torch.from_numpy(windows.astype(np.int64))
 
 

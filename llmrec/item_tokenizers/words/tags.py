@@ -1,4 +1,4 @@
-"""Tags that a language model writes for every item, as its Semantic ID (IDGenRec, 2403.19021, without training).
+"""Tags that a language model writes for every item, as its Semantic ID (IDGenRec, 2403.19021, without its training).
 
 Any chat model answers a prompt from `prompts/`; the words of its answer come first in the ID, in its order, and words
 of the item's own text follow where they do not make the ID unique. Tags that were made elsewhere are read from a

@@ -1,8 +1,8 @@
 """Semantic IDs in words that the LLM knows, such as ` nail opi crackle;`: no new tokens, nothing to warm up.
 
-IDGenRec (2403.19021) lets a T5 write tags until every item has a different ID, and trains it in turn with the
-recommender; GRAM (2506.01673) takes TF-IDF keywords of hierarchical clusters. Here both ways of proposing words
-(`keywords.py`, `tags.py`) share one uniqueness loop and nothing is trained in turn.
+GRAM (2506.01673) takes TF-IDF keywords of hierarchical clusters; IDGenRec (2403.19021) lets a T5 write tags until
+every item has a different ID. Here both ways of proposing words (`keywords.py`, `tags.py`) share one uniqueness loop;
+`idgenrec.py` is IDGenRec with its training.
 
 A word begins with a space, holds letters, digits and the marks on them only and is no bare number (those tell
 colliding items apart), so byte-level BPE (GPT-2, Qwen, Llama 3) cuts an ID into the same tokens wherever it stands.

@@ -65,7 +65,7 @@ class BSARecModel(TiedNetwork):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(
-        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, times_BT: torch.Tensor | None = None, last: bool = False
+        self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, known_BTK: torch.Tensor | None = None, last: bool = False
     ) -> torch.Tensor:
         """As of `NextItemNetwork`; times are not read."""
         places = torch.arange(ids_BT.shape[1], device=ids_BT.device)

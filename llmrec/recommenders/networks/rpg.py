@@ -85,10 +85,10 @@ class RPGNetwork(nn.Module):
         self,
         ids_BT: torch.Tensor,
         lengths_B: torch.Tensor | None = None,
-        times_BT: torch.Tensor | None = None,
+        known_BTK: torch.Tensor | None = None,
         last: bool = False,
     ) -> torch.Tensor:
-        """As of `NextItemNetwork`; times are not read, and lengths for the last items alone."""
+        """As of `NextItemNetwork`; what else is known is not read, and lengths for the last items alone."""
         # Padding stands on the right, so the causal mask hides it from every real position.
         inputs = self.digits(self.codes[ids_BT].flatten(0, 1)).unflatten(0, ids_BT.shape)
         hidden_BTH = self.decoder(inputs_embeds=inputs).last_hidden_state

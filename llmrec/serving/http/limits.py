@@ -3,12 +3,13 @@
 import asyncio
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeVar
 
 from fastapi import Request
@@ -17,6 +18,8 @@ from llmrec.serving.http.errors import ApiError
 from llmrec.serving.in_flight import Work
 
 T = TypeVar("T")
+_SHARED_S, _ALONE_S = 0.25, 4.0  # how much may run at a time for several clients, and for one
+_GONE_S = 10.0  # a client that asked for nothing so long is gone
 
 
 @dataclass(eq=False)
@@ -31,8 +34,9 @@ class Gate:
     """Lets some requests run, more wait, and turns the rest away; each client gets an equal share of the work.
 
     A turn goes to the client that has been given the least (start-time fair queueing), and of its requests to the
-    first. No client has more than half of the places while another one is there. Where the queue is full, the client
-    with the most requests in it loses its last one.
+    first. While several clients are there, or were seconds ago, what runs for all of them is what takes `_SHARED_S` at
+    the rate at which work was done lately, so that nobody waits for long behind what others have running already; one
+    client alone has `_ALONE_S` of it. Where the queue is full, the client with the most requests in it loses its last.
 
     Args:
         width: requests that run at a time; each blocking call has a thread.
@@ -43,19 +47,28 @@ class Gate:
     def __init__(self, width: int, max_queue: int, timeout_s: float):
         self.width, self.max_queue, self.timeout_s = width, max_queue, timeout_s
         self._queues: dict[str, deque[Waiting]] = {}  # of clients that wait
-        self._running: Counter[str] = Counter()
+        self._running: dict[str, list[float]] = {}  # what runs for a client: the costs
         self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands
         self._clock = 0.0  # where the last turn stood
         self._threads = ThreadPoolExecutor(width, thread_name_prefix="llmrec-search")
-        self._recent: deque[float] = deque(maxlen=64)
+        self._seen: dict[str, float] = {}  # when clients were there last
+        self._done: deque[tuple[float, float]] = deque(maxlen=64)  # when, and the cost, of the last turns that ended
 
     @property
     def running(self) -> int:
-        return self._running.total()
+        return sum(map(len, self._running.values()))
 
     @property
     def waiting(self) -> int:
         return sum(map(len, self._queues.values()))
+
+    @property
+    def rate(self) -> float:
+        """Cost that was done in a second lately."""
+        if len(self._done) < 2:
+            return 0.0
+        (first, _), *rest = self._done
+        return sum(cost for _, cost in rest) / max(1e-3, rest[-1][0] - first)
 
     @asynccontextmanager
     async def slot(self, client: str = "", cost: float = 1.0) -> AsyncIterator[None]:
@@ -65,11 +78,10 @@ class Gate:
             ApiError: 429 where too many wait, 503 where the turn does not come in time; both say when to try again.
         """
         await self._enter(client, cost)
-        began = time.monotonic()
         try:
             yield
         finally:
-            self._leave(client, began)
+            self._leave(client, cost)
 
     async def run(self, call: Callable[[], T], client: str = "", cost: float = 1.0) -> tuple[T, float]:
         """`call()` in a thread, in turn; with the seconds waited. The turn ends when the thread does; what it has
@@ -79,10 +91,10 @@ class Gate:
             ApiError: as `slot`, and 503 where the call takes too long.
         """
         waited = await self._enter(client, cost)
-        loop, began = asyncio.get_running_loop(), time.monotonic()
+        loop = asyncio.get_running_loop()
         with Work() as asked:
             work = self._threads.submit(copy_context().run, call)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client, began))
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client, cost))
         try:
             async with asyncio.timeout(self.timeout_s - waited):
                 return await asyncio.wrap_future(work), waited
@@ -95,6 +107,7 @@ class Gate:
         """Gives the seconds waited."""
         began, waiting = time.monotonic(), Waiting(asyncio.get_running_loop().create_future(), cost)
         self._queues.setdefault(client, deque()).append(waiting)
+        self._seen[client] = began
         self._give_turns()
         if self.waiting > self.max_queue:
             longest = max(self._queues, key=lambda one: (len(self._queues[one]), one == client))
@@ -104,7 +117,7 @@ class Gate:
                 await waiting.turn
         except BaseException as error:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
-                self._leave(client, time.monotonic())  # the turn came as the client went
+                self._leave(client, cost)  # the turn came as the client went
             self._forget(client, waiting)
             if not isinstance(error, TimeoutError):
                 raise
@@ -119,14 +132,18 @@ class Gate:
                 del self._queues[client]
             self._clock = max(self._clock, self._given.get(client, 0.0))
             self._given[client] = self._clock + waiting.cost
-            self._running[client] += 1
+            self._running.setdefault(client, []).append(waiting.cost)
             waiting.turn.set_result(None)
 
     def _next(self) -> str | None:
         """The client whose turn it is, if any."""
-        alone = len(self._queues.keys() | self._running.keys()) == 1
-        most = self.width if alone else max(1, self.width // 2)
-        able = (client for client in self._queues if self._running[client] < most)
+        there = len(self._seen)
+        most = self.rate * _SHARED_S / there if there > 1 else max(4.0 * self.width, self.rate * _ALONE_S)
+        able = (
+            client
+            for client, queue in self._queues.items()
+            if not (runs := self._running.get(client)) or sum(runs) + queue[0].cost <= most
+        )
         return min(able, key=lambda client: max(self._clock, self._given.get(client, 0.0)), default=None)
 
     def _forget(self, client: str, waiting: Waiting) -> None:
@@ -139,19 +156,22 @@ class Gate:
             message = f"{self.waiting} requests are waiting already: try again later"
             waiting.turn.set_exception(self._refused(429, message, "queue_full"))
 
-    def _leave(self, client: str, began: float) -> None:
-        self._running[client] -= 1
+    def _leave(self, client: str, cost: float) -> None:
+        self._running[client].remove(cost)
         if not self._running[client]:
             del self._running[client]
-        self._recent.append(time.monotonic() - began)
+        self._seen[client] = now = time.monotonic()
+        self._done.append((now, cost))
         self._give_turns()
         for gone in self._given.keys() - self._queues.keys() - self._running.keys():
             del self._given[gone]
+        while now - (longest := min(self._seen.items(), key=itemgetter(1)))[1] > _GONE_S:
+            del self._seen[longest[0]]
 
     def _refused(self, status: int, message: str, code: str) -> ApiError:
         """With the time until those who wait now have had their turn, from 1 to 60 s."""
-        latency = sum(self._recent) / len(self._recent) if self._recent else 1.0
-        seconds = math.ceil(latency * (self.waiting + 1) / self.width)
+        costs = sum(waiting.cost for queue in self._queues.values() for waiting in queue)
+        seconds = math.ceil(costs / (self.rate or self.width))
         return ApiError(status, message, code=code, headers={"Retry-After": str(min(60, max(1, seconds)))})
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request
@@ -19,7 +19,7 @@ from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
 router = APIRouter(tags=["recommend"])
-_PART = 16.0
+_PART = 4.0
 _DOCUMENTED = errors(400, 401, 413, 429, 503)
 
 
@@ -58,7 +58,7 @@ async def _answers(
     request.state.log |= line
 
     with front.service.using() as served:
-        width = served.recommender.config.num_beams
+        cost = partial(_cost, width=served.recommender.config.num_beams, most=front.settings.max_beams)
 
         def work(part: list) -> tuple[list[Asked | ApiError], list[Found | ApiError]]:
             with front.service.using(served):  # a search that nobody waits for any more may still run
@@ -66,9 +66,9 @@ async def _answers(
                 return asked, search(asked, served)
 
         def turn(part: list) -> Awaitable:
-            return front.searches.run(partial(work, part), client_of(request), sum(_cost(one, width) for one in part))
+            return front.searches.run(partial(work, part), client_of(request), sum(map(cost, part)))
 
-        parts = _parts(bodies, width)
+        parts = _parts(bodies, cost)
         done = await until_disconnect(request, all_of([*map(turn, parts)]))
     asked = [one for (of_part, _), _ in done for one in of_part]
     found = [one for (_, of_part), _ in done for one in of_part]
@@ -88,22 +88,20 @@ def _read(body: RecommendRequest | ValidationError, served: Served, settings: Se
         return error
 
 
-def _cost(body: RecommendRequest | ValidationError, width: int) -> float:
-    """About how much work a search is: 1 is one as wide as the model's own, after a short history."""
-    if isinstance(body, ValidationError):
-        return 0.0
-    return max(body.num_beams or width, body.k) / width
+def _cost(body: RecommendRequest | ValidationError, width: int, most: int) -> float:
+    """About how much work a search is: 1 is one as wide as the model's own; those above the limit are refused."""
+    return 0.0 if isinstance(body, ValidationError) else min(most, max(body.num_beams or width, body.k)) / width
 
 
-def _parts(bodies: Sequence, width: int) -> list[list]:
+def _parts(bodies: Sequence, cost_of: Callable[..., float]) -> list[list]:
     """The requests of a batch, in parts that cost about as much as `_PART` plain ones: others get turns in between."""
     parts, cost = [[]], 0.0
     for body in bodies:
-        if parts[-1] and cost + _cost(body, width) > _PART:
+        if parts[-1] and cost + cost_of(body) > _PART:
             parts.append([])
             cost = 0.0
         parts[-1].append(body)
-        cost += _cost(body, width)
+        cost += cost_of(body)
     return parts
 
 

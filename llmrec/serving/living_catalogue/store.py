@@ -11,6 +11,9 @@ Nobody moves (docs/lifecycle.md): items keep their Semantic IDs, those of remove
 rollbacks too, and no token is added to the model.
 """
 
+import json
+import logging
+import sqlite3
 import threading
 from bisect import bisect_left
 from datetime import UTC, datetime
@@ -28,6 +31,7 @@ from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records, difference
 
+logger = logging.getLogger("llmrec.serving")
 SNAPSHOT_SIZE = 2**25  # characters of records: a log that has more is not replayed from the beginning a second time
 
 
@@ -58,10 +62,9 @@ class CatalogueStore:
         self._log = CatalogueLog(self.directory, self._fingerprint)
         try:
             recorded = read_log(self.directory, self._fingerprint)
-            self.current = current = _replayed(self.folder, self.directory, recorded)
-            self._last_number = current.number
-            if recorded.size > SNAPSHOT_SIZE:
-                self._log.add_snapshot(current.number, lambda path: current.index.save(path, current.items))
+            self.current = _replayed(self.folder, self.directory, recorded)
+            self._last_number, self._size = self.current.number, recorded.size
+            self._shorten()
         except BaseException:
             self._log.close()
             raise
@@ -107,11 +110,23 @@ class CatalogueStore:
                 )
             self._log.append(prepared.record)
             self.current = prepared.version
+            self._size += len(json.dumps(prepared.record))
+            try:
+                self._shorten()
+            except (OSError, sqlite3.Error):  # the change is durable all the same
+                logger.exception("no snapshot of catalogue version %d could be written", self.current.number)
             with self._remembering:
                 known = self._history
                 if known is not None and (not known or known[-1]["version"] < prepared.record["number"]):
                     known.append(_summary(prepared.record))
             return prepared.record
+
+    def _shorten(self) -> None:
+        """Keeps the current version in full where a start would have to replay too many records."""
+        if self._size > SNAPSHOT_SIZE:
+            current = self.current
+            self._log.add_snapshot(current.number, lambda path: current.index.save(path, current.items))
+            self._size = 0
 
     def history(self, limit: int = 100, before: int | None = None) -> list[dict]:
         """What made the newest versions that the log has, oldest first: at most `limit` of those before a version.

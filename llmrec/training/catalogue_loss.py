@@ -1,0 +1,98 @@
+"""Cross-entropy of Semantic IDs over the catalogue alone: the loss of an item is -log of the probability that a search
+with `normalize: catalogue` ranks by.
+
+Over the vocabulary a position multiplies every row of the head and learns which of all tokens exist where; here it
+multiplies the rows of one level, and learns to tell apart what can stand there.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from llmrec.decoding.head import level_heads, unwrap
+from llmrec.decoding.tree_attention import unsupported
+from llmrec.decoding.trie import DEAD, END, SemIDTrie
+from llmrec.training.sft_arguments import SFTArguments
+
+
+class CatalogueLoss:
+    """Called in place of a model's output head (`llmrec.decoding.head.head_output`).
+
+    A label that is a token of a Semantic ID is normalised over the tokens that the trie allows after those before it;
+    any other (words, kinds of interaction) over the vocabulary, as ever.
+
+    Args:
+        trie: of the catalogue.
+        rows: of the head.
+
+    Raises:
+        ValueError: where a Semantic ID begins cannot be told from its tokens: one of them stands at several places of
+            Semantic IDs, or one Semantic ID begins another.
+    """
+
+    def __init__(self, trie: SemIDTrie, rows: int):
+        self.trie, self.level_of, self.column_of = trie, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)
+        for level, tokens in enumerate(trie.vocab):
+            columns = (tokens != END).nonzero()[:, 0]
+            if trie.ends_are_scored or bool((self.level_of[tokens[columns]] >= 0).any()):
+                raise ValueError(
+                    "log_probs: catalogue needs Semantic IDs whose tokens stand at one place each, and none that "
+                    "begins another: set log_probs: vocabulary"
+                )
+            self.level_of[tokens[columns]], self.column_of[tokens[columns]] = level, columns
+
+    def __call__(
+        self, head: torch.nn.Module, hidden: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """float32 [B, T]: the loss of every label (int64 [B, T], -100 where there is none), with label smoothing over
+        the tokens that it is normalised over; `hidden` (float [B, T, H]) is what the head receives. Raises
+        `ValueError` for a Semantic ID that is not in the trie."""
+        trie = self.trie.to(hidden.device)
+        self.level_of, self.column_of = self.level_of.to(hidden.device), self.column_of.to(hidden.device)
+        states, shape, labels = hidden.flatten(0, 1), labels.shape, labels.flatten()
+        levels = self.level_of[labels.clamp(min=0)].masked_fill(labels < 0, -2)
+        before = F.pad(levels.view(shape)[:, :-1], (1, 0), value=-2).flatten()  # the level of the label before
+        places, losses = [], []
+        following = torch.full_like(labels, DEAD)  # the node that each label leads to
+        logits_of = level_heads(head, trie.head_ids)
+        for level in range(trie.depth):
+            here = (levels == level).nonzero()[:, 0]
+            nodes = following[here - 1].masked_fill(before[here] != level - 1, DEAD) if level else here * 0
+            columns = self.column_of[labels[here]]
+            child = trie.child(nodes, columns, level)
+            if bool((child == DEAD).any()):
+                raise ValueError(
+                    f"token {int(labels[here][child == DEAD][0])} continues no Semantic ID of the catalogue"
+                )
+            following[here] = child
+            logits, valid = logits_of(level, states.index_select(0, here)), None
+            if level:  # all tokens of the first level stand after the root
+                children = trie.children(nodes, level)
+                columns, valid = child - children.node[:, 0], children.valid
+                logits = logits.gather(-1, children.column).masked_fill(~valid, -torch.inf)
+            places.append(here)
+            losses.append(_losses(logits, columns, valid, smoothing))
+        text = (levels == -1).nonzero()[:, 0]
+        if len(text):
+            places.append(text)
+            losses.append(_losses(head.forward(states.index_select(0, text)).float(), labels[text], None, smoothing))
+        return (
+            torch.zeros(len(labels), device=hidden.device).scatter(0, torch.cat(places), torch.cat(losses)).view(shape)
+        )
+
+
+def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    if valid is None or not smoothing:
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+    steps = logits.log_softmax(-1)
+    even = steps.masked_fill(~valid, 0).sum(-1) / valid.sum(-1)
+    return -(1 - smoothing) * steps.gather(-1, target[:, None])[:, 0] - smoothing * even
+
+
+def catalogue_loss(sft: SFTArguments, model: torch.nn.Module, trie: SemIDTrie) -> CatalogueLoss | None:
+    """What `log_probs` asks for; `None` for the vocabulary. Raises `ValueError` for a model that does not return its
+    head's output as it is."""
+    if sft.log_probs == "vocabulary":
+        return None
+    if (reason := unsupported(model)) is not None:
+        raise ValueError(f"log_probs: catalogue does not fit this model: {reason}: set log_probs: vocabulary")
+    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0])
