@@ -180,6 +180,15 @@ def test_steps_have_the_losses_of_plain_ones(name):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
 
 
+def test_attention_is_that_of_pytorch():
+    linear, x, lengths = torch.nn.Linear(8, 24), torch.randn(3, 5, 8), torch.tensor([5, 2, 4])
+    q, k, v = linear(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(causal_attention(linear, x, 2, Dropout(0.0)), expected)
+    last = expected[torch.arange(3), lengths - 1][:, None]
+    torch.testing.assert_close(causal_attention(linear, x, 2, Dropout(0.0), lengths), last)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
 def test_dropout_keeps_its_share_and_the_mean(rate):
     x = torch.ones(101, 1001, requires_grad=True)
@@ -195,6 +204,7 @@ def test_dropout_keeps_its_share_and_the_mean(rate):
 
 def test_dropout_of_attention_is_that_of_every_place():
     """The last place alone weighs its items as all places do: in the mean over many draws both give the same."""
+    torch.manual_seed(0)
     linear = torch.nn.Linear(8, 24)
     x, lengths = torch.randn(1, 5, 8).expand(20_000, 5, 8), torch.full((20_000,), 4)
     dropout = Dropout(0.5)
