@@ -19,7 +19,7 @@ from llmrec.commands import run_recipe, run_script
 from llmrec.data import PreparedData
 from llmrec.evaluation.leaderboard import SUMMARY, Run, evaluate_run, runs_of, standings
 from llmrec.evaluation.leaderboard_page import draw_curves, leaderboard_lines, published_figures, write_section
-from llmrec.files import write_json
+from llmrec.files import Lock, write_json
 
 RECIPES = Path(__file__).parent
 
@@ -67,11 +67,12 @@ def main(args: LeaderboardArguments) -> None:
             one_of(recipe, sorted(path.stem for path in RECIPES.glob("*.py")), f"recommenders: {run.member}: recipe")
     published = published_figures(args.published, [*args.recommenders]) if args.published else []
     data, lines = PreparedData.load(args.data_dir), []
-    for run in runs:
-        if run.member in (args.members or args.recommenders):
-            train(run, Path(args.output_dir))
-            evaluate_run(run, data, args.output_dir)
-            lines = tabulate(args, runs, data, published)
+    with Lock(args.output_dir):
+        for run in runs:
+            if run.member in (args.members or args.recommenders):
+                train(run, Path(args.output_dir))
+                evaluate_run(run, data, args.output_dir)
+                lines = tabulate(args, runs, data, published)
     print("\n".join(lines))
 
 

@@ -158,9 +158,9 @@ def test_a_code_that_no_codebook_can_have_is_refused_by_its_item(semid):
     ("pattern", "message"),
     [
         ("openonerc", "'openonerc' is neither one of default, openonerec, .*did you mean 'openonerec'"),
-        ("<{level}>", "nor a template with {code}"),
-        ("<{levle}_{code}>", "nor a template with"),
-        ("<{code>", "nor a template with"),
+        ("<{level}>", "nor a template .*with {code}"),
+        ("<{levle}_{code}>", "nor a template .*with {code}"),
+        ("<{code>", "nor a template .*with {code}"),
     ],
 )
 def test_an_unknown_pattern_is_named_with_its_nearest(pattern, message):
