@@ -1,6 +1,6 @@
 """What one client's flood costs another: the latency of single requests, quiet and beside 64 connections of batches.
 
-    python scripts/abuse_serving.py --json abuse.json          # about two minutes, needs vLLM
+    python scripts/abuse_serving.py --json abuse.json --kill   # needs vLLM
     python scripts/abuse_serving.py --seconds 20
 
 A random model with 3,500 items. The well-behaved client sends one request after the other (k = 10), from 127.0.0.1;
