@@ -186,6 +186,7 @@ CASES = [
     Case("Semantic IDs before data", "tokenize_items", "--data_dir nowhere"),
     Case("a model before Semantic IDs", "init_model", "--semids nowhere"),
     Case("training before a model", "sft", "--model_name_or_path nowhere"),
+    Case("training of no model", "sft", settings={"model_name_or_path": None}),
     Case("evaluation before a model", "evaluate", settings={"recommenders": {"ours": "nowhere/model"}}),
     Case("a run that was stopped", "recommend", "--model begun"),
     Case("a folder that is no model", "recommend", "--model data"),

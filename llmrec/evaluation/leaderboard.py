@@ -82,7 +82,7 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
         member = construct(Member, fields or {}, what)
         for number, seed in enumerate(member.seeds or [None]):
             shared, stages = ([*_settings(one, data_dir, what)] for one in (member.shared, member.stages))
-            again = seed not in (None, _seeded(*stages[-1]).get("seed", 0))
+            again = seed not in (None, _seed_of(*stages[-1]))
             if again:
                 stages = _with_seed(stages, seed)
             label = f"{name}-seed-{seed}" if again else name
@@ -110,6 +110,11 @@ def _settings(stages: Iterable, data_dir: str, what: str) -> Iterator[tuple[str,
 def _seeded(recipe: str, settings: dict) -> dict:
     """Where the seed of a stage stands in its settings."""
     return settings.setdefault("settings", {}) if recipe == "train_recommender" else settings
+
+
+def _seed_of(recipe: str, settings: dict) -> int | None:
+    """The seed of a stage as its YAML stands; `None` where it is left to TRL."""
+    return _seeded(recipe, settings).get("seed", 0 if recipe == "train_recommender" else None)
 
 
 def _with_seed(stages: Iterable[tuple[str, dict]], seed: int) -> list[tuple[str, dict]]:

@@ -5,6 +5,7 @@ of what was learned is kept, and much of what was forgotten comes back. It costs
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def average_with_base(folder: str | Path, base: str | Path, share: float, output
     """
     if not 0 < share < 1:
         raise ValueError(f"share: {share} should lie between 0 (the base) and 1 (the model as it is)")
-    folder, config = Path(folder), RecommenderConfig.load(folder)
+    folder, config = Path(folder), replace(RecommenderConfig.load(folder), dense="")
     index, items, _ = load_parts(folder, config)
     tokenizer, model = load_tokenizer(folder), load_model(folder, dtype="auto")
     try:

@@ -187,7 +187,7 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
     config, tokenizer = RecommenderConfig.load(folder), load_tokenizer(folder)
     contextual = None
     if store.current.index.contextual:
-        contextual = await asyncio.to_thread(load_item_tokenizer, Path(folder) / ITEM_TOKENIZER)
+        contextual = await asyncio.to_thread(load_item_tokenizer, Path(folder) / ITEM_TOKENIZER, own=False)
 
     def make(version: CatalogueVersion) -> VLLMRecommender:
         if writer is not None:

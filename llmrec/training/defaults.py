@@ -13,7 +13,9 @@ def sft_defaults(settings: dict) -> tuple[str, dict]:
     without recomputing activations. A pretrained one is to keep what it knows.
     """
     base = settings["model_name_or_path"]
-    if base and _from_scratch(base):
+    if not base:  # the run refuses that
+        return "", {}
+    if _from_scratch(base):
         chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.3, "gradient_checkpointing": False}
         return f"{base} is a model from scratch", chosen
     rate = 5e-4 if settings["use_peft"] else 3e-4

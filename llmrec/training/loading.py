@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
+from llmrec.features.attention import dropout
+
 
 def load_model(
     base: str, model_args: ModelConfig, training_args: SFTConfig, hidden_dropout: float = 0.0
@@ -60,17 +62,6 @@ def add_dropout(model: nn.Module, probability: float) -> None:
         )
     for module in [model.get_input_embeddings(), *branches]:
         module.register_forward_hook(drop)
-
-
-def dropout(states: torch.Tensor, probability: float) -> torch.Tensor:
-    """`nn.functional.dropout`; on a CPU with 16 random bits an element, where torch draws a number of 53 for each: a
-    fifth of its time. The probability is then the nearest multiple of 2^-16, below 1."""
-    if states.device.type != "cpu":
-        return nn.functional.dropout(states, probability)
-    dropped = min(round(probability * 2**16), 2**16 - 1)
-    bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
-    return states * (kept * (2**16 / (2**16 - dropped))).to(states.dtype)
 
 
 def without_dropout(model: nn.Module) -> None:

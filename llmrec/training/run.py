@@ -90,6 +90,8 @@ class TrainingRun:
             )
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.base, self.checkpoint = model_args.model_name_or_path, None
+        if not self.base:
+            raise ValueError("model_name_or_path is missing: name the model folder that training starts from")
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
         self.config.dense = ""  # a dense head of the base does not fit the weights that come out of this run
         self.config.check_catalogue(self.data.items, self.base)

@@ -67,6 +67,9 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
     assert (of_model["model_name_or_path"], of_model["tasks"]) == ("o/base-seed-4", [{"a": "o/base-seed-4/x"}])
     assert (of_model["seed"], of_model["run_name"]) == (4, "o/base2")
     assert runs[3].stages[0][1]["settings"] == {"seed": 1} and "seed" not in runs[3].stages[0][1]
+    unsaid = {"stages": [{"sft": write_yaml(tmp_path / "unsaid.yaml", settings)}], "seeds": [0]}  # TRL's own is 42
+    (run,) = runs_of({"ours": unsaid}, "d")
+    assert (run.label, run.stages[0][1]["seed"]) == ("ours-seed-0", 0)
 
     two = {"output_dir": "o/rpg", "kind": "hstu"}
     for wrong, message in (
@@ -77,7 +80,7 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
         ({"stages": [{"sft": str(tmp_path / "gone.yaml")}]}, "gone.yaml is no readable YAML"),
         ({"stages": [{"sft": write_yaml(tmp_path / "w.yaml", {"a": 1})}]}, "w.yaml has no output_dir"),
         ({"stages": [{"sft": sft}], "seed": 1}, "recommenders: x: there is no argument 'seed'.*did you mean 'seeds'"),
-        ({"stages": [{"sft": rpg}], "seeds": [0, 0]}, "x and x would write into one folder"),
+        ({"stages": [{"train_recommender": rpg}], "seeds": [0, 0]}, "x and x would write into one folder"),
     ):
         with pytest.raises(ValueError, match=message):
             runs_of({"x": wrong}, "d")

@@ -1,5 +1,7 @@
 """Between a tuned model and its base: words on a straight line, Semantic IDs as they were tuned."""
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,7 +9,9 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from transformers import AutoModelForCausalLM
 
 from llmrec import LLMRecommender
+from llmrec.files import write_json
 from llmrec.models.averaging import average_with_base
+from llmrec.models.folder import CONFIG
 from recipes import average_with_base as recipe
 
 INDEX = tiny_index(tiny_data())
@@ -28,6 +32,7 @@ def folders(tmp_path_factory):
     base.resize_token_embeddings(min(ids))
     base.save_pretrained(root / "base")
     recommender.tokenizer.save_pretrained(root / "base")
+    write_json(tuned / CONFIG, asdict(replace(recommender.config, dense="rank")))  # which does not come along
     return tuned, root / "base", ids
 
 

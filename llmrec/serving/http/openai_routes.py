@@ -57,7 +57,7 @@ def add_openai_routes(app: FastAPI, generate: State) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
-    check_bounds(await request.json(), request.app.state.front.settings)
+    check_bounds(await request.json(), body.n, request.app.state.front.settings)
     try:
         body.messages = served.recommender.renderer.chat_messages(body.messages)
     except ValueError as error:
@@ -69,7 +69,7 @@ async def chat(body: ChatCompletionRequest, request: Request, served: Current):
 @router.post("/v1/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def completion(body: CompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`. With `use_beam_search` choices are Semantic IDs."""
-    check_bounds(await request.json(), request.app.state.front.settings)
+    check_bounds(await request.json(), body.n, request.app.state.front.settings)
     if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
         if len(body.prompt) > 1:
             raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
@@ -77,14 +77,14 @@ async def completion(body: CompletionRequest, request: Request, served: Current)
     return await _answer(call, body, request, served)
 
 
-def check_bounds(given: dict, settings: Settings) -> None:
+def check_bounds(given: dict, choices: int | None, settings: Settings) -> None:
     """Refuses what vLLM would take: more choices than a search has beams, half characters, and grammars that are so
     large, or nested so deeply, that the native code which reads them takes minutes or overflows its stack."""
     try:
         check_characters(given)
     except ValueError as error:
         raise ApiError(400, str(error)) from error
-    prompt, choices = given.get("prompt"), given.get("n") or 1
+    prompt, choices = given.get("prompt"), choices or 1  # as it was read: "n": "2" is 2 to vLLM
     if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
         choices *= len(prompt)
     if choices > settings.max_beams:
