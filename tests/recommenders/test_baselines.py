@@ -21,7 +21,9 @@ from llmrec.recommenders.popularity import Popularity
 from llmrec.recommenders.ranker import top_rows
 from llmrec.recommenders.sasrec import SASRec
 
-SASREC = SASRecConfig(max_length=8, hidden_size=32, dropout=0.1, learning_rate=1e-2, batch_size=16, max_epochs=40)
+SASREC = SASRecConfig(
+    max_length=8, hidden_size=32, dropout=0.1, learning_rate=5e-3, batch_size=8, max_epochs=60, patience=20
+)
 
 
 @pytest.fixture(scope="module")
