@@ -211,7 +211,7 @@ def test_a_tiny_model_learns_that_buy_follows_cart(tmp_path):
     config = tmp_path / "sft.yaml"
     config.write_text(
         f"model_name_or_path: {tmp_path}/base\ndata_dir: {tmp_path}/data\noutput_dir: {tmp_path}/sft\n"
-        "tasks: [stream, title_to_item]\nnum_train_epochs: 12\nper_device_train_batch_size: 8\n"
+        "tasks: [stream, title_to_item]\nnum_train_epochs: 12\nper_device_train_batch_size: 8\nhidden_dropout: 0.0\n"
         "learning_rate: 3.0e-3\nmax_length: 128\nvalidation_rows: 40\nnum_beams: 24\nuse_cpu: true\nbf16: false\n"
         "gradient_checkpointing: false\nreport_to: none\nsave_strategy: 'no'\ndisable_tqdm: true\n"
     )

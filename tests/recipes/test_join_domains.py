@@ -216,7 +216,7 @@ def test_one_model_learns_both_shops(shops):
         "validation_rows": 40, "num_beams": 24, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
         "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
-    run("sft", write(shops / "sft.yaml", **where, **training))
+    run("sft", write(shops / "sft.yaml", **where, **training, hidden_dropout=0.0))
     model, test = LLMRecommender.from_pretrained(shops / "model"), PreparedData.load(shops / "joined" / "data").test
     domains = np.array([target.split("/")[0] for target in test["target"].to_pylist()])
     lists = model.recommend(test["history"].to_pylist(), k=5)
