@@ -64,7 +64,7 @@ def load_recommender(
     if not (folder / "config.json").exists():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         inside = f"; it holds {', '.join(inside)}" if inside else ""
-        raise ValueError(unfinished(folder) or f"{folder} holds no recommender{inside}")
+        raise ValueError(unfinished(folder) or f"{folder} holds no recommender: it has no config.json{inside}")
     kind = read_json(folder / "config.json").get("kind")
     if kind in KINDS:
         return KINDS[kind].from_pretrained(folder, device)
