@@ -99,7 +99,8 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(folder, tmp_path):
             with CatalogueStore(folder, directory) as store:
                 last = max(acknowledged)
                 assert last <= store.current.number <= last + 1
-                assert [entry["version"] for entry in store.history(limit=10**6)] == list(range(1, store.current.number + 1))
+                versions = [entry["version"] for entry in store.history(limit=10**6)]
+                assert versions == list(range(1, store.current.number + 1))
                 for number in (last, moment.choice(sorted(acknowledged))):
                     version = store.version(number)
                     assert version.items.num_rows == acknowledged[number]
