@@ -176,7 +176,7 @@ def check_checksums(folder: str | Path) -> None:
         return
     for name, noted in read_json(path).items():
         file = path.parent / name
-        if not _is_checked(name) or not file.resolve().is_relative_to(path.parent.resolve()):
+        if not _is_checked(name) or ".." in file.parts[len(path.parent.parts) :]:  # a Hub's cache links its files
             raise ValueError(f"{path} names {name!r}, which is no file of the folder that it is about")
         if not file.is_file() or file_sha256(file) != noted:
             raise ValueError(

@@ -266,3 +266,14 @@ def test_very_many_folders_damaged_at_random(tmp_path, checked):
     data = tiny_data()
     folder = write_tiny_base(tmp_path / "model", data, tiny_index(data))
     assert sum(damaged(folder, tmp_path, 1, 2500, checked).values()) == 2500
+
+
+def test_a_folder_of_links_is_one_as_the_cache_of_the_hub_has_it(folder, tmp_path):
+    linked = tmp_path / "snapshots" / "main"
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        link = linked / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    history = [["item-01", "item-02"]]
+    one, other = (LLMRecommender.from_pretrained(each) for each in (folder, linked))
+    assert one.recommend(history, 3) == other.recommend(history, 3)
