@@ -100,6 +100,11 @@ class ControlTokens:
         return cuts
 
 
+def words_without(tokenizer: PreTrainedTokenizerBase, new: set[str]) -> dict[str, int]:
+    """The vocabulary of a tokenizer but for tokens `new`: what a model and the base that it was made from share."""
+    return {word: number for word, number in tokenizer.get_vocab().items() if word not in new}
+
+
 def text_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids that the tokenizer puts in front of a text, such as BOS."""
     alone, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))

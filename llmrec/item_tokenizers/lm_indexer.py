@@ -23,13 +23,11 @@ from tqdm.auto import tqdm
 from llmrec.arguments import at_least
 from llmrec.arrays import blocks, check_loss, kmeans
 from llmrec.devices import best_device
-from llmrec.files import part_of
 from llmrec.item_tokenizers.by_item import KeyedByItem
 from llmrec.item_tokenizers.lm_indexer_network import LMIndexerNetwork
 from llmrec.item_tokenizers.protocol import Traits, check_sizes
+from llmrec.item_tokenizers.words.t5_weights import arrays_of, load_arrays
 from llmrec.item_tokenizers.words.text_ids import text_of, words_of
-
-_SHARED = ("lm.encoder.embed_tokens.weight", "lm.decoder.embed_tokens.weight")  # the words of lm.shared again
 
 
 @dataclass(eq=False)
@@ -155,14 +153,12 @@ class LMIndexer(KeyedByItem):
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
-        weights = {name: value.numpy() for name, value in self._network.state_dict().items()}
-        return values, arrays | {f"network.{name}": value for name, value in weights.items() if name not in _SHARED}
+        return values, arrays | arrays_of(self._network)
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
         self._make()
-        weights = {name: torch.from_numpy(array) for name, array in part_of(arrays, "network.").items()}
-        self._network.load_state_dict(weights | dict.fromkeys(_SHARED, weights["lm.shared.weight"]))
+        load_arrays(self._network, arrays)
 
 
 def _parts(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec.files import atomic_path
-from llmrec.models.folder import CARD, DENSE, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.card import add_to_card
+from llmrec.models.folder import DENSE, RecommenderConfig, load_parts, write_sidecars
 from llmrec.models.update import copied_folder
 from llmrec.models.weights import load_model, load_tokenizer
+from llmrec.tokens import words_without
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def average_with_base(folder: str | Path, base: str | Path, share: float, output
     except (OSError, ValueError) as error:
         raise ValueError(f"base {base} is no language model that can be loaded: {error}") from error
     new = {*index.tokens}
-    if len({frozenset((w, n) for w, n in one.get_vocab().items() if w not in new) for one in (tokenizer, words)}) > 1:
+    if words_without(words, new) != words_without(tokenizer, new):
         raise ValueError(f"base {base} has other tokens than {folder}: name the model that this one was made from")
     before, tuned = dict(old.named_parameters()), dict(model.named_parameters())
     if before.keys() != tuned.keys():
@@ -63,7 +64,5 @@ def average_with_base(folder: str | Path, base: str | Path, share: float, output
             old_weights.unlink()
         model.save_pretrained(temporary)
         write_sidecars(temporary, config, index, items)
-        if (card := temporary / CARD).exists():
-            text = f"\n## Averaged with its base\n\n{share:g} of the way from {base} (WiSE-FT, arXiv 2109.01903).\n"
-            with atomic_path(card) as path:
-                path.write_text(card.read_text(encoding="utf-8") + text, encoding="utf-8")
+        text = f"{share:g} of the way from {base} (WiSE-FT, arXiv 2109.01903)."
+        add_to_card(temporary, f"\n## Averaged with its base\n\n{text}\n")

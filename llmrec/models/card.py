@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.files import read_json
+from llmrec.files import atomic_path, read_json
 from llmrec.models.folder import CARD, RecommenderConfig
 from llmrec.stages import RECORD
 
@@ -100,6 +100,13 @@ def write_model_card(
         semids=config.semid_fingerprint,
     )
     ModelCard(text, ignore_metadata_errors=True).save(folder / CARD)
+
+
+def add_to_card(folder: Path, section: str) -> None:
+    """Ends the card of a folder, if it has one, with a section of Markdown; through no link."""
+    if (card := folder / CARD).exists():
+        with atomic_path(card) as path:
+            path.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
 
 
 def _of_the_hub(base_model: str) -> str | None:

@@ -21,8 +21,9 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.decoding.dense import MODES
 from llmrec.files import atomic_path, write_json
+from llmrec.models.card import add_to_card
 from llmrec.models.dense import DenseHead, load_dense
-from llmrec.models.folder import CARD, CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
+from llmrec.models.folder import CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
 
 
 def update_model_folder(
@@ -68,12 +69,8 @@ def update_model_folder(
         if (dense := load_dense(folder, old.items, cache_dir)) is not None:
             dense.for_items(items).save_pretrained(temporary / DENSE)
         write_sidecars(temporary, config, index, items)
-        card = temporary / CARD
-        if card.exists():
-            text = card.read_text(encoding="utf-8") + "\n## Catalogue\n\nUpdated without training, "
-            text += f"to version {index.version} of the Semantic IDs:\n\n```\n{changes}\n```\n"
-            with atomic_path(card) as new:
-                new.write_text(text, encoding="utf-8")
+        text = f"Updated without training, to version {index.version} of the Semantic IDs:"
+        add_to_card(temporary, f"\n## Catalogue\n\n{text}\n\n```\n{changes}\n```\n")
     return changes
 
 

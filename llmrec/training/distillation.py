@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.self_check import evaluating
 from llmrec.instructions.mixture import TaskMix
+from llmrec.tokens import words_without
 from llmrec.training.batches import right_aligned
 from llmrec.training.sft_arguments import SFTArguments
 
@@ -91,11 +92,7 @@ def distillation(
     if sft.distill_from or not adapter:
         new = {*index.tokens}
         try:
-            theirs, ours = (
-                {word: number for word, number in one.get_vocab().items() if word not in new}
-                for one in (AutoTokenizer.from_pretrained(source), tokenizer)
-            )
-            if theirs == ours:
+            if words_without(AutoTokenizer.from_pretrained(source), new) == words_without(tokenizer, new):
                 copy = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise ValueError(f"distill_from: {source} is no language model that can be loaded: {error}") from error

@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from llmrec.arguments import at_least
 from llmrec.arrays import blocks, check_loss
 from llmrec.devices import best_device
-from llmrec.files import part_of
 from llmrec.item_tokenizers.by_item import KeyedByItem
 from llmrec.item_tokenizers.residual.etegrec import training_windows
 from llmrec.item_tokenizers.words.idgenrec_network import (
@@ -39,9 +38,8 @@ from llmrec.item_tokenizers.words.idgenrec_network import (
     writing_loss,
 )
 from llmrec.item_tokenizers.words.keywords import Keywords
+from llmrec.item_tokenizers.words.t5_weights import arrays_of, load_arrays
 from llmrec.item_tokenizers.words.text_ids import TEXT_TRAITS, text_of, words_of
-
-_SHARED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")  # the words again
 
 
 @dataclass(eq=False)
@@ -225,14 +223,12 @@ class IDGenRec(KeyedByItem):
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         values, arrays = super().state()
-        weights = {name: value.numpy() for name, value in self._writer.state_dict().items()}
-        return values, arrays | {f"network.{name}": value for name, value in weights.items() if name not in _SHARED}
+        return values, arrays | arrays_of(self._writer)
 
     def restore(self, values: dict, arrays: dict[str, np.ndarray]) -> None:
         super().restore(values, arrays)
         self._make()
-        weights = {name: torch.from_numpy(array) for name, array in part_of(arrays, "network.").items()}
-        self._writer.load_state_dict(weights | dict.fromkeys(_SHARED, weights["shared.weight"]))
+        load_arrays(self._writer, arrays)
 
 
 def draw(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
