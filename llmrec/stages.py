@@ -27,7 +27,9 @@ RECORD = "stage.json"
 _locks: dict[Path, Lock] = {}  # of the stages that this process has begun
 
 
-def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, writes: bool = True) -> str:
+def begin_stage(
+    folder: str | Path, settings: dict, overwrite: bool = False, writes: bool = True, lengths: tuple[str, ...] = ()
+) -> str:
     """Looks at a stage's output folder before the work starts, and records the settings in it.
 
     Args:
@@ -35,10 +37,12 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, wri
         overwrite: replace what another run left. A finished result is moved aside, to `<folder>.old`, until the new
             one is finished.
         writes: take the folder's lock. Of several processes that were launched together only the main one does.
+        lengths: settings (numbers above 0) that say how long a run is, of which the first that is given counts: a run
+            of which that alone became more is extended from its last checkpoint, finished or not.
 
     Returns:
         `"done"`: the folder holds the finished result of these settings. `"resume"`: a run with these settings was
-        interrupted. `"new"`: nothing is there yet.
+        interrupted. `"extend"`: a shorter one is there. `"new"`: nothing is there yet.
 
     Raises:
         ValueError: the folder holds a run with other settings (named in the message), files of somebody else, or a
@@ -48,6 +52,7 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, wri
     Where `folder` is a link, all of this is about the folder that it points to.
     """
     folder, settings = check_folder(Path(folder).resolve()), json.loads(json.dumps(settings, default=str))
+    settings = _given(settings)
     if not overwrite and _holds_result_of(folder, settings):
         return "done"  # to look needs no lock
     if writes and not (folder in _locks and _locks[folder].held):
@@ -55,7 +60,7 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, wri
     try:
         if writes:
             _remove_partial(folder)
-        outcome = _begin(folder, settings, overwrite)
+        outcome = _begin(folder, settings, overwrite, lengths)
     except BaseException:
         _release(folder)
         raise
@@ -64,7 +69,7 @@ def begin_stage(folder: str | Path, settings: dict, overwrite: bool = False, wri
     return outcome
 
 
-def _begin(folder: Path, settings: dict, overwrite: bool) -> str:
+def _begin(folder: Path, settings: dict, overwrite: bool, lengths: tuple[str, ...]) -> str:
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.exists():
         raise ValueError(f"{folder} holds files that no stage wrote: choose another output_dir")
@@ -84,9 +89,12 @@ def _begin(folder: Path, settings: dict, overwrite: bool) -> str:
         if before["settings"] == settings:
             return "done" if _holds_result_of(folder, settings) else "resume"
         if before["complete"] or list(folder.iterdir()) != [record]:
-            changed = sorted(
-                key for key in {*before["settings"], *settings} if before["settings"].get(key) != settings.get(key)
-            )
+            old = before["settings"]
+            changed = sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key))
+            if (length := _length(old, settings, lengths)) is not None and {*changed} <= {*lengths}:
+                _check_extendable(folder, length, old[length], settings[length])
+                write_json(record, {"settings": settings, "complete": False, "replaces": replaces})
+                return "extend"
             raise ValueError(
                 f"{folder} holds a run with other settings ({', '.join(changed)}): "
                 "pass --overwrite true to replace it, or choose another output_dir"
@@ -107,6 +115,32 @@ def finish_stage(folder: str | Path, **results) -> None:
     _release(record.parent)
 
 
+def _given(settings: dict) -> dict:
+    """Without those that are `None`: a setting that a later version has is no other setting."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _length(old: dict, new: dict, lengths: tuple[str, ...]) -> str | None:
+    """Which setting says how long two runs are, if one says it of both and they differ."""
+    for name in lengths:
+        given = [settings.get(name, 0) > 0 for settings in (old, new)]
+        if any(given):
+            return name if all(given) and old[name] != new[name] else None
+    return None
+
+
+def _check_extendable(folder: Path, length: str, old: float, new: float) -> None:
+    checkpoint, anew = last_complete_checkpoint(folder), "--overwrite true trains anew, or choose another output_dir"
+    if new < old:
+        raise ValueError(f"{folder} holds a run of {length} {old}: it can be extended, not cut to {new}; {anew}")
+    if checkpoint is None or not has_optimizer(checkpoint):
+        why = "no checkpoint" if checkpoint is None else f"{checkpoint}, without the optimizer's state,"
+        raise ValueError(
+            f"{folder} holds a run of {length} {old} and {why} to extend it from (save_strategy, save_only_model); "
+            f"{anew}"
+        )
+
+
 def _record(folder: Path) -> dict | None:
     if not (folder / RECORD).exists():
         return None
@@ -114,7 +148,7 @@ def _record(folder: Path) -> dict | None:
     kinds = {"settings": dict, "complete": bool, "files": dict}
     if not all(isinstance(({"files": {}} | record).get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"{folder / RECORD} is not what a stage wrote: remove {folder}, or choose another output_dir")
-    return record
+    return record | {"settings": _given(record["settings"])}
 
 
 def _remove_partial(folder: Path) -> None:
@@ -157,6 +191,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             json.loads(state.read_text(encoding="utf-8"))
             complete[int(state.parent.name.rpartition("-")[2])] = str(state.parent)
     return complete[max(complete)] if complete else None
+
+
+def has_optimizer(checkpoint: str | Path) -> bool:
+    """Whether training can go on from a checkpoint as if it had not stopped."""
+    return any(any(Path(checkpoint).glob(pattern)) for pattern in ("optimizer*", "global_step*"))  # DeepSpeed's
 
 
 def unfinished(folder: str | Path) -> str:

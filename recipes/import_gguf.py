@@ -14,6 +14,7 @@ from llmrec.arguments import one_of
 from llmrec.commands import run_script
 from llmrec.files import files_fingerprint
 from llmrec.models.from_gguf import load_gguf
+from llmrec.models.pretrained import provenance_of
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
@@ -22,6 +23,8 @@ class ImportArguments:
     gguf: str = field(metadata={"help": "The .gguf file of a causal language model."})
     output_dir: str = field(metadata={"help": "Where the model folder goes."})
     dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: bfloat16, float16 or float32."})
+    base_model: str | None = field(default=None, metadata={"help": "The model's name on the Hub, for the card."})
+    license: str | None = field(default=None, metadata={"help": "For the card, where the Hub's does not say it."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is there."})
 
 
@@ -35,6 +38,7 @@ def main(args: ImportArguments) -> None:
     model, tokenizer = load_gguf(args.gguf, getattr(torch, args.dtype))
     tokenizer.save_pretrained(args.output_dir)
     model.save_pretrained(args.output_dir)
+    provenance_of(None, args.base_model, args.license).then("import", file=args.gguf).save(args.output_dir)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
     print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {args.dtype}")
     print(f"Wrote {args.output_dir}. Next: recipes/init_model.py --model_name_or_path {args.output_dir}")

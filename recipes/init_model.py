@@ -7,19 +7,20 @@ a tokenizer trained on the catalogue (`model_config: {model_type: qwen3, hidden_
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.commands import run_script
 from llmrec.data import PreparedData
+from llmrec.hub import local_folder
 from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
-from llmrec.models.vocabulary import check_plain, extend_vocabulary
+from llmrec.models.pretrained import load_pretrained, provenance_of
+from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 from llmrec.tokens import fix_today
 
@@ -30,6 +31,11 @@ class InitArguments:
     semids: str = field(metadata={"help": "Folder of tokenize_items.py or join_semids.py, or an index.json."})
     output_dir: str = field(metadata={"help": "Where the model folder goes."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A pretrained model."})
+    model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
+    base_model: str | None = field(default=None, metadata={"help": "Its name on the Hub, of a folder, for the card."})
+    license: str | None = field(
+        default=None, metadata={"help": "For the card, where the model's own does not say it."}
+    )
     model_config: dict | None = field(default=None, metadata={"help": "Fields of a config, for a model from scratch."})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
@@ -50,7 +56,7 @@ def main(args: InitArguments) -> None:
     if (args.model_name_or_path is None) == (args.model_config is None):
         raise ValueError("give either model_name_or_path (pretrained) or model_config (from scratch)")
     data = PreparedData.load(args.data_dir)
-    semids = Path(args.semids)
+    semids = local_folder(args.semids, kind="dataset")
     index = SemIDIndex.load(semids / "semids.parquet" if semids.is_dir() else semids).aligned(data.items)
     if index.contextual and (args.shuffle_semids or (args.behaviour_tokens and data.behaviours)):
         raise ValueError("these Semantic IDs depend on the history: no shuffle_semids, and behaviour_tokens: false")
@@ -66,13 +72,7 @@ def main(args: InitArguments) -> None:
         return
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     if args.model_config is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-            check_plain(tokenizer, index)
-            model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
-        except OSError as error:
-            where = "neither a folder with a model nor one of the Hub that can be reached"
-            raise ValueError(f"model_name_or_path: {args.model_name_or_path} is {where}: {error}") from error
+        model, tokenizer = load_pretrained(args.model_name_or_path, index, args.model_revision)
     else:
         source = args.tokenizer_name_or_path
         tokenizer = (
@@ -91,6 +91,8 @@ def main(args: InitArguments) -> None:
     tokenizer.save_pretrained(args.output_dir)
     config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
     write_sidecars(args.output_dir, config, index, data.items, item_tokenizer)
+    provenance = provenance_of(args.model_name_or_path, args.base_model, args.license)
+    provenance.then("init", from_scratch=args.model_config is not None, embedding_init=init).save(args.output_dir)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
     print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them new")
     print(f"Wrote {args.output_dir}. Next: recipes/sft.py")

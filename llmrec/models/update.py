@@ -21,9 +21,11 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data.prepared import catalogue_fingerprint
 from llmrec.decoding.dense import MODES
 from llmrec.files import atomic_path, write_json
-from llmrec.models.card import add_to_card
+from llmrec.hub import OF_THE_RUN
+from llmrec.models.card import write_card
 from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
+from llmrec.models.provenance import Provenance
 
 
 def update_model_folder(
@@ -69,8 +71,9 @@ def update_model_folder(
         if (dense := load_dense(folder, old.items, cache_dir)) is not None:
             dense.for_items(items).save_pretrained(temporary / DENSE)
         write_sidecars(temporary, config, index, items)
-        text = f"Updated without training, to version {index.version} of the Semantic IDs:"
-        add_to_card(temporary, f"\n## Catalogue\n\n{text}\n\n```\n{changes}\n```\n")
+        facts = {"version": index.version, "changes": str(changes), "without": "training"}
+        Provenance.load(folder).then("update", **facts).save(temporary)
+        write_card(temporary)
     return changes
 
 
@@ -95,6 +98,8 @@ def add_dense(
         dense.save_pretrained(temporary / DENSE)
         write_json(temporary / CONFIG, asdict(replace(config, dense=mode)))
         write_checksums(temporary)
+        Provenance.load(folder).then("dense", mode=mode).save(temporary)
+        write_card(temporary)
 
 
 @contextmanager
@@ -105,6 +110,5 @@ def copied_folder(folder: Path, output_dir: str | Path, hard_links: bool = False
         raise ValueError(f"{output_dir} exists: an updated model goes into a new folder")
     with atomic_path(output_dir) as temporary:
         copy = os.link if hard_links else shutil.copy2
-        of_the_run = shutil.ignore_patterns("checkpoint-*", "stage.json", "runs")
-        shutil.copytree(folder, temporary, ignore=of_the_run, copy_function=copy)
+        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*OF_THE_RUN), copy_function=copy)
         yield temporary

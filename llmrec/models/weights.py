@@ -4,24 +4,13 @@ fit is refused before memory is taken for it."""
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.files import read_json
-from llmrec.models.folder import CONFIG
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _SAFE = {"trust_remote_code": False}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
-
-
-def downloaded(name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The folder of a model on the Hub, without what is no data; `ValueError` where it cannot be had."""
-    try:
-        return Path(snapshot_download(name, revision=revision, token=token, ignore_patterns=_PICKLES))
-    except Exception as error:
-        raise ValueError(f"{name} is neither a folder nor a reachable Hub model with {CONFIG}") from error
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

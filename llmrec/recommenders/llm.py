@@ -9,7 +9,7 @@ from typing import Self
 
 import pyarrow as pa
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.arguments import whole_number
@@ -23,12 +23,15 @@ from llmrec.decoding.search import open_search, prompt_batches
 from llmrec.decoding.thoughts import after_thoughts, write_thoughts
 from llmrec.devices import best_device, best_dtype
 from llmrec.files import atomic_path, check_whole
+from llmrec.hub import local_folder
 from llmrec.instructions import TASKS, Prompt, Texts, in_words, load_prompt
 from llmrec.instructions.render import item_of
 from llmrec.item_tokenizers import SequenceTokenizer
+from llmrec.models.card import share_model
 from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import CARD, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.models.weights import downloaded, load_model, load_tokenizer
+from llmrec.models.provenance import FILE as PROVENANCE
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
 from llmrec.recommenders.protocol import Recommendation, asked_for, item_histories, item_id_of, per_request
@@ -91,6 +94,7 @@ class LLMRecommender(PromptWriter):
         Example:
             >>> recommender = LLMRecommender.from_pretrained("out/industrial/model")  # on the GPU where there is one
             >>> recommender = LLMRecommender.from_pretrained("me/industrial", dtype="bfloat16", revision="v2")
+            >>> recommender = LLMRecommender.from_pretrained("me/industrial@v2")  # the same, where one text says it
 
         Args:
             device: by default the GPU where there is one; with `device_map`, or a quantised model, where transformers
@@ -104,10 +108,7 @@ class LLMRecommender(PromptWriter):
                 the model was not trained with, or a file of the folder that is damaged or does not fit, by its name
                 (docs/security.md).
         """
-        if not Path(folder).is_dir():
-            folder = downloaded(str(folder), revision, token)
-        elif revision is not None:
-            raise ValueError(f"{folder} is a folder on this machine: revision={revision!r} is for models of the Hub")
+        folder = local_folder(folder, revision, token)
         device = None if device is None else best_device(device)
         model_kwargs["dtype"] = best_dtype(dtype, device or best_device())
         config = RecommenderConfig.load(folder)
@@ -156,8 +157,9 @@ class LLMRecommender(PromptWriter):
             item_tokenizer = None if source is None else source / ITEM_TOKENIZER
             if self.index.contextual and not (item_tokenizer and item_tokenizer.is_dir()):
                 catalogue.sequence_tokenizer.save_pretrained(temporary / ITEM_TOKENIZER)
-            if source is not None and (source / CARD).is_file():
-                shutil.copy2(source / CARD, temporary / CARD)
+            for name in (CARD, PROVENANCE) if source is not None else ():
+                if (source / name).is_file():
+                    shutil.copy2(source / name, temporary / name)
             write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
 
     def push_to_hub(
@@ -168,19 +170,15 @@ class LLMRecommender(PromptWriter):
         revision: str | None = None,
         commit_message: str = "Upload recommender",
     ) -> CommitInfo:
-        """Uploads what `save_pretrained` writes, in one commit; the repository is made where there is none.
+        """Uploads what `save_pretrained` writes, with a card; repository and branch are made where there are none.
 
         Example:
             >>> recommender.push_to_hub("me/industrial", private=True)
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             rest = {"revision": revision, "commit_message": commit_message}
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, **rest)
+            return share_model(folder, repo_id, private=private, token=token, **rest)
 
     def recommend(
         self,

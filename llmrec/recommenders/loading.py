@@ -8,7 +8,8 @@ from llmrec.arguments import did_you_mean
 from llmrec.data import PreparedData
 from llmrec.decoding import self_check
 from llmrec.files import fingerprint, read_json
-from llmrec.models.folder import CONFIG
+from llmrec.hub import local_folder
+from llmrec.models.folder import CARD, CONFIG
 from llmrec.recommenders.blend import BlendConfig, BlendedRecommender
 from llmrec.recommenders.bsarec import BSARec
 from llmrec.recommenders.content_knn import ContentKNN
@@ -56,9 +57,9 @@ KINDS: dict[str, type[TrainableRecommender]] = {
 def load_recommender(
     folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Recommender:
-    """Loads a model folder (`llmrec_config.json`), a Hub model or a baseline's folder (`kind` in its `config.json`);
-    `ValueError` for none of the three. Baselines keep their dtypes."""
-    folder = Path(folder)
+    """Loads a model folder (`llmrec_config.json`), one of the Hub (`owner/name@revision`) or a baseline's folder
+    (`kind` in its `config.json`); `ValueError` for none of the three. Baselines keep their dtypes."""
+    folder = local_folder(folder)
     if not folder.is_dir() or (folder / CONFIG).exists():
         return LLMRecommender.from_pretrained(folder, device, dtype)
     if not (folder / "config.json").exists():
@@ -74,13 +75,13 @@ def load_recommender(
 
 def check_trained_on(folder: str | Path, data: PreparedData) -> None:
     """Raises `ValueError` if a folder was trained on other data than it is to be evaluated on: a leak in waiting."""
-    folder = Path(folder)
+    folder = local_folder(folder)
     if (folder / CONFIG).exists():
         trained_on = read_json(folder / CONFIG).get("trained_on", {}).get("fingerprint")
     elif (folder / "config.json").exists():
         trained_on = read_json(folder / "config.json").get("data_fingerprint")
     else:
-        return  # a model of the Hub
+        return
     if trained_on and trained_on != data.fingerprint:
         raise ValueError(
             f"{folder} was trained on other data ({trained_on}) than it is to be evaluated on ({data.fingerprint}), "
@@ -90,6 +91,7 @@ def check_trained_on(folder: str | Path, data: PreparedData) -> None:
 
 def files_of(folder: str | Path) -> str:
     """Names, sizes and times of a folder's files: what tells one training of a recommender from the next. What was
-    found of its decoding (`self_check.FILE`) is no part of that."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != self_check.FILE)
+    found of its decoding (`self_check.FILE`) and its card are no part of that."""
+    beside = (self_check.FILE, CARD)
+    files = sorted(path for path in local_folder(folder).rglob("*") if path.is_file() and path.name not in beside)
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)

@@ -15,6 +15,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from llmrec.hub import is_hub_name, local_folder, repository
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.vllm.engines import MODES
 
@@ -53,7 +54,10 @@ def _object(text: str) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m llmrec.serving", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="model folder: of recipes/sft.py or recipes/grpo.py, LoRA merged")
+    parser.add_argument(
+        "folder", help="model folder, of recipes/sft.py or grpo.py, LoRA merged; or its name on the Hub"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub; owner/name@revision says the same")
     parser.add_argument(
         "--modes", type=_modes, default=["recommend"], help="recommend, generate, or both with a comma"
     )
@@ -65,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ssl_keyfile", help="PEM: the key of the certificate")
     parser.add_argument("--name", help="of the model, in requests and answers; by default the folder's")
     parser.add_argument("--catalogue_dir", type=Path, help="where changes of the catalogue are kept; by default "
-                        "<folder>/catalogue")  # fmt: skip
+                        "<folder>/catalogue, of a model of the Hub ./catalogue")  # fmt: skip
     parser.add_argument("--dtype", help="of the weights, e.g. bfloat16; by default as the folder has them")
     parser.add_argument("--vllm", type=_object, default={}, help="JSON: more arguments of vLLM, for every engine")
     for mode in MODES:
@@ -87,14 +91,17 @@ def main(arguments: list[str] | None = None) -> None:
     modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
     logger = logging.getLogger("llmrec.serving")
     try:
-        settings = Settings.of_environment(args.name or args.folder.resolve().name, **limits)
+        directory = args.catalogue_dir or (Path("catalogue") if is_hub_name(args.folder) else None)
+        folder = local_folder(args.folder, args.revision)
+        name = args.name or Path(repository(args.folder)[0]).resolve().name
+        settings = Settings.of_environment(name, **limits)
         settings.check_host(args.host)
         from llmrec.serving.server import EngineFailed, serve  # brings vLLM, which takes its time
 
         for left in range(args.restarts, -1, -1):
-            where = args.host, args.port, args.catalogue_dir, args.engine_timeout_s
+            where = args.host, args.port, directory, args.engine_timeout_s
             try:
-                asyncio.run(serve(args.folder, modes, settings, *where, **tls))
+                asyncio.run(serve(folder, modes, settings, *where, **tls))
                 break
             except EngineFailed as error:
                 logger.error("%s: %s", error, "starting again" if left else "giving up")

@@ -1,9 +1,7 @@
 """Settings of supervised fine-tuning that follow from the model, unless they are set."""
 
-from pathlib import Path
-
-from llmrec.files import read_json
-from llmrec.stages import RECORD
+from llmrec.hub import local_folder
+from llmrec.models.provenance import Provenance
 
 
 def sft_defaults(settings: dict) -> tuple[str, dict]:
@@ -15,20 +13,9 @@ def sft_defaults(settings: dict) -> tuple[str, dict]:
     base = settings["model_name_or_path"]
     if not base:  # the run refuses that
         return "", {}
-    if _from_scratch(base):
+    revision = None if settings["model_revision"] == "main" else settings["model_revision"]
+    if Provenance.load(local_folder(base, revision)).from_scratch:
         chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.3, "gradient_checkpointing": False}
         return f"{base} is a model from scratch", chosen
     rate = 5e-4 if settings["use_peft"] else 3e-4
     return f"{base} is a pretrained model", {"learning_rate": rate, "hidden_dropout": 0.0}
-
-
-def _from_scratch(base: str) -> bool:
-    """Whether a folder goes back, stage by stage, to a model that recipes/init_model.py made of a config."""
-    seen = set()
-    while base not in seen and (record := Path(base) / RECORD).is_file():
-        seen.add(base)
-        settings = read_json(record).get("settings", {})
-        if settings.get("model_config"):
-            return True
-        base = settings.get("model_name_or_path") or ""
-    return False

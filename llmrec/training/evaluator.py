@@ -5,8 +5,11 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from tqdm.auto import tqdm
 
+from llmrec.arrays import blocks
 from llmrec.catalogue.filters import Filter
 from llmrec.data import PreparedData, excludes_seen
 from llmrec.data.rows import flatten_lists, ids_to_rows, lists_to_rows
@@ -69,8 +72,8 @@ class ValidationSample:
     def _seen(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray] | None:
         return lists_to_rows(rows["history"], self.item_ids) if self.exclude_seen else None
 
-    def evaluate(self, model, accelerator) -> dict[str, float]:
-        """Item-level metrics; the processes share the rows.
+    def evaluate(self, model, accelerator, progress: bool = False) -> dict[str, float]:
+        """Item-level metrics; the processes share the rows. `progress` shows a bar.
 
         Returns:
             `recall@k` and `ndcg@k`; `valid@10`, the share of places that hold a distinct item of the catalogue (1,
@@ -83,17 +86,24 @@ class ValidationSample:
         self.recommender.model = model
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         with torch.no_grad(), evaluating(model):
-            rows = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64()))
-            histories, wishes = requests_of(self.recommender, rows)
+            rows, targets = self.rows.take(pa.array(range(self.rows.num_rows)[mine], pa.int64())), self.targets[mine]
+            order = pc.array_sort_indices(pc.list_value_length(rows["history"]))  # batches of one length
+            rows, targets = rows.take(order), targets[order.to_numpy()]
             asked = Filter(exclude_seen=True) if self.exclude_seen else None
-            one = min(1, self.recommender.config.variations)
-            more = wishes | {"think": False, "variations": one}
-            lists = self.recommender.recommend(histories, self.ks[-1], asked, **more)
+            more = {"think": False, "variations": min(1, self.recommender.config.variations)}
+            lists, hidden = [], not progress or accelerator.process_index > 0
+            with tqdm(total=len(targets), desc="ranking", unit="row", leave=False, disable=hidden) as bar:
+                for batch in blocks(len(targets), 4 * self.recommender.batch_size):
+                    histories, wishes = requests_of(
+                        self.recommender, rows.slice(batch.start, batch.stop - batch.start)
+                    )
+                    lists += self.recommender.recommend(histories, self.ks[-1], asked, **wishes, **more)
+                    bar.update(len(histories))
         places = np.full((len(lists), max(SHOWN, self.ks[-1])), -1)
         for row, items in enumerate(lists):
             places[row, : len(items)] = [self.place[item.item_id] for item in items]
         seen = self._seen(rows)
-        by_row = row_metrics(*target_ranks(places, self.targets[mine], self.groups, seen), self.ks)
+        by_row = row_metrics(*target_ranks(places, targets, self.groups, seen), self.ks)
         names = [*(f"recall@{k}" for k in self.ks), *(f"ndcg@{k}" for k in self.ks if k > 1)]
         top = places[:, :SHOWN]
         shown = np.bincount(top[first_occurrences(top)], minlength=len(self.place))

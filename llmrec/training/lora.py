@@ -5,11 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config
 
 from llmrec.catalogue.semids import SemIDIndex
@@ -67,7 +65,7 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
 
     Where the model cannot be merged in place (quantised, sharded, or wrapped by DeepSpeed, which writes the names of
     what it wrapped), its adapter is saved, and merged onto the base as it is on disk. What is measured then is the
-    merged model. Nothing is uploaded: see `push_final_model`. `reload` loads the base model in full precision. Returns
+    merged model. `reload` loads the base model in full precision. Returns
     the metrics of `trainer.evaluate()`, or those of the ranking alone.
     """
     model = trainer.model
@@ -78,7 +76,7 @@ def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
         trainer.model = merged(model)
         trainer.save_model(_internal_call=True)
     if trainer.is_world_process_zero():
-        # With push_to_hub checkpoints leave their adapter here, which transformers would apply to the merged model.
+        # An adapter beside it, of an earlier run, would be applied to the merged model by transformers.
         for file in Path(trainer.args.output_dir).glob("adapter_*"):
             file.unlink()
     return metrics
@@ -103,21 +101,3 @@ def _merge_from_disk(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
             trainer.write_sidecars(str(output_dir))
         shutil.rmtree(adapter)
     return metrics
-
-
-def push_final_model(trainer: Trainer) -> None:
-    """Uploads the output folder as it is on disk, where `push_to_hub` asks for that.
-
-    `Trainer.push_to_hub` writes the model once more before, under DeepSpeed with its adapter, and leaves the adapters
-    of checkpoints that were pushed while training in the repository.
-    """
-    args = trainer.args
-    if args.push_to_hub and trainer.is_world_process_zero():
-        HfApi(token=args.hub_token).upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=args.output_dir,
-            commit_message="End of training",
-            revision=args.hub_revision,
-            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
-            delete_patterns="adapter_*",
-        )

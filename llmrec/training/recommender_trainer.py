@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 import torch
 from accelerate.utils import reduce
+from huggingface_hub import CommitInfo
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import HubStrategy
 from transformers.training_args import TrainingArguments
 
 from llmrec.instructions import reader_of
 from llmrec.instructions.dataset import RowReader
+from llmrec.models.card import share_model
+from llmrec.training.estimate import Estimate
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import not_finite, sharded
 from llmrec.training.lora import is_quantised
@@ -66,6 +70,12 @@ class RecommenderTrainer:
         write_sidecars: Callable[[str], None] | None = None,
         **kwargs,
     ):
+        if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy: {args.hub_strategy.value} uploads the optimizer and paths of this machine: leave it "
+                "out, the Hub gets the finished model (docs/sharing.md)"
+            )
+        args.hub_strategy = HubStrategy.END
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False  # it logs NaN as the loss before, and goes on
         reader = reader_of(kwargs.get("train_dataset"))
@@ -83,6 +93,7 @@ class RecommenderTrainer:
             sample = None
         self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
         self.add_callback(FreshEpoch(reader, self.order))
+        self.add_callback(Estimate())
         if is_quantised(self.model):
             # TRL casts all that is trained to bfloat16, where small updates of whole embedding rows are rounded away.
             for name, parameter in self.model.named_parameters():
@@ -130,11 +141,23 @@ class RecommenderTrainer:
     def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The metrics of the model as it is on the validation sample and the seconds that they took, logged."""
         start = time.perf_counter()
-        metrics = self.sample.evaluate(self.model, self.accelerator)
+        metrics = self.sample.evaluate(self.model, self.accelerator, progress=not self.args.disable_tqdm)
         metrics["ranking_seconds"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         Trainer.log(self, metrics)  # TRL's own would add the training figures since its last time, and forget them
         return metrics
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", token: str | None = None, revision: str | None = None
+    ) -> CommitInfo | None:
+        """Uploads the output folder as it is on disk, without what a run keeps for itself, with the repository's name
+        in the card (`llmrec.models.card.share_model`)."""
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        where = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
+        return share_model(self.args.output_dir, self.hub_model_id, commit_message=commit_message, **where)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """The recipe writes the card (`llmrec.models.card`); TRL's would replace it."""

@@ -1,8 +1,10 @@
 """How every recipe that trains begins and ends: what a run starts from, whether it goes on, and what it writes."""
 
+import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +20,24 @@ from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
 from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.files import check_whole, fingerprint
+from llmrec.hub import local_folder
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.prompts import composed
 from llmrec.instructions.wishes import phrases
-from llmrec.models.card import write_model_card
+from llmrec.models.card import write_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.provenance import Provenance
 from llmrec.recommenders import LLMRecommender
-from llmrec.stages import begin_stage, finish_stage, last_complete_checkpoint, model_content, settings_of
+from llmrec.stages import (
+    begin_stage,
+    finish_stage,
+    has_optimizer,
+    last_complete_checkpoint,
+    model_content,
+    settings_of,
+)
 from llmrec.training.loading import load_model, reload_model
-from llmrec.training.lora import push_final_model, save_final_model
+from llmrec.training.lora import save_final_model
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
 _VOLATILE = tuple(
@@ -41,6 +52,13 @@ _LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0.0),
 }
+# What the card shows of a trainer's settings; of ours it shows those that differ from their defaults.
+_SHOWN = (
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps weight_decay "
+    "lr_scheduler_type warmup_steps max_grad_norm bf16 seed"
+).split()
+_LENGTHS = ("max_steps", "num_train_epochs")  # the first where it is above 0, as transformers has it
+_FACTS = ("tasks", "rewards")  # of a stage; other settings of ours are beside it
 PANELS = {"loss": ("loss", "eval_loss"), "ranking on the validation sample": ("eval_recall@10", "eval_ndcg@10")}
 
 
@@ -89,9 +107,11 @@ class TrainingRun:
                 "trains nothing: give one that is more than 0 (max_steps: -1 leaves it to num_train_epochs)"
             )
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
-        self.base, self.checkpoint = model_args.model_name_or_path, None
-        if not self.base:
+        if not model_args.model_name_or_path:
             raise ValueError("model_name_or_path is missing: name the model folder that training starts from")
+        revision = None if model_args.model_revision == "main" else model_args.model_revision  # which TRL sets
+        self.base = str(local_folder(model_args.model_name_or_path, revision))
+        self.checkpoint, self.more_args = None, ()
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
         self.config.dense = ""  # a dense head of the base does not fit the weights that come out of this run
         self.config.check_catalogue(self.data.items, self.base)
@@ -102,6 +122,7 @@ class TrainingRun:
         """Records the settings, and what else decides the result, in the output folder; false where it holds the
         finished result of these already. `more_args` are further dataclasses of settings. Raises `ValueError`: other
         settings made what lies there, or the launched processes are no group."""
+        self.more_args = more_args
         arguments = (self.script_args, *more_args, self.training_args, self.model_args)
         teacher = next((one.distill_from for one in more_args if getattr(one, "distill_from", "")), None)
         inputs = {
@@ -122,12 +143,21 @@ class TrainingRun:
             )
         with state.main_process_first():
             main = state.is_main_process
-            outcome = begin_stage(output_dir, settings, self.script_args.overwrite and main, writes=main)
+            overwrite = self.script_args.overwrite and main
+            outcome = begin_stage(output_dir, settings, overwrite, writes=main, lengths=_LENGTHS)
         if outcome == "done":
             state.print(f"Reusing the model in {output_dir} (same settings, same data).")
             return False
         self.checkpoint = last_complete_checkpoint(output_dir)
+        if self.checkpoint and not has_optimizer(self.checkpoint):
+            raise ValueError(
+                f"{self.checkpoint} has no optimizer's state (save_only_model), so the run cannot go on from it: pass "
+                "--overwrite true to train anew"
+            )
         state.print(f"Resuming from {self.checkpoint}." if self.checkpoint else f"Training {self.base}.")
+        if outcome == "extend":
+            kind = getattr(self.training_args.lr_scheduler_type, "value", self.training_args.lr_scheduler_type)
+            state.print(f"The run is extended: from there the learning rate follows the longer schedule ({kind}).")
         logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
         set_seed(self.training_args.seed)
         return True
@@ -161,10 +191,34 @@ class TrainingRun:
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(Path(output_dir) / TRAINER_STATE_NAME))
             plot(trainer.state.log_history, Path(output_dir) / "training.png")
-            arguments = (self.script_args, self.training_args)
-            write_model_card(output_dir, self.config, self.index, metrics, *arguments, base_model=self.base)
-        push_final_model(trainer)
-        if trainer.is_world_process_zero():
+            self._provenance(metrics).save(output_dir)
+            write_card(output_dir)
+            if self.training_args.push_to_hub:
+                trainer.push_to_hub()
             finish_stage(output_dir, **results, **metrics)
         next_step = "Next: recipes/evaluate.py or recipes/recommend.py"
         PartialState().print(f"Validation: {metrics}\nWrote {output_dir}. {next_step}")
+
+    def _provenance(self, metrics: dict[str, float]) -> Provenance:
+        """The base's, and this stage: its tasks and rewards, LoRA, settings and validation metrics."""
+        ours = {}
+        for one in (self.script_args, *self.more_args):
+            for each in dataclasses.fields(one):
+                default = each.default_factory() if callable(each.default_factory) else each.default
+                if (value := getattr(one, each.name)) != default or each.name in _FACTS:
+                    ours[each.name] = value
+        facts = {name: ours.pop(name) for name in _FACTS if name in ours}
+        settings = {name: value for name, value in ours.items() if name not in ("data_dir", "overwrite")}
+        trained = self.training_args.to_dict()
+        settings |= {name: trained[name] for name in _SHOWN if name in trained}
+        if (model := self.model_args).use_peft:
+            bits = {"bits": 4} if model.load_in_4bit else {"bits": 8} if model.load_in_8bit else {}
+            facts["lora"] = {
+                "r": model.lora_r,
+                "alpha": model.lora_alpha,
+                "modules": model.lora_target_modules,
+                **bits,
+            }
+        stage = re.sub("(Config|Arguments)$", "", type(self.training_args).__name__).lower()  # sft, grpo, dpo
+        rest = {"settings": settings, "validation": {name: round(value, 5) for name, value in metrics.items()}}
+        return Provenance.load(self.base).then(stage, self.data.datasets, **facts, **rest)
