@@ -38,3 +38,11 @@ def extended(smollm2, tmp_path_factory) -> Path:
     inputs = str(folder / "data"), str(folder / "semids.parquet"), str(folder / "base")
     main(InitArguments(*inputs, model_name_or_path=str(smollm2), embedding_init="text"))
     return folder / "base"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub in a folder (`fake_hub.FakeHub`)."""
+    from fake_hub import FakeHub
+
+    return FakeHub(tmp_path / "hub", monkeypatch)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmrec"
-GROUND = ("columns", "files", "arguments", "commands", "stages", "devices", "moved", "arrays", "tokens")
+GROUND = ("columns", "files", "hub", "arguments", "commands", "stages", "devices", "moved", "arrays", "tokens")
 ROOMS = (
     *GROUND,
     "data",

@@ -20,6 +20,7 @@ from llmrec.arrays import l2_normalize, unique_rows
 from llmrec.catalogue.collisions import collision_stats, equal_rows
 from llmrec.catalogue.report_parts import markdown_table, panels, write_report_folder
 from llmrec.catalogue.semids import SemIDIndex
+from llmrec.hub import without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def semid_report(
         "items": len(index),
         "codebook_sizes": list(index.codebook_sizes),
         "fingerprint": index.fingerprint,
-        "info": {key: value for key, value in index.info.items() if not key.startswith("collisions_")},
+        "info": without_paths({key: value for key, value in index.info.items() if not key.startswith("collisions_")}),
         "features": {"dimensions": features.shape[1], "distinct": len(unique_rows(features))},
         "collisions": {"before": index.info.get("collisions_before", after), "after": after},
         "levels": [level_figures(codes[:, level], size) for level, size in enumerate(index.codebook_sizes)],

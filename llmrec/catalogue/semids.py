@@ -25,6 +25,7 @@ from llmrec.catalogue.record import Record
 from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
 from llmrec.catalogue.semids_file import read_semids
 from llmrec.files import fingerprint, read_json, write_parquet
+from llmrec.hub import without_paths
 from llmrec.stages import unfinished
 
 
@@ -237,7 +238,8 @@ class SemIDIndex(Record):
         return fingerprint(names, str(self.codebook_sizes), "\n".join(self.item_ids), self.codes.tobytes())
 
     def save(self, path: str | Path, items: pa.Table | None = None) -> None:
-        """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`."""
+        """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`. It goes
+        where its models go, so what it was made from is named without paths of this machine."""
         last = self.codes.shape[1] - np.argmax(self.codes[:, ::-1] >= 0, axis=1)  # codes after it are left out
         lists = [codes[:end].tolist() for codes, end in zip(self.codes, last)]
         ids = pa.array(self.item_ids, pa.string())
@@ -253,7 +255,11 @@ class SemIDIndex(Record):
                 raise ValueError(f"item {missing!r} has a Semantic ID but is not in the catalogue")
             rest = items.take(rows)
             columns |= {name: rest[name] for name in rest.column_names if name not in columns}
-        header = {"pattern": self.pattern, "codebook_sizes": list(self.codebook_sizes), "info": self.info}
+        header = {
+            "pattern": self.pattern,
+            "codebook_sizes": list(self.codebook_sizes),
+            "info": without_paths(self.info),
+        }
         if self.behaviours:
             header["behaviours"] = self.behaviours
         if self.has_given_tokens:

@@ -66,7 +66,7 @@ def _card(repo_id: str, data: PreparedData | None, index: SemIDIndex | None, lic
         what.append(f"A catalogue of {data.items.num_rows:,} items and the interactions of its users")
         example += ["from llmrec import PreparedData", "", f'data = PreparedData.load("{repo_id}")']
         rules = ", ".join(f"{rule} {value}" for rule, value in data.info.get("rules", {}).items() if value)
-        facts = {"statistics": statistics_table(data.info["statistics"]), "fingerprint": data.fingerprint}
+        facts = {"statistics": statistics_table(data.info.get("statistics", {})), "fingerprint": data.fingerprint}
         sections.append(_DATA.format(rules=rules, **facts))
         configs += [
             {"config_name": "items", "data_files": [{"split": "train", "path": "items.parquet"}]},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least, one_of
@@ -111,7 +112,8 @@ class Aligner:
         if not isinstance(recommender, LLMRecommender):
             raise ValueError(f"alignment names a {type(recommender).__name__}: only a language model can be asked")
         sections, left_out = {}, {}
-        for name, section in SECTIONS.items():
+        for name, section in (progress := tqdm(SECTIONS.items(), desc="alignment", unit="section")):
+            progress.set_postfix_str(name)
             try:
                 sections[name] = section.score(recommender, self.prompts.get(name, recommender.prompt), sample)
                 logger.info("alignment: %s: %d rows", name, sections[name].get("all", sections[name])["rows"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.decoding.free_text import continue_text
@@ -100,7 +101,8 @@ def perplexity(model, tokenizer, text: str, blocks: int = 200, length: int = 512
         raise ValueError(f"a text of {len(ids)} tokens has no perplexity: give one of at least two")
     device = next(model.parameters()).device
     total = 0.0
-    for piece in pieces:  # one at a time: a block's logits over a large vocabulary fill memory
+    # One at a time: a block's logits over a large vocabulary fill memory.
+    for piece in tqdm(pieces, desc="perplexity", unit="block", delay=2):
         input_ids = torch.tensor([piece], device=device)
         logits = model(input_ids=input_ids).logits[0, first - 1 : -1].float()
         total += torch.nn.functional.cross_entropy(logits, input_ids[0, first:], reduction="sum").item()
@@ -128,7 +130,8 @@ def measure(model, tokenizer: PreTrainedTokenizerBase, new: Sequence[int], asked
     prompts = [conversation(tokenizer, [{"role": "user", "content": question}]) for question in asked]
     prompts = prompt_ids(tokenizer, prompts)
     words = tokenizer.convert_ids_to_tokens(list(new))
-    answers = continue_text(model, tokenizer, prompts, ANSWER_TOKENS, batch_size=BATCH)
+    written = continue_text(model, tokenizer, prompts, ANSWER_TOKENS, batch_size=BATCH)
+    answers = tqdm(written, total=len(prompts), desc="answers", delay=2)
     rows = [
         {"question": question, "answer": answer, "semids": any(word in answer for word in words), "mass": mass}
         for question, answer, mass in zip(asked, answers, new_token_mass(model, prompts, new), strict=True)

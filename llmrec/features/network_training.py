@@ -170,7 +170,8 @@ def train_network(
             break
         began, total, count, updates = time.perf_counter(), 0.0, 0, 0
         model.train()
-        for batch in batches(generator):
+        steps = {"total": curve[-1]["step"] // len(curve) if curve else None, "unit": "step", "leave": False}
+        for batch in tqdm(batches(generator), desc=f"{name}, epoch {epoch}", delay=2, **steps):
             mean, targets = loss(batch)
             check_loss(value := mean.item(), name)
             optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ As RPG's, the codebooks are learned on whitened principal components; unlike the
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from llmrec.arrays import blocks, kmeans, unique_rows
 from llmrec.item_tokenizers.preprocess import Preprocess
@@ -90,7 +91,7 @@ class PQ(ItemTokenizer):
             )
         self.rotation = learn_rotation(rows, self.digits, self.codebook_size, seed) if self.rotate else None
         self.codebooks = []
-        for digit, piece in enumerate(self._pieces(rows)):
+        for digit, piece in enumerate(tqdm(self._pieces(rows), desc="codebooks", unit="digit", delay=2)):
             self._enough(len(unique_rows(piece)), f"vectors at digit {digit}")
             self.codebooks.append(kmeans(piece, self.codebook_size, seed + digit, self.niter))
 

@@ -2,6 +2,7 @@
 
 semids.parquet       SemIDIndex with the items' columns
 llmrec_config.json   prompt, lengths, beams, and the hashes of what the model was trained with
+provenance.json      what it was made of, stage by stage (`llmrec.models.provenance`)
 checksums.json       SHA-256 of the files that decide what is recommended, but for llmrec_config.json
 item_tokenizer/      the fitted item tokenizer, if there is one
 dense/               a dense head (`llmrec.models.dense`), if there is one

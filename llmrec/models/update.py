@@ -71,7 +71,7 @@ def update_model_folder(
         if (dense := load_dense(folder, old.items, cache_dir)) is not None:
             dense.for_items(items).save_pretrained(temporary / DENSE)
         write_sidecars(temporary, config, index, items)
-        facts = {"version": index.version, "changes": str(changes), "without": "training"}
+        facts = {"version": index.version, "changes": "; ".join(str(changes).splitlines())}
         Provenance.load(folder).then("update", **facts).save(temporary)
         write_card(temporary)
     return changes

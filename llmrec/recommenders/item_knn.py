@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
+from tqdm.auto import tqdm
 
 from llmrec.arguments import at_least
 from llmrec.arrays import blocks
@@ -69,7 +70,7 @@ class ItemKNN(CatalogueRanker):
             near = (scale @ (near + near.T) @ scale).tocsr()
         columns = (occurrences @ scale).tocsc()
         chunks = []
-        for chunk in blocks(shape[1], 4096):  # items whose co-occurrences are held at once
+        for chunk in tqdm(blocks(shape[1], 4096), desc="item-kNN", delay=2):  # items held at once
             itself = np.arange(chunk.start, chunk.stop)
             again_there = (again / norm)[itself]
             if config.window:

@@ -19,6 +19,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import join_views
 from llmrec.features import ItemFeatures
 from llmrec.item_tokenizers import Pctx, RQKMeans, build_semids, fit_semids
+from llmrec.models.card import write_card
 from llmrec.models.folder import semids_table
 from llmrec.models.update import update_model_folder
 from llmrec.recommenders import LLMRecommender
@@ -61,7 +62,7 @@ def folder(tmp_path_factory, data):
     tokenizer.save_pretrained(folder / "semids" / "item_tokenizer")
     features.save_pretrained(folder / "semids" / "item_tokenizer" / "features")
     write_tiny_base(folder / "model", data, index)
-    (folder / "model" / "README.md").write_text("# A model\n")
+    write_card(folder / "model")
     new = pa.table(
         {
             "item_id": ["new-1", "new-2", "item-05"],

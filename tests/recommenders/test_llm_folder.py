@@ -9,7 +9,6 @@ from tiny import tiny_data, tiny_index, write_tiny_base
 from llmrec import LLMRecommender
 from llmrec.decoding import SemIDTrie, self_check
 from llmrec.devices import best_device, best_dtype
-from llmrec.models import weights
 from llmrec.recommenders import files_of, llm, load_recommender
 
 HISTORIES = [["item-01"], ["item-02", "item-03"], []]
@@ -112,29 +111,14 @@ def test_a_save_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
         recommender.save_pretrained(tmp_path / "copy")
 
 
-def test_pushing_uploads_a_whole_folder(folder, monkeypatch):
-    uploads = []
-
-    class Api:
-        def __init__(self, token):
-            assert token == "secret"
-
-        def create_repo(self, repo_id, private, exist_ok):
-            assert private and exist_ok
-            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-        def create_branch(self, repo_id, branch, exist_ok):
-            assert (repo_id, branch, exist_ok) == ("me/model", "v2", True)
-
-        def upload_folder(self, repo_id, folder_path, revision, commit_message):
-            recommender = LLMRecommender.from_pretrained(folder_path)
-            uploads.append((repo_id, revision, commit_message, recommender.recommend(HISTORIES)))
-            return "commit"
-
-    monkeypatch.setattr(llm, "HfApi", Api)
+def test_pushing_uploads_a_whole_folder(folder, hub):
     recommender = LLMRecommender.from_pretrained(folder)
-    assert recommender.push_to_hub("model", private=True, token="secret", revision="v2") == "commit"
-    assert uploads == [("me/model", "v2", "Upload recommender", recommender.recommend(HISTORIES))]
+    commit = recommender.push_to_hub("model", private=True, token="secret", revision="v2", commit_message="Ours")
+    assert commit.repo_url.endswith("me/model") and [one.message for one in hub.commits] == ["Ours"]
+    again = LLMRecommender.from_pretrained("me/model@v2", token="secret")
+    assert again.recommend(HISTORIES) == recommender.recommend(HISTORIES)
+    card = (again.folder / "README.md").read_text()  # the text is its owner's
+    assert card.startswith("---\n") and "model_name" not in card and "# card" in card and "from_pretrained" not in card
 
 
 def test_a_device_or_dtype_that_is_not_there_is_named_before_anything_is_loaded(folder):
@@ -167,16 +151,16 @@ def test_what_is_found_of_decoding_is_kept_in_the_folder_and_is_no_part_of_what_
 def test_a_revision_is_of_the_hub(folder, monkeypatch):
     asked = []
 
-    def download(name, revision, token, ignore_patterns):
-        assert "*.bin" in ignore_patterns and "*.pkl" in ignore_patterns
+    def download(name, repo_type, revision, token, ignore_patterns):
+        assert repo_type == "model" and "*.bin" in ignore_patterns and "*.pkl" in ignore_patterns
         asked.append((name, revision, token))
         return str(folder)
 
-    monkeypatch.setattr(weights, "snapshot_download", download)
+    monkeypatch.setattr("llmrec.hub.snapshot_download", download)
     recommender = LLMRecommender.from_pretrained("me/industrial", revision="v2", token="secret")
     assert asked == [("me/industrial", "v2", "secret")]
     assert len(recommender.recommend(HISTORIES, k=3)[0]) == 3
-    with pytest.raises(ValueError, match="revision='v2' is for models of the Hub"):
+    with pytest.raises(ValueError, match="revision='v2' is for names of the Hub"):
         LLMRecommender.from_pretrained(folder, revision="v2")
     LLMRecommender.from_pretrained(folder, token="secret")  # not needed here
     assert json.loads((folder / "llmrec_config.json").read_text())["prompt"]

@@ -11,6 +11,7 @@ parsed one by one, and only those of reviewed items are kept. Where an item occu
 import ast
 import gzip
 import html
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.json
+from tqdm.auto import tqdm
 
 from llmrec.data.convert import column_of
 from llmrec.data.sources.tables import reading
@@ -83,9 +85,15 @@ def _metadata(path: str, parse: Callable, convert: Callable, interactions: pa.Ta
 
 
 def _lines(path: str) -> Iterator[str]:
-    opened = gzip.open if Path(path).suffix == ".gz" else open
-    with reading(path), opened(path, "rt", encoding="utf-8") as file:
-        yield from (line for line in file if line.strip())
+    with reading(path), Path(path).open("rb") as raw:
+        plain = gzip.open(raw) if Path(path).suffix == ".gz" else raw
+        size = {"total": Path(path).stat().st_size, "unit": "B", "unit_scale": True}
+        with tqdm(desc=Path(path).name, leave=False, delay=2, **size) as progress:
+            for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8")):
+                if number % 4096 == 0:
+                    progress.update(raw.tell() - progress.n)
+                if line.strip():
+                    yield line
 
 
 def _item_2014(record: dict) -> dict:

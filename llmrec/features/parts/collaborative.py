@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
 from llmrec.arrays import check_loss
@@ -90,7 +91,7 @@ def item2vec_embeddings(
     centres = (torch.randn(len(item_ids), dim, generator=generator) * dim**-0.5).requires_grad_()
     contexts = torch.zeros(len(item_ids), dim, requires_grad=True)
     optimizer = torch.optim.SparseAdam([centres, contexts], lr=learning_rate)
-    for _ in range(epochs):
+    for _ in tqdm(range(epochs), desc="item2vec", unit="epoch", delay=2):
         for batch in torch.randperm(pairs.shape[1], generator=generator).split(batch_size):
             centre = F.embedding(pairs[0, batch], centres, sparse=True)
             near = F.embedding(pairs[1, batch], contexts, sparse=True)

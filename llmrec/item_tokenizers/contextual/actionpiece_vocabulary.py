@@ -17,6 +17,7 @@ from heapq import heapify, heappop, heappush
 from itertools import combinations
 
 import numpy as np
+from tqdm.auto import tqdm
 
 Chain = list[list[int]]
 
@@ -115,6 +116,7 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
     heap = [(-weight, key) for key, weight in counts.items()]
     heapify(heap)
     merges: list[tuple[int, int]] = []
+    progress = tqdm(total=num_merges, desc="merges", delay=2)
     while heap and len(merges) < num_merges:
         weight, key = heappop(heap)
         now = counts.get(key, 0)
@@ -125,6 +127,7 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
         a, b = divmod(key, base)
         piece = num_tokens + len(merges)
         merges.append((a, b))
+        progress.update()
         change: dict[int, int] = {}
         for number in dict.fromkeys(holders.pop(key)):
             chain = chains[number]
@@ -140,6 +143,7 @@ def learn_merges(sequences: Iterable[Iterable[Iterable[int]]], num_tokens: int, 
             if difference > 0:
                 heappush(heap, (-counts[pair], pair))
         del counts[key]
+    progress.close()
     return np.array(merges, np.int32).reshape(-1, 2)
 
 

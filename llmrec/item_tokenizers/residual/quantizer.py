@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from llmrec.arrays import blocks, l2_normalize, row_digests, unique_rows
 from llmrec.item_tokenizers.preprocess import Preprocess
@@ -132,7 +133,7 @@ class ResidualCodebooks(ItemTokenizer):
         if not balanced:
             residual = _taken(residual, unique_rows(residual))  # unequal rows may have become equal
         self.codebooks, codes = [], []
-        for level, size in enumerate(self.codebook_sizes):
+        for level, size in enumerate(tqdm(self.codebook_sizes, desc="codebooks", unit="level", delay=2)):
             if self.normalize_residuals:
                 for block in blocks(len(residual)):
                     residual[block] = l2_normalize(residual[block])

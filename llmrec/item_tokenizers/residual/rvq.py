@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from llmrec.arrays import check_loss
 from llmrec.item_tokenizers.residual.autoencoder import nearest_code
@@ -42,7 +43,7 @@ class RVQ(ResidualCodebooks):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(seed)
         x = torch.from_numpy(rows)
-        for _ in range(self.steps):
+        for _ in tqdm(range(self.steps), desc="R-VQ", unit="step", leave=False, delay=2):
             batch = x[torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator)]
             loss = torch.nn.functional.mse_loss(codebook[nearest_code(batch, codebook)], batch)
             check_loss(loss.detach(), "R-VQ")

@@ -12,6 +12,7 @@ name takes those that would lose most by their second choice, and the others cho
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from llmrec.arrays import kmeans, row_digests, unique_rows
 from llmrec.item_tokenizers.protocol import ItemTokenizer, Remembered, Traits
@@ -48,15 +49,18 @@ class BalancedTree(ItemTokenizer):
         # Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row.
         parents, nodes, leaves = [-1], [((), np.arange(len(rows)))], []
         leaf_of = np.empty(len(rows), np.int64)
+        progress = tqdm(total=len(rows), desc="balanced tree", unit="item", delay=2)
         for node, (path, members) in enumerate(nodes):
             if len(members) <= self.branching:
                 leaf_of[members] = node
                 leaves.append((path, members))
+                progress.update(len(members))
                 continue
             cluster = balanced_clusters(rows[members], self.branching, seed)
             for child in range(self.branching):
                 parents.append(node)
                 nodes.append(((*path, child), members[cluster == child]))
+        progress.close()
         centroids = np.stack([rows[members].mean(0, dtype=np.float64) for _, members in nodes]).astype(np.float32)
         codes = leaf_codes(leaves, len(rows))
         codes = node_numbers(codes) if self.node_tokens else codes

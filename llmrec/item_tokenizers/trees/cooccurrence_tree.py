@@ -17,6 +17,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.linalg import eigh, polar, qr
 from scipy.sparse.linalg import LinearOperator, eigsh
+from tqdm.auto import tqdm
 
 from llmrec.data.rows import lists_to_rows
 from llmrec.item_tokenizers.by_item import KeyedByItem, hash_digits
@@ -69,13 +70,16 @@ class CooccurrenceTree(KeyedByItem):
 
     def _grow(self, counts, seed: int) -> list[Leaf]:
         nodes, leaves = [((), np.arange(counts.shape[0]))], []
+        progress = tqdm(total=counts.shape[0], desc="co-occurrence tree", unit="item", delay=2)
         for path, members in nodes:
             if len(members) <= self.max_leaf:
                 leaves.append((path, members))
+                progress.update(len(members))
                 continue
             labels = spectral_clusters(counts[members][:, members], self.clusters, seed)
             parts = [members[labels == label] for label in np.unique(labels)]
             nodes += [((*path, child), part) for child, part in enumerate(parts)]
+        progress.close()
         return leaves
 
     def new_codes(self, features: np.ndarray, items: pa.Table) -> np.ndarray:
