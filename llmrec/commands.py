@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
+from transformers.utils.logging import set_tqdm_hook
 from trl import TrlParser
 
 from llmrec.arguments import did_you_mean
@@ -45,6 +46,8 @@ def run_script(main: Callable, *kinds: type, level: int | None = None, defaults:
         defaults: (settings) → (why, further settings), for those that are not given; what it chose is printed.
     """
     sys.excepthook = _print_error
+    # transformers' bars, of loading and writing weights: only where that takes more than seconds
+    set_tqdm_hook(lambda make, given, named: make(*given, **({"delay": 2} | named)))
     logging.basicConfig(format="%(message)s")
     if level is not None:
         logging.getLogger("llmrec").setLevel(level)

@@ -20,6 +20,7 @@ from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
 from llmrec.evaluation.report import alignment_text, headline, is_report_of, write_report
 from llmrec.files import Lock, fingerprint, read_json
+from llmrec.hub import local_folder
 from llmrec.recommenders import check_trained_on, files_of, load_recommender
 
 
@@ -27,7 +28,7 @@ from llmrec.recommenders import check_trained_on, files_of, load_recommender
 class EvaluateArguments:
     data_dir: str = field(metadata={"help": "Folder that recipes/prepare_data.py wrote."})
     output_dir: str = field(metadata={"help": "Where the report goes."})
-    recommenders: dict = field(metadata={"help": "Name -> folder of a model or a baseline."})
+    recommenders: dict = field(metadata={"help": "Name -> folder of a model or a baseline, or of the Hub."})
     split: str = field(default="test", metadata={"help": "test or valid."})
     max_rows: int | None = field(default=None, metadata={"help": "Evaluate a random sample of this many rows."})
     reference: str | None = field(default=None, metadata={"help": "Name that all others are compared with."})
@@ -82,7 +83,8 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
-    inputs = fingerprint(settings, data.fingerprint, *map(files_of, args.recommenders.values()))
+    folders = map(local_folder, args.recommenders.values())
+    inputs = fingerprint(settings, data.fingerprint, *map(files_of, folders))
     if is_report_of(args.output_dir, inputs):
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:

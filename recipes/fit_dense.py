@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from llmrec.arguments import one_of
 from llmrec.arrays import blocks
@@ -46,12 +47,11 @@ def read_states(recommender: LLMRecommender, rows: dict, folder: Path) -> dict[s
     states = {}
     for name, table in rows.items():
         parts = []
-        for block in blocks(len(table), _ROWS):
+        for block in tqdm(blocks(len(table), _ROWS), desc=f"states of {name} prompts", unit=f" x {_ROWS} rows"):
             file = folder / f"{name}-{block.start}.npy"
             if not file.exists():
                 with atomic_path(file) as temporary, temporary.open("wb") as opened:
                     np.save(opened, states_of(recommender, table.slice(block.start, block.stop - block.start)))
-                print(f"states of {block.stop} of {len(table)} {name} prompts")
             parts.append(np.load(file, allow_pickle=False))
         states[name] = np.concatenate(parts)
     return states

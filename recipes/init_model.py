@@ -28,14 +28,12 @@ from llmrec.tokens import fix_today
 @dataclass
 class InitArguments:
     data_dir: str = field(metadata={"help": "Prepared data (recipes/prepare_data.py)."})
-    semids: str = field(metadata={"help": "Folder of tokenize_items.py or join_semids.py, or an index.json."})
+    semids: str = field(metadata={"help": "Folder of tokenize_items.py or join_semids.py, index.json, or of the Hub."})
     output_dir: str = field(metadata={"help": "Where the model folder goes."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A pretrained model."})
     model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
     base_model: str | None = field(default=None, metadata={"help": "Its name on the Hub, of a folder, for the card."})
-    license: str | None = field(
-        default=None, metadata={"help": "For the card, where the model's own does not say it."}
-    )
+    license: str | None = field(default=None, metadata={"help": "For the card, where the model's does not say it."})
     model_config: dict | None = field(default=None, metadata={"help": "Fields of a config, for a model from scratch."})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})

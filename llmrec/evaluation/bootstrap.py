@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 _ENDS = ((1 - 0.95) / 2, 1 - (1 - 0.95) / 2)
 _CELLS = 2**23  # resampled users held at once
@@ -36,7 +37,7 @@ def bootstrap_means(
     generator = np.random.default_rng(seed)
     means = np.empty((samples, values.shape[1]))
     step = max(1, _CELLS // count)
-    for start in range(0, samples, step):
+    for start in tqdm(range(0, samples, step), desc="bootstrap", leave=False, delay=2):
         some = min(step, samples - start)
         drawn = generator.integers(0, count, (some, count))
         drawn += np.arange(some)[:, None] * count

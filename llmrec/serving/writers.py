@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from llmrec.arguments import one_of
@@ -89,7 +90,7 @@ def _answers(tags: Tags, system: str, question: str, texts: list[str]) -> list[s
         logger.info("%s writes tags for %d items (%d are known)", model, len(new), len(answers))
         write = load_writer(model, length, 0.0, tags.backend, tags.batch_size, tags.device)
         new.sort(key=len)  # neighbours in length share a batch
-        for start in range(0, len(new), _SHARD):
+        for start in tqdm(range(0, len(new), _SHARD), desc="tags", unit=f" x {_SHARD} items"):
             block = new[start : start + _SHARD]
             questions = [question.replace("{item}", text) for text in block]
             shard = dict(zip(map(fingerprint, block), write(questions, system)))
