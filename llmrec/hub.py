@@ -34,6 +34,11 @@ def without_revision(name: str) -> str:
     return name.partition("@")[0]
 
 
+def named_revision(revision: str | None) -> str | None:
+    """Of TRL's `model_revision`, which says main where nobody named one."""
+    return None if revision == "main" else revision
+
+
 def repository(name: str | Path, revision: str | None = None) -> tuple[str, str | None]:
     """`(owner/name, revision)` of a name of the Hub; anything else is given back as it is, without one.
 

@@ -14,6 +14,7 @@ from llmrec.arguments import one_of
 from llmrec.files import atomic_path, read_json
 from llmrec.hub import name_no_places, upload
 from llmrec.models.folder import CARD, CHECKSUMS, ITEM_TOKENIZER, RecommenderConfig, load_index, write_checksums
+from llmrec.models.provenance import FILE as PROVENANCE
 from llmrec.models.provenance import Provenance
 
 MARK = "<!-- Written by llmrec. Without this line the text is yours: then its header alone follows the model. -->"
@@ -28,7 +29,7 @@ _TEXT = """---
 # {name}
 
 A recommender for the catalogue **{data}** ({items:,} items), made with llmrec{of}. Items are Semantic IDs
-(`{example}`), {tokens:,} new tokens of the language model; decoding is constrained to the catalogue.
+(`{example}`), {tokens} the language model; decoding is constrained to the catalogue.
 
 ```python
 from llmrec import LLMRecommender
@@ -79,6 +80,8 @@ def model_files(files: Path, repo_id: str, source: str | Path, report: dict | No
     """Of the files of a model folder, `source`, that are links: those that name places on this machine are replaced,
     and the card is written."""
     name_no_places((files / ITEM_TOKENIZER).rglob("config.json"))
+    if not (files / PROVENANCE).exists():
+        Provenance.load(source).save(files)  # of an older version
     if (noted := files / CHECKSUMS).exists():
         noted.unlink()
         write_checksums(files)
@@ -167,7 +170,7 @@ def _text(folder, config, provenance, header, repo_id, report) -> str:
         data=config.trained_on.get("name") or "unknown",
         of=f" of [{base}](https://huggingface.co/{base})" if base else "",
         items=len(index.items),
-        tokens=len(index.tokens),
+        tokens=f"{len(index.tokens):,} new tokens of" if index.adds_tokens else "in words of",
         example=index.encode(example[0]),
         history=", ".join(f'"{item}"' for item in example),
         sections="".join(f"\n## {title}\n\n{text}\n" for title, text in sections if text),

@@ -30,7 +30,7 @@ from llmrec.item_tokenizers import SequenceTokenizer
 from llmrec.models.card import share_model
 from llmrec.models.dense import DenseHead, load_dense
 from llmrec.models.folder import CARD, DENSE, ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
-from llmrec.models.provenance import FILE as PROVENANCE
+from llmrec.models.provenance import Provenance
 from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.recommenders.length import THOUGHT, check_length
 from llmrec.recommenders.prompts import PromptWriter
@@ -157,9 +157,10 @@ class LLMRecommender(PromptWriter):
             item_tokenizer = None if source is None else source / ITEM_TOKENIZER
             if self.index.contextual and not (item_tokenizer and item_tokenizer.is_dir()):
                 catalogue.sequence_tokenizer.save_pretrained(temporary / ITEM_TOKENIZER)
-            for name in (CARD, PROVENANCE) if source is not None else ():
-                if (source / name).is_file():
-                    shutil.copy2(source / name, temporary / name)
+            if source is not None:
+                Provenance.load(source).save(temporary)
+                if (source / CARD).is_file():
+                    shutil.copy2(source / CARD, temporary / CARD)
             write_sidecars(temporary, self.config, self.index, catalogue.items, item_tokenizer)
 
     def push_to_hub(

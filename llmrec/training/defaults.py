@@ -1,6 +1,6 @@
 """Settings of supervised fine-tuning that follow from the model, unless they are set."""
 
-from llmrec.hub import local_folder
+from llmrec.hub import local_folder, named_revision
 from llmrec.models.provenance import Provenance
 
 
@@ -13,8 +13,7 @@ def sft_defaults(settings: dict) -> tuple[str, dict]:
     base = settings["model_name_or_path"]
     if not base:  # the run refuses that
         return "", {}
-    revision = None if settings["model_revision"] == "main" else settings["model_revision"]
-    if Provenance.load(local_folder(base, revision)).from_scratch:
+    if Provenance.load(local_folder(base, named_revision(settings.get("model_revision")))).from_scratch:
         chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.3, "gradient_checkpointing": False}
         return f"{base} is a model from scratch", chosen
     rate = 5e-4 if settings["use_peft"] else 3e-4

@@ -20,7 +20,7 @@ from llmrec.catalogue.report_parts import draw_lines
 from llmrec.data import PreparedData
 from llmrec.features.network_training import CHECKPOINT, learning_curve
 from llmrec.files import check_whole, fingerprint
-from llmrec.hub import local_folder
+from llmrec.hub import local_folder, named_revision
 from llmrec.instructions import Prompt, Texts
 from llmrec.instructions.prompts import composed
 from llmrec.instructions.wishes import phrases
@@ -109,8 +109,7 @@ class TrainingRun:
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         if not model_args.model_name_or_path:
             raise ValueError("model_name_or_path is missing: name the model folder that training starts from")
-        revision = None if model_args.model_revision == "main" else model_args.model_revision  # which TRL sets
-        self.base = str(local_folder(model_args.model_name_or_path, revision))
+        self.base = str(local_folder(model_args.model_name_or_path, named_revision(model_args.model_revision)))
         self.checkpoint, self.more_args = None, ()
         self.data, self.config = PreparedData.load(script_args.data_dir), RecommenderConfig.load(self.base)
         self.config.dense = ""  # a dense head of the base does not fit the weights that come out of this run
