@@ -14,7 +14,7 @@ from llmrec.arguments import one_of
 from llmrec.commands import run_script
 from llmrec.files import files_fingerprint
 from llmrec.models.from_gguf import load_gguf
-from llmrec.models.pretrained import provenance_of
+from llmrec.models.provenance import of_pretrained
 from llmrec.stages import begin_stage, finish_stage, settings_of
 
 
@@ -38,7 +38,7 @@ def main(args: ImportArguments) -> None:
     model, tokenizer = load_gguf(args.gguf, getattr(torch, args.dtype))
     tokenizer.save_pretrained(args.output_dir)
     model.save_pretrained(args.output_dir)
-    provenance_of(None, args.base_model, args.license).then("import", file=args.gguf).save(args.output_dir)
+    of_pretrained(None, args.base_model, args.license).then("import", file=args.gguf).save(args.output_dir)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
     print(f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {args.dtype}")
     print(f"Wrote {args.output_dir}. Next: recipes/init_model.py --model_name_or_path {args.output_dir}")

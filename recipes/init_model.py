@@ -8,8 +8,6 @@ a tokenizer trained on the catalogue (`model_config: {model_type: qwen3, hidden_
 
 from dataclasses import dataclass, field
 
-from transformers import AutoTokenizer
-
 from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.commands import run_script
@@ -19,8 +17,9 @@ from llmrec.instructions import load_prompt
 from llmrec.item_tokenizers.codebooks import load_codebooks
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
-from llmrec.models.pretrained import load_pretrained, provenance_of
-from llmrec.models.vocabulary import extend_vocabulary
+from llmrec.models.provenance import of_pretrained
+from llmrec.models.vocabulary import check_plain, extend_vocabulary
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 from llmrec.tokens import fix_today
 
@@ -38,10 +37,7 @@ class InitArguments:
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
     embedding_init: str | None = field(
-        default=None,
-        metadata={
-            "help": "mean, text or codebook; by default text if pretrained, else codebook where there are some."
-        },
+        default=None, metadata={"help": "mean, text or codebook; by default text if pretrained, else codebook."}
     )
     behaviour_tokens: bool = field(default=True, metadata={"help": "A token for each kind of interaction, if any."})
     shuffle_semids: bool = field(default=False, metadata={"help": "Control: SemIDs exchanged between random items."})
@@ -70,12 +66,15 @@ def main(args: InitArguments) -> None:
         return
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     if args.model_config is None:
-        model, tokenizer = load_pretrained(args.model_name_or_path, index, args.model_revision)
+        try:
+            tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
+            check_plain(tokenizer, index)
+            model = load_model(args.model_name_or_path, revision=args.model_revision)
+        except ValueError as error:
+            raise ValueError(f"model_name_or_path: {error}") from error
     else:
         source = args.tokenizer_name_or_path
-        tokenizer = (
-            AutoTokenizer.from_pretrained(source) if source else train_tokenizer(titles.values(), args.vocab_size)
-        )
+        tokenizer = load_tokenizer(source) if source else train_tokenizer(titles.values(), args.vocab_size)
         model = model_from_config(args.model_config, tokenizer, args.seed)
     fix_today(tokenizer)
     item_tokenizer = semids / ITEM_TOKENIZER
@@ -89,7 +88,7 @@ def main(args: InitArguments) -> None:
     tokenizer.save_pretrained(args.output_dir)
     config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
     write_sidecars(args.output_dir, config, index, data.items, item_tokenizer)
-    provenance = provenance_of(args.model_name_or_path, args.base_model, args.license)
+    provenance = of_pretrained(args.model_name_or_path, args.base_model, args.license)
     provenance.then("init", from_scratch=args.model_config is not None, embedding_init=init).save(args.output_dir)
     finish_stage(args.output_dir, parameters=model.num_parameters(), tokens=len(tokenizer))
     print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens {len(index.tokens):,} of them new")

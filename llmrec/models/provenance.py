@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
 from llmrec.files import read_json, well_formed, write_json
 from llmrec.hub import is_hub_name, without_paths, without_revision
 from llmrec.stages import RECORD
@@ -63,3 +66,29 @@ class Provenance:
         facts = {name: value for name, value in without_paths(facts).items() if value not in (None, "", [], {}, False)}
         together = [*dict.fromkeys([*self.datasets, *datasets])]
         return replace(self, datasets=together, stages=[*self.stages, {"stage": stage, **facts}])
+
+
+def of_pretrained(name: str | None, base_model: str | None = None, license: str | None = None) -> Provenance:
+    """Of a pretrained model, before any stage of ours; of one from scratch without a `name`.
+
+    Args:
+        base_model: what it is called on the Hub, where `name` is a folder and does not say it.
+        license: where neither the folder's card nor that on the Hub says it, or can be reached.
+    """
+    known = Provenance.load(name) if name else Provenance()
+    called = base_model or known.base_model
+    found = {"license": license} if license else known.license or _license(name or "") or _license(called)
+    return replace(known, base_model=called, license=found)
+
+
+def _license(name: str) -> dict:
+    """What a model's card says of its license: of a folder, or of a name on the Hub; nothing where it says nothing."""
+    card = Path(name) / "README.md"
+    if not card.is_file() and not is_hub_name(name):
+        return {}
+    try:
+        data = ModelCard.load(card if card.is_file() else without_revision(name), ignore_metadata_errors=True).data
+    except (OSError, ValueError, HfHubHTTPError):
+        return {}
+    found = {key: data.get(key) for key in ("license", "license_name", "license_link")}
+    return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -24,7 +24,15 @@ from llmrec.files import atomic_path, write_json
 from llmrec.hub import OF_THE_RUN
 from llmrec.models.card import write_card
 from llmrec.models.dense import DenseHead, load_dense
-from llmrec.models.folder import CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
+from llmrec.models.folder import (
+    CONFIG,
+    DENSE,
+    RecommenderConfig,
+    check_checksums,
+    load_index,
+    write_checksums,
+    write_sidecars,
+)
 from llmrec.models.provenance import Provenance
 
 
@@ -105,9 +113,11 @@ def add_dense(
 @contextmanager
 def copied_folder(folder: Path, output_dir: str | Path, hard_links: bool = False) -> Iterator[Path]:
     """A copy of a model folder, which becomes `output_dir` when the block ends; without what is of its run. Files that
-    shall differ are written anew and put in place, never through a link."""
+    shall differ are written anew and put in place, never through a link. Raises `ValueError`: `output_dir` exists, or
+    a file of the folder is damaged."""
     if Path(output_dir).exists():
         raise ValueError(f"{output_dir} exists: an updated model goes into a new folder")
+    check_checksums(folder)
     with atomic_path(output_dir) as temporary:
         copy = os.link if hard_links else shutil.copy2
         shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*OF_THE_RUN), copy_function=copy)

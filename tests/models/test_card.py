@@ -11,8 +11,7 @@ from llmrec.files import write_json
 from llmrec.models.averaging import average_with_base
 from llmrec.models.card import MARK, read_report, write_card
 from llmrec.models.folder import RecommenderConfig
-from llmrec.models.pretrained import provenance_of
-from llmrec.models.provenance import Provenance
+from llmrec.models.provenance import Provenance, of_pretrained
 from llmrec.models.update import update_model_folder
 from llmrec.training.defaults import sft_defaults
 
@@ -78,13 +77,13 @@ def test_folders_of_older_versions_are_known_by_their_stages(tmp_path, first, na
 
 
 def test_a_pretrained_folder_says_what_it_can(tmp_path):
-    assert provenance_of(str(tmp_path)) == Provenance()
+    assert of_pretrained(str(tmp_path)) == Provenance()
     (tmp_path / "README.md").write_text("---\nlicense: llama3.2\nlicense_link: https://x\n---\n")
-    assert provenance_of(str(tmp_path)).license == {"license": "llama3.2", "license_link": "https://x"}
-    assert provenance_of(str(tmp_path), "org/One", "mit") == Provenance("org/One", {"license": "mit"})
-    assert provenance_of("org/One@v2").base_model == "org/One"  # no license: the Hub is not reached here
+    assert of_pretrained(str(tmp_path)).license == {"license": "llama3.2", "license_link": "https://x"}
+    assert of_pretrained(str(tmp_path), "org/One", "mit") == Provenance("org/One", {"license": "mit"})
+    assert of_pretrained("org/One@v2").base_model == "org/One"  # no license: the Hub is not reached here
     Provenance("org/GGUF").then("import", file=str(tmp_path / "m.gguf")).save(tmp_path)
-    assert provenance_of(str(tmp_path)).stages == [{"stage": "import", "file": "m.gguf"}]
+    assert of_pretrained(str(tmp_path)).stages == [{"stage": "import", "file": "m.gguf"}]
 
 
 def test_settings_follow_from_where_a_model_comes_from(folder):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from llmrec.training import save_final_model
-from llmrec.training.loading import reload_model
+from llmrec.training.loading import reload_base
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
 
@@ -25,7 +25,7 @@ def test_the_hub_gets_the_merged_model_and_nothing_of_the_run(tmp_path, hub, bit
         (left / name).write_text("old")
     trainer = make_trainer(base, settings(out, **pushes), model_args)
     trainer.train()
-    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    save_final_model(trainer, lambda: reload_base(str(base), model_args))
     assert not hub.commits and not list(out.glob("adapter*"))
     (out / "stage.json").write_text('{"settings": {}, "complete": false}')
     (out / "llmrec_config.json").write_bytes((base / "llmrec_config.json").read_bytes())
