@@ -37,7 +37,7 @@ class InitArguments:
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer of a model from scratch."})
     vocab_size: int = field(default=2000, metadata={"help": "Of the tokenizer trained for a model from scratch."})
     embedding_init: str | None = field(
-        default=None, metadata={"help": "mean, text or codebook; by default text if pretrained, else codebook."}
+        default=None, metadata={"help": "mean, text or codebook; by default text if pretrained, else codebook if any."}
     )
     behaviour_tokens: bool = field(default=True, metadata={"help": "A token for each kind of interaction, if any."})
     shuffle_semids: bool = field(default=False, metadata={"help": "Control: SemIDs exchanged between random items."})
