@@ -62,6 +62,20 @@ def test_what_the_lists_show():
     assert 0 < len(head) < data.items.num_rows
 
 
+def test_ranking_shows_how_far_it_is(capfd):
+    data = tiny_data()
+    model, tokenizer = tiny_model(data, tiny_index(data))
+    config = RecommenderConfig.of(data, tiny_index(data), prompt=load_prompt("stream").to_dict(), num_beams=4)
+    recommender = LLMRecommender(model, tokenizer, tiny_index(data), data.items, config, batch_size=2)
+    sample = ValidationSample(recommender, data.valid, size=20)
+    shown = []
+    for process, progress in ((0, True), (0, False), (1, True)):
+        alone = SimpleNamespace(process_index=process, num_processes=2, device="cpu", reduce=lambda sums, _: sums)
+        sample.evaluate(model, alone, progress=progress)
+        shown.append(capfd.readouterr().err)
+    assert "ranking" in shown[0] and "0/10" in shown[0] and "row/s" in shown[0] and not any(shown[1:])
+
+
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_the_sample_is_ranked_as_the_report_ranks_it(exclude_seen):
     """Where items share Semantic IDs, too: a checkpoint is chosen by the figure that will be reported."""
