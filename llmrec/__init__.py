@@ -4,8 +4,12 @@ The names below are imported on first use, so `import llmrec` is instant.
 """
 
 import importlib
+import warnings
 
 from llmrec import moved as moved  # old names of modules
+
+# Of a vLLM that TRL would generate with, which it never does here (`llmrec.rl.policy`), whatever version serves.
+warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
 
 __version__ = "0.3.0"
 

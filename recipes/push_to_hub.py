@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmrec.catalogue.sharing import dataset_files
 from llmrec.commands import run_script
-from llmrec.files import atomic_path
+from llmrec.files import Lock, atomic_path
 from llmrec.hub import shared_files, upload
 from llmrec.models.card import model_files, read_report
 from llmrec.models.folder import RecommenderConfig
@@ -53,7 +53,7 @@ def main(args: PushArguments) -> None:
     else:
         kind, folders, finish = "dataset", data, partial(dataset_files, license=args.license)
     if args.output_dir:
-        with shared_files(*folders) as files, atomic_path(args.output_dir) as there:
+        with Lock(args.output_dir), shared_files(*folders) as files, atomic_path(args.output_dir) as there:
             finish(files, args.repo_id)
             shutil.copytree(files, there)
         print(f"Wrote {args.output_dir}: what a push to {args.repo_id} would upload.")

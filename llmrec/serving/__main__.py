@@ -52,6 +52,13 @@ def _object(text: str) -> dict:
     return value
 
 
+def served(model: str, revision: str | None = None) -> tuple[Path, str, Path | None]:
+    """`(folder, name, where changes of its catalogue go)` of a folder or of a model of the Hub, whose folder is a
+    cache; `None` is `<folder>/catalogue`."""
+    directory = Path("catalogue") if is_hub_name(model) else None
+    return local_folder(model, revision), Path(repository(model, revision)[0]).resolve().name, directory
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m llmrec.serving", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -91,15 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
     modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
     logger = logging.getLogger("llmrec.serving")
     try:
-        directory = args.catalogue_dir or (Path("catalogue") if is_hub_name(args.folder) else None)
-        folder = local_folder(args.folder, args.revision)
-        name = args.name or Path(repository(args.folder)[0]).resolve().name
-        settings = Settings.of_environment(name, **limits)
+        folder, name, directory = served(args.folder, args.revision)
+        settings = Settings.of_environment(args.name or name, **limits)
         settings.check_host(args.host)
         from llmrec.serving.server import EngineFailed, serve  # brings vLLM, which takes its time
 
         for left in range(args.restarts, -1, -1):
-            where = args.host, args.port, directory, args.engine_timeout_s
+            where = args.host, args.port, args.catalogue_dir or directory, args.engine_timeout_s
             try:
                 asyncio.run(serve(folder, modes, settings, *where, **tls))
                 break
