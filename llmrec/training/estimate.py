@@ -22,7 +22,7 @@ class Estimate(TrainerCallback):
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         done = f", {state.global_step:,} of them done" if state.global_step else ""
         epochs = "" if args.max_steps > 0 else f", {args.num_train_epochs:g} epochs"
-        _say(state, f"{state.max_steps:,} steps of {rows:,} rows{epochs}{done}.")
+        _say(state, f"{state.max_steps:,} steps with batches of {rows:,}{epochs}{done}.")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.said:

@@ -192,7 +192,7 @@ class TrainingRun:
             trainer.state.save_to_json(str(Path(output_dir) / TRAINER_STATE_NAME))
             plot(trainer.state.log_history, Path(output_dir) / "training.png")
             self._provenance(metrics).save(output_dir)
-            write_card(output_dir)
+            write_card(output_dir, trainer.hub_model_id or "")
             if self.training_args.push_to_hub:
                 trainer.push_to_hub()
             finish_stage(output_dir, **results, **metrics)

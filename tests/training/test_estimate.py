@@ -36,7 +36,7 @@ def run(clock, tmp_path, began=0, seconds=2.0, evaluation=0.0, **settings):
 def test_steps_time_and_what_halves_it(clock, tmp_path, capsys):
     run(clock, tmp_path, eval_strategy="epoch", evaluation=40.0)
     assert capsys.readouterr().out.splitlines() == [
-        "1,000 steps of 16 rows, 10 epochs.",
+        "1,000 steps with batches of 16, 10 epochs.",
         "About 33 minutes for 995 steps (2 s each), and 10 evaluations; num_train_epochs: 5 takes half as long.",
         "An evaluation takes 40 seconds: 9 more take 6 minutes.",
     ]
@@ -46,13 +46,13 @@ def test_steps_are_halved_where_steps_are_given_and_a_resumed_run_counts_what_is
     run(clock, tmp_path, max_steps=400)
     run(clock, tmp_path, max_steps=400, began=300)
     assert capsys.readouterr().out.splitlines() == [
-        "400 steps of 16 rows.",
+        "400 steps with batches of 16.",
         "About 13 minutes for 395 steps (2 s each); max_steps: 200 takes half as long.",
-        "400 steps of 16 rows, 300 of them done.",
+        "400 steps with batches of 16, 300 of them done.",
         "About 3 minutes for 95 steps (2 s each).",
     ]
 
 
 def test_evaluations_are_no_part_of_a_step_and_short_runs_say_their_steps_alone(clock, tmp_path, capsys):
     run(clock, tmp_path, seconds=0.04, max_steps=1200, eval_strategy="steps", eval_steps=100, evaluation=1.0)
-    assert capsys.readouterr().out.splitlines() == ["1,200 steps of 16 rows."]
+    assert capsys.readouterr().out.splitlines() == ["1,200 steps with batches of 16."]

@@ -67,7 +67,7 @@ def test_an_extended_run_is_the_longer_one(base, capsys, train, length, short, l
     said = capsys.readouterr().out
     steps = max(log(whole, "loss"))
     done = int(re.search(r"Resuming from \S+checkpoint-(\d+)", said)[1])
-    assert 0 < done < steps and f"{steps} steps of " in said and f", {done} of them done" in said
+    assert 0 < done < steps and f"{steps} steps with batches of " in said and f", {done} of them done" in said
     assert "The run is extended: from there the learning rate follows the longer schedule (constant)" in said
     assert log(folder, "loss") == log(whole, "loss") and len(log(folder, "loss")) == steps
     weights = [load_model(each).state_dict() for each in (folder, whole)]
