@@ -112,7 +112,7 @@ def upload(
             folder_path=files,
             revision=revision,
             commit_message=commit_message,
-            delete_patterns=[*OF_THE_RUN, "adapter_*"],
+            delete_patterns=[*OF_THE_RUN, "runs/*", "adapter_*"],
         )
 
 

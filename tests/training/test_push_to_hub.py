@@ -20,8 +20,8 @@ def test_the_hub_gets_the_merged_model_and_nothing_of_the_run(tmp_path, hub, bit
     model_args = ModelConfig(model_name_or_path=str(base), **LORA, **bits)
     pushes = {"push_to_hub": True, "hub_model_id": "shop/model", "save_strategy": "steps", "save_steps": 1}
     left = hub.at("shop/model")  # of a version that pushed checkpoints
-    left.mkdir(parents=True)
-    for name in ("stage.json", "training_args.bin", "adapter_model.safetensors", ".gitattributes"):
+    (left / "runs").mkdir(parents=True)
+    for name in ("stage.json", "training_args.bin", "adapter_model.safetensors", "runs/events", ".gitattributes"):
         (left / name).write_text("old")
     trainer = make_trainer(base, settings(out, **pushes), model_args)
     trainer.train()
@@ -32,7 +32,7 @@ def test_the_hub_gets_the_merged_model_and_nothing_of_the_run(tmp_path, hub, bit
     (out / "semids.parquet").write_bytes((base / "semids.parquet").read_bytes())
     trainer.push_to_hub()
     assert [commit.message for commit in hub.commits] == ["End of training"]
-    assert hub.commits[0].removed == {"stage.json", "training_args.bin", "adapter_model.safetensors"}
+    assert hub.commits[0].removed == {"stage.json", "training_args.bin", "adapter_model.safetensors", "runs/events"}
     files = hub.files("shop/model")
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "semids.parquet"} <= files
     assert not any("/" in name or name.endswith(".bin") for name in files) and "stage.json" not in files
