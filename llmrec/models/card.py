@@ -52,7 +52,8 @@ def write_card(folder: str | Path, repo_id: str = "", report: dict | None = None
     """
     folder = Path(folder)
     config, provenance = RecommenderConfig.load(folder), Provenance.load(folder)
-    header = _header(repo_id.rpartition("/")[2] or folder.resolve().name, config, provenance, folder, report)
+    name = repo_id.rpartition("/")[2] or folder.resolve().name
+    header = _header(name, config, provenance, report)
     path = folder / CARD
     if path.exists() and MARK not in (before := path.read_text(encoding="utf-8")):
         card = ModelCard(before, ignore_metadata_errors=True)
@@ -60,7 +61,7 @@ def write_card(folder: str | Path, repo_id: str = "", report: dict | None = None
         card.data = ModelCardData(**merged, ignore_metadata_errors=True)
         text = str(card)
     else:
-        text = _text(folder, config, provenance, header, repo_id, report)
+        text = _text(folder, config, provenance, header, repo_id or name, report)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -95,7 +96,7 @@ def share_model(folder: str | Path, repo_id: str, **where) -> CommitInfo:
     return upload([folder], repo_id, partial(model_files, source=folder), **where)
 
 
-def _header(name, config, provenance, folder, report) -> ModelCardData:
+def _header(name, config, provenance, report) -> ModelCardData:
     stages = [stage["stage"] for stage in provenance.stages]
     last = provenance.stages[-1] if provenance.stages else {}
     trained = [stage for stage in stages if stage in _TRAINED]
@@ -123,7 +124,7 @@ def _header(name, config, provenance, folder, report) -> ModelCardData:
             *dict.fromkeys(trained),
             *lora,
         ],
-        model_name=name,
+        model_name=name if results else None,
         eval_results=results or None,
     )
 
@@ -135,7 +136,7 @@ def _of_report(report: dict | None) -> list[tuple[str, dict]]:
     return [(split, {name: report["metrics"][name] for name in _METRICS if name in report["metrics"]})]
 
 
-def _text(folder, config, provenance, header, repo_id, report) -> str:
+def _text(folder, config, provenance, header, repository, report) -> str:
     index = load_index(folder, config)
     example = index.items[:2]
     base, last = provenance.base_model, provenance.stages[-1] if provenance.stages else {}
@@ -165,8 +166,8 @@ def _text(folder, config, provenance, header, repo_id, report) -> str:
     return _TEXT.format(
         header=header.to_yaml(),
         mark=MARK,
-        name=header.model_name,
-        repository=repo_id or header.model_name,
+        name=repository.rpartition("/")[2],
+        repository=repository,
         data=config.trained_on.get("name") or "unknown",
         of=f" of [{base}](https://huggingface.co/{base})" if base else "",
         items=len(index.items),
