@@ -39,6 +39,7 @@ from llmrec.stages import (
 )
 from llmrec.training.loading import load_base, reload_base
 from llmrec.training.lora import save_final_model
+from llmrec.training.sharding import sharded
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
 _VOLATILE = tuple(
@@ -153,6 +154,12 @@ class TrainingRun:
             raise ValueError(
                 f"{self.checkpoint} has no optimizer's state (save_only_model), so the run cannot go on from it: pass "
                 "--overwrite true to train anew"
+            )
+        adapter = self.model_args.use_peft or any(getattr(one, "train", "") == "new_tokens" for one in more_args)
+        if sharded() == "FSDP" and adapter and (self.checkpoint or self.training_args.load_best_model_at_end):
+            raise ValueError(  # torch 2.13 does not find the row of a tied head again
+                "the checkpoint of an adapter cannot be read back under FSDP: set load_best_model_at_end: false, and "
+                f"begin anew with --overwrite true if {output_dir} holds a checkpoint; or launch with ddp.yaml"
             )
         state.print(f"Resuming from {self.checkpoint}." if self.checkpoint else f"Training {self.base}.")
         if outcome == "extend":
