@@ -1,6 +1,6 @@
-"""`llmrec <stage> --config ...` runs the recipe of that name; those that train run through accelerate, as `trl sft` does.
+"""`llmrec <stage> --config ...` runs the recipe of that name; those that train through accelerate, as `trl sft` does.
 
-`--help` imports nothing but the standard library, so that it is there at once.
+Nothing is imported but the standard library, so that `--help` is there at once.
 """
 
 import ast
