@@ -40,6 +40,10 @@ unknown_items: error # or drop: interactions with an item that the items lack
 def main() -> None:
     sys.excepthook = print_error
     logging.getLogger("llmrec").setLevel(logging.ERROR)  # what loading guesses aloud stands in the YAML
+    write(parse(sys.argv[1:]))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     made = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llmrec new", description=__doc__, allow_abbrev=False, formatter_class=made)
     parser.add_argument("folder", type=Path, help="to write; its name is the project's")
@@ -51,7 +55,7 @@ def main() -> None:
                         "item_id, title, ...")  # fmt: skip
     parser.add_argument("--timestamp_unit", help="s, ms, us, ns, or the form as strptime reads it: %%d.%%m.%%Y")
     parser.add_argument("--encoding", default="utf-8", help="of CSV and TSV files")
-    write(parser.parse_args())
+    return parser.parse_args(argv)
 
 
 def write(args: argparse.Namespace) -> None:
