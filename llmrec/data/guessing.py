@@ -18,7 +18,7 @@ from llmrec.data.convert import MISSING_NUMBERS, TEXT, UNITS_PER_SECOND, as_numb
 from llmrec.data.spelling import decimal_of, lists_in, plain_numbers
 from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES
 
-# What says the meaning of a column, in the languages of our first shops; the last word of a name counts.
+# What says the meaning of a column, in English, German and some French, Spanish and Italian.
 _WORDS = {
     "user_id": "user uid customer client visitor member account reviewer buyer shopper session kunde kunden benutzer "
     "nutzer cliente utilisateur usuario acheteur",
