@@ -74,9 +74,9 @@ def recipe(stage: str) -> Path:
 
 
 def shipped_configs() -> str:
-    configs = folder("recipes") / "configs"
-    names = sorted(path.relative_to(configs.parent.parent) for path in configs.rglob("*.yaml"))
-    return "\n".join([*map(str, names), f"in {configs.parent.parent}; these names work in every folder", ""])
+    root = folder("recipes").parent
+    names = sorted(path.relative_to(root) for path in folder("recipes").rglob("*.yaml"))
+    return "\n".join([*map(str, names), f"in {root}; these names work in every folder", ""])
 
 
 def help_of_stage(stage: str) -> None:

@@ -11,6 +11,7 @@ import argparse
 import logging
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import yaml
 from llmrec.data.convert import as_ids
 from llmrec.data.guessing import Guess, guess_interactions, guess_items, lists_written, price_written
 from llmrec.data.sources.tables import delimiter_of, file_format, find_files, read_file
-from llmrec.data.validate import ITEM_TYPES
+from llmrec.data.validate import INTERACTION_TYPES, ITEM_TYPES
 from llmrec.files import atomic_path
 from llmrec.messages import print_error
 from llmrec.shipped import folder
@@ -97,7 +98,7 @@ def data_yaml(args: argparse.Namespace, name: str) -> str:
     lines += [_line("items", args.items)] if args.items else []
     lines += [] if args.encoding == "utf-8" else [_line("encoding", args.encoding)]
     lines += _delimiter(args)
-    lines += [*_mapping("columns", events, columns)]
+    lines += _mapping("columns", events, columns, INTERACTION_TYPES, "not used")
     lines += [_line("timestamp_unit", *unit)] if unit else []
     if "timestamp" not in columns:
         lines.append("  # no timestamp: the rows stand in the order of time")
@@ -117,12 +118,11 @@ def _items(args: argparse.Namespace, events: pa.Table, columns: dict[str, Guess]
     found = guess_items(table, where, _pairs(args.item_columns, "item_columns"), bought, source)
     settings = []
     if "price" in found:
-        name, column = found["price"].value, table[found["price"].value]
-        written = price_written(column)
+        name = found["price"].value
+        written = price_written(table[name])
         if written is None:
-            del found["price"]
-            settings.append(f"  # {name}: its values are written in several ways, or in one that can be read in two, "
-                            "so it is no price here")  # fmt: skip
+            why = "is written in several ways, or in one that can be read in two: set price_format and decimal"
+            settings.append(f"  # {name} {why}")
         else:
             settings += [_line("price_format", written[0], f"how {name} is written")] if written[0] else []
             decimals[written[1]] = name
@@ -133,20 +133,18 @@ def _items(args: argparse.Namespace, events: pa.Table, columns: dict[str, Guess]
         if meaning in (None, "categories") and (rule := lists_written(table[name], meaning)):
             why = f"{rule[1][:60]!r}; path: from wide to narrow, several: side by side"
             rules.append("  " + _line(meaning or name, rule[0], why))
-    return [
-        *_mapping("item_columns", table, found, ITEM_TYPES),
-        *settings,
-        *(["  item_lists:"] if rules else []),
-        *rules,
-    ]
+    columns = _mapping("item_columns", table, found, ITEM_TYPES, "kept under their own names, for filters")
+    return [*columns, *settings, *(["  item_lists:"] if rules else []), *rules]
 
 
-def _mapping(name: str, table: pa.Table, found: dict[str, Guess], standard=()) -> list[str]:
-    lines = [f"  {name}:", *("  " + _line(meaning, *guess) for meaning, guess in found.items())]
+def _mapping(name: str, table: pa.Table, found: dict[str, Guess], standard: Iterable[str], rest: str) -> list[str]:
     used = {guess.value for guess in found.values()}
-    rest = [str(column) for column in table.column_names if column not in used and column not in standard]
-    kept = "kept under their own names, for filters" if standard else "not used"
-    return [*lines, f"  # {', '.join(rest)}: {kept}"] if rest else lines
+    others = [column for column in map(str, table.column_names) if column not in used]
+    by_name = [column for column in others if column in standard and column not in found]
+    lines = [f"  {name}:", *("  " + _line(meaning, *guess) for meaning, guess in found.items())]
+    for columns, what in ((by_name, "used by this name"), ([one for one in others if one not in by_name], rest)):
+        lines += [f"  # {', '.join(columns)}: {what}"] if columns else []
+    return lines
 
 
 def _delimiter(args: argparse.Namespace) -> list[str]:

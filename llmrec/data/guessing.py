@@ -208,7 +208,8 @@ def _time_column(table: pa.Table, where: str, taken: Iterable, unit: str | None)
     exact = [name for name in fits if name.lower() == "timestamp"]
     names = exact or fits or named
     if not names:  # a column of dates by its values; numbers alone would say nothing
-        names = [name for name in free if table[name].type == TEXT and not _are_numbers(table[name])]
+        kinds = {name: table[name].type for name in free}
+        names = [name for name in free if pa.types.is_temporal(kinds[name]) or not _are_numbers(table[name])]
         names = [name for name in names if ways_of_moments(table[name], unit)]
     if len(names) != 1:
         more = ", or --columns timestamp= where the rows stand in the order of time"

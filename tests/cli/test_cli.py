@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tomllib
-import venv
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_what_is_shipped_is_found_from_every_folder_and_yields_to_your_own(tmp_p
     assert read_yaml(name) == {"name": "mine"}
     listed = shipped_configs().splitlines()
     assert name in listed and str(ROOT) in listed[-1]
-    assert len(listed) == 1 + len([*(ROOT / "recipes/configs").rglob("*.yaml")])
+    assert len(listed) == 1 + len([*(ROOT / "recipes").rglob("*.yaml")])
 
 
 def test_a_recipe_takes_a_shipped_configuration(tmp_path, monkeypatch):
@@ -117,41 +116,6 @@ def test_env_says_what_is_there_and_which_extra_brings_what_is_not(monkeypatch):
     said = "\n".join(env.parts())
     assert '\ngguf: pip install "llmrec[gguf]"\n  gguf is missing (>=0.19)\n' in said
     assert "\n  trl 0.1 is there, <1.17,>=1.16 is needed\n" in said
-
-
-@pytest.mark.slow
-def test_the_wheel_runs_where_there_is_no_clone(tmp_path):
-    """Builds it (the package index is asked for hatchling), and runs it in an environment that has all else."""
-    build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
-    subprocess.run(build, check=True)
-    venv.create(tmp_path / "env", with_pip=True)
-    python = str(tmp_path / "env" / "bin" / "python")
-    [wheel] = tmp_path.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
-    [site] = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    there = {str(path.relative_to(site / "llmrec")) for path in (site / "llmrec").rglob("*") if path.is_file()}
-    for name in ("recipes", "prompts"):
-        files = [path for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-        assert {str(path.relative_to(ROOT)) for path in files} <= there and files
-    (site / "others.pth").write_text(f"{Path(yaml.__file__).parents[1]}\n")
-
-    def run(*argv: str) -> str:
-        command = [str(tmp_path / "env" / "bin" / "llmrec"), *argv]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert run("--help") == overview()
-    assert "--hidden_dropout float" in run("sft", "--help") and str(site) in run("env")
-    run("prepare_data", "--config", "recipes/configs/quickstart/data.yaml")
-    run("tokenize_items", "--config", "recipes/configs/quickstart/semids.yaml")
-    run("init_model", "--config", "recipes/configs/quickstart/model.yaml")
-    few = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    config = ["--config_file", "recipes/accelerate/cpu.yaml", "--config", "recipes/configs/quickstart/sft.yaml"]
-    assert "Wrote out/quickstart/model" in run("sft", *config, *few, "--validation_rows", "20")
-    args = ["--model", "out/quickstart/model", "--data_dir", "out/quickstart/data"]
-    assert "Recommended" in run("recommend", *args)
 
 
 def test_the_wheel_is_told_to_bring_what_is_looked_for_in_it():

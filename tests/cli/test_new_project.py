@@ -1,5 +1,6 @@
 """`llmrec new`: the YAML files of a project from a look at a user's files; what is written loads as it says."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,10 +78,18 @@ def test_without_items_semantic_ids_are_of_what_was_bought_together():
     assert loaded(settings)[0]["timestamp"].to_pylist() == [1291191960, 1292229240]
 
 
-def test_parquet_and_what_is_said_wins(tmp_path):
-    moments = pa.array([0, 1], pa.timestamp("ms"))
+def test_parquet_and_what_is_said_wins():
+    moments = pa.array([1_400_000_000_000, 1_500_000_000_000], pa.timestamp("ms"))
+    columns = {"who": ["a", "b"], "what": ["x", "y"], "day": moments, "behaviour": ["view", "buy"], "n": [1, 2]}
     Path("events").mkdir()
-    pq.write_table(pa.table({"who": ["a", "b"], "what": ["x", "y"], "day": moments}), "events/1.parquet")
+    pq.write_table(pa.table(columns), "events/1.parquet")
+    settings = new("--interactions", "events", "--columns", "user_id=who", "item_id=what")
+    assert settings["source_args"]["columns"] == {"user_id": "who", "item_id": "what", "timestamp": "day"}
+    text = Path("shop/data.yaml").read_text()
+    assert "only column whose values are moments; from 2014-05-13 to 2017-07-14" in text
+    assert "  # behaviour: used by this name\n  # n: not used\n" in text
+    assert loaded(settings)[0]["behaviour"].to_pylist() == ["view", "buy"]
+    shutil.rmtree("shop")
     given = ["--columns", "user_id=who", "item_id=what", "timestamp="]
     settings = new("--interactions", "events", *given)
     assert settings["source_args"] == {"interactions": "events", "columns": {"user_id": "who", "item_id": "what"}}
@@ -136,11 +145,14 @@ def test_of_two_columns_that_hold_the_ids_the_one_of_the_same_name_is_meant():
     assert args["item_columns"]["item_id"] == "sku"
 
 
-def test_a_price_that_can_be_read_in_two_ways_is_left_out_aloud(capsys):
+def test_a_price_that_can_be_read_in_two_ways_is_asked_for(capsys):
     events = rows("a.csv", "customer,sku,date", "1,x,2024-01-01")
-    items = rows("b.csv", "sku,name,price", 'x,Pen,"12,500"')
-    assert "price" not in new("--interactions", events, "--items", items)["source_args"]["item_columns"]
-    assert "# price: its values are written in several ways" in capsys.readouterr().out
+    settings = new("--interactions", events, "--items", rows("b.csv", "sku,name,cost,price", 'x,Pen,1,"12,500"'))
+    assert "  # price is written in several ways, or in one that can be read in two: set" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="for prices like this set price_format"):
+        loaded(settings)
+    settings["source_args"] |= {"price_format": "{}", "decimal": "."}
+    assert loaded(settings)[1]["price"].to_pylist() == [12500.0]
 
 
 def test_nobodys_folder_is_written_into():
