@@ -26,7 +26,7 @@ FLOW = {
     "Semantic IDs": ("tokenize_items", "join_semids", "compare_tokenizers", "update_catalogue"),
     "Model": ("init_model", "import_gguf"),
     "Training": ("generate_rationales", "general_chat", "sft", "grpo", "dpo", "fit_dense", "average_with_base"),
-    "What to compare with": ("train_baselines", "train_recommender", "leaderboard"),
+    "What to compare with": ("train_baselines", "train_recommender", "leaderboard", "sweep"),
     "Evaluation": ("evaluate", "cold_start", "language"),
     "Recommendation": ("recommend", "ask"),
 }
