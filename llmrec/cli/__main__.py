@@ -62,7 +62,10 @@ def overview() -> str:
 
 def _listed(about: dict[str, str]) -> list[str]:
     width = shutil.get_terminal_size((200, 0)).columns
-    return [f"  {name:20} {textwrap.shorten(text, width - 23, placeholder=' ...')}" for name, text in about.items()]
+    return [
+        f"  {name:20} {textwrap.shorten(text, max(width - 23, 20), placeholder=' ...')}"
+        for name, text in about.items()
+    ]
 
 
 def _begins(script: Path) -> str:
