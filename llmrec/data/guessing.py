@@ -113,20 +113,20 @@ def guess_items(
 def price_written(column: pa.ChunkedArray) -> tuple[str | None, str | None] | None:
     """`(price_format, decimal)` of prices, `None` each where there is none; `None` alone where they are not all
     written in one way that can be read in one way."""
-    plain = _number_written(column)
-    if plain is not None or column.type != TEXT:
-        return None if plain is None else (None, plain or None)
+    if column.type != TEXT:
+        return None if _number_written(column) is None else (None, None)
     found = [re.fullmatch(_PRICE, value) for value in _distinct(column)]
     formats = {(one[1].strip(), one[3].strip()) for one in found if one}
     if None in found or len(formats) != 1:
         return None
     numbers = [re.sub(r"\s", "", one[2]) for one in found]
     decimal = _decimal(numbers)
-    if decimal is None:
-        return None
-    (before, after), spaced = formats.pop(), any(" " in one[0] for one in found)
-    space = " " if spaced else ""
-    return f"{before}{space if before else ''}{{}}{space if after else ''}{after}", decimal or None
+    if decimal is None or (decimal == "." and all(re.fullmatch(r"\d{1,3}(\.\d{3})*", number) for number in numbers)):
+        return None  # 1.299 may be a thousand
+    before, after = formats.pop()
+    space = " " if any(" " in one[0] for one in found) else ""
+    written = f"{before}{space if before else ''}{{}}{space if after else ''}{after}"
+    return None if written == "{}" else written, decimal or None
 
 
 def lists_written(column: pa.ChunkedArray, meaning: str | None) -> tuple[dict, str] | None:
@@ -233,17 +233,19 @@ def _moments(table: pa.Table, where: str, name: str, unit: str | None) -> Moment
 
 
 def ways_of_moments(column: pa.ChunkedArray, unit: str | None = None) -> list[Moments]:
-    """All ways in which all values of a column are moments between 1990 and 2100; with `unit`, this one at most."""
+    """All ways in which all values of a column are moments between 1990 and 2100; of any time in the one `unit`."""
     if not pc.any(column.is_valid()).as_py():
         return []
     if unit is not None:
         units = [unit]
     elif column.type == TEXT and not _are_numbers(column):
         units = [None, *(day + hour for day, hour in product(_DAYS, _HOURS))]
-    elif column.type == TEXT or pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    elif column.type == TEXT:
         units = [*UNITS_PER_SECOND, "%Y%m%d", "%Y%m%d%H%M%S"]
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        units = [*UNITS_PER_SECOND]
     else:
-        units = [None]
+        units = [None] if pa.types.is_temporal(column.type) else []
     ways = []
     for each in units:
         try:
@@ -252,7 +254,7 @@ def ways_of_moments(column: pa.ChunkedArray, unit: str | None = None) -> list[Mo
         except ValueError:
             continue
         first, last = ends["min"].as_py(), ends["max"].as_py()
-        if first is not None and _1990 <= first <= last <= _2100:
+        if first is not None and (unit is not None or _1990 <= first <= last <= _2100):
             days = (f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d}" for second in (first, last))
             ways.append(Moments(each, *days))
     return ways

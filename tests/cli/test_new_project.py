@@ -188,9 +188,18 @@ def test_ways_of_moments(values, units):
     assert [way.unit for way in ways_of_moments(text(*values).cast(pa.string()))] == units
 
 
+def test_ways_of_moments_that_are_no_text():
+    numbers = text(1_400_000_000, 1_500_000_000)
+    assert [way.unit for way in ways_of_moments(numbers)] == ["s"] and not ways_of_moments(text([1]))
+    assert [way.unit for way in ways_of_moments(numbers.cast(pa.timestamp("s")))] == [None]
+    assert not ways_of_moments(text(5)) and ways_of_moments(text(5), "s")[0].first == "1970-01-01"
+
+
 def test_prices_lists_and_names():
     assert price_written(text("$ 1,299.00", "$ 3.50", "")) == ("$ {}", ".")
     assert price_written(text("12,50", "1.299,00")) == (None, ",")
+    assert price_written(text("1.299 EUR", "3 EUR")) is None and price_written(text("1.299")) is None
+    assert price_written(text("3", "", "12")) == (None, None) and price_written(text("3.50")) == (None, ".")
     assert price_written(text(3.5, None)) == (None, None) and price_written(text("3 EUR", "4 USD")) is None
     assert lists_written(text("A>B", "C"), "categories") == ({"path": ">"}, "A>B")
     assert lists_written(text("A > B", "C"), "categories") is None  # as we write them
