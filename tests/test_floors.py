@@ -45,6 +45,7 @@ ROOMS = (
 )
 # Third-party packages that may be imported inside a function: they are extras, or take seconds to import.
 HEAVY = {
+    "accelerate",
     "datasets",
     "faiss",
     "gguf",
