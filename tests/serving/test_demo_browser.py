@@ -82,8 +82,10 @@ def visit(browser):
     with ExitStack() as stack:
 
         def visited(url: str, width: int = 1280):
+            here = url.partition("?")[0]
+
             def sent(request):
-                if not request.url.startswith((url, "data:", "blob:")):
+                if not request.url.startswith((here, "data:", "blob:")):
                     wrong.append(request.url)
 
             tab = browser.new_page(viewport={"width": width, "height": 900})
