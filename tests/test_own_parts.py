@@ -32,12 +32,8 @@ def shop(tmp_path, monkeypatch):
     folder = tmp_path / "my_shop"
     folder.mkdir()
     files = {"__init__.py": "", "broken.py": "import no_such_package\n", "wrong.py": "number = 3\n"}
-    for page, name in (
-        ("own_tokenizer", "shelves"),
-        ("own_features", "colours"),
-        ("own_task", "tasks"),
-        ("own_reward", "rewards"),
-    ):
+    pages = {"own_tokenizer": "shelves", "own_features": "colours", "own_task": "tasks", "own_reward": "rewards"}
+    for page, name in pages.items():
         [files[f"{name}.py"]] = blocks(f"{page}.md", "python")
     files["item_to_brand.yaml"] = blocks("own_task.md", "yaml")[0]
     for name, text in files.items():

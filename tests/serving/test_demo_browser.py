@@ -206,7 +206,7 @@ def test_two_models_are_side_by_side_and_on_a_phone_below_each_other(visit, two)
     for tab in (wide, phone):
         add(tab, "red gadget")
         assert recommend(tab) == tab.locator("#listed-1 .what b").all_inner_texts()
-        playwright.expect(tab.locator("#listed-1 .beside")).to_have_count(10)
+        playwright.expect(tab.locator("#listed-1 .there")).to_have_count(10)
     left, right = (wide.locator(name).bounding_box() for name in ("#listed", "#listed-1"))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
     above, below = (phone.locator(name).bounding_box() for name in ("#listed", "#listed-1"))

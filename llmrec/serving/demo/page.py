@@ -55,16 +55,16 @@ class Panel(NamedTuple):
     tree: gr.HTML
 
 
-def panel(suffix: str = "") -> Panel:
-    with gr.Column(min_width=320, elem_classes="panel"):
+def panel(suffix: str) -> Panel:
+    with gr.Column(min_width=320):
         name = gr.HTML("<h2>Recommendations</h2>", **BARE)
-        listed = gr.HTML(actions.FIRST, js_on_load=TELL, elem_id=f"listed{suffix}", elem_classes="card listed", **BARE)
+        listed = gr.HTML(actions.FIRST, js_on_load=TELL, elem_id=f"listed{suffix}", **BARE)
         gr.HTML("<h2>Why?</h2>", **BARE)
-        why = gr.HTML(actions.WHY, elem_id=f"why{suffix}", elem_classes="card words", **BARE)
+        why = gr.HTML(actions.WHY, elem_id=f"why{suffix}", **BARE)
         with gr.Row(elem_classes="heading"):
             gr.HTML("<h2>Semantic ID tree</h2>", **BARE)
             replay = gr.Button("Replay", size="sm", scale=0, min_width=80, elem_classes="ghost")
-        tree = gr.HTML(actions.NO_TREE, elem_id=f"tree{suffix}", elem_classes="card shares", **BARE)
+        tree = gr.HTML(actions.NO_TREE, elem_id=f"tree{suffix}", **BARE)
     replay.click(None, js=REPLAY)
     return Panel(name, listed, why, tree)
 
@@ -114,7 +114,8 @@ def page(clients: Sequence[Client], users: Users | None = None) -> gr.Blocks:
                     key = gr.Textbox(label="API key", type="password", placeholder="where the server wants one")
                     again = gr.Button("Reconnect", size="sm", elem_classes="ghost")
                 go = gr.Button("Recommend", variant="primary", elem_id="recommend")
-            with gr.Column(scale=8, min_width=340, elem_classes="main"), gr.Row():
+            beside = "main beside" if len(clients) > 1 else "main"
+            with gr.Column(scale=8, min_width=340, elem_classes=beside), gr.Row():
                 panels = [panel(f"-{number}" if number else "") for number in range(len(clients))]
 
         named = [part for one in panels for part in (one.name, one.listed, one.why)]

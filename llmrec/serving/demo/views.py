@@ -138,7 +138,7 @@ def recommendations(
     of_list = shares([item["score"] for item in items])
     for rank, (item, share) in enumerate(zip(items[:k], of_list), start=1):
         hit, other = item["item_id"] == target, (ranks or {}).get(item["item_id"])
-        beside = f'<span class="beside">{other} beside</span>' if other else ""
+        beside = f'<span class="there">{other} beside</span>' if other else ""
         why = f'<button class="why" data-action="why" data-item="{escape(item["item_id"])}">Why?</button>'
         rows += (
             f'<li class="{"hit" if hit else ""}"><em>{rank}</em>'
