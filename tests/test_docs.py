@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import runpy
 import subprocess
@@ -21,7 +22,7 @@ from llmrec.models.from_scratch import train_tokenizer
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 LAUNCH = {"config", "config_file", "num_processes", "num_machines"}
-LAUNCH |= {"machine_rank", "main_process_ip", "main_process_port"}
+LAUNCH |= {"machine_rank", "main_process_ip", "main_process_port", "mixed_precision", "dynamo_backend"}
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -56,16 +57,30 @@ def test_yaml_can_be_read(page, number):
     assert yaml.safe_load(blocks(page, "yaml")[number])
 
 
+def unknown_flags(text: str) -> set[str]:
+    """Flags of recipes in shell commands that the recipes do not have."""
+    unknown: set[str] = set()
+    for line in text.replace("\\\n", " ").splitlines():
+        if recipe := re.search(r"recipes/(\w+)\.py", line):
+            given = inspect.signature(importlib.import_module(f"recipes.{recipe[1]}").main, eval_str=True).parameters
+            fields = {field.name for one in given.values() for field in dataclasses.fields(one.annotation)}
+            unknown |= set(re.findall(r" --(\w+)", line.partition(" #")[0])) - fields - LAUNCH
+    return unknown
+
+
 @of_every_page("bash")
 def test_shell_commands_have_flags_that_exist(page, number):
     text = blocks(page, "bash")[number]
     parsed = subprocess.run(["bash", "-n"], input=re.sub(r"<[\w ]+>", "x", text), text=True, capture_output=True)
     assert parsed.returncode == 0, parsed.stderr
-    for line in text.replace("\\\n", " ").splitlines():
-        if recipe := re.search(r"recipes/(\w+)\.py", line):
-            given = inspect.signature(importlib.import_module(f"recipes.{recipe[1]}").main, eval_str=True).parameters
-            fields = {field.name for one in given.values() for field in dataclasses.fields(one.annotation)}
-            assert not set(re.findall(r" --(\w+)", line.partition(" #")[0])) - fields - LAUNCH
+    assert not unknown_flags(text)
+
+
+def test_the_notebook_has_flags_that_exist():
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert text.count("recipes/") > 6 and not unknown_flags(text)
+    assert unknown_flags("python recipes/evaluate.py --splitt valid") == {"splitt"}
 
 
 @pytest.fixture

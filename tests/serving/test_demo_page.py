@@ -111,12 +111,12 @@ def test_two_models_side_by_side(acts):
     assert first == second == "<h2>tiny</h2>" and "tiny · tiny" in header and explains == [False, False]
     history = [{"item_id": "item-01"}, {"item_id": "item-02"}]
     left, tree, _, right, other_tree, _, titles = two.recommend(history, None, *FORM[:-1], explains)
-    assert "5 also beside" in left and [f"{rank} beside" in right for rank in range(1, 6)] == [True] * 5
+    assert "5 in both" in left and [f"#{rank} beside" in right for rank in range(1, 6)] == [True] * 5
     assert left.count('class="what"') == right.count('class="what"') == 5 and tree and other_tree
     left, _, _, right, tree, *_ = Actions([acts.clients[0], nobody], None).recommend(
         history, None, *FORM[:-1], explains
     )
-    assert "also beside" not in left and "Nothing answers" in right and tree == NO_TREE
+    assert "in both" not in left and "Nothing answers" in right and tree == NO_TREE
 
 
 COLUMNS = {"price": "double", "brand": "string"}
@@ -165,6 +165,7 @@ def test_an_address_is_asked_again(acts):
     history, shown, target, *_, listed, tree, why, titles = acts.restore(address.write(*form), COLUMNS, [False], "")
     assert [item["item_id"] for item in history] == ["item-01"] and target["item_id"] == "item-02"
     assert "Chosen next" in listed and listed.count('class="what"') == 7 and titles
+    assert [part["__type__"] for part in acts.restore("", COLUMNS, [False], "")[-4:]] == ["update"] * 4  # as it was
     unknown = acts.restore("?item=nobody", COLUMNS, [False], "")
     assert unknown[0] == [] and "nobody" in unknown[-4]
 

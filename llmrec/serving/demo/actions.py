@@ -64,14 +64,15 @@ class Actions:
         named = [{"item_id": item["item_id"], "title": item["title"]} for item in items]
         target = named.pop() if asked.next else None
         history = [item | {"behaviour": kind} for item, kind in zip(named, asked.kind or [None] * len(named))]
-        form = asked.question, asked.text, asked.k, asked.beams, bool(asked.seen), asked.where, asked.most, asked.each
+        question, text, k, beams, most, group = asked.question, asked.text, asked.k, asked.beams, asked.most, asked.each
+        seen, where = bool(asked.seen), [*asked.where]
         if notice:
             result = self._same(notice, explains)
         elif asked == address.Asked():
             result = [gr.skip()] * (3 * len(explains) + 1)
         else:
+            form = question, text, k, beams, seen, where, most, group
             result = self.recommend(history, target, *form, key, explains)
-        question, text, k, beams, seen, where, most, group = form
         field = self.ask(question) | {"value": text}
         shown = views.conditions(where)
         return (

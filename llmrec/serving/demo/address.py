@@ -74,7 +74,8 @@ def read(query: str, columns: Mapping[str, str]) -> Asked:
     for name in ("k", "beams", "seen", "most"):
         if name in fields:
             fields[name] = int(fields[name]) if fields[name].isdecimal() else -1
-    fields["where"] = [_condition(text, columns) for text in fields.get("where", ())]
+    if "where" in fields:
+        fields["where"] = [_condition(text, columns) for text in fields["where"]]
     asked = Asked(**fields)
     fits = {
         "ask": asked.ask in _BY_TASK,

@@ -138,7 +138,7 @@ def recommendations(
     of_list = shares([item["score"] for item in items])
     for rank, (item, share) in enumerate(zip(items[:k], of_list), start=1):
         hit, other = item["item_id"] == target, (ranks or {}).get(item["item_id"])
-        beside = f'<span class="there">{other} beside</span>' if other else ""
+        beside = f'<span class="there">#{other} beside</span>' if other else ""
         why = f'<button class="why" data-action="why" data-item="{escape(item["item_id"])}">Why?</button>'
         rows += (
             f'<li class="{"hit" if hit else ""}"><em>{rank}</em>'
@@ -159,7 +159,7 @@ def outcome(answer: dict, k: int, target: dict | None, ranks: Mapping[str, int] 
     if total := (answer.get("timings_ms") or {}).get("total"):
         parts.append(f"{total:.0f} ms")
     if ranks is not None:
-        parts.append(f"{sum(item['item_id'] in ranks for item in items[:k])} also beside")
+        parts.append(f"{sum(item['item_id'] in ranks for item in items[:k])} in both")
     if target:
         rank = next((i for i, item in enumerate(items, start=1) if item["item_id"] == target["item_id"]), None)
         place = f"rank {rank}" if rank else f"not among these {len(items)}"
