@@ -64,8 +64,8 @@ class Actions:
         named = [{"item_id": item["item_id"], "title": item["title"]} for item in items]
         target = named.pop() if asked.next else None
         history = [item | {"behaviour": kind} for item, kind in zip(named, asked.kind or [None] * len(named))]
-        question, text, k, beams, most, group = asked.question, asked.text, asked.k, asked.beams, asked.most, asked.each
-        seen, where = bool(asked.seen), [*asked.where]
+        question, text, most, group = asked.question, asked.text, asked.most, asked.each
+        k, beams, seen, where = asked.k, asked.beams, bool(asked.seen), [*asked.where]
         if notice:
             result = self._same(notice, explains)
         elif asked == address.Asked():
