@@ -32,6 +32,11 @@ def test_links_between_pages_lead_somewhere(path):
     assert not [link for link in links if not (path.parent / link).exists()]
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    nav = re.findall(r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md"))
+
+
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"]), ids=lambda path: path.name)
 def test_scripts_parse(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
