@@ -192,7 +192,8 @@ def generate_search(
     Prompts of one length run together, without padding: not every state of such models leaves it out. Where a state
     does not follow the beams, prompts and beams are run anew for every token.
     """
-    lengths, trie = prompt_lengths(attention_mask), trie.with_an_end()
+    attention_mask, trie = attention_mask.to(input_ids.device), trie.with_an_end()
+    lengths, _, _ = prompt_lengths(attention_mask)
     use_cache = state_follows_beams(model)
     input_ids = input_ids.gather(1, attention_mask.bool().int().argsort(dim=1, stable=True))  # padding to the left
 
