@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from llmrec.arguments import at_least
 from llmrec.commands import run_script
-from llmrec.evaluation.language import load_tokenizer
 from llmrec.files import fingerprint, write_parquet
 from llmrec.instructions.general import conversations, general_questions
+from llmrec.models.weights import load_tokenizer
 from llmrec.serving.writers import load_writer
 from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 

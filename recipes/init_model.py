@@ -9,8 +9,6 @@ a tokenizer trained on the catalogue (`model_config: {model_type: qwen3, hidden_
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from llmrec.arguments import at_least
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.commands import run_script
@@ -20,6 +18,7 @@ from llmrec.item_tokenizers.codebooks import load_codebooks
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, plain_generation_config, write_sidecars
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import check_plain, extend_vocabulary
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.stages import begin_stage, finish_stage, model_content, settings_of
 from llmrec.tokens import fix_today
 
@@ -67,17 +66,14 @@ def main(args: InitArguments) -> None:
     titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
     if args.model_config is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+            tokenizer = load_tokenizer(args.model_name_or_path)
             check_plain(tokenizer, index)
-            model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
-        except OSError as error:
-            where = "neither a folder with a model nor one of the Hub that can be reached"
-            raise ValueError(f"model_name_or_path: {args.model_name_or_path} is {where}: {error}") from error
+            model = load_model(args.model_name_or_path)
+        except ValueError as error:
+            raise ValueError(f"model_name_or_path: {error}") from error
     else:
         source = args.tokenizer_name_or_path
-        tokenizer = (
-            AutoTokenizer.from_pretrained(source) if source else train_tokenizer(titles.values(), args.vocab_size)
-        )
+        tokenizer = load_tokenizer(source) if source else train_tokenizer(titles.values(), args.vocab_size)
         model = model_from_config(args.model_config, tokenizer, args.seed)
     fix_today(tokenizer)
     item_tokenizer = semids / ITEM_TOKENIZER

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrec.arguments import one_of
-from llmrec.commands import run_recipe, run_script
+from llmrec.commands import run_script
 from llmrec.data import PreparedData
-from llmrec.evaluation.leaderboard import SUMMARY, Run, evaluate_run, runs_of, standings
+from llmrec.evaluation.leaderboard import SUMMARY, Run, check_recipes, evaluate_run, runs_of, standings, train_run
 from llmrec.evaluation.leaderboard_page import draw_curves, leaderboard_lines, published_figures, write_section
 from llmrec.files import Lock, write_json
 
@@ -33,12 +33,6 @@ class LeaderboardArguments:
     reference: str | None = field(default=None, metadata={"help": "Name that all others are compared with."})
     published: str | None = field(default=None, metadata={"help": "YAML of published figures to set beside."})
     page: str | None = field(default=None, metadata={"help": "Markdown page with a section of this data set."})
-
-
-def train(run: Run, output: Path) -> None:
-    for number, (recipe, settings) in enumerate([*run.shared, *run.stages], 1):
-        config = output / "stages" / run.label / f"{number}_{recipe}.yaml"
-        run_recipe(RECIPES / f"{recipe}.py", settings, config)
 
 
 def tabulate(args: LeaderboardArguments, runs: list[Run], data: PreparedData, published: list) -> list[str]:
@@ -62,15 +56,13 @@ def main(args: LeaderboardArguments) -> None:
     for name in args.members:
         one_of(name, args.recommenders, "members:")
     one_of(args.reference or runs[0].member, args.recommenders, "reference")
-    for run in runs:
-        for recipe, _ in [*run.shared, *run.stages]:
-            one_of(recipe, sorted(path.stem for path in RECIPES.glob("*.py")), f"recommenders: {run.member}: recipe")
+    check_recipes(runs, RECIPES)
     published = published_figures(args.published, [*args.recommenders]) if args.published else []
     data, lines = PreparedData.load(args.data_dir), []
     with Lock(args.output_dir):
         for run in runs:
             if run.member in (args.members or args.recommenders):
-                train(run, Path(args.output_dir))
+                train_run(run, RECIPES, args.output_dir)
                 evaluate_run(run, data, args.output_dir)
                 lines = tabulate(args, runs, data, published)
     print("\n".join(lines))

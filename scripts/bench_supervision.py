@@ -14,13 +14,14 @@ import tempfile
 import time
 
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from llmrec.data import PreparedData
 from llmrec.files import write_json
 from llmrec.instructions import Catalogue, Renderer, TaskMix, build_dataset, load_prompt
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.recommenders import LLMRecommender
 from llmrec.training import SemIDSFTTrainer, ValidationSample, add_dropout
 
@@ -49,7 +50,7 @@ class Curve(TrainerCallback):
 def train(settings: dict, prompt, epochs: float, evaluations: int, mark: float = 2.0) -> list[tuple[float, float]]:
     data, base = PreparedData.load(settings["data_dir"]), settings["model_name_or_path"]
     index, items = load_index(base, RecommenderConfig.load(base)), semids_table(base)
-    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    tokenizer, model = load_tokenizer(base), load_model(base)
     if settings.get("hidden_dropout"):
         add_dropout(model, settings["hidden_dropout"])
     renderer = Renderer(tokenizer, Catalogue(index, items))

@@ -4,6 +4,7 @@
     python scripts/reliability.py input --minutes 5    # damaged files and settings for every stage
     python scripts/reliability.py kill --minutes 5     # kill -9 at random moments, then go on, then compare
     python scripts/reliability.py load --minutes 3     # scripts/load_serving.py; needs vLLM
+    python scripts/reliability.py strangers --minutes 60  # with an abuser and engines that are killed
     python scripts/reliability.py table                # only writes the page's table again
 
 Each needs a CPU only. The exit status is 1 where a fault was found; the JSON names it.
@@ -219,15 +220,19 @@ def _difference(outcome: small_way.Outcome, output: Path, reference: Path) -> st
     return f"these differ: {sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))}"
 
 
-def load(campaign: Campaign, minutes: float) -> None:
+LOADS = {"load": [], "strangers": ["--strangers", "--kill_every", "300"]}
+
+
+def load(campaign: Campaign, minutes: float, flags: list[str]) -> None:
     """scripts/load_serving.py: twice the load that a server can bear, a catalogue that changes, and kill -9."""
     with tempfile.TemporaryDirectory() as temporary:
         figures = Path(temporary) / "load.json"
-        command = [sys.executable, str(ROOT / "scripts/load_serving.py"), "--minutes", str(minutes)]
+        command = [sys.executable, str(ROOT / "scripts/load_serving.py"), "--minutes", str(minutes), *flags]
         status = subprocess.run([*command, "--json", str(figures)]).returncode
         found = read_json(figures)["figures"]
     names = {"sent": "requests", "answered": "answered", "refused": "refused with Retry-After", "swaps": "changes"}
-    campaign.counts.update({text: int(found.get(name, 0)) for name, text in names.items()})
+    names |= {"kills": "kills of the engine", "left": "batches whose sender left"}
+    campaign.counts.update({text: int(found[name]) for name, text in names.items() if name in found})
     campaign.check(not status, f"exit status {status}: {found}")
 
 
@@ -247,20 +252,20 @@ def write_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("campaign", choices=[*CAMPAIGNS, "load", "table"])
+    parser.add_argument("campaign", choices=[*CAMPAIGNS, *LOADS, "table"])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.campaign != "table":
         campaign = Campaign(args.minutes)
-        if args.campaign == "load":
-            load(campaign, args.minutes)
+        if args.campaign in LOADS:
+            load(campaign, args.minutes, LOADS[args.campaign])
         else:
             CAMPAIGNS[args.campaign](campaign, args.seed)
         command = f"python scripts/reliability.py {args.campaign} --minutes {args.minutes:g} --seed {args.seed}"
         figures = read_json(FIGURES) if FIGURES.exists() else {}
         figures[args.campaign] = {"command": command, "counts": dict(campaign.counts), "faults": campaign.faults}
-        write_json(FIGURES, {name: figures[name] for name in (*CAMPAIGNS, "load") if name in figures})
+        write_json(FIGURES, {name: figures[name] for name in (*CAMPAIGNS, *LOADS) if name in figures})
         print(json.dumps(figures[args.campaign], indent=2))
         write_table()
         sys.exit(bool(campaign.faults))

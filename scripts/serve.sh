@@ -4,7 +4,7 @@
 #     bash scripts/serve.sh out/quickstart/model
 #     bash scripts/serve.sh out/quickstart/model --help
 #
-# On a CPU VLLM_CPU_KVCACHE_SPACE says how many GiB one engine may take for keys and values (vLLM's default: 4).
+# On a CPU VLLM_CPU_KVCACHE_SPACE says how many GiB one engine takes for keys and values (2).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh

@@ -86,6 +86,9 @@ class Server:
         front = psutil.Process(self.process.pid)
         return [front, *front.children(recursive=True)]
 
+    def engine(self) -> psutil.Process:
+        return next(one for one in self.processes()[1:] if "VLLM" in " ".join(one.cmdline()))
+
     def cpu_s(self) -> float:
         """CPU seconds of all its processes so far."""
         times = [process.cpu_times() for process in self.processes()]

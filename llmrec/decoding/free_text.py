@@ -10,18 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.logits_processor import generate_as_told
 from llmrec.decoding.semid_states import CatalogueTokens, SemIDRequest, SemIDStates
-from llmrec.devices import best_device, best_dtype
 from llmrec.tokens import ControlTokens, conversation, fix_today, prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -128,33 +121,6 @@ def continue_text(
         output = generate_as_told(model, config, [*ruled, *noise], input_ids=ids, attention_mask=mask, tokenizer=told)
         for text in tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True):
             yield text if stop is None else "".join(text.partition(stop)[:2])
-
-
-def load_writer(
-    name: str, max_new_tokens: int, temperature: float = 0.0, batch_size: int = 16, device: str = "auto"
-) -> Callable[..., Iterator[str]]:
-    """`chat_writer` of a model that transformers runs: `name` is of the Hub or a folder, temperature 0 is greedy, and
-    device `"auto"` takes a GPU where there is one. Raises `ValueError` for a model that cannot be loaded."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
-    except OSError as error:
-        raise cannot_load(name, error) from error
-    return chat_writer(name, tokenizer, max_new_tokens, generate)
-
-
-def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
-    where = best_device(device)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=best_dtype(None, where)).to(where).eval()
-
-    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
-        return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)
-
-    return generate
-
-
-def cannot_load(name: str, error: OSError) -> ValueError:
-    return ValueError(f"model {name!r} cannot be loaded to write texts: {error}")
 
 
 def chat_writer(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.arguments import at_least, one_of
 from llmrec.devices import best_dtype
@@ -24,6 +23,7 @@ from llmrec.files import fingerprint
 from llmrec.instructions import TASKS, Prompt, load_prompt
 from llmrec.instructions.tasks import check_prompt
 from llmrec.instructions.wishes import phrases
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.loading import files_of
 
@@ -131,5 +131,5 @@ class Aligner:
 @lru_cache(maxsize=1)
 def _base_perplexity(folder: str, device: str, text: str, blocks: int) -> dict[str, float]:
     dtype = best_dtype(None, torch.device(device))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
-    return perplexity(model, AutoTokenizer.from_pretrained(folder), text, blocks)
+    model = load_model(folder, dtype=dtype).to(device)
+    return perplexity(model, load_tokenizer(folder), text, blocks)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.decoding.free_text import continue_text
 from llmrec.devices import best_device
 from llmrec.instructions.item_words import same_text, token_f1
 from llmrec.models.folder import CONFIG, RecommenderConfig, load_index
 from llmrec.models.positions import positions_of
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.tokens import conversation, fix_today, prompt_ids, text_start
 
 ANSWER_TOKENS = 32
@@ -61,25 +62,13 @@ def read_general_text(path: str | Path) -> str:
         raise ValueError(f"general_text {path} is not a readable UTF-8 text file: {error}") from error
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of the Hub; `ValueError`: there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no language model: {error}") from error
-
-
 def load_language_model(
     folder: str | Path, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """The model of a folder in float32, its tokenizer, and the ids of its Semantic IDs' tokens: none for a folder
     that is no recommender, such as the base, or a model of the Hub. Raises `ValueError`: no such model, or other
     Semantic IDs than it was trained with."""
-    tokenizer = load_tokenizer(folder)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(best_device(device))
-    except OSError as error:
-        raise ValueError(f"{folder} is no language model: {error}") from error
+    tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=torch.float32).to(best_device(device))
     fix_today(tokenizer)
     tokens = load_index(folder, RecommenderConfig.load(folder)).tokens if (Path(folder) / CONFIG).exists() else []
     return model, tokenizer, tokenizer.convert_tokens_to_ids(tokens)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from transformers.trainer import TRAINER_STATE_NAME
 
-from llmrec.arguments import construct, whole_number
-from llmrec.commands import read_yaml
+from llmrec.arguments import construct, one_of, whole_number
+from llmrec.commands import read_yaml, run_recipe
 from llmrec.data import PreparedData
 from llmrec.evaluation.bootstrap import over_seeds
 from llmrec.evaluation.evaluate import evaluate, row_figures
@@ -118,23 +118,39 @@ def _seed_of(recipe: str, settings: dict) -> int | None:
 
 
 def _with_seed(stages: Iterable[tuple[str, dict]], seed: int) -> list[tuple[str, dict]]:
-    moved, seeded = {}, []
+    folders, seeded = {}, []
     for recipe, settings in stages:
-        moved[settings["output_dir"]] = f"{settings['output_dir']}-seed-{seed}"
-        settings = _moved(settings, moved)
+        folders[settings["output_dir"]] = f"{settings['output_dir']}-seed-{seed}"
+        settings = moved(settings, folders)
         _seeded(recipe, settings)["seed"] = seed
         seeded.append((recipe, settings))
     return seeded
 
 
-def _moved(value, folders: Mapping[str, str]):
+def moved(value, folders: Mapping[str, str]):
     """Settings that name the new folders, or files in them, wherever they named the old ones."""
     if isinstance(value, dict):
-        return {key: _moved(one, folders) for key, one in value.items()}
+        return {key: moved(one, folders) for key, one in value.items()}
     if isinstance(value, list):
-        return [_moved(one, folders) for one in value]
+        return [moved(one, folders) for one in value]
     old = next((old for old in folders if isinstance(value, str) and f"{value}/".startswith(f"{old}/")), None)
     return value if old is None else folders[old] + value.removeprefix(old)
+
+
+def check_recipes(runs: Iterable[Run], recipes: str | Path) -> None:
+    """Raises `ValueError` for a stage whose recipe is not in the folder `recipes`."""
+    known = sorted(path.stem for path in Path(recipes).glob("*.py"))
+    for run in runs:
+        for recipe, _ in [*run.shared, *run.stages]:
+            one_of(recipe, known, f"{run.member}: recipe")
+
+
+def train_run(run: Run, recipes: str | Path, output_dir: str | Path) -> None:
+    """Runs the stages of a run, each in a process of its own; `SystemExit` where one fails. Their settings are kept in
+    `output_dir/stages/<label>`."""
+    for number, (recipe, settings) in enumerate([*run.shared, *run.stages], 1):
+        config = Path(output_dir) / "stages" / run.label / f"{number}_{recipe}.yaml"
+        run_recipe(Path(recipes) / f"{recipe}.py", settings, config)
 
 
 def evaluate_run(run: Run, data: PreparedData, output_dir: str | Path) -> None:
@@ -193,7 +209,7 @@ def standings(runs: Sequence[Run], data: PreparedData, output_dir: str | Path, r
             "ci": {metric: one["ci"] for metric, one in ends.items()},
             "slices": [_mean(same) | several for same in zip(*(one["slices"] for one in found))],
             "spread": {metric: one["spread"] for metric, one in ends.items()},
-            "runs": [_training(run) | {"parameters": one["facts"]["parameters"]} for run, _, one in finished],
+            "runs": [training_of(run) | {"parameters": one["facts"]["parameters"]} for run, _, one in finished],
         }
         facts = {name: value for name, value in finished[0][2]["facts"].items() if name not in _OF_ONE}
         if "against" in row["ndcg@10"] and member != reference:
@@ -218,7 +234,8 @@ def _mean(found: Sequence[Mapping]) -> dict:
     }
 
 
-def _training(run: Run) -> dict:
+def training_of(run: Run) -> dict:
+    """Seed, seconds of all its stages, updates, and the best of them by validation."""
     results = [read_json(Path(settings["output_dir"]) / RECORD)["results"] for _, settings in run.stages]
     curve = curve_of(run.folder)
     return {

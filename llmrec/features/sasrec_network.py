@@ -15,7 +15,7 @@ from torch import nn
 from llmrec.arguments import at_least
 from llmrec.data import PreparedData
 from llmrec.features.attention import Dropout, at_last, causal_attention
-from llmrec.features.catalogue_loss import TiedNetwork
+from llmrec.features.item_softmax import TiedNetwork
 from llmrec.features.network_training import adamw, check_rate
 from llmrec.features.next_item import NextItemConfig, train_next_item
 

@@ -133,8 +133,9 @@ def prompts_folder() -> Path:
     """Templates and phrases: the folder that the variable LLMREC_PROMPTS names, a copy in another language for
     instance, or those shipped: inside an installed package, or `prompts/` at the top of a checkout."""
     if own := os.environ.get("LLMREC_PROMPTS"):
-        if not (Path(own) / "phrases" / "wishes.yaml").is_file():
-            raise ValueError(f"LLMREC_PROMPTS: {own} is no copy of the folder prompts: it has no phrases/wishes.yaml")
+        for file in ("phrases/wishes.yaml", "phrases/composed.yaml"):
+            if not (Path(own) / file).is_file():
+                raise ValueError(f"LLMREC_PROMPTS: {own} is no copy of the folder prompts: it has no {file}")
         return Path(own)
     installed = Path(__file__).parents[1] / "prompts"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "prompts"

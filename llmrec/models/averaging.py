@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.models.card import add_to_card
 from llmrec.models.folder import DENSE, RecommenderConfig, load_parts, write_sidecars
@@ -37,9 +36,9 @@ def average_with_base(folder: str | Path, base: str | Path, share: float, output
     index, items, _ = load_parts(folder, config)
     tokenizer, model = load_tokenizer(folder), load_model(folder, dtype="auto")
     try:
-        old, words = AutoModelForCausalLM.from_pretrained(base, dtype=model.dtype), AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base {base} is no language model that can be loaded: {error}") from error
+        old, words = load_model(base, dtype=model.dtype), load_tokenizer(base)
+    except ValueError as error:
+        raise ValueError(f"base: {error}") from error
     new = {*index.tokens}
     if words_without(words, new) != words_without(tokenizer, new):
         raise ValueError(f"base {base} has other tokens than {folder}: name the model that this one was made from")

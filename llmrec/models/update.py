@@ -23,7 +23,15 @@ from llmrec.decoding.dense import MODES
 from llmrec.files import atomic_path, write_json
 from llmrec.models.card import add_to_card
 from llmrec.models.dense import DenseHead, load_dense
-from llmrec.models.folder import CONFIG, DENSE, RecommenderConfig, load_index, write_checksums, write_sidecars
+from llmrec.models.folder import (
+    CONFIG,
+    DENSE,
+    RecommenderConfig,
+    check_checksums,
+    load_index,
+    write_checksums,
+    write_sidecars,
+)
 
 
 def update_model_folder(
@@ -100,9 +108,11 @@ def add_dense(
 @contextmanager
 def copied_folder(folder: Path, output_dir: str | Path, hard_links: bool = False) -> Iterator[Path]:
     """A copy of a model folder, which becomes `output_dir` when the block ends; without what is of its run. Files that
-    shall differ are written anew and put in place, never through a link."""
+    shall differ are written anew and put in place, never through a link. Raises `ValueError`: `output_dir` exists, or
+    a file of the folder is damaged."""
     if Path(output_dir).exists():
         raise ValueError(f"{output_dir} exists: an updated model goes into a new folder")
+    check_checksums(folder)
     with atomic_path(output_dir) as temporary:
         copy = os.link if hard_links else shutil.copy2
         of_the_run = shutil.ignore_patterns("checkpoint-*", "stage.json", "runs")

@@ -1,5 +1,5 @@
-"""The weights and the tokenizer of a model folder, whoever made it: no code and no pickle is read, and what does not
-fit is refused before memory is taken for it."""
+"""The weights and the tokenizer of a model, whoever made it: no code and no pickle is read, and what does not fit is
+refused before memory is taken for it. Whoever trains a model, distils from it or serves it reads it here."""
 
 from pathlib import Path
 
@@ -24,16 +24,18 @@ def downloaded(name: str, revision: str | None = None, token: str | bool | None 
         raise ValueError(f"{name} is neither a folder nor a reachable Hub model with {CONFIG}") from error
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Raises `ValueError` where the tokenizer of a folder cannot be read."""
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of the Hub; raises `ValueError` where it cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder, **_SAFE)
+        return AutoTokenizer.from_pretrained(source, **_SAFE)
     except Exception as error:  # that is what tokenizers raises
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({_said(error)}): restore tokenizer.json") from error
+        if not Path(source).is_dir():
+            raise ValueError(_unreachable(source, error)) from error
+        raise ValueError(f"{source}: its tokenizer cannot be read ({_said(error)}): restore tokenizer.json") from error
 
 
-def load_model(folder: str | Path, **model_kwargs) -> PreTrainedModel:
-    """A folder's model, for evaluation; all its weights come from the folder's safetensors.
+def load_model(source: str | Path, **model_kwargs) -> PreTrainedModel:
+    """The causal language model of a folder or of the Hub, for evaluation; all its weights come from safetensors.
 
     Args:
         model_kwargs: of transformers' `from_pretrained`.
@@ -41,21 +43,24 @@ def load_model(folder: str | Path, **model_kwargs) -> PreTrainedModel:
     Raises:
         ValueError: config.json describes more weights than there are, or other ones; a file that cannot be read.
     """
-    folder = Path(folder)
-    whole = (folder / "config.json").exists()  # an adapter's folder has none
-    if whole:
+    folder = Path(source)
+    ours = (folder / CONFIG).exists()
+    if (folder / "config.json").exists():  # an adapter's folder has none
         _check_size(folder)
     more = {**_SAFE, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(folder, **(more | model_kwargs))
+        model, found = AutoModelForCausalLM.from_pretrained(source, **(more | model_kwargs))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind, where a file holds something else than its reader expects
-        raise ValueError(f"{folder}: config.json and the weights do not make a model ({_said(error)})") from error
+        if not folder.is_dir():
+            raise ValueError(_unreachable(source, error)) from error
+        raise ValueError(f"{source}: config.json and the weights do not make a model ({_said(error)})") from error
+    whole = ours and (folder / "config.json").exists()  # a base may hold heads that no causal model has
     for what in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if whole else ())):
         if names := sorted(map(str, found[what])):  # those that do not match with both shapes
             raise ValueError(
-                f"{folder}: weights and config.json do not fit, {len(names)} {what.replace('_', ' ')} such as "
+                f"{source}: weights and config.json do not fit, {len(names)} {what.replace('_', ' ')} such as "
                 f"{names[0]}: restore model.safetensors and config.json"
             )
     return model.eval()
@@ -86,6 +91,10 @@ def _check_size(folder: Path) -> None:
     wanted = sum(weight.numel() for weight in {id(one): one for one in model.parameters()}.values())
     if wanted > there:
         raise ValueError(f"{path} describes a model of {wanted:,} parameters, its weights hold {there:,}")
+
+
+def _unreachable(source: str | Path, error: Exception) -> str:
+    return f"{source} is neither a folder with a model nor one of the Hub that can be reached: {str(error)[:300]}"
 
 
 def _said(error: Exception) -> str:

@@ -4,15 +4,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from llmrec.arguments import one_of
-from llmrec.decoding import free_text
+from llmrec.decoding.free_text import chat_writer, continue_text
 from llmrec.devices import best_device, best_dtype
 from llmrec.files import fingerprint, made_again, read_json, write_json
 from llmrec.instructions.prompts import load_prompt
 from llmrec.item_tokenizers.protocol import BaseTokenizer
 from llmrec.item_tokenizers.words.tags import BACKENDS, Tags
+from llmrec.models.weights import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 _SHARD = 256
@@ -26,20 +25,36 @@ def load_writer(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Callable[..., Iterator[str]]:
-    """A chat model as a function `write(questions, system="", seeds=())` → its answers; see
-    `llmrec.decoding.free_text.load_writer`. `batch_size` and `device` are for the backend transformers.
+    """A chat model as a function `write(questions, system="", seeds=())` → its answers (`chat_writer`).
+
+    Args:
+        name: of a model of the Hub, or its folder.
+        temperature: 0 is greedy.
+        batch_size, device: for the backend transformers; `"auto"` takes a GPU where there is one.
 
     Raises:
         ValueError: an unknown backend, one that is not installed, or a model that cannot be loaded.
     """
-    if one_of(backend, BACKENDS, "backend") == "transformers":
-        return free_text.load_writer(name, max_new_tokens, temperature, batch_size, device)
+    one_of(backend, BACKENDS, "backend")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(f"model {name!r} cannot be loaded to write texts: {error}") from error
+    if backend == "transformers":
+        generate = _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device)
+    else:
         generate = _vllm(name, max_new_tokens, temperature)
-    except OSError as error:
-        raise free_text.cannot_load(name, error) from error
-    return free_text.chat_writer(name, tokenizer, max_new_tokens, generate)
+    return chat_writer(name, tokenizer, max_new_tokens, generate)
+
+
+def _transformers(name, tokenizer, max_new_tokens, temperature, batch_size, device) -> Callable:
+    where = best_device(device)
+    model = load_model(name, dtype=best_dtype(None, where)).to(where)
+
+    def generate(ids: list[list[int]], seeds: Sequence[int]) -> Iterator[str]:
+        return continue_text(model, tokenizer, ids, max_new_tokens, temperature, seeds, batch_size=batch_size)
+
+    return generate
 
 
 def _vllm(name: str, max_new_tokens: int, temperature: float) -> Callable:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.decoding.self_check import evaluating
 from llmrec.instructions.mixture import TaskMix
+from llmrec.models.weights import load_model, load_tokenizer
 from llmrec.tokens import words_without
 from llmrec.training.batches import right_aligned
 from llmrec.training.sft_arguments import SFTArguments
@@ -92,10 +93,10 @@ def distillation(
     if sft.distill_from or not adapter:
         new = {*index.tokens}
         try:
-            if words_without(AutoTokenizer.from_pretrained(source), new) == words_without(tokenizer, new):
-                copy = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"distill_from: {source} is no language model that can be loaded: {error}") from error
+            if words_without(load_tokenizer(source), new) == words_without(tokenizer, new):
+                copy = load_model(source, dtype=model.dtype).requires_grad_(False)
+        except ValueError as error:
+            raise ValueError(f"distill_from: {error}") from error
         if copy is None:
             raise ValueError(f"distill_from: {source} has other tokens: name the model that this one was made from")
     return Distillation(sft.distill_weight, tokenizer.convert_tokens_to_ids(index.tokens), copy)

@@ -5,14 +5,15 @@ import os
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from llmrec.features.attention import dropout
+from llmrec.models.weights import load_model
 
 
-def load_model(
+def load_base(
     base: str, model_args: ModelConfig, training_args: SFTConfig, hidden_dropout: float = 0.0
 ) -> PreTrainedModel:
     """The base with TRL's settings: dtype, attention, `model_init_kwargs`, and 4 or 8 bits of bitsandbytes.
@@ -27,7 +28,7 @@ def load_model(
     }
     if (quantisation := get_quantization_config(model_args)) is not None:
         settings |= {"quantization_config": quantisation, "device_map": {"": PartialState().device}}
-    model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    model = load_model(base, **settings)
     if (name := not_finite(model)) is not None:
         raise ValueError(f"{base}: {name} holds NaN or inf, so nothing can be learned from it: use another checkpoint")
     training_args.model_init_kwargs = None  # used; TRL would say that it ignores them
@@ -71,9 +72,9 @@ def without_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
-def reload_model(base: str, model_args: ModelConfig) -> PreTrainedModel:
+def reload_base(base: str, model_args: ModelConfig) -> PreTrainedModel:
     """The base as it is to be merged into: in full precision (`dtype`), never quantised."""
-    return AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
+    return load_model(base, dtype=model_args.dtype)
 
 
 def sharded() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
@@ -23,9 +23,10 @@ from llmrec.instructions.prompts import composed
 from llmrec.instructions.wishes import phrases
 from llmrec.models.card import write_model_card
 from llmrec.models.folder import ITEM_TOKENIZER, RecommenderConfig, load_parts, write_sidecars
+from llmrec.models.weights import load_tokenizer
 from llmrec.recommenders import LLMRecommender
 from llmrec.stages import begin_stage, finish_stage, last_complete_checkpoint, model_content, settings_of
-from llmrec.training.loading import load_model, reload_model
+from llmrec.training.loading import load_base, reload_base
 from llmrec.training.lora import push_final_model, save_final_model
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
@@ -133,8 +134,8 @@ class TrainingRun:
         return True
 
     def load_recommender(self, texts: Texts | None = None, hidden_dropout: float = 0.0) -> LLMRecommender:
-        tokenizer = AutoTokenizer.from_pretrained(self.base)
-        model = load_model(self.base, self.model_args, self.training_args, hidden_dropout)
+        tokenizer = load_tokenizer(self.base)
+        model = load_base(self.base, self.model_args, self.training_args, hidden_dropout)
         more = {"sequence_tokenizer": self.sequence_tokenizer, "texts": texts}
         return LLMRecommender(model, tokenizer, self.index, self.items, self.config, **more)
 
@@ -154,7 +155,7 @@ class TrainingRun:
         them where asked to, and marks the stage as finished, with `results` (and whether lists left out the items of
         histories) beside the validation metrics of the model that was written."""
         output_dir = self.training_args.output_dir
-        metrics = save_final_model(trainer, lambda: reload_model(self.base, self.model_args))
+        metrics = save_final_model(trainer, lambda: reload_base(self.base, self.model_args))
         metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
         if trainer.sample is not None:
             results["exclude_seen"] = trainer.sample.exclude_seen

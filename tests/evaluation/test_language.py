@@ -139,7 +139,7 @@ def test_the_recipe_measures_every_folder_once(tmp_path, monkeypatch, capsys):
     for text in ("gone.txt", "latin.txt"):
         with pytest.raises(ValueError, match=f"general_text .*{text} is not a readable UTF-8 text file"):
             language.main(language.LanguageArguments(str(plain), [f"made={base}"], str(out), str(tmp_path / text)))
-    with pytest.raises(ValueError, match="no language model"):
+    with pytest.raises(ValueError, match="neither a folder with a model nor one of the Hub"):
         load_language_model(tmp_path / "gone")
 
 

@@ -14,8 +14,6 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from llmrec.data.prepared import SEQUENCES
-from llmrec.decoding import free_text as text_generation
-from llmrec.decoding.free_text import load_writer
 from llmrec.files import read_json, read_parquet
 from llmrec.instructions import Catalogue, Texts, load_prompt, teacher
 from llmrec.instructions.compose import relevant_history
@@ -30,6 +28,8 @@ from llmrec.instructions.teacher import (
 )
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.recommenders import LLMRecommender
+from llmrec.serving import writers
+from llmrec.serving.writers import load_writer
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("query", "intention", "preference", "rationale")
@@ -261,7 +261,7 @@ def test_thoughts_are_no_part_of_an_answer(opening, answer, text, tmp_path, monk
     tokenizer = train_tokenizer(DATA.items["title"].to_pylist(), 800)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}" + f"{{{{ {opening!r} }}}}"
     tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(text_generation, "_transformers", lambda *_: lambda ids, seeds: [answer] * len(ids))
+    monkeypatch.setattr(writers, "_transformers", lambda *_: lambda ids, seeds: [answer] * len(ids))
     write = load_writer(str(tmp_path), 96)
     assert [said.strip() for said in write(["What is it?", "And this?"])] == [text, text]
     warned = "always thinks before it answers" in caplog.text and "max_new_tokens (96)" in caplog.text

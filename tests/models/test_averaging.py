@@ -68,6 +68,6 @@ def test_what_cannot_be_averaged_is_named(folders, tmp_path):
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="share: .* between 0"):
             average_with_base(tuned, base, share, tmp_path / "made")
-    with pytest.raises(ValueError, match="nowhere is no language model"):
+    with pytest.raises(ValueError, match="nowhere is neither a folder with a model nor"):
         average_with_base(tuned, tmp_path / "nowhere", 0.5, tmp_path / "made")
     assert not (tmp_path / "made").exists()

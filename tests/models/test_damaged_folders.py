@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_data, tiny_index, write_tiny_base
+from trl import ModelConfig, SFTConfig
 
 from llmrec import LLMRecommender
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.features import ItemFeatures
 from llmrec.item_tokenizers import load_item_tokenizer
 from llmrec.models.folder import CHECKSUMS, CONFIG, SEMIDS
+from llmrec.models.update import update_model_folder
+from llmrec.training.loading import load_base
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 SCRIPT = Path(__file__).with_name("damaged_folders.py")
@@ -176,6 +179,8 @@ WEIGHTS = [
 def test_weights_that_do_not_fit(folder, change, said):
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
     refused(folder, str(folder), said)
+    with pytest.raises(ValueError, match=said):  # nor is training begun from it
+        load_base(str(folder), ModelConfig(dtype="float32"), SFTConfig(str(folder), use_cpu=True, bf16=False))
 
 
 @pytest.mark.parametrize("fields", [
@@ -239,6 +244,9 @@ def test_what_was_written_is_known(tmp_path):
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
     refused(folder, "model.safetensors is missing, or not what was written")
+    with pytest.raises(ValueError, match="model.safetensors is missing"):  # nor noted anew in a copy
+        update_model_folder(folder, tiny_index(data), data.items, tmp_path / "updated")
+    assert not (tmp_path / "updated").exists()
     for outside in ("../model/config.json", "/etc/hostname"):
         edit(folder / CHECKSUMS, **{outside: "0" * 64})
         refused(folder, CHECKSUMS)

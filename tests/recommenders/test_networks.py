@@ -22,7 +22,7 @@ from llmrec.data.known import known_items
 from llmrec.data.prepared import SEQUENCES, TARGETS
 from llmrec.data.times import UNKNOWN, history_times
 from llmrec.evaluation import evaluate
-from llmrec.features import catalogue_loss as losses
+from llmrec.features import item_softmax
 from llmrec.features.attention import Dropout, causal_attention
 from llmrec.features.next_item import next_item_batches, next_item_loss, next_item_windows
 from llmrec.features.sasrec_network import SASRecConfig, SASRecModel
@@ -124,11 +124,11 @@ def test_a_prefix_row_counts_positions_from_its_end():
 
 
 def test_the_loss_in_parts_is_the_loss(monkeypatch):
-    monkeypatch.setattr(losses, "_LOGITS", 12 * 3)
-    monkeypatch.setattr(losses, "_STATES", 1)
+    monkeypatch.setattr(item_softmax, "_LOGITS", 12 * 3)
+    monkeypatch.setattr(item_softmax, "_STATES", 1)
     states, items = torch.randn(10, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
     targets = torch.randint(12, (10,))
-    whole, parts = F.cross_entropy(states @ items.T, targets), losses.catalogue_loss(states, items, targets)
+    whole, parts = F.cross_entropy(states @ items.T, targets), item_softmax.item_cross_entropy(states, items, targets)
     torch.testing.assert_close(parts, whole)
     for one, other in zip(*(torch.autograd.grad(3 * loss, (states, items)) for loss in (parts, whole))):
         torch.testing.assert_close(one, other)

@@ -16,7 +16,7 @@ from llmrec.instructions import (
     target_rows,
 )
 from llmrec.training import SemIDSFTTrainer, lora_config, packed
-from llmrec.training.loading import load_model
+from llmrec.training.loading import load_base
 
 DATA = tiny_data()
 INDEX = tiny_index(DATA)
@@ -67,7 +67,7 @@ def make_trainer(
     """What recipes/sft.py builds, without its validation sample."""
     model_args = model_args or ModelConfig(model_name_or_path=str(base))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = load_model(str(base), model_args, arguments)
+    model = load_base(str(base), model_args, arguments)
     train_rows = rows(tokenizer, weigh, prompt)
     return SemIDSFTTrainer(
         model,

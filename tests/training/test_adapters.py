@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.training import lora_config, save_final_model
-from llmrec.training.loading import reload_model
+from llmrec.training.loading import reload_base
 from llmrec.training.lora import merged
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -101,7 +101,7 @@ def test_a_model_that_deepspeed_wraps_is_merged_from_its_adapter_on_disk(tmp_pat
         trained = trainer.model.eval()(ids).logits
     trainer.deepspeed = trainer.model_wrapped = Engine(trainer.model)
     trainer.is_deepspeed_enabled = True
-    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    save_final_model(trainer, lambda: reload_base(str(base), model_args))
     final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
     with torch.no_grad():
         torch.testing.assert_close(final(ids).logits, trained, atol=1e-5, rtol=1e-5)
@@ -120,7 +120,7 @@ def test_qlora_merges_onto_the_unquantised_base(tmp_path, bits, tolerance):
     ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
     with torch.no_grad():
         trained = trainer.model.train()(ids).logits.float()  # lora_dropout is 0
-    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    save_final_model(trainer, lambda: reload_base(str(base), model_args))
     final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
     assert not getattr(final, "quantization_method", None) and is_tied(final)
     assert not (tmp_path / "out" / "adapter").exists()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from llmrec.training import save_final_model
-from llmrec.training.loading import reload_model
+from llmrec.training.loading import reload_base
 from llmrec.training.lora import push_final_model
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -57,7 +57,7 @@ def test_no_adapter_is_left_beside_the_merged_model(tmp_path, hub, bits):
     trainer.train()
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
     assert all((out / name).exists() for name in adapter) and len(hub.commits) == 3  # transformers pushed checkpoints
-    save_final_model(trainer, lambda: reload_model(str(base), model_args))
+    save_final_model(trainer, lambda: reload_base(str(base), model_args))
     assert not any((out / name).exists() for name in adapter) and len(hub.commits) == 3
     (out / "README.md").write_text("the card")
     push_final_model(trainer)

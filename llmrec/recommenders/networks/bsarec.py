@@ -17,7 +17,7 @@ from torch import nn
 
 from llmrec.arguments import at_least
 from llmrec.features.attention import Dropout, at_last, causal_attention
-from llmrec.features.catalogue_loss import TiedNetwork
+from llmrec.features.item_softmax import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 

@@ -29,7 +29,7 @@ from llmrec.arguments import at_least, one_of
 from llmrec.data.known import BEHAVIOUR, NEXT, TIME
 from llmrec.data.times import UNKNOWN
 from llmrec.features.attention import Dropout, at_last
-from llmrec.features.catalogue_loss import TiedNetwork
+from llmrec.features.item_softmax import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
 

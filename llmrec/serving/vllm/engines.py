@@ -4,6 +4,7 @@ A vLLM engine pools or generates, so `recommend` and `generate` have an engine e
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,9 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         arguments["distributed_executor_backend"] = UniProcExecutor
         arguments["dtype"] = "float32"  # as LLMRecommender reads a folder there
         arguments["enforce_eager"] = True  # compiling takes longer than it saves
+        told = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & {*more}
+        if not (told or os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+            arguments["kv_cache_memory_bytes"] = 2 * 2**30  # vLLM asks for nearly all memory, or does not start
     if mode == RECOMMEND:
         architecture = config["architectures"][0]
         if architecture not in ARCHITECTURES:

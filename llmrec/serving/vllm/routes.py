@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from llmrec.models.folder import check_checksums
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
@@ -32,10 +33,12 @@ class FrontRoutes:
         await self._app(scope, receive, send)
 
     async def init_state(self, engine_client, state, args) -> None:
-        """Opens the catalogue beside the engine; `ValueError` where other machines could change it without a key."""
+        """Opens the catalogue beside the engine; `ValueError` where other machines could change it without a key, or a
+        file of the folder is damaged."""
         Settings.of_environment("").check_host(args.host)
         config = engine_client.vllm_config
         folder = config.model_config.model
+        await asyncio.to_thread(check_checksums, folder)
         store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))
         clients = {RECOMMEND: engine_client}
         service = await open_service(folder, store, clients)

@@ -21,19 +21,19 @@ class TiedNetwork(nn.Module):
         return hidden @ self.item_vectors().T
 
     def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return catalogue_loss(states, self.item_vectors(), targets)
+        return item_cross_entropy(states, self.item_vectors(), targets)
 
 
-def catalogue_loss(states: torch.Tensor, items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def item_cross_entropy(states: torch.Tensor, items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of targets (int64 [n]) after states (float [n, hidden]), over items (float [items, hidden]).
 
     It is that of `F.cross_entropy(states @ items.T, targets)`, in parts whose gradients are made with them: of [n,
     items] numbers only a part exists, once, and nothing is made twice. (A chance below 1e-38 counts as that.)
     """
-    return _CatalogueLoss.apply(states, items, targets)
+    return _ItemCrossEntropy.apply(states, items, targets)
 
 
-class _CatalogueLoss(torch.autograd.Function):
+class _ItemCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states: torch.Tensor, items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         by_states, by_items, total = torch.empty_like(states), torch.zeros_like(items), states.new_zeros(())

@@ -1,0 +1,123 @@
+"""Sweeps: one recommender trained anew with some settings changed, try by try, compared on validation alone.
+
+The base is a member of a leaderboard (`llmrec.evaluation.leaderboard.Member`); a try changes settings of some of its
+stages, and is made once per seed of the base. Stages before the first change are shared with the base, later ones get
+folders of their own. Test rows are never read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+
+from llmrec.arguments import one_of
+from llmrec.evaluation.leaderboard import Run, moved, runs_of, training_of
+from llmrec.files import read_json
+from llmrec.stages import RECORD
+
+BASE = "base"
+METRICS = ("ndcg@10", "recall@10")
+
+
+def tries_of(base: Mapping, tries: Mapping[str, Mapping], data_dir: str, output_dir: str | Path) -> list[Run]:
+    """The runs of the base (fields of `Member`) and of all tries (name → recipe → settings that change): those of the
+    first seed, then those of the second, ...
+
+    Raises:
+        ValueError: what `runs_of` refuses, a try of no name of a folder, of a recipe that the base has not once, or
+            that changes nothing.
+    """
+    runs = []
+    for run in runs_of({BASE: base}, data_dir):
+        runs.append(run)
+        for name, changes in tries.items():
+            if name == BASE or Path(str(name)).name != name:
+                raise ValueError(f"tries: {name!r} should be a name for a folder, and not {BASE!r}")
+            runs.append(_changed(run, name, changes, Path(output_dir)))
+    return runs
+
+
+def _changed(run: Run, name: str, changes: Mapping[str, Mapping], output_dir: Path) -> Run:
+    stages, recipes = deepcopy([*run.shared, *run.stages]), [recipe for recipe, _ in [*run.shared, *run.stages]]
+    if not isinstance(changes, Mapping) or not all(isinstance(one, Mapping) for one in changes.values()):
+        raise ValueError(
+            f"tries: {name} is {changes!r}, it should be recipes and what changes: sft: {{weight_decay: 0}}"
+        )
+    label, first = name + run.label.removeprefix(BASE), len(stages)
+    for recipe, settings in changes.items():
+        place = recipes.index(one_of(recipe, recipes, f"tries: {name}: recipe"))
+        if recipes.count(recipe) > 1:
+            raise ValueError(f"tries: {name}: the base runs {recipe} more than once, so it is not clear which changes")
+        before = stages[place][1]
+        after = _merged(before, settings)
+        if after == before:
+            raise ValueError(f"tries: {name}: {recipe} has these settings already")
+        stages[place], first = (recipe, after), min(first, place)
+    if first == len(stages):
+        raise ValueError(f"tries: {name} changes nothing")
+    folders = {
+        settings["output_dir"]: str(output_dir / label / f"{number}_{recipe}")
+        for number, (recipe, settings) in enumerate(stages, 1)
+        if number > first
+    }
+    stages = [(recipe, moved(settings, folders)) for recipe, settings in stages]
+    return Run(name, run.seed, label, stages[:first], stages[first:])
+
+
+def _merged(settings: Mapping, changes: Mapping) -> dict:
+    """Settings with some changed, mappings within them likewise."""
+    both = {key: (settings[key], value) for key, value in changes.items() if key in settings}
+    nested = {key: _merged(*two) for key, two in both.items() if all(isinstance(one, Mapping) for one in two)}
+    return {**settings, **changes, **nested}
+
+
+def results_of(runs: Sequence[Run]) -> list[dict]:
+    """Of every try that has a finished run, best validation ndcg@10 first: name, seeds, metrics (means over its
+    seeds), spread (largest - smallest ndcg@10), difference of the ndcg@10 to the base's over the seeds that both have
+    (`None` without such), seconds of training, and updates until the best. Raises `ValueError` for a recommender whose
+    training notes no validation metrics."""
+    found: dict[str, dict[int | None, dict]] = {}
+    for run in runs:
+        record = Path(run.folder) / RECORD
+        if record.exists() and (stage := read_json(record))["complete"]:
+            results = stage["results"].get("best", {}) | stage["results"] | training_of(run)
+            if METRICS[0] not in results:
+                raise ValueError(f"{run.folder}: its stage notes no validation {METRICS[0]}, so tries do not compare")
+            found.setdefault(run.member, {})[run.seed] = results
+    rows = []
+    for name, seeds in found.items():
+        values = {seed: one["ndcg@10"] for seed, one in seeds.items()}
+        both = [value - found[BASE][seed]["ndcg@10"] for seed, value in values.items() if seed in found.get(BASE, {})]
+        rows.append({
+            "name": name,
+            "seeds": len(seeds),
+            **{metric: _mean(seeds, metric) for metric in METRICS if all(metric in one for one in seeds.values())},
+            "spread": max(values.values()) - min(values.values()),
+            "difference": float(np.mean(both)) if both and name != BASE else None,
+            **{name: _mean(seeds, name) for name in ("seconds", "updates", "best_update")},
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: -row["ndcg@10"])
+
+
+def _mean(seeds: Mapping[int | None, Mapping], name: str) -> float:
+    return float(np.mean([one[name] for one in seeds.values()]))
+
+
+def sweep_lines(rows: Sequence[Mapping], tries: Mapping[str, Mapping], missing: Sequence[str]) -> Iterator[str]:
+    """Markdown of what `results_of` returned."""
+    yield "Validation, means over seeds; spread: largest minus smallest ndcg@10 of the seeds."
+    yield ""
+    yield "| | what changed | seeds | ndcg@10 | to the base | spread | recall@10 | minutes | best after updates |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for row in rows:
+        changed = [f"{name}: {value}" for one in tries.get(row["name"], {}).values() for name, value in one.items()]
+        difference = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
+        spread = f"{row['spread']:.4f}" if row["seeds"] > 1 else "–"
+        recall = f"{row['recall@10']:.4f}" if "recall@10" in row else "–"
+        numbers = f"{row['seeds']} | {row['ndcg@10']:.4f} | {difference} | {spread} | {recall}"
+        cost = f"{row['seconds'] / 60:.1f} | {row['best_update']:.0f}"
+        yield f"| {row['name']} | {'; '.join(changed)} | {numbers} | {cost} |"
+    if missing:
+        yield ""
+        yield f"Not finished: {', '.join(missing)}."
