@@ -202,6 +202,7 @@ def sft(sizes: Sizes, device: torch.device) -> Iterator[dict]:
     for kind in (Recorder, Stock):
         model = copy.deepcopy(recommender.model)
         more = {"kind": kind, "per_device_train_batch_size": sizes.prompts, "bf16": device.type == "cuda"}
+        more |= {"learning_rate": 1e-6}  # so that the order of rows is no difference
         labels, loss, batches = with_trainer(model, read, Dataset.from_list(given), sizes.steps, **more)
         seconds = sum(int((batch["labels"] != -100).sum()) for batch in batches[1:]) / labels / (sizes.steps - 1)
         speeds.append(tokens / seconds)
@@ -209,7 +210,7 @@ def sft(sizes: Sizes, device: torch.device) -> Iterator[dict]:
         del model, batches
         free(device)
     yield {"sft_tokens_per_second": speeds[0], "sft_tokens_per_second_trl": speeds[1], "sft_loss": losses[0]}
-    check(abs(losses[0] / losses[1] - 1) < 2e-2, f"SFT has the loss {losses[0]:.4f}, TRL {losses[1]:.4f}")
+    check(abs(losses[0] / losses[1] - 1) < 5e-3, f"SFT has the loss {losses[0]:.4f}, TRL {losses[1]:.4f}")
 
 
 def grpo(sizes: Sizes, device: torch.device) -> Iterator[dict]:
