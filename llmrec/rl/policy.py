@@ -6,7 +6,6 @@ from trl import GRPOConfig
 
 from llmrec.arguments import at_least, one_of
 from llmrec.decoding.trie import SemIDTrie
-from llmrec.training.loading import sharded
 
 _CHOICES = {
     "log_probs": ("catalogue", "vocabulary"),
@@ -111,5 +110,3 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, t
         raise ValueError(
             "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
         )
-    if sharded():
-        raise ValueError(f"GRPO under {sharded()} is not supported: launch with ddp.yaml or deepspeed_zero2.yaml")

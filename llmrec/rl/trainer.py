@@ -16,7 +16,6 @@ import warnings
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from llmrec.recommenders import LLMRecommender
@@ -26,6 +25,7 @@ from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
 from llmrec.rl.policy import PolicyArguments, check_settings
 from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
+from llmrec.training.sharding import whole
 
 
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
@@ -119,13 +119,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         first = inputs[::size]
         if len(inputs) % size or any(row["row"] != inputs[n - n % size]["row"] for n, row in enumerate(inputs)):
             raise ValueError(f"a process holds {len(inputs)} completions, which are no whole groups of {size}")
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-            ) as model,
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        gather = self.args.ds3_gather_for_generation
+        with whole(self.model_wrapped, self.accelerator, gather) as model, torch.no_grad():
             groups = self.roll_out(model, first, (self.args.seed, self.state.global_step, attempt))
         for row, entry in zip(inputs, groups, strict=True):
             row |= entry

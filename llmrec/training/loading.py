@@ -1,12 +1,9 @@
-"""Loads the model that a run trains, quantised or with dropout if asked for; says whether it is sharded."""
-
-import os
+"""Loads the model that a run trains, quantised or with dropout if asked for."""
 
 import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from llmrec.features.attention import dropout
@@ -75,12 +72,3 @@ def without_dropout(model: nn.Module) -> None:
 def reload_base(base: str, model_args: ModelConfig) -> PreTrainedModel:
     """The base as it is to be merged into: in full precision (`dtype`), never quantised."""
     return load_model(base, dtype=model_args.dtype)
-
-
-def sharded() -> str:
-    """`"FSDP"` or `"DeepSpeed ZeRO-3"` where accelerate launched a run whose processes hold parts of the weights."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
-        return "FSDP"
-    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    zero3 = zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return "DeepSpeed ZeRO-3" if zero3 or is_deepspeed_zero3_enabled() else ""  # the latter: by a configuration file

@@ -14,7 +14,7 @@ from trl import ModelConfig, get_peft_config
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.models.vocabulary import behaviour_token_ids, semid_token_ids
-from llmrec.training.loading import sharded
+from llmrec.training.sharding import sharded
 
 
 def lora_config(
@@ -92,7 +92,7 @@ def _merge_from_disk(trainer: Trainer, reload: Callable[[], PreTrainedModel]) ->
     metrics = {}
     if trainer.is_world_process_zero() or trainer.sample is not None:
         device = torch.device("cpu") if trainer.sample is None else trainer.args.device
-        trainer.model = merged(PeftModel.from_pretrained(reload(), adapter)).to(device)
+        trainer.model = trainer.model_wrapped = merged(PeftModel.from_pretrained(reload(), adapter)).to(device)
     if trainer.sample is not None:
         metrics = trainer.rank()
     trainer.accelerator.wait_for_everyone()

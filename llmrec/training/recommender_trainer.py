@@ -14,8 +14,9 @@ from transformers.training_args import TrainingArguments
 from llmrec.instructions import reader_of
 from llmrec.instructions.dataset import RowReader
 from llmrec.training.evaluator import ValidationSample
-from llmrec.training.loading import not_finite, sharded
+from llmrec.training.loading import not_finite
 from llmrec.training.lora import is_quantised
+from llmrec.training.sharding import sharded_together, whole
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class RecommenderTrainer:
 
     Args:
         sample (*optional*): adds `eval_recall@10`, `eval_ndcg@10`, ... to every evaluation, so that
-            `metric_for_best_model="eval_ndcg@10"` selects by what counts. Left out where processes hold parts of the
-            weights only (FSDP, ZeRO-3).
+            `metric_for_best_model="eval_ndcg@10"` selects by what counts.
         write_sidecars (*optional*): called with every folder that receives weights, so that each checkpoint is a
             recommender.
 
@@ -78,9 +78,6 @@ class RecommenderTrainer:
                 f"{half} would be trained in float16, where AdamW's steps round to 0 or NaN: set dtype: float32 (with "
                 "fp16: true or bf16: true on a GPU) or dtype: bfloat16"
             )
-        if sample is not None and sharded():
-            logger.warning("no recall and ndcg while training: under %s no process has the whole model", sharded())
-            sample = None
         self.sample, self.write_sidecars, self.order = sample, write_sidecars, torch.Generator()
         self.add_callback(FreshEpoch(reader, self.order))
         if is_quantised(self.model):
@@ -92,6 +89,10 @@ class RecommenderTrainer:
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if head is not None and not hasattr(head, "bias"):
             head.bias = None
+
+    def _prepare_for_training(self, *args, **kwargs):
+        with sharded_together(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Stops the run before the optimizer's step where the loss or the gradient is not finite.
@@ -130,7 +131,8 @@ class RecommenderTrainer:
     def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The metrics of the model as it is on the validation sample and the seconds that they took, logged."""
         start = time.perf_counter()
-        metrics = self.sample.evaluate(self.model, self.accelerator)
+        with whole(self.model_wrapped, self.accelerator) as model:
+            metrics = self.sample.evaluate(model, self.accelerator)
         metrics["ranking_seconds"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         Trainer.log(self, metrics)  # TRL's own would add the training figures since its last time, and forget them

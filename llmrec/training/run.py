@@ -28,6 +28,7 @@ from llmrec.recommenders import LLMRecommender
 from llmrec.stages import begin_stage, finish_stage, last_complete_checkpoint, model_content, settings_of
 from llmrec.training.loading import load_base, reload_base
 from llmrec.training.lora import push_final_model, save_final_model
+from llmrec.training.sharding import sharded
 
 # Where a run lives, how it reports and on what it runs: changing these is still the same run.
 _VOLATILE = tuple(
@@ -128,6 +129,12 @@ class TrainingRun:
             state.print(f"Reusing the model in {output_dir} (same settings, same data).")
             return False
         self.checkpoint = last_complete_checkpoint(output_dir)
+        adapter = self.model_args.use_peft or any(getattr(one, "train", "") == "new_tokens" for one in more_args)
+        if sharded() == "FSDP" and adapter and (self.checkpoint or self.training_args.load_best_model_at_end):
+            raise ValueError(  # torch 2.13 does not find the row of a tied head again
+                "the checkpoint of an adapter cannot be read back under FSDP: set load_best_model_at_end: false, and "
+                f"begin anew with --overwrite true if {output_dir} holds a checkpoint; or launch with ddp.yaml"
+            )
         state.print(f"Resuming from {self.checkpoint}." if self.checkpoint else f"Training {self.base}.")
         logging.getLogger("llmrec").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
         set_seed(self.training_args.seed)

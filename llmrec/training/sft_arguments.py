@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import ModelConfig, SFTConfig
 
 from llmrec.arguments import at_least, one_of
-from llmrec.training.loading import sharded
+from llmrec.training.sharding import sharded
 
 
 @dataclass
@@ -66,11 +66,6 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
         raise ValueError(
             "early_stopping_patience needs load_best_model_at_end: true, metric_for_best_model: eval_ndcg@10 and "
             "eval_strategy equal to save_strategy (epoch or steps)"
-        )
-    if sharded() and metric and "@" in metric:
-        raise ValueError(
-            f"metric_for_best_model: {metric} cannot be measured while training under {sharded()}, where no process "
-            "holds the whole model: use eval_loss, or launch with ddp.yaml or deepspeed_zero2.yaml"
         )
     if not 0 <= sft.distill_weight < math.inf or (sft.distill_from and not sft.distill_weight):
         raise ValueError(

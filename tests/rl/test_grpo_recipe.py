@@ -115,14 +115,17 @@ def test_two_processes_are_one(base):
     assert one.returncode == 0, one.stderr[-3000:]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml")]
-    program = command(base, "two", "--per_device_train_batch_size", "16", *short)[1:]
-    two = subprocess.run(launch + program, capture_output=True, text=True, timeout=600)
-    assert two.returncode == 0, two.stderr[-3000:]
-    for name in ("reward", "kl", "grad_norm", "rollout/mass", "entropy/completion"):
-        curves = [curve(base / folder, name) for folder in ("one", "two")]
-        assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 3
-        for step, value in curves[0].items():
-            assert math.isclose(value, curves[1][step], rel_tol=1e-3, abs_tol=1e-6), (name, step)
+    for two, through in (("two", []), ("sharded", [str(ROOT / "tests/fsdp_on_cpu.py")])):
+        program = command(base, two, "--per_device_train_batch_size", "16", *short)[1:]
+        result = subprocess.run([*launch, *through, *program], capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert ("sharded: " in result.stdout) == bool(through) and "sharded: 0" not in result.stdout
+        for name in ("reward", "kl", "grad_norm", "rollout/mass", "entropy/completion"):
+            curves = [curve(base / folder, name) for folder in ("one", two)]
+            assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 3
+            for step, value in curves[0].items():
+                assert math.isclose(value, curves[1][step], rel_tol=1e-3, abs_tol=1e-6), (two, name, step)
+    assert len(LLMRecommender.from_pretrained(base / "sharded").recommend([[]], k=3)[0]) == 3
 
 
 def test_a_folder_without_semantic_ids_is_refused(base, tmp_path):

@@ -193,6 +193,30 @@ def test_two_processes_give_the_loss_curve_of_one(base, weights):
     assert (base / names[1] / "training.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("adapter", [[], ["--use_peft", "true", "--lora_target_modules", "all-linear"]])
+def test_two_processes_that_share_the_weights_are_one(base, adapter):
+    """FSDP2: loss and recall while training, the best checkpoint and its lists as of one process."""
+    short = ["--hidden_dropout", "0", "--num_train_epochs", "2", "--lora_dropout", "0", *adapter]
+    short += ["--load_best_model_at_end", "false"] if adapter else []
+    names = [f"{count}-{len(adapter)}" for count in ("whole", "sharded")]
+    one = run(base, names[0], *short)
+    assert one.returncode == 0, one.stderr[-3000:]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml"), str(ROOT / "tests/fsdp_on_cpu.py")]
+    program = command(base, names[1], "--per_device_train_batch_size", "4", *short)[1:]
+    two = subprocess.run(launch + program, capture_output=True, text=True, timeout=600)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "sharded: " in two.stdout and "sharded: 0" not in two.stdout
+    for name in ("loss", "grad_norm", "eval_recall@10", "eval_ndcg@10"):
+        curves = [curve(base / folder, name) for folder in names]
+        assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 2
+        for step, value in curves[0].items():
+            assert math.isclose(value, curves[1][step], rel_tol=1e-3), (name, step)
+    lists = [LLMRecommender.from_pretrained(base / folder).recommend([["item-03"]], k=5)[0] for folder in names]
+    scores = [[item.score for item in items] for items in lists]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
 def test_another_catalogue_is_refused(base):
     data = tiny_data(num_items=20)
     data.save(base / "other_data")
