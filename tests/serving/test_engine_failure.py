@@ -7,8 +7,11 @@ import time
 import httpx
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 from server_process import ServerProcess, serve
 from serving_folders import random_folder
+
+from llmrec.models.folder import write_checksums
 
 BODY = {"history": ["item-0009"], "k": 5}
 
@@ -49,3 +52,14 @@ def test_a_dead_engine_is_replaced_and_a_hung_one_ends_the_server(tmp_path):
         assert "has not answered for 8 s: giving up" in server.log.read_text()
     finally:
         server.kill()
+
+
+@pytest.mark.vllm
+def test_weights_that_are_no_numbers_end_the_start(tmp_path):
+    folder = random_folder(tmp_path / "shop", depth=3, num_items=60, fixed=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    write_checksums(folder)
+    with pytest.raises(RuntimeError, match="error: .*shop recommends nothing, its weights may be damaged"):
+        serve(folder)
