@@ -1,4 +1,4 @@
-"""A GPU that is none: tensors that say they are on the device `gpu` and compute on the CPU, so that what a real one
+"""A GPU that is none: tensors that say they are on a device and compute on the CPU, so that what a real one
 would make slow or impossible is seen without one. `scripts/bench_decoding.py` counts with it, tests walk with it.
 
     with PretendGPU() as gpu:
@@ -19,18 +19,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _DummyPrivateUse1Hook, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _DummyDeviceGuard
 
 aten = torch.ops.aten
-
-
-class _Hook(_DummyPrivateUse1Hook):
-    def is_available(self) -> bool:
-        return False  # nothing chooses it on its own
-
-
-_setup_privateuseone_for_python_backend("gpu", hook=_Hook())
-GPU = torch.device("gpu", 0)
+# Without hooks and a name of its own: with them it would be PyTorch's accelerator, and others would choose it.
+torch._register_device_module("privateuseone", _DummyBackendModule())
+torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
+GPU = torch.device("privateuseone", 0)
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 _WAIT = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.equal}
 _WAIT |= {aten.unique_consecutive, aten.bincount}
@@ -42,7 +37,7 @@ class MixedDevices(RuntimeError):
 
 
 class OnGPU(torch.Tensor):
-    """A tensor of the device `gpu` whose values (a tensor) are on the CPU."""
+    """A tensor of the device `GPU` whose values (a tensor) are on the CPU."""
 
     @staticmethod
     def __new__(cls, values: torch.Tensor):
@@ -83,7 +78,7 @@ class _Functions(TorchFunctionMode):
 
 
 class PretendGPU(TorchDispatchMode):
-    """While open, the device `gpu` exists.
+    """While open, the device `GPU` exists.
 
     Attributes:
         syncs (list of `str`): what waited for the device, each with the line of code that asked.

@@ -60,6 +60,8 @@ def test_what_stays_behind_is_found_and_what_waits_is_counted(gpu):
         one()
         assert len(gpu.syncs) == number and "test_devices.py" in gpu.syncs[-1]
     assert x.tolist() == [[1, 2, 3], [3, 4, 5]]
+    chosen = torch.accelerator.current_accelerator()
+    assert chosen is None or chosen.type != GPU.type  # no other test may choose it
 
 
 @pytest.mark.parametrize(("ragged", "normalize"), [(False, "vocabulary"), (True, "catalogue")])
