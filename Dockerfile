@@ -18,6 +18,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /opt/llmrec
 COPY pyproject.toml README.md LICENSE ./
 COPY prompts prompts
+COPY recipes recipes
 COPY llmrec llmrec
 RUN python3 -m pip list --format=freeze \
         | grep -iE '^(vllm|torch|nvidia|triton|flashinfer|transformers)' > /tmp/image.txt \

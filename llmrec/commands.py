@@ -1,7 +1,6 @@
-"""What users write on the command line and in YAML, read into dataclasses, and what they read where it is wrong;
-recipes in processes of their own."""
+"""What users write on the command line and in YAML, read into dataclasses; recipes in processes of their own."""
 
-import errno
+import contextlib
 import logging
 import os
 import re
@@ -9,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType, TracebackType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -17,6 +16,9 @@ import yaml
 from trl import TrlParser
 
 from llmrec.arguments import did_you_mean
+from llmrec.flags import Unreadable, print_help
+from llmrec.messages import print_error
+from llmrec.shipped import find
 
 _VALUE = "one value"
 _SHAPES = {_VALUE: _VALUE, list: "a list", dict: "a mapping", NoneType: "empty"}
@@ -31,72 +33,25 @@ _SAID = {
     r"Truthy value expected: got (.*) but": "is {0!r}, it should be true or false",
     r"expected one argument": "needs a value",
 }
-TRACEBACK, _LONGEST = "LLMREC_TRACEBACK", 1000  # characters of a line
-# How a full disk is called: by the system, by safetensors, and by torch.save.
-_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 
 
 def run_script(main: Callable, *kinds: type, level: int | None = None, defaults: Callable | None = None) -> None:
     """What a recipe does as a script: `main` gets its command line and YAML as dataclasses `kinds`. A user's error is
-    printed in one to three lines (`message_of`), after its traceback where the variable LLMREC_TRACEBACK is set.
+    printed in one to three lines (`message_of`), after its traceback where the variable LLMREC_TRACEBACK is set;
+    `--help` is `print_help`.
 
     Args:
         level: of the package's log.
         defaults: (settings) → (why, further settings), for those that are not given; what it chose is printed.
     """
-    sys.excepthook = _print_error
+    sys.excepthook = print_error
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        with contextlib.suppress(Unreadable):  # then argparse says it, without groups
+            return print_help(Path(sys.argv[0]))
     logging.basicConfig(format="%(message)s")
     if level is not None:
         logging.getLogger("llmrec").setLevel(level)
     main(*Parser(kinds, defaults).parse_args_and_config())
-
-
-def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    message = message_of(error)
-    if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):
-        sys.__excepthook__(kind, error, traceback)
-    if message is not None:
-        sys.stderr.write(f"{message}\n")
-
-
-def message_of(error: BaseException) -> str | None:
-    """What a user reads of an error, at most three lines; `None` where it is the program's fault, not the user's."""
-    said = [str(one) for one in _chain(error)]
-    codes = {one.errno for one in _chain(error) if isinstance(one, OSError)}
-    hint = "" if _is_ours(error) else f"\n({TRACEBACK}=1 shows where it comes from)"
-    if isinstance(error, KeyboardInterrupt):
-        return "Stopped. The same command goes on where it can."
-    if codes & {errno.ENOSPC, errno.EDQUOT} or any(word in text for word in _FULL for text in said):
-        return f"Error: the disk is full: make room, and the same command goes on\n{_lines(said[0], 1)}"
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "lower the batch size or max_length, or set gradient_checkpointing: true"
-        return f"Error: the GPU's memory is full: {advice}\n{_lines(said[0], 1)}"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"Error: {error.filename}: {error.strerror.lower()}{hint}"
-    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
-        return f"Error: {_lines(said[0], 2)}{hint}"
-    return None
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error: then its message was written for people."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is not None and place.tb_frame.f_globals["__name__"].split(".")[0] in ("llmrec", "__main__")
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    found = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def _lines(text: str, most: int) -> str:
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …" for line in lines[:most])
 
 
 class _Loader(yaml.SafeLoader):
@@ -137,6 +92,7 @@ class Parser(TrlParser):
             path = args[place] if (place := args.index("--config") + 1) < len(args) else None
             if path is None or flags.count("--config") > 1:
                 raise ValueError("--config takes the path of one YAML file")
+            args[place] = str(find(path))
             known = [action.dest for action in self._actions]
             for name in read_yaml(path).keys() - {*known, "env"}:
                 raise ValueError(f"{path}: there is no setting {name!r}{did_you_mean(str(name), known)}")
@@ -208,9 +164,10 @@ def _scalar(hint: object) -> object:
 
 
 def read_yaml(path: str | Path, kind: type = dict):
-    """Reads YAML that holds a mapping, or what `kind` says; a missing or damaged file, a key that stands twice, or a
-    file that holds something else raises a `ValueError` that names it, and the place in it."""
-    path, problem = Path(path), f"{path} is no readable YAML"
+    """Reads YAML, of the user or shipped (`llmrec.shipped.find`), that holds a mapping, or what `kind` says; a missing
+    or damaged file, a key that stands twice, or a file that holds something else raises a `ValueError` that names it,
+    and the place in it."""
+    path, problem = find(path), f"{path} is no readable YAML"
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
     except OSError as error:

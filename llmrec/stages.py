@@ -21,6 +21,7 @@ from llmrec.files import (
     sizes_of,
     write_json,
 )
+from llmrec.shipped import find
 
 logger = logging.getLogger(__name__)
 RECORD = "stage.json"
@@ -171,7 +172,7 @@ def unfinished(folder: str | Path) -> str:
 
 def content_of(*names: str | None) -> str | None:
     """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
-    files = [Path(name) for name in names if name and Path(name).is_file()]
+    files = [find(name) for name in names if name and find(name).is_file()]
     return fingerprint(*(file.read_bytes() for file in files)) if files else None
 
 

@@ -4,8 +4,9 @@
     accelerate launch --config_file recipes/accelerate/cpu2.yaml recipes/sft.py --config ... --learning_rate 1e-3
 
 Every field of TRL's `SFTConfig` works in the YAML and on the command line, as do dtype, attention, LoRA and QLoRA of
-its `ModelConfig`; stages and weighted losses are fields of `llmrec.training.SFTArguments` (docs/training.md). The
-output folder is a recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on.
+its `ModelConfig`; stages and weighted losses are fields of `llmrec.training.SFTArguments` (docs/training.md). Unless
+set, learning_rate and hidden_dropout follow from the model, bf16 and use_cpu from the machine. The output folder is a
+recommender: `LLMRecommender.from_pretrained(output_dir)`. Killed? The same command goes on.
 """
 
 from dataclasses import dataclass, field

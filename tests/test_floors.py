@@ -13,7 +13,20 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmrec"
-GROUND = ("columns", "files", "arguments", "commands", "stages", "devices", "moved", "arrays", "tokens")
+GROUND = (
+    "columns",
+    "shipped",
+    "files",
+    "arguments",
+    "messages",
+    "flags",
+    "commands",
+    "stages",
+    "devices",
+    "moved",
+    "arrays",
+    "tokens",
+)
 ROOMS = (
     *GROUND,
     "data",
@@ -28,9 +41,11 @@ ROOMS = (
     "training",
     "rl",
     "serving",
+    "cli",
 )
 # Third-party packages that may be imported inside a function: they are extras, or take seconds to import.
 HEAVY = {
+    "accelerate",
     "datasets",
     "faiss",
     "gguf",

@@ -1,6 +1,6 @@
 """What people read where they made an error: one to three lines that say what is wrong and what to do.
 
-tests/user_errors.yaml holds every message, before there was `llmrec.commands.message_of` and now. After a change of
+tests/user_errors.yaml holds every message, before there was `llmrec.messages.message_of` and now. After a change of
 words `python tests/test_user_errors.py` writes it anew: read what changed.
 """
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 from user_errors import CASES, ROOT, error_of, make_world
 
-from llmrec.commands import message_of
+from llmrec.messages import message_of
 
 TABLE = Path(__file__).with_suffix("").with_name("user_errors.yaml")
 SAID = yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
@@ -66,7 +66,7 @@ def test_a_fault_of_the_program_is_no_users_error():
 FULL = """
 import sys, numpy, pyarrow, torch
 from safetensors.numpy import save_file
-from llmrec.commands import message_of
+from llmrec.messages import message_of
 from llmrec.files import write_json, write_parquet
 
 many, at = numpy.arange(10**6, dtype=numpy.int32), sys.argv[1]

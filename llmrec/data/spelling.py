@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,10 +40,9 @@ def plain_numbers(column: pa.ChunkedArray, decimal: str | None, where: str, name
     values = pc.if_else(pc.is_in(values, MISSING_NUMBERS), None, values)
     distinct = values.unique().drop_null().to_pylist()
     if decimal is None:
-        fit = [sign for sign, pattern in _WITH.items() if all(map(pattern.fullmatch, distinct))]
-        if len(fit) != 1 or not any("," in value for value in distinct):
+        decimal = decimal_of(distinct)
+        if decimal is None:
             return column
-        decimal = fit[0]
         example = next(value for value in distinct if "," in value)
         logger.warning(
             "%s, column %r: %r and all others are read as numbers with the decimal %r (decimal: %r says so)",
@@ -56,6 +55,12 @@ def plain_numbers(column: pa.ChunkedArray, decimal: str | None, where: str, name
         refuse(column, row, f"is no number with the decimal {decimal!r}", where, name)
     values = pc.replace_substring(values, "." if decimal == "," else ",", "")
     return pc.replace_substring(values, decimal, ".")
+
+
+def decimal_of(values: Sequence[str]) -> str | None:
+    """The decimal sign of numbers that are text, where they hold a comma and fit one way of writing alone."""
+    fit = [sign for sign, pattern in _WITH.items() if all(map(pattern.fullmatch, values))]
+    return fit[0] if len(fit) == 1 and any("," in value for value in values) else None
 
 
 def plain_prices(
@@ -174,15 +179,25 @@ def items_as_written(
     return raw
 
 
-def _warn_of_lists(column: pa.ChunkedArray, meaning: str | None, where: str, name: str) -> None:
+def lists_in(column: pa.ChunkedArray, meaning: str | None) -> tuple[str, str] | None:
+    """Of text that looks like lists: an example, and `json` or what separates their parts (of categories, where that
+    is plain); `None` for other text."""
     filled = column.filter(pc.fill_null(pc.not_equal(column, ""), False))
     if len(filled) and pc.all(pc.match_substring_regex(filled, _LIST)).as_py():
-        value, rule = filled[0].as_py(), "{path: json} if it goes from wide to narrow, else {several: json}"
-    elif meaning == "categories" and pc.any(pc.match_substring_regex(filled, _PARTS)).as_py():
+        return filled[0].as_py(), "json"
+    if meaning == "categories" and pc.any(pc.match_substring_regex(filled, _PARTS)).as_py():
         value = filled.filter(pc.match_substring_regex(filled, _PARTS))[0].as_py()
-        sign = next(sign for sign in "|;>/" if sign in value)
-        rule = f"{{path: {sign!r}}} if it goes from wide to narrow, {{several: {sign!r}}} if not"
-    else:
+        return value, next(sign for sign in "|;>/" if sign in value)
+    return None
+
+
+def _warn_of_lists(column: pa.ChunkedArray, meaning: str | None, where: str, name: str) -> None:
+    found = lists_in(column, meaning)
+    if found is None:
         return
+    value, written = found
+    rule = f"{{path: {written!r}}} if it goes from wide to narrow, {{several: {written!r}}} if not"
+    if written == "json":
+        rule = "{path: json} if it goes from wide to narrow, else {several: json}"
     logger.warning("%s, column %r: %.80r is read as one text; item_lists: {%s: …} reads a list: %s",
                    where, name, value, meaning or name, rule)  # fmt: skip

@@ -11,6 +11,7 @@ from string import Formatter
 import yaml
 
 from llmrec.arguments import did_you_mean, one_of
+from llmrec.shipped import find, folder
 
 
 @lru_cache(maxsize=4096)
@@ -131,14 +132,13 @@ class Prompt:
 
 def prompts_folder() -> Path:
     """Templates and phrases: the folder that the variable LLMREC_PROMPTS names, a copy in another language for
-    instance, or those shipped: inside an installed package, or `prompts/` at the top of a checkout."""
+    instance, or those shipped (`llmrec.shipped`)."""
     if own := os.environ.get("LLMREC_PROMPTS"):
         for file in ("phrases/wishes.yaml", "phrases/composed.yaml"):
             if not (Path(own) / file).is_file():
                 raise ValueError(f"LLMREC_PROMPTS: {own} is no copy of the folder prompts: it has no {file}")
         return Path(own)
-    installed = Path(__file__).parents[1] / "prompts"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "prompts"
+    return folder("prompts")
 
 
 @lru_cache
@@ -162,7 +162,7 @@ def load_prompt(name: "str | Path | Prompt") -> Prompt:
     is. Raises `ValueError`: no such file, no valid YAML, unknown or missing fields."""
     if isinstance(name, Prompt):
         return name
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
+    path = find(name) if str(name).endswith((".yaml", ".yml")) else prompts_folder() / f"{name}.yaml"
     if not path.exists():
         shipped = sorted(p.stem for p in prompts_folder().glob("*.yaml"))
         near = did_you_mean(str(name), shipped)

@@ -1,13 +1,13 @@
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from pyarrow import csv
 from trl import TrlParser
 
@@ -127,16 +127,19 @@ def test_the_documents_first_steps_run_as_they_stand(tmp_path):
     text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
     steps = text.split("## 3.")[0]
     script = "set -e\n" + "\n".join(re.findall(r"```bash\n(.*?)```", steps, re.DOTALL))
-    assert script.count("prepare_data.py") == 1
-    shutil.copytree(ROOT / "recipes" / "configs" / "own_csv", tmp_path / "recipes" / "configs" / "own_csv")
-    shutil.copy(ROOT / "recipes" / "prepare_data.py", tmp_path / "recipes")
+    assert script.count("\nllmrec new my_shop ") == script.count("\nllmrec prepare_data ") == 1
+    script = script.replace("\nllmrec ", "\npython -m llmrec.cli ")  # installed or not
     paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "Prepared out/own_csv/data" in done.stdout
-    data = PreparedData.load(tmp_path / "out" / "own_csv" / "data")
+    by_hand = yaml.safe_load(re.search(r"```yaml\n(.*?)```", steps, re.DOTALL)[1])
+    written = yaml.safe_load((tmp_path / "my_shop" / "data.yaml").read_text())
+    for name in ("columns", "item_columns"):
+        assert by_hand["source_args"][name].items() <= written["source_args"][name].items()
+    assert "Prepared out/my_shop/data" in done.stdout
+    data = PreparedData.load(tmp_path / "out" / "my_shop" / "data")
     assert data.info["statistics"]["users"] > 1000 and data.test["timestamp"].null_count == 0
 
     # The last section prepares the same files in Python.
@@ -145,4 +148,4 @@ def test_the_documents_first_steps_run_as_they_stand(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert PreparedData.load(tmp_path / "out" / "own_csv" / "data_by_time").info["rules"]["split"] == "time"
+    assert PreparedData.load(tmp_path / "out" / "my_shop" / "data_by_time").info["rules"]["split"] == "time"

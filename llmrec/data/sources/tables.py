@@ -147,7 +147,7 @@ def read_file(
         def opened():
             return pa.input_stream(str(path))
 
-        separator = delimiter or guess_delimiter(opened, str(path), "\t" if tabs else ",", *how)
+        separator = delimiter or delimiter_of(path, *how)
         return read_csv(opened, str(path), separator, *how)
     except (pa.ArrowException, OSError, UnicodeError, LookupError, csv.Error) as error:
         advice = ""
@@ -160,6 +160,14 @@ def read_file(
         elif kind == "json" and Path(path).suffix == ".json":
             advice = "; it must hold one JSON object per line"
         raise ValueError(f"{path} cannot be read: {error}{advice}") from error
+
+
+def delimiter_of(
+    path: str | Path, encoding: str = "utf-8", quote_char: str | None = None, column_names: Sequence[str] | None = None
+) -> str:
+    """What separates the values of a CSV or TSV file (`guess_delimiter`)."""
+    usual = "\t" if ".tsv" in map(str.lower, Path(path).suffixes) else ","
+    return guess_delimiter(lambda: pa.input_stream(str(path)), str(path), usual, encoding, quote_char, column_names)
 
 
 def file_format(path: str | Path) -> str | None:

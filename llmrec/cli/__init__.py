@@ -1,0 +1,1 @@
+"""The command `llmrec`: what a clone is used with, after `pip install` (docs/cli.md)."""
