@@ -4,7 +4,7 @@
         --base out/pretrained/SmolLM2-135M-Instruct --output_dir out/smollm2/averaged
 
 Nothing is trained. `recipes/language.py` and `recipes/evaluate.py --split valid` say what a share keeps of both
-(docs/pretrained.md). Writes a model folder into `model`, there.
+(docs/reference/pretrained_measured.md). Writes a model folder into `model`, there.
 """
 
 import logging

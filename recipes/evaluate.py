@@ -61,6 +61,7 @@ def measure(args: EvaluateArguments, more: AlignmentArguments, aligner: Aligner,
     facts = {
         "data": data.info.get("name", Path(args.data_dir).name),
         "data fingerprint": data.fingerprint,
+        "folders": {"data": args.data_dir, **args.recommenders},
         "split": f"{args.split}, {rows.num_rows} rows",
         "items": data.items.num_rows,
         "items of the history": f"{'left out' if seen else 'kept'} ({args.exclude_seen})".lower(),

@@ -4,8 +4,8 @@
     python recipes/leaderboard.py --config recipes/configs/benchmarks/beauty/leaderboard.yaml --members bsarec item_knn
 
 `recommenders` maps a name to `stages`, recipes with their YAML, which run once for each of `seeds`, after those of
-`shared` (docs/evaluation.md). Every stage is an ordinary recipe in a process and a folder of its own: what is there is
-reused, and a run that was killed goes on. The table has all members that are finished and names those that are not.
+`shared` (docs/recommenders.md). Every stage is an ordinary recipe in a process and a folder of its own: what is there
+is reused, and a run that was killed goes on. The table has all members that are finished and names those that are not.
 Writes leaderboard.md, metrics.json (for scripts/write_results.py), curves.png, the report of every run in a folder of
 its name and, where `page` names one, the section of the data set in it.
 """

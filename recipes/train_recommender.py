@@ -2,7 +2,7 @@
 
     python recipes/train_recommender.py --config recipes/configs/benchmarks/beauty/bsarec.yaml
 
-`settings` are those of the kind (docs/evaluation.md has a table); one that has a list of choices is chosen on
+`settings` are those of the kind (docs/recommenders.md has a table); one that has a list of choices is chosen on
 validation (choices.json). Writes the recommender, which `load_recommender` and `recipes/evaluate.py` read, and where a
 network was trained its learning curve (curve.json, curve.png). A run that was killed goes on after its last epoch.
 """

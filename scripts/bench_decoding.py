@@ -12,18 +12,25 @@ Masking step: 10 million random SemIDs, 32 x 50 beams, log-probabilities over th
 vocabulary would only slow the dense methods down), from beams to the next 50 per prompt, summed over levels 2 - 4.
 "dict" masks one beam at a time as `PrefixConstrainedLogitsProcessor` does, with a dict of the visited prefixes only;
 "static" is STATIC's CSR: children gathered for all beams at once, scattered into a dense mask at every step.
+
+On a GPU: what would wait for the device and how many kernels would start, counted on one that is none
+(`scripts/pretend_gpu.py`) with 50 beams, lists held against the CPU's; and the most memory that a search of 256 and
+512 beams after 5,000 tokens holds beside the weights, as a multiple of what the model's own prefill holds.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
 import numpy as np
 import torch
+from pretend_gpu import GPU, PretendGPU
+from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
-from llmrec.decoding import tree_beam_search
+from llmrec.decoding import search_items, tree_beam_search
 from llmrec.decoding.beam_search import Beams, expand
 from llmrec.decoding.logits_processor import constrained_generate
 from llmrec.decoding.trie import SemIDTrie
@@ -33,21 +40,19 @@ EOS = 2
 FIRST_SEMID = 2_000
 
 
-def random_model(vocab_size: int) -> Qwen3ForCausalLM:
+def random_model(vocab_size: int, **config) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    config = Qwen3Config(vocab_size=vocab_size, eos_token_id=EOS, pad_token_id=0, **sizes | config)
     model = Qwen3ForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight *= 8  # a random model is nearly indifferent: let beams differ
@@ -234,6 +239,59 @@ def bench_trie(rows: int, repetitions: int) -> dict[str, float]:
     return figures
 
 
+@torch.no_grad()
+def bench_device(prompts: int) -> dict[str, float]:
+    """Waits and launches of a search of 3 levels x 50 beams whose prompts are on the device, read once."""
+    model, semids = random_model(3_000), random_catalogue()
+    trie, (ids, mask) = SemIDTrie(semids, EOS), random_prompts(prompts)
+
+    def ours():
+        return search_items(model, ids, mask, trie, np.arange(len(semids)), [50] * prompts, 50)
+
+    expected = ours()
+    with PretendGPU() as gpu:
+        model.to(GPU), trie.to(GPU)
+        ids = ids.to(GPU)
+        ours()  # the first search of a model checks itself
+        counts = []
+        for run in (lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), ours):
+            gpu.syncs, gpu.launches = [], 0
+            found = run()
+            counts.append(gpu.launches)
+    same = all(
+        [a.item for a in one] == [b.item for b in other]
+        and np.allclose([a.score for a in one], [b.score for b in other])
+        for one, other in zip(found, expected)
+    )
+    print(f"\n3 levels x 50 beams on a GPU: {len(gpu.syncs)} waits, {counts[1]} launches ({counts[0]} of the prefill)")
+    return {"syncs_per_search": len(gpu.syncs), "launches_per_search": counts[1], "device_lists_equal": int(same)}
+
+
+def peak_bytes(function) -> int:
+    """The most that a function holds at a time, of what PyTorch's allocator gives out on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = [one for one in record.profiler.kineto_results.events() if one.name() == "[memory]"]
+    return max(itertools.accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())))
+
+
+@torch.no_grad()
+def bench_memory(context: int, beams: tuple[int, ...]) -> dict[str, float]:
+    model = random_model(3_000, max_position_embeddings=context + 8)
+    trie, ids = SemIDTrie(random_catalogue(), EOS), torch.randint(3, FIRST_SEMID, (1, context))
+    mask = torch.ones_like(ids)
+    tree_beam_search(model, ids[:, :8], mask[:, :8], trie, 5)  # the first search of a model checks itself
+    prefill = peak_bytes(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+    figures = {}
+    for number in beams:
+        search = peak_bytes(lambda: tree_beam_search(model, ids, mask, trie, number))  # noqa: B023
+        figures[f"beam{number}_ctx{context}_memory_ratio"] = search / prefill
+        print(
+            f"{number} beams after {context:,} tokens: {search / 2**20:.0f} MiB, the prefill {prefill / 2**20:.0f} MiB"
+        )
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", help="write the figures here")
@@ -255,6 +313,8 @@ def main() -> None:
         suffix = f"_v152k_{normalize}"
         figures |= bench_beams(151_936, normalize, suffix, prompts, few, beams, (1, max(1, turns[1] - 2)))
     print(f"\nlists and scores equal: {all(figures[name] for name in figures if name.startswith('lists_equal'))}")
+    figures |= bench_device(2 if args.quick else 32)
+    figures |= bench_memory(5_000, (256, 512))
     if args.json:
         write_json(args.json, {"figures": figures})
 

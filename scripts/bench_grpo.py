@@ -57,6 +57,8 @@ class Clock:
         self.laps, self.last = {}, time.perf_counter()
 
     def lap(self, name: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         before, self.last = self.last, time.perf_counter()
         self.laps[name] = self.laps.get(name, 0) + self.last - before
 
@@ -86,21 +88,28 @@ def compare(step: Callable, trainers: dict, given, repeats: int, once: set[str])
     return ratios
 
 
-def random_setting(
-    prompts: int, vocabulary: int = 0, group: int = 16, items: int = 3_500, size: int = 256, history=(22, 26), **config
-) -> tuple[LLMRecommender, list[dict]]:
-    """A recommender with at least `vocabulary` rows, and a step's rows as the trainer's sampler repeats them."""
-    rng, (low, high) = np.random.default_rng(0), history
-    codes = rng.permutation(np.unique(rng.integers(0, size, (2 * items, 3)), axis=0))[:items].astype(np.int32)
-    table = pa.table({"item_id": [f"item-{n}" for n in range(items)], "title": [""] * items})
-    index, tokenizer = SemIDIndex(table["item_id"].to_pylist(), codes, [size] * 3), train_tokenizer([], 2_000)
+def random_recommender(items: pa.Table, size: int, max_history: int, vocabulary: int = 0, **config) -> LLMRecommender:
+    """Random codes of three levels for items, and a random model with at least `vocabulary` rows."""
+    rng, count = np.random.default_rng(0), items.num_rows
+    codes = rng.permutation(np.unique(rng.integers(0, size, (2 * count, 3)), axis=0))[:count].astype(np.int32)
+    index, tokenizer = SemIDIndex(items["item_id"].to_pylist(), codes, [size] * 3), train_tokenizer([], 2_000)
     model = model_from_config(MODEL | config, tokenizer)
     model.resize_token_embeddings(max(vocabulary, len(tokenizer)), mean_resizing=False)
     extend_vocabulary(model, tokenizer, index)
     model.generation_config = plain_generation_config(tokenizer)
-    settings = RecommenderConfig(load_prompt("next_item").to_dict(), max_history=high)
-    recommender = LLMRecommender(model, tokenizer, index, table, settings)
-    walks = [rng.choice(index.item_ids, rng.integers(low, high + 1) + 1).tolist() for _ in range(prompts)]
+    settings = RecommenderConfig(load_prompt("next_item").to_dict(), max_history=max_history)
+    return LLMRecommender(model, tokenizer, index, items, settings)
+
+
+def random_setting(
+    prompts: int, vocabulary: int = 0, group: int = 16, items: int = 3_500, size: int = 256, history=(22, 26), **config
+) -> tuple[LLMRecommender, list[dict]]:
+    """A recommender with at least `vocabulary` rows, and a step's rows as the trainer's sampler repeats them."""
+    rng, (low, high) = np.random.default_rng(1), history
+    table = pa.table({"item_id": [f"item-{n}" for n in range(items)], "title": [""] * items})
+    recommender = random_recommender(table, size, high, vocabulary, **config)
+    ids = recommender.item_ids
+    walks = [rng.choice(ids, rng.integers(low, high + 1) + 1).tolist() for _ in range(prompts)]
     rows = [{"history": walk[:-1], "target": walk[-1], "following": [], "row": n} for n, walk in enumerate(walks)]
     texts = recommender.prompts([row["history"] for row in rows])
     return recommender, [row | {"prompt": text} for row, text in zip(rows, texts) for _ in range(group)]
@@ -118,6 +127,7 @@ def generate_rollout(recommender: LLMRecommender, group: int) -> Callable:
     @torch.no_grad()
     def rollout_func(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         asked = tokenizer(prompts[::group], padding=True, padding_side="left", return_tensors="pt")
+        asked = asked.to(trainer.model.device)
         width, model = asked["input_ids"].shape[1], trainer.model.eval()
         settings = {"num_beams": group, "num_return_sequences": group, "max_new_tokens": 3}
         settings["prefix_allowed_tokens_fn"] = lambda _, ids: following.get(tuple(ids[width:].tolist()), end)
@@ -140,12 +150,13 @@ class Unfused(GRPOTrainer):
 METHODS = {"llmrec": SemIDGRPOTrainer, "llmrec, vocabulary": SemIDGRPOTrainer, "TRL": GRPOTrainer, "unfused": Unfused}
 
 
-def make_trainer(name: str, recommender: LLMRecommender, rows: list[dict]) -> GRPOTrainer:
-    """The trainer of a method, with a copy of the model."""
+def make_trainer(name: str, recommender: LLMRecommender, rows: list[dict], **more) -> GRPOTrainer:
+    """The trainer of a method, with a copy of the model, on a GPU where there is one; `more` goes to `GRPOConfig`."""
     group, items = sum(row["row"] == 0 for row in rows), pa.table({"item_id": recommender.item_ids})
     rewards, _ = load_rewards(["exact_hit", "prefix_match"], Facts(recommender.index, items, items))
     settings = {"num_generations": group, "per_device_train_batch_size": len(rows), "max_completion_length": 3}
-    settings |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    settings |= {"use_cpu": not torch.cuda.is_available(), "bf16": False, "report_to": "none"}
+    settings |= {"gradient_checkpointing": False} | more
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": recommender.tokenizer}
     if METHODS[name] is SemIDGRPOTrainer:
         policy = PolicyArguments(log_probs="vocabulary" if "vocabulary" in name else "catalogue")

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import TrainerCallback
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.data import PreparedData
@@ -68,14 +68,22 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.start
 
 
-class Recorder(SemIDSFTTrainer):
-    """Keeps the batches that it trained on."""
+class Records:
+    """Keeps the batches that a trainer trained on."""
 
     batches: list
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batches.append(dict(inputs))
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class Recorder(Records, SemIDSFTTrainer):
+    """Ours."""
+
+
+class Stock(Records, SFTTrainer):
+    """TRL's."""
 
 
 def store() -> PreparedData:
@@ -101,26 +109,26 @@ def setting(data: PreparedData):
     return model, words, rows
 
 
-def with_trainer(model, words, rows, steps: int) -> tuple[float, float, list]:
-    """(labelled tokens per second, mean loss, the batches it saw)."""
+def with_trainer(model, words, rows, steps: int, kind: type = Recorder, **more) -> tuple[float, float, list]:
+    """(labelled tokens per second, mean loss, the batches it saw); `more` goes to `SFTConfig`."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            folder,
-            max_steps=steps,
-            per_device_train_batch_size=64,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            train_sampling_strategy="group_by_length",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            max_length=512,
-        )
-        trainer = Recorder(model, arguments, train_dataset=rows, processing_class=words, callbacks=[clock])
+        settings = {
+            "max_steps": steps,
+            "per_device_train_batch_size": 64,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "train_sampling_strategy": "group_by_length",
+            "use_cpu": not torch.cuda.is_available(),
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "max_length": 512,
+        }
+        arguments = SFTConfig(folder, **settings | more)
+        trainer = kind(model, arguments, train_dataset=rows, processing_class=words, callbacks=[clock])
         trainer.batches = []
         loss = trainer.train().training_loss
     return labelled(trainer.batches[1:]) / clock.seconds, loss, trainer.batches

@@ -16,6 +16,7 @@ from llmrec.features import ItemFeatures
 from llmrec.instructions import TASKS, load_prompt
 from llmrec.instructions.tasks import check_prompt
 from llmrec.item_tokenizers import add_items, load_item_tokenizer, make_item_tokenizer
+from llmrec.rl.rewards import Facts, load_rewards
 from recipes import sft, tokenize_items
 
 ROOT = Path(__file__).parents[1]
@@ -27,11 +28,12 @@ def blocks(page: str, kind: str) -> list[str]:
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    """The files of the three pages in the folder of the run."""
+    """The files of the pages in the folder of the run."""
     folder = tmp_path / "my_shop"
     folder.mkdir()
     files = {"__init__.py": "", "broken.py": "import no_such_package\n", "wrong.py": "number = 3\n"}
-    for page, name in (("own_tokenizer", "shelves"), ("own_features", "colours"), ("own_task", "tasks")):
+    pages = {"own_tokenizer": "shelves", "own_features": "colours", "own_task": "tasks", "own_reward": "rewards"}
+    for page, name in pages.items():
         [files[f"{name}.py"]] = blocks(f"{page}.md", "python")
     files["item_to_brand.yaml"] = blocks("own_task.md", "yaml")[0]
     for name, text in files.items():
@@ -80,6 +82,18 @@ def test_a_task_is_trained_and_asked(shop):
     catalogue = recommender.renderer.catalogue
     assert task.score(catalogue, {"about": "item-03"}, "brand 3") == 1
     assert "my_shop.tasks.item_to_brand" not in TASKS  # no entry: the tests of all tasks are about those shipped
+
+
+def test_rewards_are_called_with_what_the_page_says(shop):
+    index = SemIDIndex(shop.items["item_id"].to_pylist(), np.arange(24)[:, None], [24])
+    facts = Facts(index, shop.items, shop.train)
+    rewards, weights = load_rewards(settings("own_reward.md")["rewards"], facts)
+    dearest = max(range(24), key=shop.items["price"].to_pylist().__getitem__)
+    group = {"item": ["item-00", f"item-{dearest:02d}"], "target": ["item-00"] * 2, "rank": [4, 5]}
+    given = {"prompts": ["?"] * 2, "completions": ["", ""], "history": [[], []], **group}
+    hit, margin, short = (reward(**given) for reward in rewards)
+    assert weights == [1, 0.5, 1] and hit == [1, 0] and short == [1, 0]
+    assert margin[1] == 0.5 and 1 <= margin[0] <= 1.5
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted([*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / ".ci/run"])
-TEXTS += sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*.py")])
+TEXTS += sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*.py")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAMED = re.compile(r"(?:recipes|scripts|llmrec|prompts|docs|tests)/[\w./-]+\.(?:py|sh|yaml|md)")
 
@@ -25,11 +25,16 @@ def test_named_files_exist(path):
     assert not missing
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/**/*.md")), ids=lambda path: path.name)
 def test_links_between_pages_lead_somewhere(path):
     prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
     assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    nav = re.findall(r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md"))
 
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"]), ids=lambda path: path.name)

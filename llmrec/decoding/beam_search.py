@@ -7,12 +7,14 @@ Scores are sums over SemID tokens. `normalize="vocabulary"` takes log-probabilit
 `normalize="catalogue"` over the tokens that the trie (without any filter) allows, so that the scores of all SemIDs
 are a probability distribution. A filter removes items and leaves the others' scores as they are.
 
-Ties between equal scores go to the SemID that sorts first.
+Ties between equal scores go to the SemID that sorts first. On a GPU nothing here waits for the device, and all shapes
+follow from the number of beams.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from llmrec.decoding.trie import END, RowFilter, SemIDTrie
@@ -113,7 +115,13 @@ def expand(
 
 
 def _best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ascending places (int64 [N, <= count]) of the highest scores in each row, ties to the first; is that all?"""
+    """Ascending places (int64 [N, <= count]) of the highest scores in each row, ties to the first; is that all?
+
+    Nothing waits for a GPU: there all rows are sorted, and places of dead beams fill them up to the same width.
+    """
+    if scores.device.type != "cpu":
+        values, places = scores.sort(descending=True, stable=True)
+        return places[:, :count].sort().values, values[:, count : count + 1].isneginf().all(1)
     values, places = scores.topk(min(count + 1, scores.shape[1]))
     exhausted = values[:, count:].isneginf().all(1)
     if bool((~exhausted & (values[:, :count][:, -1] == values[:, -1])).any()):  # topk chooses freely among equals
@@ -130,12 +138,17 @@ def collect(finished: Sequence[BeamOutput], num_beams: int) -> BeamOutput:
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :num_beams]
     exhausted = torch.stack([part.exhausted for part in finished]).all(0)
     best = scores.gather(1, order)
-    if bool(best.isnan().any()):
-        raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
     dead = best == -torch.inf
     low, high = (side.gather(1, order).masked_fill(dead, 0) for side in (low, high))
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])).masked_fill(dead[..., None], END)
     return BeamOutput(best, low, high, tokens, exhausted)
+
+
+def check_scores(scores: torch.Tensor | np.ndarray) -> None:
+    """Raises `ValueError` for scores of any shape that are not numbers. It is asked where a search is read, for the
+    search itself waits for nothing."""
+    if bool((scores != scores).any()):
+        raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
 
 
 # A search over prefilled prompts: (which prompts or None for all, num_beams, filter) -> beams

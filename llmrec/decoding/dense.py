@@ -18,7 +18,7 @@ from llmrec.catalogue.filters import within_limits
 from llmrec.decoding.beam_search import Search
 from llmrec.decoding.head import head_replaced
 from llmrec.decoding.searchable import Restrictions, ScoredItem, SearchableCatalogue
-from llmrec.decoding.tree_attention import prompt_lengths
+from llmrec.decoding.tree_attention import padded_right
 
 # What a recommender may do with dense scores: rank the items of the beams, rank them and all cold items, or all items.
 RANK, COLD, ALONE = MODES = ("rank", "cold", "alone")
@@ -49,12 +49,9 @@ def prompt_states(
     padding on the right, where no causal model sees it."""
     if getattr(search, "states", None) is not None:
         return search.states
-    lengths = prompt_lengths(attention_mask)
-    order = (~attention_mask.bool()).int().argsort(dim=1, stable=True)[:, : int(lengths.max())]
-    ids, mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-    rows = torch.arange(len(ids), device=ids.device)
-    with head_replaced(model, lambda head, hidden: hidden[rows, lengths - 1].float()) as results:
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    padded = padded_right(input_ids, attention_mask)
+    with head_replaced(model, lambda head, hidden: hidden[padded.last].float()) as results:
+        model(input_ids=padded.ids, use_cache=False)
     return results[0]
 
 

@@ -72,6 +72,7 @@ def encode(
 ) -> tuple[Encoded, object]:
     """Encodes every prompt once and starts the decoder; arguments and results are those of `prefill`."""
     prompt_lengths(attention_mask)  # refuses an empty one
+    attention_mask = attention_mask.to(input_ids.device, non_blocking=True)
     start = torch.full_like(input_ids[:, :1], start_token(model))
     with head_replaced(model, at_head) as results:
         output = model(

@@ -46,12 +46,8 @@ class SemIDLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masks scores (float [N, V]) of the token after `input_ids` (int64 [N, T]) with -inf."""
         masked = torch.full_like(scores, -torch.inf)
-        lengths = self._lengths(input_ids)
-        over = torch.ones_like(lengths, dtype=torch.bool)
-        for length in lengths.unique().tolist():
-            if length >= self.trie.depth:
-                continue
-            rows = (lengths == length).nonzero()[:, 0]
+        over = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
+        for length, rows in self._lengths(input_ids):
             nodes = self.trie.walk(input_ids[rows, input_ids.shape[1] - length :])
             over[rows] = (nodes < 0) | self.trie.complete(nodes, length)
             children = self.trie.children(nodes, length)
@@ -66,17 +62,21 @@ class SemIDLogitsProcessor(LogitsProcessor):
             values = values.masked_fill(~children.valid, -torch.inf).to(scores.dtype)
             # the padding repeats column 0: its -inf must not overwrite the score of a child there
             masked[rows] = masked[rows].scatter_reduce(1, tokens, values, "amax")
-        masked[over] = -torch.inf
-        masked[over, self.trie.eos_token_id] = 0
+        masked.masked_fill_(over[:, None], -torch.inf)
+        end = masked[:, self.trie.eos_token_id]
+        end.masked_fill_(over, 0)
         return masked
 
-    def _lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """int64 [N]: how many tokens belong to the SemID that is being written."""
-        if self.prompt_length is not None:
-            return torch.full_like(input_ids[:, 0], max(0, input_ids.shape[1] - self.prompt_length))
-        known = torch.cat(self.trie.vocab).unique()
-        tail = input_ids[:, -self.trie.depth :]
-        return torch.isin(tail, known).flip(1).long().cumprod(1).sum(1)
+    def _lengths(self, input_ids: torch.Tensor) -> list[tuple[int, torch.Tensor | slice]]:
+        """How many tokens belong to the SemID that is being written, and in which rows, as long as it may go on."""
+        if self.prompt_length is not None:  # known without a look at the device
+            found = [(max(0, input_ids.shape[1] - self.prompt_length), slice(None))]
+        else:
+            known = torch.cat(self.trie.vocab).unique()
+            tail = input_ids[:, -self.trie.depth :]
+            lengths = torch.isin(tail, known).flip(1).long().cumprod(1).sum(1)
+            found = [(length, (lengths == length).nonzero()[:, 0]) for length in lengths.unique().tolist()]
+        return [(length, rows) for length, rows in found if length < self.trie.depth]
 
 
 def generate_as_told(model, config: GenerationConfig, processors: Sequence[LogitsProcessor] = (), **inputs):
@@ -192,7 +192,8 @@ def generate_search(
     Prompts of one length run together, without padding: not every state of such models leaves it out. Where a state
     does not follow the beams, prompts and beams are run anew for every token.
     """
-    lengths, trie = prompt_lengths(attention_mask), trie.with_an_end()
+    attention_mask, trie = attention_mask.to(input_ids.device), trie.with_an_end()
+    lengths, _, _ = prompt_lengths(attention_mask)
     use_cache = state_follows_beams(model)
     input_ids = input_ids.gather(1, attention_mask.bool().int().argsort(dim=1, stable=True))  # padding to the left
 

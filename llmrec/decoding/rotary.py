@@ -35,7 +35,7 @@ def check_rotary(model: torch.nn.Module, attention_mask: torch.Tensor, answer: i
         if name != "longrope" and "dynamic" not in name:
             continue
         limit = config.max_position_embeddings if name != "longrope" else kind["original_max_position_embeddings"]
-        lengths = prompt_lengths(attention_mask)
+        lengths, _, _ = prompt_lengths(attention_mask)
         past = lengths + answer > limit
         crossing = past if name != "longrope" else past & (lengths <= limit)
         if bool(crossing.any()):

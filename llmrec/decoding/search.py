@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from llmrec.arguments import whole_number
-from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, search_levels
+from llmrec.decoding.beam_search import BeamOutput, Normalize, Search, check_scores, search_levels
 from llmrec.decoding.encoder_decoder import encode, extend_encoded
 from llmrec.decoding.head import token_scores, unwrap
 from llmrec.decoding.logits_processor import generate_search
@@ -105,14 +105,14 @@ def prompt_batches(
     prompts: Sequence[Sequence[int]], batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Prompts (token ids) of about one length together, so that little is padded: which ones, and their `input_ids`
-    and `attention_mask` (int64 [n, P], padded on the right)."""
+    and, on the CPU, `attention_mask` (int64 [n, P], padded on the right)."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in batch)
-        ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=device)
-        lengths = torch.tensor([len(prompts[i]) for i in batch], device=device)
-        yield batch, ids, (torch.arange(width, device=device) < lengths[:, None]).long()
+        ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch])
+        lengths = torch.tensor([len(prompts[i]) for i in batch])
+        yield batch, ids.to(device, non_blocking=True), (torch.arange(width) < lengths[:, None]).long()
 
 
 @torch.no_grad()
@@ -130,13 +130,16 @@ def tree_beam_search(
     """The best SemIDs after each prompt; the model, of transformers, may be wrapped (DDP, PEFT): call `eval()` first.
 
     Args:
-        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side.
+        input_ids (int64 [N, P]), attention_mask ([N, P]): prompts, padded on either side. A mask on the CPU saves
+            waiting for the device of `input_ids`.
         trie: on the device of `input_ids`.
         masks, denied: as in `RowFilter`, one for each prompt.
     """
     num_beams = whole_number(num_beams, "num_beams")
     allowed = None if masks is None and denied is None else RowFilter(trie, masks, denied)
-    return open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)
+    found = open_search(model, input_ids, attention_mask, trie, normalize)(None, num_beams, allowed)
+    check_scores(found.scores)
+    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from llmrec.catalogue.filters import CatalogueFilter, Filter, Limit, full_groups, most_within, within_limits
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.catalogue.views import view_rows
-from llmrec.decoding.beam_search import Search
+from llmrec.decoding.beam_search import BeamOutput, Search, check_scores
 from llmrec.decoding.semid_states import CatalogueTokens
 from llmrec.decoding.trie import RowFilter, SemIDTrie
 
@@ -147,8 +147,7 @@ def widen(
             min(width, trie.num_leaves),
             allowed if allowed is None or everything else allowed.select(batch),
         )
-        arrays = (output.scores, output.low, output.high, output.exhausted)
-        scores, low, high, exhausted = (array.cpu().numpy() for array in arrays)
+        scores, low, high, exhausted = _read(output)
         for number, i in enumerate(batch):
             items = _items(scores[number], low[number], high[number], trie, item_of_row, allowed, i)
             of_request = limits[i] if limits is not None else ()
@@ -166,11 +165,20 @@ def widen(
     return lists
 
 
+def _read(output: BeamOutput) -> tuple[np.ndarray, ...]:
+    """Scores, low, high and exhausted of a search, copied from its device at once, as float64 and int64."""
+    parts = output.scores, output.low, output.high, output.exhausted[:, None]
+    numbers = torch.cat([part.double() for part in parts], 1).cpu().numpy()
+    scores, low, high, exhausted = np.split(numbers, np.cumsum([part.shape[1] for part in parts[:-1]]), 1)
+    check_scores(scores)
+    return scores, low.astype(np.int64), high.astype(np.int64), exhausted[:, 0] > 0
+
+
 def _items(
     scores, low, high, trie: SemIDTrie, item_of_row, allowed: RowFilter | None, request: int
 ) -> list[ScoredItem]:
     alive = scores > -np.inf
-    scores, low, high = scores[alive].astype(np.float64), low[alive], high[alive]
+    scores, low, high = scores[alive], low[alive], high[alive]
     counts = high - low
     starts = np.repeat(low - np.append(0, counts.cumsum()[:-1]), counts) if len(counts) else low
     rows = trie.host_order[starts + np.arange(len(starts))].astype(np.int64)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 import transformers
 
-from llmrec.decoding.beam_search import Search
+from llmrec.decoding.beam_search import Search, check_scores
 from llmrec.decoding.encoder_decoder import start_token
 from llmrec.decoding.head import unwrap
 from llmrec.decoding.trie import SemIDTrie
@@ -25,7 +25,7 @@ from llmrec.files import fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
 FILE = ".self_check.json"  # hidden, for it is no part of what a stage wrote
-REVISION = 1  # of the searches and of this check: what was kept of another is asked again
+REVISION = 2  # of the searches and of this check: what was kept of another is asked again
 LENGTHS = (6, 4)  # of the prompts
 SEMIDS = torch.tensor([[0, 2, 4], [0, 3, 5], [1, 2, 5], [1, 3, 4]])
 
@@ -102,8 +102,7 @@ def _judge(model: torch.nn.Module, ways: Mapping[str, Callable[..., Search]], de
             own = _plain_scores(model, ids, semids)
         else:
             own = _decoder_scores(model, ids, mask.long(), semids)
-        if bool(own.isnan().any()):
-            raise ValueError("the model's logits are not numbers (NaN): check its weights and dtype")
+        check_scores(own)
         for name, open_search in ways.items():
             opened = partial(open_search, model, ids, mask.long(), trie, "vocabulary")
             fault = _fault(opened, own, semids, inner.dtype)
@@ -143,6 +142,7 @@ def _fault(
     """What is wrong with the scores of a search, if anything is."""
     try:
         found = open_search()(None, len(semids), None)
+        check_scores(found.scores)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model that was not made for this may raise

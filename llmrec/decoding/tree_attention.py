@@ -7,8 +7,10 @@ only its attention function is exchanged, through transformers' `AttentionInterf
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from llmrec.decoding.head import head_replaced, unwrap
@@ -52,6 +54,7 @@ class Tree:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     length: int = 0
+    masks: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
     def follow(self, parent: torch.Tensor) -> None:
         """Gives every new beam (int64 [N, B], the old beam it continues) its ancestor's tokens."""
@@ -59,12 +62,32 @@ class Tree:
         for side in (self.keys, self.values):
             for layer, tensor in side.items():
                 side[layer] = tensor[request, parent]
+        self.masks.clear()
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        for side, new in ((self.keys, key), (self.values, value)):
+        """All that the beams of a layer may see, [N, K, P + B * S, D] each: the prompt, then beam by beam."""
+        whole = []
+        prompts = self.prompts.keys[layer], self.prompts.values[layer]
+        for side, prompt, new in zip((self.keys, self.values), prompts, (key, value)):
             new = new.transpose(1, 2)[:, :, None]
             side[layer] = new if layer not in side else torch.cat([side[layer], new], 2)
-        return self.keys[layer], self.values[layer]
+            whole.append(torch.cat([prompt, side[layer].permute(0, 3, 1, 2, 4).flatten(2, 3)], 2))
+        return tuple(whole)
+
+    def mask(self, groups: int, beams: int, columns: int, like: torch.Tensor) -> torch.Tensor:
+        """What is added to the scores, [N or 1, 1, G * B, P + B * S]: 0 for the prompt and a beam's own tokens, -inf
+        for other beams'. Made once a level; rows lie at multiples of 8 numbers, as CUDA's kernels want them."""
+        kept = self.masks.get((groups, like.dtype))
+        if kept is None:
+            padding, length = self.prompts.padding, columns - beams * (self.length + 1)
+            rows = 1 if padding is None else len(padding)
+            kept = like.new_zeros(rows, 1, groups, beams, -(-columns // 8) * 8)
+            if padding is not None:
+                kept[..., :length].masked_fill_(padding[:, None, None, None], -torch.inf)
+            others = ~torch.eye(beams, dtype=torch.bool, device=like.device)
+            kept[..., length:columns].unflatten(-1, (beams, -1)).masked_fill_(others[..., None], -torch.inf)
+            kept = self.masks[groups, like.dtype] = kept.flatten(2, 3)[..., :columns]
+        return kept
 
 
 def tree_attention(module, query, key, value, attention_mask, scaling=None, tree: Tree | None = None, **kwargs):
@@ -90,25 +113,19 @@ def shared_prompt_attention(
     """One softmax over the prompt and the beam's own tokens, the new one included: [N, B, H, D].
 
     `query` ([N, H, B, D]), `key` and `value` ([N, K, B, D]) are of the new token of every beam, appended to `tree`;
-    `bias` ([H, P + S]) is added to what it sees, the same for all beams.
+    `bias` ([H, P + S]) is added to what it sees, the same for all beams. PyTorch's fused kernels never hold the scores
+    of all heads, which are what is large: beams x context.
     """
     n, h, b, d = query.shape
     k = key.shape[1]
-    own_keys, own_values = tree.append(layer, key, value)
-    prompt_keys, prompt_values = tree.prompts.keys[layer], tree.prompts.values[layer]
-    length = prompt_keys.shape[2]
-
-    grouped = (query * scaling).reshape(n, k, -1, d)  # the H / K query heads of a key head, times beams
-    prompt = (grouped @ prompt_keys.transpose(2, 3)).view(n, k, -1, b, length)
-    if tree.prompts.padding is not None:
-        prompt.masked_fill_(tree.prompts.padding[:, None, None, None], -torch.inf)
-    own = torch.einsum("nkgbd,nbskd->nkgbs", grouped.view(n, k, -1, b, d), own_keys)
-    weights = torch.cat([prompt, own], -1)
+    keys, values = tree.append(layer, key, value)
+    # The H / K query heads of a key head are further rows of it: no key is repeated.
+    mask = tree.mask(h // k, b, keys.shape[2], query)
     if bias is not None:
-        weights = weights + bias.view(k, -1, 1, bias.shape[-1])
-    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = (weights[..., :length].reshape(n, k, -1, length) @ prompt_values).view(n, k, -1, b, value.shape[-1])
-    output = output + torch.einsum("nkgbs,nbskd->nkgbd", weights[..., length:], own_values)
+        prompt, own = bias.split([keys.shape[2] - b * (tree.length + 1), tree.length + 1], -1)
+        columns = torch.cat([prompt, own.repeat(1, b)], -1)
+        mask = mask + columns.view(k, -1, 1, keys.shape[2]).expand(-1, -1, b, -1).flatten(1, 2)
+    output = F.scaled_dot_product_attention(query.reshape(n, k, -1, d), keys, values, mask, scale=scaling)
     return output.reshape(n, h, b, -1).transpose(1, 2)
 
 
@@ -135,12 +152,40 @@ def unsupported(model: torch.nn.Module) -> str | None:
     return None
 
 
-def prompt_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
-    """int64 [N]: the tokens of each prompt ([N, P], non-zero at tokens); raises `ValueError` for one without any."""
+class Padded(NamedTuple):
+    """N prompts with their padding on the right, as wide as the longest: no causal model sees it there.
+
+    Attributes:
+        ids (int64 [N, W]), lengths (int64 [N]): on the device of the ids that were given.
+        shortest: the fewest tokens of a prompt.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    shortest: int
+
+    @property
+    def last(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places of the last tokens."""
+        return torch.arange(len(self.ids), device=self.ids.device), self.lengths - 1
+
+
+def prompt_lengths(attention_mask: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """The tokens of each prompt ([N, P], non-zero at tokens), int64 [N], the fewest and the most; raises `ValueError`
+    for a prompt without any. The only place that waits for a mask: not at all for one on the CPU."""
     lengths = attention_mask.bool().sum(1)
-    if not bool((lengths > 0).all()):
+    shortest, longest = torch.stack(lengths.aminmax()).tolist()
+    if shortest == 0:
         raise ValueError(f"prompt {int(lengths.argmin())} is empty: a prompt needs at least one token")
-    return lengths
+    return lengths, shortest, longest
+
+
+def padded_right(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Padded:
+    """Prompts (int64 [N, P]) that are padded anywhere; the mask ([N, P], non-zero at tokens) may be on the CPU."""
+    lengths, shortest, longest = prompt_lengths(attention_mask)
+    order = (~attention_mask.bool()).int().argsort(dim=1, stable=True)[:, :longest]
+    order, lengths = (part.to(input_ids.device, non_blocking=True) for part in (order, lengths))
+    return Padded(input_ids.gather(1, order), lengths, shortest)
 
 
 def prefill(
@@ -149,26 +194,21 @@ def prefill(
     """Runs every prompt once, wherever its padding is.
 
     Args:
-        input_ids (int64 [N, P]), attention_mask ([N, P], non-zero at tokens).
+        input_ids (int64 [N, P]), attention_mask ([N, P], non-zero at tokens; it may be on the CPU).
         at_head: `function(head, hidden [N, 1, H])`, applied to each prompt's last position.
 
     Returns:
         the prompts, and what `at_head` returned.
     """
-    lengths, filled = prompt_lengths(attention_mask), attention_mask.bool()
-    width = int(lengths.max())
-    # all padding goes to the left, so that the last column is every prompt's last token
-    order = filled.int().argsort(dim=1, stable=True)[:, -width:]
-    input_ids, filled = input_ids.gather(1, order), filled.gather(1, order)
-    positions = (filled.cumsum(1) - 1).clamp(min=0)
-    with head_replaced(model, lambda head, hidden: at_head(head, hidden[:, -1:])) as results:
-        cache = model(
-            input_ids=input_ids, attention_mask=filled.long(), position_ids=positions, use_cache=True
-        ).past_key_values
+    ids, lengths, shortest = padded = padded_right(input_ids, attention_mask)
+    with head_replaced(model, lambda head, hidden: at_head(head, hidden[padded.last][:, None])) as results:
+        cache = model(input_ids=ids, use_cache=True).past_key_values
     if cache is None:
         raise ValueError("the model returned no cache: call model.eval(), gradient checkpointing switches it off")
     keys, values = ([getattr(layer, side) for layer in cache.layers] for side in ("keys", "values"))
-    return Prompts(keys, values, None if bool(filled.all()) else ~filled, lengths), results[0]
+    width = ids.shape[1]
+    padding = None if shortest == width else torch.arange(width, device=ids.device) >= lengths[:, None]
+    return Prompts(keys, values, padding, lengths), results[0]
 
 
 def extend(model: torch.nn.Module, tree: Tree, tokens: torch.Tensor, parent: torch.Tensor, at_head: Callable):

@@ -249,7 +249,7 @@ class SemIDTrie:
             if mask.shape != (self.num_rows,) or mask.dtype != bool:
                 raise ValueError(f"a mask must be bool [{self.num_rows}], not {mask.dtype} {list(mask.shape)}")
             sums = torch.zeros(self.num_rows + 1, dtype=torch.int32, device=self.device)
-            allowed = torch.from_numpy(mask).to(self.device).index_select(0, self.order)
+            allowed = torch.from_numpy(mask).to(self.device, non_blocking=True).index_select(0, self.order)
             torch.cumsum(allowed, 0, dtype=torch.int32, out=sums[1:])
             for dead in [key for key, (reference, _) in self._cumsums.items() if reference() is None]:
                 del self._cumsums[dead]
@@ -276,7 +276,7 @@ class RowFilter:
         self.trie = trie
         distinct = {id(mask): mask for mask in self.masks if mask is not None}
         self._groups = [
-            (torch.tensor([i for i, mask in enumerate(self.masks) if mask is wanted], device=trie.device), wanted)
+            (self._moved(torch.tensor([i for i, mask in enumerate(self.masks) if mask is wanted])), wanted)
             for wanted in distinct.values()
         ]
         # What the mask rules out must not count twice.
@@ -284,7 +284,10 @@ class RowFilter:
         positions = np.full((size, max(map(len, left), default=0)), trie.num_rows, np.int64)
         for row, rows in zip(positions, left):
             row[: len(rows)] = np.sort(trie.position[rows])
-        self._denied = torch.from_numpy(positions).to(trie.device) if positions.size else None
+        self._denied = self._moved(torch.from_numpy(positions)) if positions.size else None
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.trie.device, non_blocking=True)  # nobody waits for what the device has begun
 
     def count(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """int64 [N, M]: allowed rows in ranges of sorted rows (int64 [N, M] each)."""

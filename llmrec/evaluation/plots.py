@@ -60,7 +60,7 @@ def exposure_bars(results: list[EvaluationResult]) -> bytes:
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set(xlabel="share of the first 10 places", xlim=(0, 1))
-    return _png(axes, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    return _png(axes, ncols=4, loc="outside upper left")
 
 
 def _errors(means: list[float], intervals: list[list[float] | None]) -> list[list[float]] | None:
@@ -73,11 +73,12 @@ def _errors(means: list[float], intervals: list[list[float] | None]) -> list[lis
 
 
 def _axes(height: float) -> Axes:
-    return Figure(figsize=(6.4, height), layout="constrained").add_subplot()
+    return Figure(figsize=(8, height), layout="constrained").add_subplot()
 
 
-def _png(axes: Axes, **legend) -> bytes:
-    axes.legend(frameon=False, **legend)
+def _png(axes: Axes, loc: str = "outside right upper", ncols: int = 1) -> bytes:
+    """The legend stands beside what is drawn, never on it."""
+    axes.figure.legend(frameon=False, loc=loc, ncols=ncols)
     buffer = io.BytesIO()
     axes.figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

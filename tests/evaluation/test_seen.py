@@ -174,6 +174,8 @@ def test_the_report_says_what_was_left_out(tmp_path, monkeypatch):
 
     summary, html = run("auto")
     assert summary["facts"]["items of the history"] == "left out (auto)" and "left out (auto)" in html
+    folders = {"data": str(tmp_path / "data"), "popularity": str(tmp_path / "popularity")}
+    assert summary["facts"]["folders"] == folders and all(folder in html for folder in folders.values())
     popular, *controls = summary["recommenders"].values()
     assert popular["exclude_seen"] and f"{popular['metrics']['kept/recall@10']:.4f}" in html
     assert "With the items of the history" in html

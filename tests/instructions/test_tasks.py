@@ -396,5 +396,5 @@ def test_a_description_without_spaces_is_shortened_too():
 def test_the_page_of_tasks_is_what_its_command_writes_now():
     page = runpy.run_path(str(ROOT / "scripts" / "write_tasks.py"))["page"]
     text = page()
-    assert text == (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    assert all(f"### {name}\n" in text for name in TASKS)
+    assert text == (ROOT / "docs" / "reference" / "tasks.md").read_text(encoding="utf-8")
+    assert all(f"## {name}\n" in text for name in TASKS)

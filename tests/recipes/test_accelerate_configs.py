@@ -1,6 +1,7 @@
 """The files of recipes/accelerate: those for the CPU are run, those for GPUs are read and checked by accelerate."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate.utils.launch import (
 )
 
 ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "recipes/accelerate"
 PROGRAM = """
 import torch
 from accelerate import Accelerator
@@ -38,7 +40,21 @@ def test_cpu_configurations_start_what_they_say(tmp_path, config, ranks):
     assert f"ranks {ranks} cpu" in result.stdout
 
 
-FOLDER = ROOT / "recipes/accelerate"
+def test_two_machines_are_one_group(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "cpu2.yaml")]
+    launch += ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    launch += ["--main_process_port", port, "--machine_rank"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    machines = [subprocess.Popen([*launch, rank, str(tmp_path / "program.py")], **pipes) for rank in "01"]
+    said = [machine.communicate(timeout=600)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "ranks [0, 1] cpu" in said[0] and "ranks" not in said[1]
+
+
 # What accelerate hands to the processes, by file; the rest of the environment is its own affair.
 EXPECTED = {
     "cpu": {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"},

@@ -55,10 +55,10 @@ def start(made, tmp_path_factory):
     """Starts a server with some settings and a page for it: the page's URL."""
     with ExitStack() as stack:
 
-        def started(**settings):
+        def started(models: int = 1, **settings):
             log = tmp_path_factory.mktemp("log") / "log"
             _, url = stack.enter_context(listening(made[0], log, **settings))
-            blocks = page(Client(url), Users(made[1]))
+            blocks = page([Client(url)] * models, Users(made[1]))
             stack.callback(blocks.close)
             return blocks.launch(prevent_thread_lock=True, quiet=True, **look())[1]
 
@@ -70,6 +70,11 @@ def url(start):
     return start()
 
 
+@pytest.fixture(scope="module")
+def two(start):
+    return start(models=2)
+
+
 @pytest.fixture
 def visit(browser):
     """Opens a page; at the end nothing has gone wrong in it or was fetched from elsewhere."""
@@ -77,8 +82,10 @@ def visit(browser):
     with ExitStack() as stack:
 
         def visited(url: str, width: int = 1280):
+            here = url.partition("?")[0]
+
             def sent(request):
-                if not request.url.startswith((url, "data:", "blob:")):
+                if not request.url.startswith((here, "data:", "blob:")):
                     wrong.append(request.url)
 
             tab = browser.new_page(viewport={"width": width, "height": 900})
@@ -176,9 +183,41 @@ def test_a_key_is_asked_for(visit, start):
     assert len(recommend(tab)) == 10
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
-def test_nothing_is_wider_than_the_window(visit, url, width):
-    tab = visit(url, width)
+def test_the_address_keeps_the_state(visit, url):
+    tab = visit(url)
+    tab.locator("#any-user").click()
+    playwright.expect(tab.locator("#listed .outcome.next")).to_contain_text("Chosen next")
+    tab.locator("#question input").click()
+    tab.get_by_role("option", name="Search in words").click()
+    tab.locator("#text textarea, #text input").fill("green & <blue> gadget")
+    titles = recommend(tab)
+    tab.wait_for_url("**?*text=green*")
+    other = visit(tab.url)
+    playwright.expect(other.locator("#listed .outcome.next")).to_contain_text("Chosen next")
+    assert other.locator("#listed .what b").all_inner_texts() == titles
+    assert other.locator("#history li").all_inner_texts() == tab.locator("#history li").all_inner_texts()
+    assert other.locator("#text textarea, #text input").input_value() == "green & <blue> gadget"
+    other.get_by_role("button", name="Clear history").click()
+    other.wait_for_url(lambda address: "item=" not in address and "text=green" in address)
+
+
+def test_two_models_are_side_by_side_and_on_a_phone_below_each_other(visit, two):
+    wide, phone = visit(two), visit(two, 390)
+    for tab in (wide, phone):
+        add(tab, "red gadget")
+        assert recommend(tab) == tab.locator("#listed-1 .what b").all_inner_texts()
+        playwright.expect(tab.locator("#listed-1 .there")).to_have_count(10)
+    left, right = (wide.locator(name).bounding_box() for name in ("#listed", "#listed-1"))
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    above, below = (phone.locator(name).bounding_box() for name in ("#listed", "#listed-1"))
+    assert above["x"] == below["x"] and above["y"] + above["height"] <= below["y"]
+    phone.wait_for_function("Math.abs(document.querySelector('#listed').getBoundingClientRect().top) < 100")
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1200, 1920])
+@pytest.mark.parametrize("models", [1, 2])
+def test_nothing_is_wider_than_the_window(visit, url, two, width, models):
+    tab = visit(url if models == 1 else two, width)
     add(tab, "red gadget")
     recommend(tab)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

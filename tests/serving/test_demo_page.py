@@ -13,13 +13,14 @@ from tiny import tiny_data
 
 gr = pytest.importorskip("gradio")
 
+from llmrec.serving.demo import address  # noqa: E402
 from llmrec.serving.demo.actions import FIRST, NO_TREE, NO_WORDS, Actions  # noqa: E402
 from llmrec.serving.demo.client import Client  # noqa: E402
 from llmrec.serving.demo.page import look, page  # noqa: E402
 from llmrec.serving.demo.users import Users  # noqa: E402
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
-FORM = ("What comes next?", "", 5, 0, False, [], 2, "", "", False)
+FORM = ("What comes next?", "", 5, 0, False, [], 2, "", "", [False])
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +29,26 @@ def acts(tmp_path_factory):
     for name in ("test", "valid"):
         pq.write_table(getattr(data, name), folder / f"{name}.parquet")
     with listening(tiny_folder(folder, data, prompt="next_item"), folder / "log", api_key="key") as (_, url):
-        yield Actions(Client(url, "key"), Users(folder))
+        yield Actions([Client(url, "key")], Users(folder))
 
 
 def test_connecting_fills_the_page(acts):
-    header, listed, why, columns, explains, column, group = acts.connect("")
+    header, name, listed, why, columns, explains, column, group = acts.connect("")
     assert "24 items" in header and "catalogue version 0" in header and "online" in header
-    assert (listed, why, explains) == (FIRST, NO_WORDS, False)
+    assert (name, listed, why, explains) == ("<h2>Recommendations</h2>", FIRST, NO_WORDS, [False])
     assert columns["price"] == "double" and column["value"] == "brand" and "brand" in column["choices"]
     assert group["choices"][0] == ("no limit", "")
 
 
 def test_a_wrong_key_is_told(acts):
-    header, listed, *_ = acts.connect("wrong")
+    header, _, listed, *_ = acts.connect("wrong")
     assert "not connected" in header and "API key" in listed and 'role="alert"' in listed
     assert "API key" in acts.search("gadget", "wrong")
-    assert "API key" in acts.recommend([{"item_id": "item-01"}], None, *FORM[:-2], "wrong", False)[0]
+    assert "API key" in acts.recommend([{"item_id": "item-01"}], None, *FORM[:-2], "wrong", [False])[0]
 
 
 def test_the_page_sends_its_headers(acts):
-    blocks = page(acts.client)
+    blocks = page(acts.clients)
     try:
         url = blocks.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **look())[1]
         assert httpx.get(url).headers["x-frame-options"] == "DENY"
@@ -57,7 +58,7 @@ def test_the_page_sends_its_headers(acts):
 
 def test_no_server_is_told():
     url = f"http://127.0.0.1:{free_port()}"
-    header, listed, *_ = Actions(Client(url), None).connect("")
+    header, _, listed, *_ = Actions([Client(url)], None).connect("")
     assert url in header and "not connected" in header and "Nothing answers" in listed
 
 
@@ -76,10 +77,12 @@ def test_conditions_reach_the_list(acts):
     where, chips, value = acts.condition(where, "price", "<", "cheap", {"price": "double"})
     assert len(where) == 1 and "does not fit" in chips and value == "cheap"
     listed, tree, _, titles = acts.recommend(
-        [{"item_id": "item-01"}], None, *FORM[:2], 10, 0, True, where, 2, "", "", False
+        [{"item_id": "item-01"}], None, *FORM[:2], 10, 0, True, where, 2, "", "", [False]
     )
     assert len(titles) == 5 and all(int(item[-2:]) % 4 == 1 for item in titles) and "warning" in listed
-    listed, *_ = acts.recommend([{"item_id": "item-01"}], None, *FORM[:5], [["brand", "==", "none"]], 2, "", "", False)
+    listed, *_ = acts.recommend(
+        [{"item_id": "item-01"}], None, *FORM[:5], [["brand", "==", "none"]], 2, "", "", [False]
+    )
     assert "0 items" in listed
 
 
@@ -95,10 +98,76 @@ def test_a_refusal_is_told_kindly(acts):
 
 
 def test_nothing_of_the_page_comes_from_elsewhere(acts):
-    blocks = page(acts.client, acts.users)
+    blocks = page(acts.clients, acts.users)
     assert not re.search(r"https?://", look()["css"])
     assert "http" not in str(look()["theme"]._font_css)
     assert len(blocks.fns) > 10
+
+
+def test_two_models_side_by_side(acts):
+    nobody = Client(f"http://127.0.0.1:{free_port()}")
+    two = Actions([acts.clients[0], acts.clients[0]], None)
+    header, first, _, _, second, *_, explains, _, _ = two.connect("")
+    assert first == second == "<h2>tiny</h2>" and "tiny · tiny" in header and explains == [False, False]
+    history = [{"item_id": "item-01"}, {"item_id": "item-02"}]
+    left, tree, _, right, other_tree, _, titles = two.recommend(history, None, *FORM[:-1], explains)
+    assert "5 in both" in left and [f"#{rank} beside" in right for rank in range(1, 6)] == [True] * 5
+    assert left.count('class="what"') == right.count('class="what"') == 5 and tree and other_tree
+    left, _, _, right, tree, *_ = Actions([acts.clients[0], nobody], None).recommend(
+        history, None, *FORM[:-1], explains
+    )
+    assert "in both" not in left and "Nothing answers" in right and tree == NO_TREE
+
+
+COLUMNS = {"price": "double", "brand": "string"}
+FORMS = [
+    ([], None, *FORM[:2], 10, *FORM[3:-2]),
+    ([{"item_id": "a b&c"}, {"item_id": "é"}], {"item_id": "x"}, "What comes next?", "", 5, 100, True, [], 2, ""),
+    (
+        [{"item_id": "1", "behaviour": "view"}],
+        None,
+        "Like the last item, but …",
+        "cheaper & other_brand",
+        10,
+        0,
+        False,
+        [["price", "<", 3.5], ["brand", "in", ["3M", "#?"]]],
+        3,
+        "brand",
+    ),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["nothing", "a history", "all"])
+def test_an_address_keeps_what_was_asked(form):
+    history, target, question, text, k, beams, seen, where, most, group = form
+    query = address.write(*form)
+    asked = address.read(query, COLUMNS)
+    assert query == "" if form is FORMS[0] else query.startswith("?item=")
+    assert [*asked.item] == [item["item_id"] for item in history] and asked.next == (target or {}).get("item_id", "")
+    assert [*asked.kind] == [item["behaviour"] for item in history if "behaviour" in item]
+    assert (asked.question, asked.text, asked.k, asked.beams, bool(asked.seen)) == (question, text, k, beams, seen)
+    assert ([*asked.where], asked.most, asked.each) == (where, most, group)
+
+
+@pytest.mark.parametrize(
+    "part", ["k=999", "k=x", "ask=nothing", "beams=7", "each=colour", "where=[1]", 'where=["price","~",1]', "kind=buy"]
+)
+def test_an_address_that_cannot_be_shown_is_told(acts, part):
+    with pytest.raises(ValueError, match=re.escape(part.split("=")[0])):
+        address.read(f"?{part}", COLUMNS)
+    history, *_, listed, tree, why, titles = acts.restore(f"?{part}", COLUMNS, [False], "")
+    assert history == [] and "The address of this page" in listed and 'class="notice warning"' in listed
+
+
+def test_an_address_is_asked_again(acts):
+    form = [{"item_id": "item-01"}], {"item_id": "item-02"}, *FORM[:2], 7, 0, True, [["brand", "!=", "x"]], 2, "brand"
+    history, shown, target, *_, listed, tree, why, titles = acts.restore(address.write(*form), COLUMNS, [False], "")
+    assert [item["item_id"] for item in history] == ["item-01"] and target["item_id"] == "item-02"
+    assert "Chosen next" in listed and listed.count('class="what"') == 7 and titles
+    assert [part["__type__"] for part in acts.restore("", COLUMNS, [False], "")[-4:]] == ["update"] * 4  # as it was
+    unknown = acts.restore("?item=nobody", COLUMNS, [False], "")
+    assert unknown[0] == [] and "nobody" in unknown[-4]
 
 
 @pytest.mark.parametrize("arguments", [["--url", "ftp://host"], ["--data", "/nowhere"]])
@@ -119,4 +188,4 @@ def test_a_history_grows_and_shrinks(acts):
     assert [item["item_id"] for item in history] == ["item-02"] and "item-02" in shown
     assert acts.clear()[0] == []
     assert acts.drop([["a", "<", 1], ["b", "<", 2]], clicked(place="1"))[0] == [["a", "<", 1]]
-    assert "warning" in acts.why(history, {}, "", clicked(item="item-03"))  # no mode generate, told in words
+    assert "warning" in acts.why(0)(history, {}, "", clicked(item="item-03"))  # no mode generate, told in words

@@ -11,7 +11,7 @@ layers for 1,000 epochs of Adagrad; the defaults here take seconds. An item that
 for such features: all of these share two codes, and only their numbers differ.
 
 In MBGen's sequences a token for the user's behaviour stands before every item; that is the sequences' matter, not the
-tokenizer's (docs/tokenizers.md, "Behaviour tokens").
+tokenizer's (docs/several_semids.md, "Behaviour tokens").
 """
 
 from collections.abc import Sequence

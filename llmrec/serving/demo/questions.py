@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+MOST_ITEMS = 50
+BEAMS = [("model's own", 0), *((str(beams), beams) for beams in (50, 100, 200, 512))]
 TREE_ITEMS = 50  # the tree of fewer would be a twig; a search is at least so many beams wide
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
 

@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 TOKEN = re.compile(r"<[^<>]+>")
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
@@ -75,6 +75,20 @@ def header(model: str, items: int | None = None, version: int | None = None, ali
     )
 
 
+def heading(name: str, named: bool) -> str:
+    """Of a list; with the model's name where there are several."""
+    return f"<h2>{escape(name) if named else 'Recommendations'}</h2>"
+
+
+def ranks_in(lists: Sequence[Sequence[dict]], k: int) -> dict[str, int]:
+    """item id → its best rank in the first k of other lists."""
+    found: dict[str, int] = {}
+    for items in lists:
+        for rank, item in enumerate(items[:k], start=1):
+            found[item["item_id"]] = min(rank, found.get(item["item_id"], rank))
+    return found
+
+
 def named(item: dict) -> str:
     """The title of an item on one line; the whole of it appears under the pointer."""
     return f'<span title="{escape(item["title"])}">{escape(item["title"] or item["item_id"])}</span>'
@@ -111,30 +125,41 @@ def conditions(where: Sequence[Sequence]) -> str:
     return f'<ul class="chips">{chips}</ul>' if chips else quiet("No conditions.")
 
 
-def recommendations(items: Sequence[dict], k: int, target: str | None = None, explains: bool = False) -> str:
-    """The first k of the items, best first; shares are of all. The item with the id `target` is marked."""
+def recommendations(
+    items: Sequence[dict],
+    k: int,
+    target: str | None = None,
+    explains: bool = False,
+    ranks: Mapping[str, int] | None = None,
+) -> str:
+    """The first k of the items, best first; shares are of all. The item with the id `target` is marked, and those of
+    `ranks` with their rank in the list beside."""
     rows = ""
     of_list = shares([item["score"] for item in items])
     for rank, (item, share) in enumerate(zip(items[:k], of_list), start=1):
-        hit = item["item_id"] == target
+        hit, other = item["item_id"] == target, (ranks or {}).get(item["item_id"])
+        beside = f'<span class="there">#{other} beside</span>' if other else ""
         why = f'<button class="why" data-action="why" data-item="{escape(item["item_id"])}">Why?</button>'
         rows += (
             f'<li class="{"hit" if hit else ""}"><em>{rank}</em>'
             f'<div class="what"><b title="{escape(item["title"])}">{"★ " if hit else ""}'
             f"{escape(item['title'] or item['item_id'])}</b>"
-            f'<small><span class="id">{escape(item["item_id"])}</span>{codes(item["semid"])}</small></div>'
+            f'<small><span class="id">{escape(item["item_id"])}</span>{codes(item["semid"])}{beside}</small></div>'
             f'<div class="score"><span>{percent(share)}</span><small>log p {item["score"]:.2f}</small>'
             f'<i style="--share:{share / max(of_list):.3f}"></i></div>{why if explains else ""}</li>'
         )
     return f'<ol class="recommendations">{rows}</ol>'
 
 
-def outcome(answer: dict, k: int, target: dict | None) -> str:
-    """One line above the list: how long it took, what is missing, where the true next item stands."""
+def outcome(answer: dict, k: int, target: dict | None, ranks: Mapping[str, int] | None = None) -> str:
+    """One line above the list: how long it took, what is missing, how much of it is in the list beside, where the true
+    next item stands."""
     items = answer["items"]
     parts = [f"the first {k} of {len(items)}" if len(items) > k else f"{len(items)} items"]
     if total := (answer.get("timings_ms") or {}).get("total"):
         parts.append(f"{total:.0f} ms")
+    if ranks is not None:
+        parts.append(f"{sum(item['item_id'] in ranks for item in items[:k])} in both")
     if target:
         rank = next((i for i, item in enumerate(items, start=1) if item["item_id"] == target["item_id"]), None)
         place = f"rank {rank}" if rank else f"not among these {len(items)}"
