@@ -130,13 +130,18 @@ class RecommenderTrainer:
         )
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """What TRL measures on the evaluation rows, and recall@k and ndcg@k on the validation sample."""
+        """What TRL measures on the evaluation rows, and recall@k and ndcg@k on the validation sample.
+
+        Callbacks are told of both, one after the other.
+        """
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss = {"loss": metrics.get(f"{metric_key_prefix}_loss", 0.0)}
         if not math.isfinite(loss["loss"]):
             self._stop(loss, f"evaluation after step {self.state.global_step}")
         if self.sample is not None:
-            metrics.update(self.rank(metric_key_prefix))
+            ranking = self.rank(metric_key_prefix)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, ranking)
+            metrics.update(ranking)
         return metrics
 
     def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:

@@ -118,4 +118,12 @@ def callbacks(sft: SFTArguments, training_args: SFTConfig) -> list[TrainerCallba
     if not sft.early_stopping_patience:
         return []
     training_args.restore_callback_states_from_checkpoint = True
-    return [EarlyStoppingCallback(sft.early_stopping_patience)]
+    return [_EarlyStopping(sft.early_stopping_patience)]
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """Counts where its metric is told: the loss comes without the ranking, and the ranking without the loss."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)

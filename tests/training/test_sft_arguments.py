@@ -5,11 +5,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from small_runs import base_folder, make_trainer, settings
+from small_runs import DATA, base_folder, make_trainer, settings
 from transformers.integrations import deepspeed
 from trl import ModelConfig
 
-from llmrec.training import SFTArguments, TrainingRun, callbacks, check_sft, plot_training
+from llmrec.recommenders import LLMRecommender
+from llmrec.training import SFTArguments, TrainingRun, ValidationSample, callbacks, check_sft, plot_training
 
 LORA = {"use_peft": True}
 BEST = {"metric_for_best_model": "eval_ndcg@10", "load_best_model_at_end": True}
@@ -88,8 +89,9 @@ def test_without_bitsandbytes_the_extra_is_named(tmp_path):
     assert "needs the package bitsandbytes: pip install 'llmrec[gpu]'" in result.stderr
 
 
-def never_better(folder, patience: int, **changes):
+def never_better(folder, patience: int, metric: str, **changes):
     """A trainer that learns nothing, so that no evaluation is better than the first."""
+    base = base_folder(folder / "base")
     arguments = settings(
         folder,
         learning_rate=0.0,
@@ -98,16 +100,21 @@ def never_better(folder, patience: int, **changes):
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        metric_for_best_model=metric,
         **changes,
     )
     stage = SFTArguments(early_stopping_patience=patience)
     check_sft(stage, arguments, ModelConfig())
-    return make_trainer(base_folder(folder / "base"), arguments, callbacks=callbacks(stage, arguments))
+    sample = ValidationSample(LLMRecommender.from_pretrained(base), DATA.valid, 5)
+    return make_trainer(base, arguments, callbacks=callbacks(stage, arguments), sample=sample)
 
 
-def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
-    trainer = never_better(tmp_path / "out", 2, max_steps=12)
+METRICS = pytest.mark.parametrize("metric", ["eval_loss", "eval_ndcg@10", "ndcg@10"])
+
+
+@METRICS
+def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path, metric):
+    trainer = never_better(tmp_path / "out", 2, metric, max_steps=12)
     trainer.train()
     assert trainer.state.global_step == 3
     plot_training(trainer.state.log_history, tmp_path / "training.png")
@@ -116,10 +123,11 @@ def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
     assert not (tmp_path / "nothing.png").exists()
 
 
-def test_a_resumed_run_goes_on_with_the_count_of_early_stopping(tmp_path):
+@METRICS
+def test_a_resumed_run_goes_on_with_the_count_of_early_stopping(tmp_path, metric):
     """Evaluations 2 and 3 are no better, and the run is cut; the fourth uses up a patience of 3."""
     folder = tmp_path / "out"
-    never_better(folder, 3, max_steps=3).train()
-    resumed = never_better(folder, 3, max_steps=12)
+    never_better(folder, 3, metric, max_steps=3).train()
+    resumed = never_better(folder, 3, metric, max_steps=12)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert resumed.state.global_step == 4
