@@ -101,7 +101,7 @@ def command_of(stage: str, argv: list[str]) -> list[str]:
         return [sys.executable, script, *argv]
     names = [flag.name for flags in flags_of(Path(script)).values() for flag in flags] + ["config"]
     launch, given = apart(argv, {f"--{name}" for one in names for name in (one, one.replace("_", "-"))})
-    return [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet", *launch, script, *given]
+    return [sys.executable, "-P", "-m", "llmrec.cli.launch", "--quiet", *launch, script, *given]
 
 
 def apart(argv: list[str], ours: set[str]) -> tuple[list[str], list[str]]:

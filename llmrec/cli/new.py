@@ -44,9 +44,14 @@ def main() -> None:
     write(parse(sys.argv[1:]))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message}; llmrec new --help has the flags")
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     made = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("llmrec new", description=__doc__, allow_abbrev=False, formatter_class=made)
+    parser = _Parser("llmrec new", description=__doc__, allow_abbrev=False, formatter_class=made)
     parser.add_argument("folder", type=Path, help="to write; its name is the project's")
     parser.add_argument("--interactions", required=True, help="a file, a folder or a glob: one row per event")
     parser.add_argument("--items", help="the same: one row per item")
@@ -61,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def write(args: argparse.Namespace) -> None:
     name = args.folder.name
-    if not re.fullmatch(r"[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{str(args.folder)!r}: name the project with letters, digits, '-' and '_'")
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
         raise ValueError(f"{args.folder} exists: choose another name, or remove it")
@@ -88,8 +93,9 @@ def data_yaml(args: argparse.Namespace, name: str) -> str:
     lines = [
         f"# Written by `llmrec new`, which looked at {' and '.join(filter(None, (args.interactions, args.items)))}."
     ]
-    lines += ["# What follows a # is why: change what is wrong. docs/own_data.md has all settings.", f"name: {name}"]
     lines += [
+        "# What follows a # is why: change what is wrong. docs/own_data.md has all settings.",
+        f"name: {_dump(name)}",
         f"output_dir: out/{name}/data",
         "source: table",
         "source_args:",
@@ -122,7 +128,7 @@ def _items(args: argparse.Namespace, events: pa.Table, columns: dict[str, Guess]
         written = price_written(table[name])
         if written is None:
             why = "is written in several ways, or in one that can be read in two: set price_format and decimal"
-            settings.append(f"  # {name} {why}")
+            settings.append(f"  # {_in_a_line(name)} {why}")
         else:
             settings += [_line("price_format", written[0], f"how {name} is written")] if written[0] else []
             decimals[written[1]] = name
@@ -143,7 +149,7 @@ def _mapping(name: str, table: pa.Table, found: dict[str, Guess], standard: Iter
     by_name = [column for column in others if column in standard and column not in found]
     lines = [f"  {name}:", *("  " + _line(meaning, *guess) for meaning, guess in found.items())]
     for columns, what in ((by_name, "used by this name"), ([one for one in others if one not in by_name], rest)):
-        lines += [f"  # {', '.join(columns)}: {what}"] if columns else []
+        lines += [f"  # {_in_a_line(', '.join(columns))}: {what}"] if columns else []
     return lines
 
 
@@ -156,14 +162,25 @@ def _delimiter(args: argparse.Namespace) -> list[str]:
 
 
 def _line(key: str, value: object, why: str = "") -> str:
-    key, written = (yaml.safe_dump(one, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("...\n")
-                    for one in (key, value))  # fmt: skip
-    return f"  {key.strip()}: {written.strip()}" + (f" # {why}" if why else "")
+    return f"  {_dump(key)}: {_dump(value)}" + (f" # {_in_a_line(why)}" if why else "")
+
+
+def _dump(value: object) -> str:
+    style = '"' if isinstance(value, str) and "\n" in value else None  # which alone writes a line break in one line
+    written = yaml.safe_dump(value, default_style=style, default_flow_style=True, allow_unicode=True, width=10**6)
+    return written.removesuffix("...\n").strip()
+
+
+def _in_a_line(text: str) -> str:
+    """Of a comment, which names columns and files: a header's value in quotes may hold line breaks."""
+    return " ".join(text.split())
 
 
 def _read(where: str, encoding: str) -> tuple[pa.Table, str]:
-    parts = [read_file(path, encoding) for path in find_files(where)]
-    return pa.concat_tables(parts, promote_options="permissive"), where
+    table = pa.concat_tables([read_file(path, encoding) for path in find_files(where)], promote_options="permissive")
+    if not table.num_rows:
+        raise ValueError(f"{where} has no rows, from which its columns could be told")
+    return table, where
 
 
 def _pairs(given: list[str], flag: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ _WORDS = {
     "rating": "rating ratings stars score overall bewertung sterne",
     "title": "title name titel bezeichnung titre nom titulo nombre",
     "price": "price preis prix precio prezzo",
-    "categories": "categories category genre genres kategorie kategorien warengruppe categoria categorie",
+    "categories": "categories category genre genres kategorie kategorien warengruppe warengruppen categoria categorie",
     "brand": "brand marke manufacturer hersteller marque marca",
     "description": "description beschreibung descripcion descrizione",
 }
@@ -229,6 +229,8 @@ def _moments(table: pa.Table, where: str, name: str, unit: str | None) -> Moment
     example = f"{where}, column {name!r}: {_example(table[name])}"
     if ways:
         raise ValueError(f"{example} fits {' and '.join(repr(way.unit) for way in ways)}: {say}")
+    if unit is not None:
+        raise ValueError(f"{example} and the others are not all written as the given {unit!r}: {say}")
     raise ValueError(f"{example} and the others are moments in no way that is known, between 1990 and 2100: {say}")
 
 

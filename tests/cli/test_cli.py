@@ -59,7 +59,7 @@ def test_flags_go_to_whom_they_belong(tmp_path, monkeypatch):
     script = str(ROOT / "recipes" / "sft.py")
     assert python == sys.executable and launcher[-6:-4] == ["--config_file", shipped]
     assert launcher[-4:] == [script, "--learning-rate=1e-3", "--learning_rat", "1"]  # which the recipe refuses
-    assert "accelerate.commands.launch" in launcher
+    assert "llmrec.cli.launch" in launcher
     script = str(ROOT / "recipes" / "evaluate.py")
     assert command_of("evaluate", ["--num_processes", "2"]) == [python, script, "--num_processes", "2"]
 
@@ -76,6 +76,21 @@ def test_errors_are_for_people(tmp_path):
     command = [sys.executable, "-m", "llmrec.cli", "new", "shop", "--interactions", "nowhere.csv"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("Error: nowhere.csv: no such file")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--max_steps", "ten"], "Error: --max_steps is 'ten', it should be a whole number\n"),
+        (["--config_file", "no.yaml"], "Error: The passed configuration file `no.yaml` does not exist."),
+    ],
+)
+def test_a_launch_says_no_more_than_the_error(tmp_path, more, said):
+    """Not which defaults accelerate took, nor its traceback."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}  # without defaults of its own
+    command = [sys.executable, "-m", "llmrec.cli", "sft", *more]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) <= 3
 
 
 def test_what_is_shipped_is_found_from_every_folder_and_yields_to_your_own(tmp_path, monkeypatch):

@@ -110,7 +110,13 @@ def test_parquet_and_what_is_said_wins():
         ("user,item,date", "1,2,2024-01-01", ["--columns", "user=x"], "--columns 'user' is not one of user_id"),
         ("user,item,date", "1,2,2024-01-01", ["--columns", "user_id=x"], "user_id=x: a.csv has the columns user, it"),
         ("user,item,date", "1,2,2024-01-01", ["--columns", "user_id"], "--columns user_id: write NAME=COLUMN"),
-        ("user,item,date", "1,2,soon", ["--timestamp_unit", "%d.%m.%Y"], "'soon' and the others are moments in no"),
+        (
+            "user,item,date",
+            "1,2,soon",
+            ["--timestamp_unit", "%d.%m.%Y"],
+            "'soon' and .* not all .* given '%d.%m.%Y': say",
+        ),
+        ("user,item,date", "", [], "a.csv has no rows"),
     ],
 )
 def test_what_cannot_be_guessed_is_asked_for(header, row, more, said):
@@ -155,6 +161,32 @@ def test_a_price_that_can_be_read_in_two_ways_is_asked_for(capsys):
     assert loaded(settings)[1]["price"].to_pylist() == [12500.0]
 
 
+def test_a_header_with_line_breaks_and_a_name_that_looks_like_a_number():
+    events = rows("a.csv", 'customer,sku,date,"rat\ning","in\nfull"', "1,x,2024-01-01,5,y")
+    items = rows("b.csv", 'sku,name,"pri\nce: EUR","col\nours"', "x,Pen,3,red|blue")
+    write(
+        parse(
+            ["007", "--interactions", events, "--items", items, "--item_columns", "title=name", "price=pri\nce: EUR"]
+        )
+    )
+    settings = yaml.safe_load(Path("007/data.yaml").read_text(encoding="utf-8"))
+    assert settings["name"] == "007" and settings["source_args"]["item_lists"] == {"col\nours": {"several": "|"}}
+    _, table = loaded(settings)
+    assert table["price"].to_pylist() == [3.0] and table["col\nours"].to_pylist() == [["red", "blue"]]
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["shop"], "required: --interactions; llmrec new --help"),
+        (["shop", "--interactions", "a.csv", "--item", "b.csv"], "unrecognized arguments: --item b.csv; llmrec new"),
+    ],
+)
+def test_flags_of_new_are_asked_for_in_a_line(argv, said):
+    with pytest.raises(ValueError, match=said):
+        parse(argv)
+
+
 def test_nobodys_folder_is_written_into():
     events = rows("a.csv", "customer,sku,date", "1,x,2024-01-01")
     rows("shop", "a file")
@@ -162,6 +194,8 @@ def test_nobodys_folder_is_written_into():
         new("--interactions", events)
     with pytest.raises(ValueError, match="name the project with letters"):
         write(parse(["my shop: x", "--interactions", events]))
+    with pytest.raises(ValueError, match="name the project with letters"):
+        write(parse(["..", "--interactions", events]))
 
 
 def text(*values) -> pa.ChunkedArray:
