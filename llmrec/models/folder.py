@@ -110,8 +110,8 @@ class RecommenderConfig:
             neither = (
                 f"{folder} is no llmrec model folder: it has no {CONFIG}"
                 if Path(folder).is_dir()
-                else f"{folder} does not exist: run what makes it first (a model: recipes/init_model.py or recipes/sft.py, "
-                "baselines: recipes/train_baselines.py)"
+                else f"{folder} does not exist: run what makes it first (a model: recipes/init_model.py or "
+                "recipes/sft.py, baselines: recipes/train_baselines.py)"
             )
             raise ValueError(unfinished(folder) or neither)
         fields = read_json(path)
