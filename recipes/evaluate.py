@@ -84,8 +84,7 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
-    folders = map(local_folder, args.recommenders.values())
-    inputs = fingerprint(settings, data.fingerprint, *map(files_of, folders))
+    inputs = fingerprint(settings, data.fingerprint, *map(files_of, map(local_folder, args.recommenders.values())))
     if is_report_of(args.output_dir, inputs):
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:
