@@ -20,7 +20,6 @@ from llmrec.evaluation import CONTROLS, KS, evaluate
 from llmrec.evaluation.alignment import Aligner, AlignmentArguments, Sample
 from llmrec.evaluation.report import alignment_text, headline, is_report_of, write_report
 from llmrec.files import Lock, fingerprint, read_json
-from llmrec.hub import local_folder
 from llmrec.recommenders import check_trained_on, files_of, load_recommender
 
 
@@ -84,7 +83,7 @@ def main(args: EvaluateArguments, more: AlignmentArguments) -> None:
     aligner = Aligner(more.alignment_prompts, more.general_text, more.general_text_base)
     data = PreparedData.load(args.data_dir)
     settings = f"{asdict(args)} {asdict(more)} {aligner.fingerprint}"
-    inputs = fingerprint(settings, data.fingerprint, *map(files_of, map(local_folder, args.recommenders.values())))
+    inputs = fingerprint(settings, data.fingerprint, *map(files_of, args.recommenders.values()))
     if is_report_of(args.output_dir, inputs):
         print(f"Reusing {args.output_dir}: same settings, data and recommenders.")
     else:

@@ -90,8 +90,8 @@ def check_trained_on(folder: str | Path, data: PreparedData) -> None:
 
 
 def files_of(folder: str | Path) -> str:
-    """Names, sizes and times of a folder's files: what tells one training of a recommender from the next. What was
-    found of its decoding (`self_check.FILE`) and its card are no part of that."""
+    """Names, sizes and times of the files of a folder, here or on the Hub: what tells one training of a recommender
+    from the next. What was found of its decoding (`self_check.FILE`) and its card are no part of that."""
     beside = (self_check.FILE, CARD)
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in beside)
+    files = sorted(path for path in local_folder(folder).rglob("*") if path.is_file() and path.name not in beside)
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
