@@ -211,7 +211,7 @@ def unfinished(folder: str | Path) -> str:
 
 def content_of(*names: str | None) -> str | None:
     """Fingerprint of the files among these names, for settings that may name a file; `None` where there is none."""
-    files = [find(name) for name in names if name and find(name).is_file()]
+    files = [file for name in names if name and (file := find(name)).is_file()]
     return fingerprint(*(file.read_bytes() for file in files)) if files else None
 
 

@@ -1,7 +1,7 @@
 """Shares a model, or prepared data and Semantic IDs, on the Hugging Face Hub: files for others, and a card.
 
-    python recipes/push_to_hub.py --repo_id me/shop-llm --model out/quickstart/model --report out/quickstart/report \
-        --recommender llm
+    python recipes/push_to_hub.py --repo_id me/shop-llm --model out/quickstart/model \
+        --report out/quickstart/evaluation --recommender ours
     python recipes/push_to_hub.py --repo_id me/shop --data_dir out/quickstart/data --semids out/quickstart/semids
 
 With `output_dir` the files are written there and nothing is uploaded. `LLMRecommender.from_pretrained("me/shop-llm")`

@@ -27,7 +27,7 @@ class DataArguments:
     texts: str | None = field(default=None, metadata={"help": "Texts to quote (recipes/generate_rationales.py)."})
     recommend_prompt: str = field(default="stream", metadata={"help": "The prompt that asks for the next item."})
     fuse: list[str] = field(default_factory=list, metadata={"help": "Views (Semantic IDs) to search and fuse."})
-    variations: int | None = field(default=None, metadata={"help": "Ways to write a history (docs/tokenizers.md)."})
+    variations: int | None = field(default=None, metadata={"help": "Ways of a history (docs/several_semids.md)."})
     behaviour: str = field(default="", metadata={"help": "The kind of interaction to recommend; its last by default."})
     max_history: int = field(default=20, metadata={"help": "Items of a history that a prompt shows."})
     num_beams: int = field(default=50, metadata={"help": "Width of the search, in evaluation and later."})

@@ -175,6 +175,7 @@ def search(sizes: Sizes, device: torch.device) -> Iterator[dict]:
                     shared, apart = agreement(ours(), theirs(), context)
                 except torch.OutOfMemoryError:
                     torch.cuda.empty_cache()
+                    print(f"search: generate() left out after {context} tokens, {beams} beams: out of memory")
                     continue
                 yield {f"shared_{at}_beam{beams}": shared, f"apart_{at}_beam{beams}": apart}
                 exact = dtype is torch.bfloat16 or (shared >= 0.98 and apart < 1e-2)

@@ -55,6 +55,12 @@ def test_folders_that_configs_read_are_written_by_others_or_named_for_who_reads(
     assert not unknown
 
 
+def test_no_file_is_longer_than_a_room_allows():
+    limits = {"recipes/*.py": 100, "llmrec/**/*.py": 399, "scripts/*.py": 399}
+    files = [(path, most) for pattern, most in limits.items() for path in ROOT.glob(pattern)]
+    assert files and not [str(path) for path, most in files if path.read_text().count("\n") > most]
+
+
 def test_one_version_of_vllm_everywhere():
     image = re.search(r"^FROM vllm/vllm-openai:v([\d.]+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
     extras = PROJECT["project"]["optional-dependencies"]

@@ -47,9 +47,13 @@ def main() -> None:
     elif command in OWN:
         run([sys.executable, "-P", "-m", f"llmrec.cli.{command}", *argv])
     elif {"-h", "--help"} & {*argv}:
-        help_of_stage(one_of(command, [*OWN, *STAGES], "stage"))
+        help_of_stage(stage_of(command))
     else:
-        run(command_of(one_of(command, [*OWN, *STAGES], "stage"), argv))
+        run(command_of(stage_of(command), argv))
+
+
+def stage_of(command: str) -> str:
+    return one_of(command, [*OWN, *STAGES], "stage")
 
 
 def overview() -> str:

@@ -1,4 +1,8 @@
-"""What every trainer of a recommender does beside TRL: it ranks a validation sample, and writes recommenders."""
+"""What every trainer of a recommender does beside TRL: it ranks a validation sample, and writes recommenders.
+
+Two methods of transformers' `Trainer` that are not public stand around its own: `_prepare_for_training` and
+`_get_grad_norm`, which also reads `_tr_loss` (checked with 5.19).
+"""
 
 import logging
 import math

@@ -11,7 +11,7 @@ from reference_search import matrix, prompts, random_semids
 from reference_search import tiny_model as tiny_decoder
 from tiny import tiny_data, tiny_index, tiny_model
 
-from llmrec.decoding import constrained_generate, search_items, tree_beam_search
+from llmrec.decoding import SemIDLogitsProcessor, constrained_generate, search_items, tree_beam_search
 from llmrec.decoding.semid_states import CatalogueTokens, SemIDRequest, SemIDStates
 from llmrec.decoding.trie import SemIDTrie
 from llmrec.features.sasrec_network import SASRecConfig, SASRecModel
@@ -101,8 +101,6 @@ def test_logits_that_are_no_numbers_are_refused_there_too(gpu):
 
 
 def test_the_processor_waits_for_nothing_of_its_own(gpu):
-    from llmrec.decoding.logits_processor import SemIDLogitsProcessor
-
     semids, ids = matrix(random_semids(0, ragged=True)), torch.randint(3, 9, (4, 6))
     ids[:, 5] = torch.from_numpy(semids[:4, 0])
     scores = torch.randn(4, 100)

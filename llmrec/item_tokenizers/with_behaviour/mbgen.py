@@ -6,9 +6,9 @@ Fitted items are known by their ids. A new item takes the nearest clusters and, 
 free there; two new items may meet, which the collision policy settles.
 
 The paper quantises item vectors of a sequential recommender, which text features are not: fit it on
-`features: [{kind: collaborative, method: sasrec}]`, as the comparison of docs/tokenizers.md does. It trains larger
-layers for 1,000 epochs of Adagrad; the defaults here take seconds. An item that no training sequence holds has zeros
-for such features: all of these share two codes, and only their numbers differ.
+`features: [{kind: collaborative, method: sasrec}]`, as recipes/configs/beauty/compare_tokenizers.yaml does. It trains
+larger layers for 1,000 epochs of Adagrad; the defaults here take seconds. An item that no training sequence holds has
+zeros for such features: all of these share two codes, and only their numbers differ.
 
 In MBGen's sequences a token for the user's behaviour stands before every item; that is the sequences' matter, not the
 tokenizer's (docs/several_semids.md, "Behaviour tokens").
