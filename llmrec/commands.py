@@ -87,6 +87,8 @@ class Parser(TrlParser):
 
     def parse_args_and_config(self, args=None, **rest) -> tuple:
         args = [part for arg in (sys.argv[1:] if args is None else args) for part in _config_apart(str(arg))]
+        if args and not args[0].startswith("-"):
+            raise ValueError(f"{args[0]!r} belongs to no flag: write --config {args[0]} if it is the YAML")
         flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
         for flag in flags:
             if flag not in self._option_string_actions and flag != "--config":

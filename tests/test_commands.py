@@ -68,3 +68,8 @@ def test_a_value_of_another_kind_is_named(tmp_path, setting, should):
 def test_a_value_of_the_wrong_shape_is_named(tmp_path, name, value, should):
     with pytest.raises(ValueError, match=should):
         parse(tmp_path, **{name: value})
+
+
+def test_a_yaml_without_its_flag_is_named_before_what_is_missing():
+    with pytest.raises(ValueError, match="'shop.yaml' belongs to no flag: write --config shop.yaml if it is"):
+        Parser((Arguments, SFTConfig)).parse_args_and_config(["shop.yaml", "--k", "2"])

@@ -3,11 +3,26 @@
 import logging
 import sys
 
-from accelerate.commands.launch import main
+from accelerate.commands.launch import launch_command, launch_command_parser
 
 from llmrec.messages import print_error
 
-if __name__ == "__main__":
+
+def main() -> None:
     sys.excepthook = print_error
-    logging.getLogger(main.__module__).addFilter(lambda record: "had defaults used instead" not in record.getMessage())
+    logger = logging.getLogger(launch_command.__module__)
+    logger.addFilter(lambda record: "had defaults used instead" not in record.getMessage())
+    parser = launch_command_parser()
+    parser.error = _refuse  # which prints the usage of some hundred flags
+    try:
+        launch_command(parser.parse_args())
+    except AssertionError as error:  # so accelerate refuses settings
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(f"accelerate launch: {message}")
+
+
+if __name__ == "__main__":
     main()

@@ -83,6 +83,8 @@ def test_errors_are_for_people(tmp_path):
     [
         (["--max_steps", "ten"], "Error: --max_steps is 'ten', it should be a whole number\n"),
         (["--config_file", "no.yaml"], "Error: The passed configuration file `no.yaml` does not exist."),
+        (["--num_processes", "two"], "Error: accelerate launch: argument --num_processes/"),
+        (["--num_machines", "3", "--num_processes", "3"], "Error: accelerate launch: When using multiple machines"),
     ],
 )
 def test_a_launch_says_no_more_than_the_error(tmp_path, more, said):
