@@ -42,8 +42,8 @@ class Estimate(TrainerCallback):
             _say(state, f"About {_duration(left * each)} for {left:,} steps ({each:.2g} s each){beside}{half}.")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        """The ranking's time is logged after that of the loss."""
-        if self.said_evaluations or "eval_ranking_seconds" not in (logs or {}):
+        """The ranking's time is logged after that of the loss. Before training there is nothing to estimate."""
+        if self.said_evaluations or not state.max_steps or "eval_ranking_seconds" not in (logs or {}):
             return
         self.said_evaluations = True
         one = logs["eval_ranking_seconds"] + max(
