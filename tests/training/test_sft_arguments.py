@@ -50,10 +50,10 @@ def test_a_run_of_no_steps_is_refused(tmp_path, fields):
     ],
 )
 def test_a_quantised_model_that_is_sharded_is_refused(tmp_path, monkeypatch, environment, name):
-    plain = settings(tmp_path)
+    plain, best = settings(tmp_path), settings(tmp_path, **BEST)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    check_sft(SFTArguments(early_stopping_patience=2), settings(tmp_path, **BEST), ModelConfig())
+    check_sft(SFTArguments(early_stopping_patience=2), best, ModelConfig())
     with pytest.raises(ValueError, match=f"load_in_8bit under {name}"):
         check_sft(SFTArguments(), plain, ModelConfig(**LORA, load_in_8bit=True))
 
