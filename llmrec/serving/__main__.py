@@ -52,11 +52,15 @@ def _object(text: str) -> dict:
     return value
 
 
-def served(model: str, revision: str | None = None) -> tuple[Path, str, Path | None]:
-    """`(folder, name, where changes of its catalogue go)` of a folder or of a model of the Hub, whose folder is a
-    cache; `None` is `<folder>/catalogue`."""
-    directory = Path("catalogue") if is_hub_name(model) else None
-    return local_folder(model, revision), Path(repository(model, revision)[0]).resolve().name, directory
+def served(model: str, revision: str | None = None) -> tuple[Path, Path | None]:
+    """`(folder, where changes of its catalogue go)` of a folder or of a model of the Hub, whose folder is a cache;
+    `None` is `<folder>/catalogue`."""
+    return local_folder(model, revision), Path("catalogue") if is_hub_name(model) else None
+
+
+def name_of(model: str, revision: str | None = None) -> str:
+    """A folder's name, or that of a model of the Hub without its owner and revision."""
+    return Path(repository(model, revision)[0]).resolve().name
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,9 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
     modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
     logger = logging.getLogger("llmrec.serving")
     try:
-        folder, name, directory = served(args.folder, args.revision)
-        settings = Settings.of_environment(args.name or name, **limits)
+        settings = Settings.of_environment(args.name or name_of(args.folder, args.revision), **limits)
         settings.check_host(args.host)
+        folder, directory = served(args.folder, args.revision)
         from llmrec.serving.server import EngineFailed, serve  # brings vLLM, which takes its time
 
         for left in range(args.restarts, -1, -1):
