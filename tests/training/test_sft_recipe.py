@@ -193,7 +193,10 @@ def test_two_processes_give_the_loss_curve_of_one(base, weights):
     assert (base / names[1] / "training.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("adapter", [[], ["--use_peft", "true", "--lora_target_modules", "all-linear"]])
+LORA = ["--use_peft", "true", "--lora_target_modules", "all-linear"]
+
+
+@pytest.mark.parametrize("adapter", [[], pytest.param(LORA, marks=pytest.mark.slow)])
 def test_two_processes_that_share_the_weights_are_one(base, adapter):
     """FSDP2: loss and recall while training, the best checkpoint and its lists as of one process."""
     short = ["--hidden_dropout", "0", "--num_train_epochs", "2", "--lora_dropout", "0", *adapter]
