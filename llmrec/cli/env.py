@@ -46,17 +46,17 @@ def devices() -> list[str]:
 
 def parts() -> list[str]:
     """What is required and what each extra brings, with versions, and the command that brings what is missing."""
-    lines = ["required", *(f"  {one}" for one in of_extra(""))]
+    lines = ["required", *(f"  {line}" for line, _ in of_extra(""))]
     for extra in metadata("llmrec").get_all("Provides-Extra") or ():
         found = of_extra(extra)
-        lacks = any(" is missing" in one or " is there" in one for one in found)
-        lines += ["", f"{extra}: " + (f'pip install "llmrec[{extra}]"' if lacks else "there")]
-        lines += [f"  {one}" for one in found]
+        whole = all(fits for _, fits in found)
+        lines += ["", f"{extra}: " + ("there" if whole else f'pip install "llmrec[{extra}]"')]
+        lines += [f"  {line}" for line, _ in found]
     return lines
 
 
-def of_extra(extra: str) -> list[str]:
-    """One line for each requirement of an extra, or, for `""`, of the package itself."""
+def of_extra(extra: str) -> list[tuple[str, bool]]:
+    """A line for each requirement of an extra, or, for `""`, of the package itself, and whether it is met."""
     lines = []
     for line in requires("llmrec") or ():
         needed = Requirement(line)
@@ -69,10 +69,10 @@ def of_extra(extra: str) -> list[str]:
         try:
             there = version(needed.name)
         except PackageNotFoundError:
-            lines.append(f"{needed.name} is missing ({needed.specifier})")
+            lines.append((f"{needed.name} is missing ({needed.specifier})", False))
             continue
         fits = needed.specifier.contains(there, prereleases=True)
-        lines.append(f"{needed.name} {there}" + ("" if fits else f" is there, {needed.specifier} is needed"))
+        lines.append((f"{needed.name} {there}" + ("" if fits else f" is there, {needed.specifier} is needed"), fits))
     return lines
 
 

@@ -17,7 +17,7 @@ from llmrec.files import read_json
 from llmrec.stages import RECORD
 
 BASE = "base"
-METRICS = ("ndcg@10", "recall@10")
+CHOSEN_BY, BESIDE = "ndcg@10", "recall@10"
 
 
 def tries_of(base: Mapping, tries: Mapping[str, Mapping], data_dir: str, output_dir: str | Path) -> list[Run]:
@@ -82,22 +82,23 @@ def results_of(runs: Sequence[Run]) -> list[dict]:
         record = Path(run.folder) / RECORD
         if record.exists() and (stage := read_json(record))["complete"]:
             results = stage["results"].get("best", {}) | stage["results"] | training_of(run)
-            if METRICS[0] not in results:
-                raise ValueError(f"{run.folder}: its stage notes no validation {METRICS[0]}, so tries do not compare")
+            if CHOSEN_BY not in results:
+                raise ValueError(f"{run.folder}: its stage notes no validation {CHOSEN_BY}, so tries do not compare")
             found.setdefault(run.member, {})[run.seed] = results
     rows = []
     for name, seeds in found.items():
-        values = {seed: one["ndcg@10"] for seed, one in seeds.items()}
-        both = [value - found[BASE][seed]["ndcg@10"] for seed, value in values.items() if seed in found.get(BASE, {})]
+        values = {seed: one[CHOSEN_BY] for seed, one in seeds.items()}
+        both = [value - found[BASE][seed][CHOSEN_BY] for seed, value in values.items() if seed in found.get(BASE, {})]
         rows.append({
             "name": name,
             "seeds": len(seeds),
-            **{metric: _mean(seeds, metric) for metric in METRICS if all(metric in one for one in seeds.values())},
+            CHOSEN_BY: _mean(seeds, CHOSEN_BY),
+            **({BESIDE: _mean(seeds, BESIDE)} if all(BESIDE in one for one in seeds.values()) else {}),
             "spread": max(values.values()) - min(values.values()),
             "difference": float(np.mean(both)) if both and name != BASE else None,
             **{name: _mean(seeds, name) for name in ("seconds", "updates", "best_update")},
         })  # fmt: skip
-    return sorted(rows, key=lambda row: -row["ndcg@10"])
+    return sorted(rows, key=lambda row: -row[CHOSEN_BY])
 
 
 def _mean(seeds: Mapping[int | None, Mapping], name: str) -> float:
@@ -114,8 +115,8 @@ def sweep_lines(rows: Sequence[Mapping], tries: Mapping[str, Mapping], missing: 
         changed = [f"{name}: {value}" for one in tries.get(row["name"], {}).values() for name, value in one.items()]
         difference = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
         spread = f"{row['spread']:.4f}" if row["seeds"] > 1 else "–"
-        recall = f"{row['recall@10']:.4f}" if "recall@10" in row else "–"
-        numbers = f"{row['seeds']} | {row['ndcg@10']:.4f} | {difference} | {spread} | {recall}"
+        recall = f"{row[BESIDE]:.4f}" if BESIDE in row else "–"
+        numbers = f"{row['seeds']} | {row[CHOSEN_BY]:.4f} | {difference} | {spread} | {recall}"
         cost = f"{row['seconds'] / 60:.1f} | {row['best_update']:.0f}"
         yield f"| {row['name']} | {'; '.join(changed)} | {numbers} | {cost} |"
     if missing:

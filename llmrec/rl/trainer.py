@@ -201,6 +201,4 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return self.accelerator.reduce(mean, "mean").item()
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        metrics = self.rank(metric_key_prefix)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.rank_and_tell(metric_key_prefix)

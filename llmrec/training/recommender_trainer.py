@@ -143,9 +143,13 @@ class RecommenderTrainer:
         if not math.isfinite(loss["loss"]):
             self._stop(loss, f"evaluation after step {self.state.global_step}")
         if self.sample is not None:
-            ranking = self.rank(metric_key_prefix)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, ranking)
-            metrics.update(ranking)
+            metrics.update(self.rank_and_tell(metric_key_prefix))
+        return metrics
+
+    def rank_and_tell(self, metric_key_prefix: str) -> dict[str, float]:
+        """`rank`, and callbacks are told."""
+        metrics = self.rank(metric_key_prefix)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def rank(self, metric_key_prefix: str = "eval") -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from stage_files import write_yaml
 from tiny import tiny_data
 
 from llmrec.evaluation.leaderboard import runs_of
@@ -20,11 +21,6 @@ CONFIGS = sorted(ROOT.glob("recipes/configs/benchmarks/*/leaderboard.yaml"))
 def run(monkeypatch, script: str, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     runpy.run_path(str(ROOT / script), run_name="__main__")
-
-
-def write_yaml(path: Path, settings: dict) -> str:
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)

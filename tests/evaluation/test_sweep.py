@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stage_files import write_yaml
 from tiny import tiny_data
 
 from llmrec.evaluation.sweep import tries_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("recipes/configs/*/sweep.yaml"))
-
-
-def write_yaml(path: Path, settings: dict) -> str:
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
