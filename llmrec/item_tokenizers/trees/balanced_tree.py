@@ -31,8 +31,9 @@ class BalancedTree(ItemTokenizer):
     Args:
         branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16.
         node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Its
-            vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token is the number of a child, the same for all parents: `branching` tokens a level for any number of
-            items, but a number means something else in every branch, which small models do not learn.
+            vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token
+            is the number of a child, the same for all parents: `branching` tokens a level for any number of items,
+            but a number means something else in every branch, which small models do not learn.
     """
 
     name = "balanced_tree"
