@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from llmrec.hub import local_folder
 from llmrec.models.folder import RecommenderConfig, check_checksums
+from llmrec.rl.rollout import RolloutEngine
 from llmrec.serving.__main__ import json_object, name_of
 from llmrec.serving.http.connections import Server, web_config
 from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError
@@ -42,12 +43,10 @@ class Groups(BaseModel, extra="forbid"):
     weights: str
 
 
-def create_app(folder: str | Path, rollouts: EngineRollouts, settings: Settings) -> FastAPI:
-    """The ASGI application over an engine that has not been asked before."""
+def create_app(rollouts: RolloutEngine, fingerprint: str, dtype: str, settings: Settings) -> FastAPI:
+    """The ASGI application over an engine; `fingerprint` is that of its Semantic IDs, `dtype` that of its weights."""
     app = FastAPI(title="llmrec rollouts", exception_handlers=ERROR_HANDLERS, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, settings=settings)
-    fingerprint = RecommenderConfig.load(folder).semid_fingerprint
-    dtype = str(rollouts.model_config.dtype).removeprefix("torch.")
     lock, name = threading.Lock(), ""
 
     def take(file: Path, sent: str) -> int:
@@ -107,7 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
         settings.check_host(args.host)
         folder = local_folder(args.folder, args.revision)
         check_checksums(folder)
-        app = create_app(folder, EngineRollouts(folder, **args.vllm), settings)
+        rollouts = EngineRollouts(folder, **args.vllm)
+        dtype = str(rollouts.model_config.dtype).removeprefix("torch.")
+        app = create_app(rollouts, RecommenderConfig.load(folder).semid_fingerprint, dtype, settings)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     logger.info("rolling out for %s on http://%s:%d", folder, args.host, args.port)
