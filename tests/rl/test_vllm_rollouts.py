@@ -2,6 +2,7 @@
 rows of new tokens among them."""
 
 import gc
+import random
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from llmrec.training import merged_weights
 pytestmark = pytest.mark.vllm
 LORA = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
 ATTENTION = {"head_dim": 32, "initializer_range": 0.2}  # a width that vLLM has on a CPU, and beams that matter
-FOLDERS = {"qwen3, tied": {}, "llama, untied": {"model_type": "llama", "tie_word_embeddings": False}}
+QWEN2 = {"model_type": "qwen2", "num_attention_heads": 2, "num_key_value_heads": 1}  # whose attention has biases
+FOLDERS = {"qwen3, tied": {}, "qwen2, untied": {**QWEN2, "tie_word_embeddings": False}}
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -26,10 +28,14 @@ def both(request, tmp_path_factory):
     import vllm._custom_ops as kernels
 
     folder = base_folder(tmp_path_factory.mktemp("rollouts") / "base", **ATTENTION, **FOLDERS[request.param])
+    torch.manual_seed(5)
+    states = torch.get_rng_state(), random.getstate(), torch.set_num_threads
     with pytest.MonkeyPatch.context() as patch:
         if "untied" in request.param:
             patch.setattr(kernels, "_supports_onednn", False)
         engine = EngineRollouts(folder, dtype="float32")
+        assert torch.equal(torch.get_rng_state(), states[0]), "a run would draw other numbers than without an engine"
+        assert (random.getstate(), torch.set_num_threads) == states[1:]
         yield folder, engine
     del engine
     gc.collect()

@@ -6,7 +6,9 @@ vLLM (0.32) reloads weights layer by layer, as it loaded them at first. On a CPU
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +34,9 @@ class EngineRollouts:
     """
 
     def __init__(self, folder: str | Path, **more):
-        before = os.environ.get(_APART, "1")
-        os.environ[_APART] = "0"  # weights are handed over as they lie in memory
-        try:
+        with _as_it_was():
+            os.environ[_APART] = "0"  # weights are handed over as they lie in memory
             self.engine = OfflineEngine(folder, RECOMMEND, **more)
-        finally:
-            os.environ[_APART] = before
         self.model_config = self.engine.llm.llm_engine.model_config
 
     @torch.no_grad()
@@ -54,6 +53,21 @@ class EngineRollouts:
             raise RuntimeError(f"{failed} of {len(prompts)} rollouts failed: the log says why")
         groups = torch.stack([output[1:] for output in found]).numpy()
         return groups[..., 2].astype(np.int64), groups[..., 1].astype(np.float32)
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What vLLM sets for a process of its own, and a run reads after it: random states, and on a CPU how threads are
+    set."""
+    apart, states, set_threads = os.environ.get(_APART, "1"), random.getstate(), torch.set_num_threads
+    numbers = np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        os.environ[_APART], torch.set_num_threads = apart, set_threads
+        random.setstate(states)
+        np.random.set_state(numbers)
 
 
 def start_rollouts(folder: str | Path, dtype: torch.dtype, args: GRPOConfig) -> RolloutEngine:
