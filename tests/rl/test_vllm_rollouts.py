@@ -2,12 +2,16 @@
 rows of new tokens among them."""
 
 import gc
+import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
-from grpo_runs import base_folder, loaded, make_trainer, settings
+from grpo_runs import DATA, base_folder, loaded, make_trainer, settings
 from serving.server_process import ServerProcess
+from test_grpo_recipe import ROOT, command, curve
 from trl import ModelConfig
 
 from llmrec.rl import PolicyArguments
@@ -18,8 +22,8 @@ from llmrec.training import merged_weights
 pytestmark = pytest.mark.vllm
 LORA = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
 ATTENTION = {"head_dim": 32, "initializer_range": 0.2}  # a width that vLLM has on a CPU, and beams that matter
-QWEN2 = {"model_type": "qwen2", "num_attention_heads": 2, "num_key_value_heads": 1}  # whose attention has biases
-FOLDERS = {"qwen3, tied": {}, "qwen2, untied": {**QWEN2, "tie_word_embeddings": False}}
+BIASED = {"model_type": "llama", "attention_bias": True, "tie_word_embeddings": False}
+FOLDERS = {"qwen3, tied": {}, "llama, untied": BIASED}
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -157,3 +161,29 @@ def test_a_run_through_a_server_in_a_process_of_its_own(tmp_path):
         assert all(torch.equal(a, b) for (_, a), b in pairs)
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["one", "two", "sharded"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_recipe_through_vllm_is_the_recipe(tmp_path, processes, lora):
+    DATA.save(tmp_path / "data")
+    base_folder(tmp_path / "base", **ATTENTION)
+    flags = ["--max_steps", "5", "--save_steps", "5", "--eval_strategy", "no", "--rollout", "beam"]
+    flags += ["--learning_rate", "1e-2"]
+    flags += ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"] if lora else []
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml")]
+    launch += [str(ROOT / "tests/fsdp_on_cpu.py")] if processes == "sharded" else []
+    vllm = command(tmp_path, "vllm", *flags, "--use_vllm", "true")
+    if processes != "one":
+        vllm = [*launch, *vllm[1:], "--per_device_train_batch_size", "16"]
+    for program in (command(tmp_path, "plain", *flags), vllm):
+        result = subprocess.run(program, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert curve(tmp_path / "vllm", "rollout/staleness") == dict.fromkeys(range(1, 6), 0)
+    for name in ("reward", "grad_norm", "kl"):
+        wanted, found = curve(tmp_path / "plain", name), curve(tmp_path / "vllm", name)
+        assert wanted.keys() == found.keys() and len(set(wanted.values())) > 3
+        for step, value in wanted.items():
+            assert math.isclose(value, found[step], rel_tol=1e-3, abs_tol=1e-6), (name, step)
