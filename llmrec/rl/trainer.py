@@ -64,13 +64,13 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
                 "load_in_4bit on a CPU loses gradients once the model has rolled out (bitsandbytes repacks its "
                 "weights): leave it out, or run on a GPU"
             )
-        if args.use_vllm:
-            self.roll_out.engine, args.use_vllm = engine(), False  # TRL would start one of its own, that writes text
-        self._taken: int | None = None  # the step whose weights the engine has
         args.max_completion_length = self.roll_out.max_length
         args.disable_dropout = True  # or the policy that learns is not the one that rolled out
         if foreign := set(train_dataset.unique("target")) - {None, *recommender.item_ids}:
             raise ValueError(f"target {min(foreign)!r} is not in the catalogue of the model folder")
+        self._taken: int | None = None  # the step whose weights the engine has
+        if args.use_vllm:
+            self.roll_out.engine, args.use_vllm = engine(), False  # TRL would start one of its own, that writes text
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*'rollout_func', which is an experimental feature")
             super().__init__(

@@ -164,8 +164,7 @@ def test_a_run_through_a_server_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", ["one", "two", "sharded"])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("processes", "lora"), [("one", True), ("two", False), ("sharded", True)])
 def test_the_recipe_through_vllm_is_the_recipe(tmp_path, processes, lora):
     DATA.save(tmp_path / "data")
     base_folder(tmp_path / "base", **ATTENTION)

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,8 @@ def start_rollouts(folder: str | Path, dtype: torch.dtype, args: GRPOConfig) -> 
     if args.vllm_mode == "server":
         url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
         return RemoteRollouts(url, RecommenderConfig.load(folder).semid_fingerprint, name, args.vllm_server_timeout)
+    if find_spec("vllm") is None:
+        raise ValueError("use_vllm: vLLM is not installed: docs/install.md says how, or set it to false")
     more = {"dtype": name, "seed": args.seed}
     if args.vllm_max_model_length:
         more["max_model_len"] = args.vllm_max_model_length
@@ -91,7 +94,4 @@ def start_rollouts(folder: str | Path, dtype: torch.dtype, args: GRPOConfig) -> 
         more["gpu_memory_utilization"] = args.vllm_gpu_memory_utilization
     if PartialState().num_processes > 1:
         more["distributed_executor_backend"] = "external_launcher"  # there is a process group already
-    try:
-        return EngineRollouts(folder, **more)
-    except ModuleNotFoundError as error:
-        raise ValueError("use_vllm: vLLM is not installed: docs/install.md, or set it to false") from error
+    return EngineRollouts(folder, **more)
