@@ -147,7 +147,7 @@ def remote(url: str, folder, dtype: str = "float32", seconds: float = 5) -> Remo
 def server(base):
     """`(engine, url)`"""
     engine = SecondModel(base)
-    app = create_app(engine, loaded(base).config.semid_fingerprint, "float32", Settings("tiny", max_body_bytes=2**30))
+    app = create_app(engine, base, "float32", Settings("tiny", max_body_bytes=2**30))
     with listening_app(app) as url:
         yield engine, url
 
@@ -176,6 +176,18 @@ def test_a_server_with_other_weights_than_were_sent_is_found_out(base, server):
         one._ask("PUT", "/v1/rollouts/weights/x", content=b"\x08" * 100)
 
 
+def test_weights_of_another_model_are_refused_and_those_before_stay(base, server):
+    engine, url = server
+    weights, one = loaded(base).model.state_dict(), remote(url, base)
+    one.take(weights.items())
+    for wrong in (torch.zeros(1), None):
+        given = dict(weights, **{"model.norm.weight": wrong})
+        with pytest.raises(ValueError, match="400.*model.norm.weight is .*start the server with the folder"):
+            remote(url, base).take((name, weight) for name, weight in given.items() if weight is not None)
+    one.search([[1, 2]], 2, "catalogue")
+    assert engine.times == 1
+
+
 def test_a_server_of_something_else_is_refused(base, server, monkeypatch):
     _, url = server
     with pytest.raises(ValueError, match="^vllm_server_base_url: .* has dtype float32, this run bfloat16: "):
@@ -187,7 +199,7 @@ def test_a_server_of_something_else_is_refused(base, server, monkeypatch):
 
 
 def test_a_server_asks_for_its_key(base, monkeypatch):
-    app = create_app(SecondModel(base), loaded(base).config.semid_fingerprint, "float32", Settings("tiny", "secret"))
+    app = create_app(SecondModel(base), base, "float32", Settings("tiny", "secret"))
     with listening_app(app) as url:
         with pytest.raises(ValueError, match="401"):
             remote(url, base)

@@ -11,6 +11,7 @@ import argparse
 import logging
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -43,23 +44,38 @@ class Groups(BaseModel, extra="forbid"):
     weights: str
 
 
-def create_app(rollouts: RolloutEngine, fingerprint: str, dtype: str, settings: Settings) -> FastAPI:
-    """The ASGI application over an engine; `fingerprint` is that of its Semantic IDs, `dtype` that of its weights."""
+def shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Of the weights in safetensors files, by name."""
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_slice(name).get_shape() for name in list(tensors.keys())}
+    return found
+
+
+def create_app(rollouts: RolloutEngine, folder: Path, dtype: str, settings: Settings) -> FastAPI:
+    """The ASGI application over the engine of a model folder, with weights of `dtype`."""
     app = FastAPI(title="llmrec rollouts", exception_handlers=ERROR_HANDLERS, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, settings=settings)
+    fingerprint, wanted = RecommenderConfig.load(folder).semid_fingerprint, shapes(folder.glob("*.safetensors"))
     lock, name = threading.Lock(), ""
 
     def take(file: Path, sent: str) -> int:
         nonlocal name
         try:
-            with safe_open(file, "pt") as tensors, lock:
-                names = list(tensors.keys())
-                name = ""  # half the old and half the new would be neither
-                rollouts.take((each, tensors.get_tensor(each)) for each in names)
-                name = sent
-                return len(names)
+            found = shapes([file])
         except SafetensorError as error:
             raise ApiError(400, f"the body is no whole safetensors file: {error}") from error
+        if other := [each for each, shape in wanted.items() if found.get(each) != shape]:
+            message = (
+                f"{other[0]} is {found.get(other[0], 'missing')}, here {wanted[other[0]]}: start the server with "
+            )
+            raise ApiError(400, message + "the folder that the run starts from")
+        with safe_open(file, "pt") as tensors, lock:
+            name = ""  # half the old and half the new would be neither
+            rollouts.take((each, tensors.get_tensor(each)) for each in found)
+            name = sent
+        return len(found)
 
     @app.get(ROUTE)
     def about() -> dict:
@@ -108,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_checksums(folder)
         rollouts = EngineRollouts(folder, **args.vllm)
         dtype = str(rollouts.model_config.dtype).removeprefix("torch.")
-        app = create_app(rollouts, RecommenderConfig.load(folder).semid_fingerprint, dtype, settings)
+        app = create_app(rollouts, folder, dtype, settings)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     logger.info("rolling out for %s on http://%s:%d", folder, args.host, args.port)
