@@ -41,7 +41,7 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.files import write_json
 from llmrec.instructions import load_prompt
-from llmrec.models.folder import RecommenderConfig, plain_generation_config, write_sidecars
+from llmrec.models.folder import RecommenderConfig, plain_generation_config
 from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.recommenders import LLMRecommender
@@ -158,9 +158,7 @@ METHODS = dict.fromkeys(OURS, SemIDGRPOTrainer) | {"TRL": GRPOTrainer, "unfused"
 def engine_of(recommender: LLMRecommender) -> EngineRollouts:
     """vLLM's for a recommender, in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        recommender.model.save_pretrained(folder)
-        recommender.tokenizer.save_pretrained(folder)
-        write_sidecars(folder, recommender.config, recommender.index, recommender.items)
+        recommender.save_pretrained(folder)
         return EngineRollouts(folder, dtype="float32", max_model_len=1024)
 
 

@@ -134,7 +134,7 @@ def test_what_an_engine_cannot_do_is_refused_by_name_before_it_starts(base, tmp_
 
 
 def test_a_prompt_that_thinks_is_refused(tmp_path):
-    folder = base_folder(tmp_path / "base", "think_next_item")
+    folder = base_folder(tmp_path / "base", "think_next_item", max_position_embeddings=1024)
     with pytest.raises(ValueError, match="^use_vllm: the prompt thinks"):
         make_trainer(folder, settings(tmp_path, use_vllm=True), engine=lambda: None)
 

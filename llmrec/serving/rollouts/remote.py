@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -30,8 +31,6 @@ class RemoteRollouts:
     """
 
     def __init__(self, url: str, fingerprint: str, dtype: str, timeout_s: float):
-        import httpx  # of the extra serve
-
         key = os.environ.get("LLMREC_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self.state = url, PartialState()
