@@ -158,8 +158,8 @@ METHODS = dict.fromkeys(OURS, SemIDGRPOTrainer) | {"TRL": GRPOTrainer, "unfused"
 def engine_of(recommender: LLMRecommender) -> EngineRollouts:
     """vLLM's for a recommender, in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        recommender.save_pretrained(folder)
-        return EngineRollouts(folder, dtype="float32", max_model_len=1024)
+        recommender.save_pretrained(f"{folder}/model")
+        return EngineRollouts(f"{folder}/model", dtype="float32", max_model_len=1024)
 
 
 def make_trainer(name: str, recommender: LLMRecommender, rows: list[dict], **more) -> GRPOTrainer:

@@ -173,7 +173,7 @@ def test_a_server_with_other_weights_than_were_sent_is_found_out(base, server):
     with pytest.raises(ValueError, match="409.*another run uses it, or it was started again"):
         one.search([[1, 2]], 2, "catalogue")
     with pytest.raises(ValueError, match="400.*no whole safetensors file"):
-        one._ask("PUT", "/v1/rollouts/weights/x", content=b"\x08" * 100)
+        one._ask("PUT", "/v1/rollouts/weights/x", b"\x08" * 100)
 
 
 def test_weights_of_another_model_are_refused_and_those_before_stay(base, server):

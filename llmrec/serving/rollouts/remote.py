@@ -1,14 +1,16 @@
 """Rollouts by an engine that runs elsewhere (`python -m llmrec.serving.rollouts`), TRL's `vllm_mode: server`; the
 processes of a run share it."""
 
+import json
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
-import httpx
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -16,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 
 ROUTE = "/v1/rollouts"
+_LONGEST_S = 600.0  # that an answer may take
 
 
 class RemoteRollouts:
@@ -32,15 +35,14 @@ class RemoteRollouts:
 
     def __init__(self, url: str, fingerprint: str, dtype: str, timeout_s: float):
         key = os.environ.get("LLMREC_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url, self.state = url, PartialState()
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10))
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url, self.state = url.rstrip("/"), PartialState()
         until = time.monotonic() + timeout_s
         while True:
             try:
                 there = self._ask("GET", ROUTE)
                 break
-            except httpx.TransportError as error:
+            except URLError as error:
                 if time.monotonic() > until:
                     raise ValueError(
                         f"vllm_server_base_url: nobody answers at {url} ({error}): start "
@@ -62,21 +64,25 @@ class RemoteRollouts:
                 file = Path(folder) / "weights.safetensors"
                 save_file({name: weight.to("cpu", copy=True).contiguous() for name, weight in weights}, file)
                 with file.open("rb") as content:
-                    self._ask("PUT", f"{ROUTE}/weights/{self._name}", content=content)
+                    length = {"Content-Length": str(file.stat().st_size)}
+                    self._ask("PUT", f"{ROUTE}/weights/{self._name}", content, **length)
         self.state.wait_for_everyone()
 
     def search(self, prompts: Sequence[Sequence[int]], size: int, normalize: str) -> tuple[np.ndarray, np.ndarray]:
         """Raises `ValueError` where the server has no answer, or other weights than it was sent."""
         asked = {"prompts": [*map(list, prompts)], "size": size, "normalize": normalize, "weights": self._name}
-        found = self._ask("POST", ROUTE, json=asked)
+        found = self._ask("POST", ROUTE, json.dumps(asked).encode(), **{"Content-Type": "application/json"})
         return np.array(found["rows"], np.int64), np.array(found["scores"], np.float32)
 
     @property
     def _name(self) -> str:
         return f"{self.session}-{self.taken}"
 
-    def _ask(self, method: str, path: str, **more) -> dict:
-        answer = self.http.request(method, path, **more)
-        if answer.is_error:
-            raise ValueError(f"{self.url} answers {answer.status_code} to {method} {path}: {answer.text[:500]}")
-        return answer.json()
+    def _ask(self, method: str, path: str, body=None, **headers: str) -> dict:
+        try:
+            asked = Request(self.url + path, body, self.headers | headers, method=method)
+            with urlopen(asked, timeout=_LONGEST_S) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            said = error.read(500).decode(errors="replace")
+            raise ValueError(f"{self.url} answers {error.code} to {method} {path}: {said}") from error
