@@ -194,6 +194,8 @@ def test_a_server_of_something_else_is_refused(base, server, monkeypatch):
         remote(url, base, "bfloat16")
     with pytest.raises(ValueError, match="^vllm_server_base_url: .* has semid_fingerprint .*, this run other: "):
         RemoteRollouts(url, "other", "float32", 5)
+    with pytest.raises(ValueError, match="^vllm_server_base_url: 'localhost:8000' is no address"):
+        remote("localhost:8000", base)
     with pytest.raises(ValueError, match="^vllm_server_base_url: nobody answers at http://127.0.0.1:9"):
         remote("http://127.0.0.1:9", base, seconds=0)
 

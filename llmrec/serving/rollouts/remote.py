@@ -34,6 +34,8 @@ class RemoteRollouts:
     """
 
     def __init__(self, url: str, fingerprint: str, dtype: str, timeout_s: float):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"vllm_server_base_url: {url!r} is no address: write http://host:port")
         key = os.environ.get("LLMREC_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self.state = url.rstrip("/"), PartialState()
