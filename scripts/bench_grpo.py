@@ -208,6 +208,7 @@ def whole_step(trainer: GRPOTrainer, rows: list[dict], clock: Clock) -> None:
     policy_step(trainer, inputs, clock)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
+    trainer.state.global_step += 1
     clock.lap("optimizer")
 
 
