@@ -44,8 +44,8 @@ class BeamPooler(Pooler):
 
     `max_length` bounds a prompt with its Semantic ID, in tokens. A request's output is float64 [1 + n, 3]: first
     `(status, milliseconds of its search, prompts searched with it)`, then `(number of the item, score, row of the
-    index)`, best first. The status is 0, or 1 where the search failed: the engine's log says why, and other requests
-    go on.
+    index)`, best first; where beams were asked for, of the first item with each Semantic ID. The status is 0, or 1
+    where the search failed: the engine's log says why, and other requests go on.
     """
 
     def __init__(self, model: torch.nn.Module, catalogues: catalogues.WorkerCatalogues, max_length: int):
@@ -99,12 +99,15 @@ class BeamPooler(Pooler):
         normalize = self._catalogues.config.normalize
         places = torch.tensor([[prompt.start, prompt.length] for prompt in group])
         wanted = [one.k for one in asked], [one.num_beams for one in asked], within
-        search, dense = None, asked[0].dense
+        search, dense, beams = None, asked[0].dense, asked[0].beams
         if dense != ALONE:
-            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
-        scorer = self._catalogues.dense(asked[0].version) if dense else None
-        states = hidden[places.sum(1).to(hidden.device) - 1]
-        lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
+            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, beams or normalize)
+        if beams:
+            lists = catalogue.semids(search(None, asked[0].num_beams, None))
+        else:
+            scorer = self._catalogues.dense(asked[0].version) if dense else None
+            states = hidden[places.sum(1).to(hidden.device) - 1]
+            lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
         first = 0.0, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
@@ -139,13 +142,14 @@ def _parsed(params: PoolingParams) -> SearchRequest | None:
         return None
 
 
-def _kind(prompt: Prompt) -> tuple[int, str, str]:
-    return prompt.request.version or 0, prompt.request.view, prompt.request.dense
+def _kind(prompt: Prompt) -> tuple[int, str, str, str, int]:
+    request = prompt.request
+    return request.version or 0, request.view, request.dense, request.beams, request.num_beams if request.beams else 0
 
 
 def _groups(prompts: list[Prompt], rows: int) -> list[list[Prompt]]:
     """Prompts that are searched together: of one catalogue version, view and use of dense scores, about one length, in
-    bounds."""
+    bounds; where they ask for beams, for as many."""
     groups: list[list[Prompt]] = []
     most_masks = max(1, _MASK_ROWS // rows)
     for prompt in sorted(prompts, key=lambda one: (*_kind(one), one.length)):

@@ -36,6 +36,8 @@ class SearchRequest:
         view: the Semantic IDs that are searched.
         history: the item ids that `exclude_seen` looks at.
         dense: what is done with dense scores (`llmrec.decoding.dense.MODES`); empty: nothing.
+        beams: answers with the `num_beams` best Semantic IDs of the whole catalogue, scored as this says
+            (`llmrec.decoding.beam_search.Normalize`); empty: with items.
     """
 
     k: int
@@ -45,6 +47,7 @@ class SearchRequest:
     filter: Filter | None = None
     history: Sequence[str] = ()
     dense: str = ""
+    beams: str = ""
 
     def params(self) -> "PoolingParams":
         """The same for vLLM, whose engine may be another process."""
