@@ -36,7 +36,8 @@ def best_dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | t
 
 def on_actors(kind: type, arguments: tuple, calls: Iterable, actors: int, gpus_per_actor: float) -> Iterator:
     """What `kind(*arguments).make(call)` returns for every call, in any order, from actors on the Ray cluster that
-    `ray.init` or RAY_ADDRESS names, which must have room for all of them. Calls are taken as actors become free.
+    `ray.init` or RAY_ADDRESS names, spread over its nodes, with room for all of them. Calls are taken as actors become
+    free.
 
     An actor that is lost is started again, and does again what it was at. Checked with ray 2.60. Raises
     `ray.exceptions.RayTaskError` for what failed in one, `ValueError` where Ray is not installed.
@@ -46,7 +47,8 @@ def on_actors(kind: type, arguments: tuple, calls: Iterable, actors: int, gpus_p
         from ray.util import ActorPool
     except ImportError as error:
         raise ValueError("actors need Ray: pip install 'llmrec[ray]', or set actors: 0") from error
-    actor = ray.remote(num_gpus=gpus_per_actor, max_restarts=-1, max_task_retries=-1)(kind)
+    again = {"max_restarts": -1, "max_task_retries": -1}
+    actor = ray.remote(num_gpus=gpus_per_actor, scheduling_strategy="SPREAD", **again)(kind)
     pool = ActorPool([actor.remote(*arguments) for _ in range(actors)])
     for call in calls:
         if not pool.has_free():

@@ -250,13 +250,14 @@ def made_again(path: Path) -> Iterator[None]:
         raise ValueError(f"{error}: remove {path}, and it is made again") from error
 
 
-def fingerprint(*parts: str | bytes | memoryview | pa.Table | Iterator[pa.Table]) -> str:
+def fingerprint(*parts: str | bytes | memoryview | pa.Table | Iterator[pa.Table], rows_at_once: int = 2**20) -> str:
     """16 hex digits of the SHA-256 over strings, bytes and the logical content of Arrow tables, or of a table that
-    comes in pieces (at least one), however it is cut. 2^20 rows are copied at a time."""
+    comes in pieces (at least one), however it is cut. Of so many rows a copy is made at once; with another number
+    longer tables have another fingerprint."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, pa.Table | Iterator):
-            pieces = _in_slices(iter([part]) if isinstance(part, pa.Table) else part)
+            pieces = _in_slices(iter([part]) if isinstance(part, pa.Table) else part, rows_at_once)
             for number, rows in enumerate(pieces):
                 if not number:
                     digest.update(str(rows.schema.remove_metadata()).encode())
@@ -267,7 +268,7 @@ def fingerprint(*parts: str | bytes | memoryview | pa.Table | Iterator[pa.Table]
     return digest.hexdigest()[:16]
 
 
-def _in_slices(pieces: Iterator[pa.Table], rows: int = 2**20) -> Iterator[pa.Table]:
+def _in_slices(pieces: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     left = next(pieces)
     for piece in pieces:
         left = pa.concat_tables([left, piece])

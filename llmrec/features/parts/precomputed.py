@@ -61,7 +61,7 @@ class PrecomputedFeatures(FeaturePart):
                 missing = wanted.filter(places.is_null())[0].as_py()
                 raise ValueError(f"{path} holds no embedding of item {missing!r}")
             rows = matrix[places.to_numpy()]
-        rows = np.asarray(rows, np.float32).reshape(len(wanted), -1)
+        rows = np.asarray(rows, np.float32).reshape(len(wanted), int(np.prod(matrix.shape[1:])))
         for block in blocks(len(rows)):
             finite = np.isfinite(rows[block]).all(1)
             if not finite.all():
