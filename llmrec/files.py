@@ -280,8 +280,8 @@ def _in_slices(pieces: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 
 def _digest_rows(digest, rows: pa.Table) -> None:
-    try:
-        flat = rows.combine_chunks()
+    try:  # an empty chunk more, so that a copy is made: buffers of a slice hold what stands beside it
+        flat = pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks()
     except pa.ArrowInvalid:  # a column holds more than an Arrow array can, 2 GiB of text
         half = len(rows) // 2
         _digest_rows(digest, rows.slice(0, half))
