@@ -96,7 +96,7 @@ def test_actors_fill_the_cache_that_one_process_began(ray, tmp_path, monkeypatch
     assert isinstance(features.parts[0].encoder, SentenceTransformerEncoder)
     caplog.clear()
     np.testing.assert_allclose(features.fit(items).encode(items), one, atol=1e-6)
-    assert "3 of 13 texts are in the cache" in caplog.text
+    assert "4 of 13 texts are in the cache" in caplog.text
     caplog.clear()
     assert ItemFeatures([{"kind": "text"}], tmp_path / "many").encode(items).shape == (13, 384)
     assert "13 of 13 texts are in the cache" in caplog.text
