@@ -48,8 +48,8 @@ async def prometheus(front: TheFront):
     return Response(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application, for uvicorn; who made the service closes it."""
+def create_app(service: Service, settings: Settings, alone_s: float = 0.0) -> FastAPI:
+    """The ASGI application, for uvicorn; who made the service closes it. `alone_s`: see `Front`."""
     app = FastAPI(
         title="llmrec",
         version=llmrec.__version__,
@@ -57,7 +57,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         redoc_url=None,
         exception_handlers=ERROR_HANDLERS,
     )
-    app.state.front = Front(service, settings)
+    app.state.front = Front(service, settings, alone_s)
     if settings.recommend:
         app.include_router(recommend_routes.router)
     app.include_router(catalogue_routes.router)

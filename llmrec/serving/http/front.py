@@ -12,6 +12,10 @@ from llmrec.serving.http.service import Served, Service
 from llmrec.serving.http.settings import Settings
 
 _SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LEAST_S, _LONGEST_S = (
+    0.1,
+    0.5,
+)  # that what runs at a time takes: of a model that takes longer alone little runs beside
 _BEAMS = (1, 5, 10, 20, 50, 100, 200, 512)
 
 
@@ -44,12 +48,16 @@ class Metrics:
 
 
 class Front:
-    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`."""
+    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`.
 
-    def __init__(self, service: Service, settings: Settings):
+    Args:
+        alone_s: what a plain recommendation takes that runs alone.
+    """
+
+    def __init__(self, service: Service, settings: Settings, alone_s: float = 0.0):
         self.service, self.settings, self.metrics = service, settings, Metrics()
         self.started = int(time.time())
-        self.searches = self.gate(settings.max_concurrent)
+        self.searches = self.gate(settings.max_concurrent, max(_LEAST_S, 4 * alone_s))
         self.changes = self.gate(1)
         gauge = self.metrics.gauge
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
@@ -58,8 +66,8 @@ class Front:
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 
-    def gate(self, width: int) -> Gate:
-        return Gate(width, self.settings.max_queue, self.settings.timeout_s)
+    def gate(self, width: int, longest_s: float | None = None) -> Gate:
+        return Gate(width, self.settings.max_queue, self.settings.timeout_s, longest_s)
 
 
 def _front(request: Request) -> Front:
