@@ -5,7 +5,7 @@ from fastapi.openapi.utils import get_openapi
 
 import llmrec
 from llmrec.serving.http import catalogue_routes, recommend_routes
-from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError, errors
+from llmrec.serving.http.errors import ERROR_HANDLERS, errors
 from llmrec.serving.http.front import Front, TheFront
 from llmrec.serving.http.middleware import Guard, RequestLog
 from llmrec.serving.http.schemas import Health, ModelList
@@ -31,10 +31,7 @@ async def health(front: TheFront):
 @router.get("/ready", response_model=Health, responses=errors(503))
 async def ready(front: TheFront):
     """Whether requests can be answered: every engine is there, and answered the last time that it was asked."""
-    try:
-        front.service.check()
-    except Exception as error:
-        raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
+    front.check()
     return {"status": "ok", "catalogue_version": front.service.current.number}
 
 

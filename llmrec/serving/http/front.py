@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from llmrec.serving.http.errors import engine_failed
 from llmrec.serving.http.limits import Gate
-from llmrec.serving.http.service import Served, Service
+from llmrec.serving.http.service import Served, Service, Unavailable
 from llmrec.serving.http.settings import Settings
 
 _SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -65,6 +66,13 @@ class Front:
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
+
+    def check(self) -> None:
+        """Raises `ApiError` (503) where an engine is dead; it says when there will be another one."""
+        try:
+            self.service.check()
+        except Unavailable as error:
+            raise engine_failed(str(error), error.seconds) from error
 
     def gate(self, width: int, longest_s: float | None = None) -> Gate:
         return Gate(width, self.settings.max_queue, self.settings.timeout_s, longest_s)

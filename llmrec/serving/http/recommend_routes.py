@@ -24,14 +24,16 @@ _DOCUMENTED = errors(400, 401, 413, 429, 503)
 
 
 class _Door(APIRoute):
-    """Turns away what has no room in the queue before it is parsed."""
+    """Turns away what no engine is there for, or has no room in the queue, before it is parsed."""
 
     def get_route_handler(self) -> Callable:
         handle = super().get_route_handler()
 
         async def turn_away_or_handle(request: Request) -> Response:
             await request.body()
-            request.app.state.front.searches.check_room(client_of(request))
+            front = request.app.state.front
+            front.check()
+            front.searches.check_room(client_of(request))
             return await handle(request)
 
         return turn_away_or_handle
@@ -81,13 +83,14 @@ async def _answers(
             with front.service.using(served):  # a search that nobody waits for any more may still run
                 waited = time.perf_counter() - came
                 try:
+                    front.check()
                     asked = read_request(bodies[number], served, front.settings)
+                    beams[number] = asked.num_beams
+                    if isinstance(found := search(asked, served), ApiError):
+                        front.check()  # an engine that is started again says for how long
+                        return found
                 except ApiError as error:
                     return error
-                beams[number] = asked.num_beams
-                found = search(asked, served)
-                if isinstance(found, ApiError):
-                    return found
                 return _json(_answer(request, front, served, number, asked, found, waited))
 
         places = [number for number, body in enumerate(bodies) if isinstance(body, RecommendRequest)]

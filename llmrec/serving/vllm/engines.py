@@ -5,7 +5,7 @@ A vLLM engine pools or generates, so `recommend` and `generate` have an engine e
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,17 +151,20 @@ class OfflineEngine:
 
 
 class OnlineEngine:
-    """An `AsyncLLM` that runs in the event loop of another thread; calls wait for it, as those of `OfflineEngine`."""
+    """The `AsyncLLM` of a mode, which may be exchanged for another one and runs in the event loop of another thread;
+    calls wait for it, as those of `OfflineEngine`."""
 
-    def __init__(self, client: "AsyncLLM", loop: asyncio.AbstractEventLoop):
-        self.client, self.loop = client, loop
+    def __init__(self, clients: "Mapping[str, AsyncLLM]", mode: str, loop: asyncio.AbstractEventLoop):
+        self._clients, self._mode, self.loop = clients, mode, loop
 
     def search(self, prompts, requests):
-        outputs = self._last_outputs(self.client.encode, prompts, [request.params() for request in requests])
+        params = [request.params() for request in requests]
+        outputs = self._last_outputs(self._clients[self._mode].encode, prompts, params)
         return [output.outputs.data for output in outputs]
 
     def write(self, prompts, params):
-        return [output.outputs[0].text for output in self._last_outputs(self.client.generate, prompts, params)]
+        outputs = self._last_outputs(self._clients[self._mode].generate, prompts, params)
+        return [output.outputs[0].text for output in outputs]
 
     def _last_outputs(self, ask, prompts, params) -> list:
         async def last(prompt, one):
