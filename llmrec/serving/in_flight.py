@@ -11,9 +11,14 @@ _current: ContextVar["Work | None"] = ContextVar("work", default=None)
 
 
 class Work:
-    """Futures that a call has made, in the thread that runs it."""
+    """Futures that a call has made, in the thread that runs it.
 
-    def __init__(self):
+    Args:
+        shared: whether others are there, who wait for what the call asks.
+    """
+
+    def __init__(self, shared: bool = False):
+        self.shared = shared
         self._futures: set[Future] = set()
         self._stopped, self._lock = False, threading.Lock()
 
@@ -45,3 +50,8 @@ def remembered(future: Future) -> Future:
     if (work := _current.get()) is not None:
         work.add(future)
     return future
+
+
+def shared() -> bool:
+    """Whether others wait for what this call asks of engines."""
+    return (work := _current.get()) is not None and work.shared

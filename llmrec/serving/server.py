@@ -83,7 +83,7 @@ async def serve(
         engines.start()
         service = await open_service(folder, store, engines)
         stack.callback(service.close)
-        alone_s = await asyncio.to_thread(try_out, service, folder) if RECOMMEND in modes else 0.0
+        alone_s = await asyncio.to_thread(try_out, service, folder) if RECOMMEND in modes else None
         app = create_app(service, front_settings(folder, store, engines.clients, settings), alone_s)
         if GENERATE in modes:
             add_openai_routes(app, await openai_serving(engines.clients[GENERATE], settings.model, folder))
@@ -108,13 +108,13 @@ async def serve(
 
 
 def try_out(service: Service, folder: str | Path) -> float:
-    """The seconds of a recommendation that runs alone; raises `ValueError` for weights that give no numbers, so that
-    they are found before anybody asks."""
+    """The seconds of a recommendation without a history that runs alone; raises `ValueError` for weights that give no
+    numbers, so that they are found before anybody asks."""
     try:
         seconds = []
         for _ in range(3):  # the first one warms up
             began = time.perf_counter()
-            service.current.recommender.recommend([[]], 1, think=False, variations=0)
+            service.current.recommender.recommend([[]], 1)
             seconds.append(time.perf_counter() - began)
         return min(seconds)
     except Exception as error:

@@ -45,7 +45,7 @@ async def prometheus(front: TheFront):
     return Response(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def create_app(service: Service, settings: Settings, alone_s: float = 0.0) -> FastAPI:
+def create_app(service: Service, settings: Settings, alone_s: float | None = None) -> FastAPI:
     """The ASGI application, for uvicorn; who made the service closes it. `alone_s`: see `Front`."""
     app = FastAPI(
         title="llmrec",

@@ -9,14 +9,12 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from llmrec.serving.http.errors import engine_failed
 from llmrec.serving.http.limits import Gate
+from llmrec.serving.http.recommending import cost
+from llmrec.serving.http.schemas import RecommendRequest
 from llmrec.serving.http.service import Served, Service, Unavailable
 from llmrec.serving.http.settings import Settings
 
 _SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LEAST_S, _LONGEST_S = (
-    0.1,
-    0.5,
-)  # that what runs at a time takes: of a model that takes longer alone little runs beside
 _BEAMS = (1, 5, 10, 20, 50, 100, 200, 512)
 
 
@@ -52,13 +50,15 @@ class Front:
     """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`.
 
     Args:
-        alone_s: what a plain recommendation takes that runs alone.
+        alone_s: what a recommendation without a history takes that runs alone; without it `max_concurrent` run at a
+            time, however long they take.
     """
 
-    def __init__(self, service: Service, settings: Settings, alone_s: float = 0.0):
+    def __init__(self, service: Service, settings: Settings, alone_s: float | None = None):
         self.service, self.settings, self.metrics = service, settings, Metrics()
         self.started = int(time.time())
-        self.searches = self.gate(settings.max_concurrent, max(_LEAST_S, 4 * alone_s))
+        alone = alone_s and (cost(RecommendRequest(), service.current, settings), alone_s)
+        self.searches = self.gate(settings.max_concurrent, alone)
         self.changes = self.gate(1)
         gauge = self.metrics.gauge
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
@@ -74,8 +74,8 @@ class Front:
         except Unavailable as error:
             raise engine_failed(str(error), error.seconds) from error
 
-    def gate(self, width: int, longest_s: float | None = None) -> Gate:
-        return Gate(width, self.settings.max_queue, self.settings.timeout_s, longest_s)
+    def gate(self, width: int, alone: tuple[float, float] | None = None) -> Gate:
+        return Gate(width, self.settings.max_queue, self.settings.timeout_s, alone)
 
 
 def _front(request: Request) -> Front:

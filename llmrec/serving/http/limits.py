@@ -26,11 +26,11 @@ class Gate:
         width: turns at a time; each blocking call has a thread.
         max_queue: requests that wait.
         timeout_s: for waiting and the calls together.
-        longest_s: how long what runs at a time may take; see `Turns`.
+        alone: what a turn costs, and takes where it runs alone; see `Turns`.
     """
 
-    def __init__(self, width: int, max_queue: int, timeout_s: float, longest_s: float | None = None):
-        self.max_queue, self.timeout_s, self._turns = max_queue, timeout_s, Turns(width, longest_s)
+    def __init__(self, width: int, max_queue: int, timeout_s: float, alone: tuple[float, float] | None = None):
+        self.max_queue, self.timeout_s, self._turns = max_queue, timeout_s, Turns(width, alone)
         self._threads = ThreadPoolExecutor(width, thread_name_prefix="llmrec-search")
 
     @property
@@ -82,7 +82,7 @@ class Gate:
         running: set[Work] = set()
 
         def begin(number: int, turn: Turn) -> None:
-            asked = Work()
+            asked = Work(turn.shared)
             running.add(asked)
             thread = self._threads.submit(asked.run, calls[number][1])
             thread.add_done_callback(lambda _: loop.call_soon_threadsafe(end, number, turn, asked, thread))

@@ -13,13 +13,11 @@ from pydantic import ValidationError
 from llmrec.serving.http.errors import ApiError, errors, validation_error
 from llmrec.serving.http.front import Front, TheFront
 from llmrec.serving.http.limits import client_of, until_disconnect
-from llmrec.serving.http.recommending import Asked, Found, read_request, search, shortage
+from llmrec.serving.http.recommending import Asked, Found, cost, read_request, search, shortage
 from llmrec.serving.http.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
 from llmrec.serving.http.service import Served
-from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
-_LETTERS = 4  # of a token, about
 _DOCUMENTED = errors(400, 401, 413, 429, 503)
 
 
@@ -94,7 +92,7 @@ async def _answers(
                 return _json(_answer(request, front, served, number, asked, found, waited))
 
         places = [number for number, body in enumerate(bodies) if isinstance(body, RecommendRequest)]
-        calls = [(_cost(bodies[number], served, front.settings), partial(work, number)) for number in places]
+        calls = [(cost(bodies[number], served, front.settings), partial(work, number)) for number in places]
         answers = await until_disconnect(request, front.searches.run(calls, client_of(request)))
     request.state.log |= {"catalogue_version": served.number, "beams": _of_all(beams)}
     made = dict(zip(places, answers))
@@ -103,16 +101,6 @@ async def _answers(
 
 def _json(value: dict) -> bytes:
     return JSONResponse(value).body
-
-
-def _cost(body: RecommendRequest, served: Served, settings: Settings) -> float:
-    """About how many tokens the model runs: those of the prompt, and of the beams at every level but the last."""
-    config, levels = served.recommender.config, served.version.index.num_levels
-    texts = (body.wish, body.query, body.intention, *(message.content for message in body.messages or ()))
-    words = sum(len(text) for text in texts if text) / _LETTERS
-    prompt = min(len(body.history), config.max_history) * levels + min(words, settings.max_prompt_tokens or words)
-    beams = min(settings.max_beams, max(body.num_beams or config.num_beams, body.k))
-    return (1 + prompt + beams * (levels - 1)) * len(served.recommender.ways())
 
 
 def _answer(

@@ -26,6 +26,7 @@ from llmrec.tokens import conversation
 logger = logging.getLogger("llmrec.serving")
 
 _BAD_FILTER = (ValueError, TypeError, ArithmeticError, pa.ArrowException)
+_LETTERS = 4  # of a token, about
 _TASK_FIELDS = ("about", "wish", "query", "intention")
 _UNKNOWN = {
     "item_id": ("item {!r} is not in the catalogue: leave it out, or find items at /v1/items?query=", "unknown_item"),
@@ -74,6 +75,16 @@ def item_prompts() -> dict[str, Prompt]:
         and not prompt.thinking
         and set(TASKS[prompt.task].given) <= {*_TASK_FIELDS}
     }
+
+
+def cost(body: RecommendRequest, served: Served, settings: Settings) -> float:
+    """About how many tokens the model runs: those of the prompt, and of the beams at every level but the last."""
+    config, levels = served.recommender.config, served.version.index.num_levels
+    texts = (body.wish, body.query, body.intention, *(message.content for message in body.messages or ()))
+    words = sum(len(text) for text in texts if text) / _LETTERS
+    prompt = min(len(body.history), config.max_history) * levels + min(words, settings.max_prompt_tokens or words)
+    beams = min(settings.max_beams, max(body.num_beams or config.num_beams, body.k))
+    return (1 + prompt + beams * (levels - 1)) * len(served.recommender.ways())
 
 
 def read_request(body: RecommendRequest, served: Served, settings: Settings) -> Asked:

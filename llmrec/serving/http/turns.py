@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 
 _GONE_S = 10.0  # a client that asked for nothing so long is gone
+_LEAST_S = 0.1
 _MEMORY = 0.95  # of what is known of the rate, when one more turn has ended
 
 
@@ -34,12 +35,14 @@ class Turn:
 
     Args:
         began: when.
+        shared: whether another client was there, or was seconds ago.
         work: how much had run at all until then: the integral of the costs that ran.
     """
 
     client: str
     cost: float
     began: float
+    shared: bool
     work: float = field(default=0.0, repr=False)
 
 
@@ -48,23 +51,27 @@ class Turns:
 
     A turn goes to the client that has been given the least (start-time fair queueing), and of its requests to the one
     that would have ended first had each been begun as it came, so that a short one passes by a long one and a long one
-    comes to its end. What runs for a client is an equal share of what takes `longest_s` at the rate at which work was
-    done lately, and half of it while another one was there seconds ago; who was given the least may always have one.
+    comes to its end. What runs for a client is an equal share of what takes 0.1 s at the rate at which work was done
+    lately, or four times what a turn takes alone: half of that runs in one step of an engine while the other half
+    waits. While another client was there seconds ago it is half as much; who was given the least may always have one.
 
     Args:
         width: turns at a time.
-        longest_s: without it `width` turns stand for it.
+        alone: the cost of a turn, and the seconds that it takes where nothing runs beside it; without it what may run
+            is `width` turns.
     """
 
-    def __init__(self, width: int, longest_s: float | None = None):
-        self.width, self.longest_s = width, longest_s
+    def __init__(self, width: int, alone: tuple[float, float] | None = None):
+        self.width, self.longest_s = width, None
         self._queues: dict[str, list[Waiting]] = {}  # of clients that wait
         self._running: dict[str, set[Turn]] = {}
         self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands
         self._clock = 0.0  # where the last turn stood
         self._seen: dict[str, float] = {}  # when clients were there last
         self._now, self._work = 0.0, 0.0  # of the integral of the costs that run
-        self._beside, self._seconds = 0.0, 0.0  # of the turns that ended lately: the costs that ran, and how long
+        self._beside, self._seconds = alone or (0.0, 0.0)  # of the turns that ended: the costs that ran, and how long
+        if alone is not None:
+            self.longest_s = max(_LEAST_S, 4 * alone[1])
 
     @property
     def running(self) -> int:
@@ -113,7 +120,7 @@ class Turns:
             self._clock = self._stands(client)
             self._given[client] = self._clock + cost
             self._pass(now)
-            turn = Turn(client, cost, now, self._work)
+            turn = Turn(client, cost, now, len(self._seen) > 1, self._work)
             self._running.setdefault(client, set()).add(turn)
             waiting.begin(number, turn)
 
