@@ -154,7 +154,10 @@ class Turns:
         most /= max(len(self._queues.keys() | self._running.keys()), min(2, len(self._seen)))
         stands = {client: self._stands(client) for client in self._queues}
         for client in sorted(stands, key=stands.get):
-            waiting, runs = self._queues[client][0], sum(turn.cost for turn in self._running.get(client, ()))
-            if runs + waiting.costs[waiting.begun] <= most or (not runs and stands[client] == min(stands.values())):
+            waiting, runs = self._queues[client][0], self._running.get(client, set())
+            costs = [*(turn.cost for turn in runs), waiting.costs[waiting.begun]]
+            if (len(costs) if self.longest_s is None else sum(costs)) <= most:
+                return client
+            if not runs and stands[client] == min(stands.values()):
                 return client
         return None
