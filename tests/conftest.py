@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a bug
@@ -10,6 +11,16 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The models of the tests are tiny: one thread is as fast as many, gives equal results everywhere, and leaves room.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+torch.manual_seed(0)  # of models that a module of tests makes
+
+
+def pytest_runtest_setup():
+    """Before the fixtures of a test: its draws, and so its result, depend on no other test."""
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_steps_have_the_losses_of_plain_ones(name):
     windows, known = next_item_windows(offsets, np.ones(60, int), 8, rows), known_items(offsets, times)
     curves, gradients = {}, {}
     for way in ("ours", "plain"):
-        model = copy.deepcopy(MODELS[name]).eval()
+        model = copy.deepcopy(MODELS[name]).double().eval()
         optimizer, curves[way] = torch.optim.SGD(model.parameters(), 1e-5), []
         for batch in next_item_batches(values, known, windows, 16, np.random.default_rng(0)):
             if way == "ours":
@@ -175,9 +175,9 @@ def test_steps_have_the_losses_of_plain_ones(name):
             curves[way].append(loss.item())
         gradients[way] = [weights.grad for weights in model.parameters()]
     assert len(curves["ours"]) >= 4 and curves["ours"][-1] != curves["ours"][0]
-    assert curves["ours"] == pytest.approx(curves["plain"], rel=1e-5)
+    assert curves["ours"] == pytest.approx(curves["plain"], rel=1e-9)
     for one, other in zip(gradients["ours"], gradients["plain"]):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9 * other.abs().max().item() + 1e-12)
 
 
 def test_attention_is_that_of_pytorch():
