@@ -43,7 +43,7 @@ class Gate:
 
     def check_room(self, client: str) -> None:
         """Raises `ApiError` (429) where one more request of this client would be turned away."""
-        if self.waiting >= self.max_queue and self._turns.last(client).client == client:
+        if self.waiting >= max(1, self.max_queue) and self._turns.last(client).client == client:
             raise self._full()
 
     @asynccontextmanager
