@@ -5,7 +5,7 @@ from fastapi.openapi.utils import get_openapi
 
 import llmrec
 from llmrec.serving.http import catalogue_routes, recommend_routes
-from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError, errors
+from llmrec.serving.http.errors import ERROR_HANDLERS, errors
 from llmrec.serving.http.front import Front, TheFront
 from llmrec.serving.http.middleware import Guard, RequestLog
 from llmrec.serving.http.schemas import Health, ModelList
@@ -31,10 +31,7 @@ async def health(front: TheFront):
 @router.get("/ready", response_model=Health, responses=errors(503))
 async def ready(front: TheFront):
     """Whether requests can be answered: every engine is there, and answered the last time that it was asked."""
-    try:
-        front.service.check()
-    except Exception as error:
-        raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
+    front.check()
     return {"status": "ok", "catalogue_version": front.service.current.number}
 
 
@@ -48,8 +45,8 @@ async def prometheus(front: TheFront):
     return Response(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application, for uvicorn; who made the service closes it."""
+def create_app(service: Service, settings: Settings, alone_s: float | None = None) -> FastAPI:
+    """The ASGI application, for uvicorn; who made the service closes it. `alone_s`: see `Front`."""
     app = FastAPI(
         title="llmrec",
         version=llmrec.__version__,
@@ -57,7 +54,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         redoc_url=None,
         exception_handlers=ERROR_HANDLERS,
     )
-    app.state.front = Front(service, settings)
+    app.state.front = Front(service, settings, alone_s)
     if settings.recommend:
         app.include_router(recommend_routes.router)
     app.include_router(catalogue_routes.router)
