@@ -117,7 +117,7 @@ def test_the_http_front_asks_in_all_ways(folder, tmp_path):
     with CatalogueStore(path, tmp_path / "log") as store:
         served = Served(store.current, recommender)
         asked = read_request(RecommendRequest(history=history, k=5), served, Settings(model="m"))
-        (found,) = search([asked], served)
+        found = search(asked, served)
     assert asked.prompt == recommender.prompts([history])[0]
     (expected,) = recommender.recommend([history], k=5)
     assert found.items == [(item.item_id, item.score) for item in expected]
