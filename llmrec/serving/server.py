@@ -7,10 +7,13 @@ import multiprocessing
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from fastapi import FastAPI
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -24,9 +27,10 @@ from llmrec.models.folder import DENSE, ITEM_TOKENIZER, RecommenderConfig, check
 from llmrec.models.weights import load_tokenizer
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.connections import Server, web_config
-from llmrec.serving.http.engine_context import VersionedEngine
+from llmrec.serving.http.engine_context import TracedEngine, VersionedEngine
+from llmrec.serving.http.following import Following, WriterAway
 from llmrec.serving.http.openai_routes import add_openai_routes
-from llmrec.serving.http.service import Service
+from llmrec.serving.http.service import ChangeFailed, Service
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Prepared
 from llmrec.serving.vllm.engines import GENERATE, RECOMMEND, OnlineEngine, engine_arguments
@@ -35,12 +39,17 @@ from llmrec.serving.vllm.recommender import VLLMRecommender
 from llmrec.tokens import fix_today
 
 logger = logging.getLogger("llmrec.serving")
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _LOADING_S = 600.0  # the longest that an engine may take for a catalogue version
 _LOOK_S = 2.0  # between two looks at the engines
 
 
 class EngineFailed(RuntimeError):
-    """An engine stopped, or did not answer for too long; nothing of the server is left running."""
+    """An engine stopped, did not answer for too long, or did not take a version of a catalogue that it follows;
+    nothing of the server is left running."""
+
+
+FAILED = EngineFailed, WriterAway  # what another start may mend
 
 
 class Engines:
@@ -99,6 +108,74 @@ class Engines:
         return asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
 
 
+@asynccontextmanager
+async def opened(
+    folder: str | Path,
+    modes: dict[str, dict],
+    settings: Settings,
+    directory: str | Path | None,
+    engine_timeout_s: float = 120.0,
+) -> AsyncIterator[tuple[FastAPI, list[asyncio.Task]]]:
+    """The application over a folder, its engines and its catalogue, while the block lasts; and what runs beside it,
+    which ends, with an error, only where the server should too.
+
+    Args:
+        folder: a merged model folder.
+        modes: `recommend`, `generate` or both, with vLLM's arguments for the engine of each; with none there is the
+            catalogue alone, for other servers that follow.
+        directory: of the catalogue log, by default `<folder>/catalogue`.
+        engine_timeout_s: an engine that does not answer for so long hangs.
+
+    Raises:
+        ValueError: a folder that is none, or one whose weights recommend nothing; a writer that does not want to be
+            followed.
+        WriterAway: the writer that it follows does not answer.
+    """
+    check_checksums(folder)
+    os.environ[FRONT] = str(os.getpid())
+    register()
+    shared = len(modes) > 1 and current_platform.is_cuda_alike()
+    traces = os.environ.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)
+    instrumentor = _instrumentor() if traces else None
+    store = CatalogueStore(folder, directory)  # first: the engines load what it says
+    async with AsyncExitStack() as stack:
+        stack.callback(store.close)
+        following = None
+        if settings.follow is not None:
+            following = Following(settings.follow, store, settings.admin_key, settings.never_stale)
+            await following.catch_up()
+        clients = {}
+        for mode, engine in modes.items():
+            if shared:
+                engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
+            if traces:
+                engine = {"otlp_traces_endpoint": traces} | engine
+            logger.info("starting the %s engine (some minutes with a large model)", mode)
+            arguments = engine_arguments(folder, mode, store.directory, **engine)
+            clients[mode] = start_engine(arguments)
+            stack.callback(clients[mode].shutdown)
+        service = await open_service(folder, store, clients, following.check if following else lambda: None)
+        stack.callback(service.close)
+        if RECOMMEND in clients:
+            await asyncio.to_thread(_try_out, service, folder)
+        app = create_app(service, front_settings(folder, store, clients, settings))
+        if GENERATE in clients:
+            add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
+        if instrumentor is not None:
+            instrumentor.instrument_app(app, excluded_urls="health,ready,metrics,catalogue/records")
+        beside = [asyncio.create_task(Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s))]
+        if following is not None:
+            beside.append(asyncio.create_task(_follow(following, service)))
+            await following.until_level(beside)
+            text = "Seconds since the writer of the catalogue was heard."
+            app.state.front.metrics.gauge("llmrec_catalogue_silent_seconds", text, lambda: following.silent_s)
+        try:
+            yield app, beside
+        finally:
+            for task in beside:
+                task.cancel()
+
+
 async def serve(
     folder: str | Path,
     modes: dict[str, dict],
@@ -112,57 +189,55 @@ async def serve(
     """Serves until SIGINT or SIGTERM, or until an engine fails.
 
     Args:
-        folder: a merged model folder.
-        modes: `recommend`, `generate` or both, with vLLM's arguments for the engine of each.
-        directory: of the catalogue log, by default `<folder>/catalogue`.
-        engine_timeout_s: an engine that does not answer for so long hangs.
+        folder, modes, settings, directory, engine_timeout_s: as for `opened`.
         more: of uvicorn's `Config`, such as `ssl_certfile`.
 
     Raises:
-        ValueError: other machines could reach it without a key (`Settings.check_host`), a folder that is none, or one
-            whose weights recommend nothing.
-        EngineFailed: an engine stopped or hangs.
+        ValueError: other machines could reach it without a key (`Settings.check_host`), and as `opened`.
+        EngineFailed: an engine stopped, hangs, or did not take a catalogue version.
+        WriterAway: as `opened`.
     """
     settings.check_host(host)
-    check_checksums(folder)
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
     # While engines start, and once more after uvicorn has handled it: engines are always shut down.
     signal.signal(signal.SIGTERM, interrupt)
-    os.environ[FRONT] = str(os.getpid())
-    register()
-    shared = len(modes) > 1 and current_platform.is_cuda_alike()
-    store = CatalogueStore(folder, directory)  # first: the engines load what it says
-    async with AsyncExitStack() as stack:
-        stack.callback(store.close)
-        clients = {}
-        for mode, engine in modes.items():
-            if shared:
-                engine = {"gpu_memory_utilization": 0.45} | engine  # two engines share the device
-            logger.info("starting the %s engine (some minutes with a large model)", mode)
-            arguments = engine_arguments(folder, mode, store.directory, **engine)
-            clients[mode] = start_engine(arguments)
-            stack.callback(clients[mode].shutdown)
-        service = await open_service(folder, store, clients)
-        stack.callback(service.close)
-        if RECOMMEND in clients:
-            await asyncio.to_thread(_try_out, service, folder)
-        app = create_app(service, front_settings(folder, store, clients, settings))
-        if GENERATE in clients:
-            add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
-        config = web_config(app, host=host, port=port, **more)
+    # Threads that wait for a search need the loop: the front stops first, then the engines.
+    async with opened(folder, modes, settings, directory, engine_timeout_s) as (app, beside):
+        config, front = web_config(app, host=host, port=port, **more), app.state.front
         url = f"http{'s' if config.is_ssl else ''}://{host}:{port}"
-        logger.info("serving %s on %s; changes of the catalogue go to %s", folder, url, store.directory)
-        # Threads that wait for a search need the loop: the front stops first, then the engines.
-        web = Server(config)
-        watching = asyncio.create_task(Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s))
-        watching.add_done_callback(lambda _: setattr(web, "should_exit", True))
+        logger.info(
+            "serving %s on %s; changes of the catalogue %s", folder, url,
+            f"come from {settings.follow}" if settings.follow else f"go to {front.service.store.directory}",
+        )  # fmt: skip
+        web = Server(config, settings.drain_s, partial(setattr, front, "leaving", True))
+        for task in beside:
+            task.add_done_callback(lambda _: setattr(web, "should_exit", True))
         await web.serve()
-        if watching.done():
-            watching.result()
-        watching.cancel()
+        for task in beside:
+            if task.done():
+                task.result()
+
+
+async def _follow(following: Following, service: Service) -> None:
+    try:
+        await following.run(service)
+    except ChangeFailed as error:
+        raise EngineFailed(str(error)) from error
+
+
+def _instrumentor():
+    """OpenTelemetry's, whose spans vLLM's exporter sends."""
+    try:
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+    except ImportError as error:
+        raise ValueError(
+            f"{OTEL_EXPORTER_OTLP_TRACES_ENDPOINT} is set, and what makes spans is not installed: "
+            "pip install 'llmrec[traces]', or unset it"
+        ) from error
+    return FastAPIInstrumentor
 
 
 def _try_out(service: Service, folder: str | Path) -> None:
@@ -176,13 +251,20 @@ def _try_out(service: Service, folder: str | Path) -> None:
 
 def start_engine(arguments: dict) -> AsyncLLM:
     """Call it where an event loop runs, which the engine uses."""
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=True))
+    traces = arguments.get("otlp_traces_endpoint") is not None  # its spans need the times that statistics take
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=not traces))
 
 
-async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[str, AsyncLLM]) -> Service:
+async def open_service(
+    folder: str | Path,
+    store: CatalogueStore,
+    clients: dict[str, AsyncLLM],
+    fresh: Callable[[], None] = lambda: None,
+) -> Service:
     """The service over engines by mode that run in this event loop, and hold the store's current version."""
     loop = asyncio.get_running_loop()
-    engines, of_mode = Engines(clients, loop), {mode: OnlineEngine(client, loop) for mode, client in clients.items()}
+    engines = Engines(clients, loop)
+    of_mode = {mode: OnlineEngine(TracedEngine(client), loop) for mode, client in clients.items()}
     searcher, writer = of_mode.get(RECOMMEND), of_mode.get(GENERATE)
     config, tokenizer = RecommenderConfig.load(folder), load_tokenizer(folder)
     contextual = None
@@ -196,7 +278,7 @@ async def open_service(folder: str | Path, store: CatalogueStore, clients: dict[
         more = {"writer": writer, "sequence_tokenizer": contextual, "has_dense": (Path(folder) / DENSE).is_dir()}
         return VLLMRecommender(*parts, version=version.number, **more)
 
-    return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check)
+    return await asyncio.to_thread(Service, store, make, engines.publish, engines.retire, engines.check, fresh)
 
 
 def front_settings(
@@ -204,8 +286,9 @@ def front_settings(
 ) -> Settings:
     """Settings with the room that the engines have for a prompt; by default with the keys of the environment."""
     settings = settings or Settings.of_environment(Path(folder).resolve().name)
-    room = min(client.model_config.max_model_len for client in clients.values()) - store.current.index.num_levels
-    room = min(settings.max_prompt_tokens or room, room)
+    levels = store.current.index.num_levels
+    rooms = [client.model_config.max_model_len - levels for client in clients.values()]
+    room = min([*rooms, *filter(None, [settings.max_prompt_tokens])], default=None)
     return replace(settings, max_prompt_tokens=room, recommend=RECOMMEND in clients)
 
 

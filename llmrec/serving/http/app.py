@@ -30,7 +30,11 @@ async def health(front: TheFront):
 
 @router.get("/ready", response_model=Health, responses=errors(503))
 async def ready(front: TheFront):
-    """Whether requests can be answered: every engine is there, and answered the last time that it was asked."""
+    """Whether requests should be sent here: every engine is there, and answered the last time that it was asked, the
+    catalogue is as fresh as it should be, and the server was not told to stop."""
+    if front.leaving:
+        raise ApiError(503, "this server was told to stop", code="leaving", headers={"Retry-After": "1"})
+    front.service.fresh()
     try:
         front.service.check()
     except Exception as error:
@@ -63,7 +67,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     app.include_router(catalogue_routes.router)
     app.include_router(router)
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(RequestLog, requests=app.state.front.metrics.requests)
+    app.add_middleware(RequestLog, front=app.state.front)
     app.openapi = lambda: _schema(app, settings)
     return app
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from llmrec.serving.http.followers import Followers
 from llmrec.serving.http.limits import Gate
 from llmrec.serving.http.service import Served, Service
 from llmrec.serving.http.settings import Settings
@@ -44,10 +45,15 @@ class Metrics:
 
 
 class Front:
-    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`."""
+    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`.
+
+    Attributes:
+        leaving: it was told to stop, and answers for a while yet.
+    """
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings, self.metrics = service, settings, Metrics()
+        self.followers, self.leaving = Followers(lambda: service.store.opened), False
         self.started = int(time.time())
         self.searches = self.gate(settings.max_concurrent)
         self.changes = self.gate(1)
@@ -55,6 +61,7 @@ class Front:
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
+        gauge("llmrec_followers", "Servers that follow this one's catalogue.", lambda: len(self.followers))
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 
