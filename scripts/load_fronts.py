@@ -89,9 +89,9 @@ class Kept:
 async def harm(servers: dict[str, Kept], watch: Watch, until: float) -> None:
     """Kills one after the other, for as long as all come back."""
     ways = [
-        ("engines killed", "front_0", lambda one: one.engine().kill()),
-        ("servers killed", "front_1", lambda one: one.process.kill()),
-        ("writers killed", "catalogue", lambda one: one.process.kill()),
+        ("kills of an engine", "front_0", lambda one: one.engine().kill()),
+        ("kills of a server", "front_1", lambda one: one.process.kill()),
+        ("kills of the writer", "catalogue", lambda one: one.process.kill()),
         ("servers told to stop", "front_0", lambda one: one.process.send_signal(signal.SIGTERM)),
     ]
     while True:
@@ -183,7 +183,7 @@ def main() -> None:
     for one in watch.lost[:20]:
         print(f"  lost: {one}")
     save_json(args.json, figures, minutes=args.minutes)
-    killed = watch.counts["engines killed"] and watch.counts["servers killed"]
+    killed = watch.counts["kills of an engine"] and watch.counts["kills of a server"]
     sys.exit(int(any(watch.counts[name] for name in [*FAULTS.split(), "not_level"]) or not killed))
 
 

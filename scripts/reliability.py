@@ -238,7 +238,7 @@ def load(campaign: Campaign, minutes: float, script: str, *flags: str) -> None:
         found = read_json(figures)["figures"]
     names = {"sent": "requests", "answered": "answered", "refused": "refused with Retry-After", "swaps": "changes"}
     names |= {"kills": "kills of the engine", "left": "batches whose sender left"}
-    names |= {name: name for name in found if name.split()[0] in ("engines", "servers", "writers")}
+    names |= {name: name for name in found if name.startswith(("kills of", "servers told"))}
     campaign.counts.update({text: int(found[name]) for name, text in names.items() if name in found})
     campaign.check(not status, f"exit status {status}: {found}")
 

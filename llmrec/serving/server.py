@@ -163,17 +163,16 @@ async def opened(
             add_openai_routes(app, await openai_serving(clients[GENERATE], settings.model, folder))
         if instrumentor is not None:
             instrumentor.instrument_app(app, excluded_urls="health,ready,metrics,catalogue/records")
-        beside = [asyncio.create_task(Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s))]
+        running = [Engines(clients, asyncio.get_running_loop()).watch(engine_timeout_s)]
+        running += [_follow(following, service)] if following else []
+        beside = [*map(asyncio.ensure_future, running)]
+        for task in beside:
+            stack.callback(task.cancel)
         if following is not None:
-            beside.append(asyncio.create_task(_follow(following, service)))
             await following.until_level(beside)
             text = "Seconds since the writer of the catalogue was heard."
             app.state.front.metrics.gauge("llmrec_catalogue_silent_seconds", text, lambda: following.silent_s)
-        try:
-            yield app, beside
-        finally:
-            for task in beside:
-                task.cancel()
+        yield app, beside
 
 
 async def serve(
@@ -249,6 +248,10 @@ def _try_out(service: Service, folder: str | Path) -> None:
         raise ValueError(f"{folder} recommends nothing, its weights may be damaged: {error}") from error
 
 
+def _traces(client: AsyncLLM) -> bool:
+    return client.vllm_config.observability_config.otlp_traces_endpoint is not None
+
+
 def start_engine(arguments: dict) -> AsyncLLM:
     """Call it where an event loop runs, which the engine uses."""
     traces = arguments.get("otlp_traces_endpoint") is not None  # its spans need the times that statistics take
@@ -264,7 +267,7 @@ async def open_service(
     """The service over engines by mode that run in this event loop, and hold the store's current version."""
     loop = asyncio.get_running_loop()
     engines = Engines(clients, loop)
-    of_mode = {mode: OnlineEngine(TracedEngine(client), loop) for mode, client in clients.items()}
+    of_mode = {mode: OnlineEngine(TracedEngine(client, _traces(client)), loop) for mode, client in clients.items()}
     searcher, writer = of_mode.get(RECOMMEND), of_mode.get(GENERATE)
     config, tokenizer = RecommenderConfig.load(folder), load_tokenizer(folder)
     contextual = None
@@ -302,5 +305,7 @@ async def openai_serving(client: AsyncLLM, name: str, folder: str | Path) -> Sta
         given += ["--chat-template", tokenizer.chat_template]
     arguments = parser.parse_args(given)
     state = State()
-    await init_app_state(VersionedEngine(client), state, arguments, await client.get_supported_tasks())
+    await init_app_state(
+        VersionedEngine(client, _traces(client)), state, arguments, await client.get_supported_tasks()
+    )
     return state

@@ -42,12 +42,11 @@ came_with: ContextVar[Mapping[str, str] | None] = ContextVar("came_with", defaul
 
 
 class TracedEngine:
-    """An engine client of vLLM whose requests belong to the trace of the HTTP request, where it traces; all else is
-    the client's."""
+    """An engine client of vLLM whose requests belong to the trace of the HTTP request, where the engine `traces`; all
+    else is the client's."""
 
-    def __init__(self, client):
-        self._client = client
-        self._traces = client.vllm_config.observability_config.otlp_traces_endpoint is not None
+    def __init__(self, client, traces: bool = False):
+        self._client, self._traces = client, traces
 
     def __getattr__(self, name: str):
         return getattr(self._client, name)
