@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
+_READ = 4  # reading a row of the head costs about as much as multiplying it so often
+
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The `PreTrainedModel` inside DDP and PEFT wrappers; for looking at, not for calling."""
@@ -57,22 +59,48 @@ def head_rows(head: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, t
     return weight, bias
 
 
-def level_heads(head: torch.nn.Module, ids: Sequence[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """(level, states float [M, H]) → logits float32 [M, T] of the level's tokens (int64 [T] in `ids`).
+class LevelHeads:
+    """The rows of an output head for the tokens of each level (int64 [T] in `ids`).
 
     Rows of all levels are read at once: the gradient of a read is a matrix of the whole vocabulary.
     """
-    rows = head_rows(head, torch.cat(list(ids)))
-    if rows is None:
-        return lambda level, hidden: token_scores(head, hidden[:, None], ids[level], False)[0][:, 0]
-    sizes = list(map(len, ids))
-    weights, biases = (None if part is None else part.split(sizes) for part in rows)
 
-    def logits(level: int, hidden: torch.Tensor) -> torch.Tensor:
-        bias = None if biases is None else biases[level]
-        return F.linear(hidden.to(weights[level].dtype), weights[level], bias).float()
+    def __init__(self, head: torch.nn.Module, ids: Sequence[torch.Tensor]):
+        self.head, self.ids, rows = head, ids, head_rows(head, torch.cat(list(ids)))
+        self._weights, self._biases = None, None
+        if rows is not None:
+            self._weights, self._biases = (part if part is None else part.split(list(map(len, ids))) for part in rows)
 
-    return logits
+    def __call__(self, level: int, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [M, T]: logits of the level's tokens after states (float [M, H])."""
+        if self._weights is None:
+            return token_scores(self.head, hidden[:, None], self.ids[level], False)[0][:, 0]
+        weight, bias = self._weights[level], None if self._biases is None else self._biases[level]
+        return F.linear(hidden.to(weight.dtype), weight, bias).float()
+
+    def of_children(self, level: int, hidden: torch.Tensor, nodes: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """float32 [M, W]: logits of a few tokens of the level after each state, those that `column` (int64 [M, W])
+        names; states whose `nodes` (int64 [M]) are equal name the same.
+
+        They are multiplied node by node where that is less work than all tokens of the level.
+        """
+        kinds, group, count = nodes.unique(return_inverse=True, return_counts=True)
+        width, work = int(count.max()) if len(count) else 0, len(nodes) * len(self.ids[level])
+        if self._weights is None or len(kinds) * column.shape[1] * (width + _READ) >= work:
+            return self(level, hidden).gather(-1, column)
+        order = group.argsort(stable=True)
+        place = torch.empty_like(group)
+        place[order] = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group[order]]
+        slots, column = (
+            group * width + place,
+            column.new_empty(len(kinds), column.shape[1]).index_copy(0, group, column),
+        )
+        states = hidden.new_zeros(len(kinds) * width, hidden.shape[1]).index_copy(0, slots, hidden)
+        weight = F.embedding(column, self._weights[level])  # [G, W, H]
+        logits = states.view(len(kinds), width, -1).to(weight.dtype) @ weight.mT
+        if self._biases is not None:
+            logits = logits + self._biases[level][column][:, None]
+        return logits.flatten(0, 1)[slots].float()
 
 
 def token_scores(

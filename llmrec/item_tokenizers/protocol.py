@@ -26,7 +26,8 @@ class Traits(NamedTuple):
         fixed_length (`bool`): every item gets a code at every level.
         contextual (`bool`): the tokens of an item depend on the user's history (see `SequenceTokenizer`).
         adds_tokens (`bool`): codes are new tokens of the LLM; otherwise they are words it knows.
-        decodes_to_vector (`bool`): `codebooks` holds a vector for every code, and `last_level_costs` exists.
+        decodes_to_vector (`bool`): the vectors of an item's codes (`codebooks`) make its own, and `last_level_costs`
+            exists.
         nearest (`bool`): an item's last code is the nearest one; balanced assignments are not.
         needs (`tuple` of `str`): what `fit` looks at, of "features", "items" (the catalogue's columns) and "train"
             (training sequences).
@@ -181,7 +182,7 @@ class ItemTokenizer(BaseTokenizer):
         codebook_sizes (`tuple[int, ...]`, length L): codes per level; where they depend on the data, known after
             `fit`.
         codebooks (list of L `np.ndarray`, float32, `[K_l, d]`): the vector of every code; empty before `fit` and
-            where `decodes_to_vector` is false. They initialise the LLM's new embeddings.
+            where codes have none. They initialise the LLM's new embeddings.
         level_tokens (list of L lists of `str`, or `None`): the strings that codes stand for, where the index's token
             pattern does not name them: words, or pieces that several levels share.
     """

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from llmrec.decoding.head import head_output, level_heads, unwrap
+from llmrec.decoding.head import LevelHeads, head_output, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, SemIDTrie
 
@@ -123,7 +123,7 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
     """float32 [N, G, C, 2]: as `_over_vocabulary`, over the children of each token's node."""
     tokens, mask = groups.completions, groups.completion_mask
     depth = min(trie.depth, tokens.shape[-1])
-    logits_of = level_heads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
+    logits_of = LevelHeads(head, [ids.to(states.device) for ids in trie.head_ids[:depth]])
     nodes = torch.zeros(tokens.shape[:-1], dtype=torch.long, device=states.device)
     levels = []
     for level in range(depth):
@@ -133,8 +133,8 @@ def _over_catalogue(head, states, groups: Groups, trie: SemIDTrie, temperature: 
         if bool((following == DEAD).any()):
             raise ValueError(f"token {int(token[following == DEAD][0])} continues no Semantic ID of the catalogue")
         children = trie.children(node, level)
-        logits = logits_of(level, states[..., level, :][here]) / temperature
-        steps = logits.gather(-1, children.column).masked_fill(~children.valid, -torch.inf).log_softmax(-1)
+        logits = logits_of.of_children(level, states[..., level, :][here], node, children.column) / temperature
+        steps = logits.masked_fill(~children.valid, -torch.inf).log_softmax(-1)
         entropy = -torch.where(children.valid, steps.exp() * steps.masked_fill(~children.valid, 0), 0).sum(-1)
         levels.append(_at(here, steps, following - children.node[:, 0], entropy))
         nodes = nodes.masked_scatter(here, following)

@@ -8,7 +8,7 @@ multiplies the rows of one level, and learns to tell apart what can stand there.
 import torch
 from torch.nn import functional as F
 
-from llmrec.decoding.head import level_heads, unwrap
+from llmrec.decoding.head import LevelHeads, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 from llmrec.training.sft_arguments import SFTArguments
@@ -53,7 +53,7 @@ class CatalogueLoss:
         before = F.pad(levels.view(shape)[:, :-1], (1, 0), value=-2).flatten()  # the level of the label before
         places, losses = [], []
         following = torch.full_like(labels, DEAD)  # the node that each label leads to
-        logits_of = level_heads(head, trie.head_ids)
+        logits_of = LevelHeads(head, trie.head_ids)
         for level in range(trie.depth):
             here = (levels == level).nonzero()[:, 0]
             nodes = following[here - 1].masked_fill(before[here] != level - 1, DEAD) if level else here * 0
@@ -64,11 +64,13 @@ class CatalogueLoss:
                     f"token {int(labels[here][child == DEAD][0])} continues no Semantic ID of the catalogue"
                 )
             following[here] = child
-            logits, valid = logits_of(level, states.index_select(0, here)), None
-            if level:  # all tokens of the first level stand after the root
+            read, valid = states.index_select(0, here), None
+            if level:
                 children = trie.children(nodes, level)
                 columns, valid = child - children.node[:, 0], children.valid
-                logits = logits.gather(-1, children.column).masked_fill(~valid, -torch.inf)
+                logits = logits_of.of_children(level, read, nodes, children.column).masked_fill(~valid, -torch.inf)
+            else:  # all tokens of the first level stand after the root
+                logits = logits_of(level, read)
             places.append(here)
             losses.append(_losses(logits, columns, valid, smoothing))
         text = (levels == -1).nonzero()[:, 0]

@@ -101,7 +101,7 @@ def check_fitted(name, extra, seed, folder):
     loaded = load_item_tokenizer(folder / "saved")
     assert type(loaded) is type(tokenizer) and loaded.config == tokenizer.config
     assert loaded.codebook_sizes == tokenizer.codebook_sizes and loaded.level_tokens == tokenizer.level_tokens
-    assert all((a == b).all() for a, b in zip(loaded.codebooks, tokenizer.codebooks))
+    assert all((a == b).all() for a, b in zip(loaded.codebooks, tokenizer.codebooks, strict=True))
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
     assert (loaded.encode(features, items) == codes).all()
 

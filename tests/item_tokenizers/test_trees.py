@@ -97,6 +97,11 @@ def test_every_node_is_a_token_unless_children_are_numbered(tmp_path):
         loaded = load_item_tokenizer(folder)
         assert loaded.node_tokens == tokenizer.node_tokens
         assert (loaded.encode(features) == tokenizer.encode(features)).all()
+    assert local.codebooks == [] and [len(book) for book in nodes.codebooks] == [*nodes.codebook_sizes]
+    for book, column in zip(nodes.codebooks, numbers.T):  # of the distinct rows: the first three stand twice
+        for code, vector in enumerate(book):
+            under = np.unique(features[column == code], axis=0)
+            np.testing.assert_allclose(vector, under.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_a_large_tree_is_loaded_with_the_members_of_every_leaf():

@@ -10,6 +10,7 @@ name takes those that would lose most by their second choice, and the others cho
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -29,9 +30,10 @@ class BalancedTree(ItemTokenizer):
 
     Args:
         branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16.
-        node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Without,
-            a token is the number of a child, the same for all parents: `branching` tokens a level for any number of
-            items, but a number means something else in every branch, which small models do not learn.
+        node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Its
+            vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token
+            is the number of a child, the same for all parents: `branching` tokens a level for any number of items,
+            but a number means something else in every branch, which small models do not learn.
     """
 
     name = "balanced_tree"
@@ -72,6 +74,7 @@ class BalancedTree(ItemTokenizer):
         widths = codes.max(0) + 1 if self.node_tokens else np.full(codes.shape[1], self.branching)
         self.codebook_sizes = tuple(widths.tolist())
         self._arrays, self.dim = arrays, arrays["rows"].shape[1]
+        vars(self).pop("codebooks", None)
         # Siblings and the members of a leaf stand in the order in which they were numbered.
         count = np.arange(len(arrays["parents"]) + 1)
         by_parent = np.argsort(arrays["parents"], kind="stable")
@@ -79,6 +82,19 @@ class BalancedTree(ItemTokenizer):
         by_leaf = np.argsort(arrays["leaf_of"], kind="stable")
         leaves, starts = np.unique(arrays["leaf_of"][by_leaf], return_index=True)
         self._members = dict(zip(leaves.tolist(), np.split(by_leaf, starts[1:])))
+
+    @cached_property
+    def codebooks(self) -> list[np.ndarray]:
+        """float32 `[K_l, D]` per level: the mean of the items under every node; empty where nodes are no tokens."""
+        if not self.node_tokens or not hasattr(self, "_arrays"):
+            return []
+        rows, means = self._arrays["rows"], []
+        codes, _ = self.remembered.recall(rows)
+        for size, column in zip(self.codebook_sizes, codes.T):
+            sums, under = np.zeros((size, rows.shape[1])), column >= 0
+            np.add.at(sums, column[under], rows[under])
+            means.append((sums / np.bincount(column[under], minlength=size)[:, None]).astype(np.float32))
+        return means
 
     def codes_of(self, features: np.ndarray, items) -> np.ndarray:
         codes, known = self.remembered.recall(features)
