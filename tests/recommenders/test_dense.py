@@ -136,7 +136,9 @@ def test_filters_limits_and_ks(recommender, mode):
     history = [["item-01", "item-03"]]
     unseen = recommender.recommend(history, 30, Filter(exclude_seen=True), dense=mode)[0]
     everything = recommender.recommend(history, 30, dense=mode)[0]
-    assert [item for item in everything if item.item_id not in history[0]] == unseen and len(everything) == 24
+    kept = [item for item in everything if item.item_id not in history[0]]
+    assert [item.item_id for item in kept] == [item.item_id for item in unseen] and len(everything) == 24
+    assert [item.score for item in kept] == pytest.approx([item.score for item in unseen], abs=1e-9)
     limited = recommender.recommend(history, 30, Filter(at_most={"brand": 1}), dense=mode)[0]
     first = {}
     for item in everything:
