@@ -10,9 +10,15 @@ the other one, from 127.0.0.2, keeps 64 connections busy with the largest batche
 
 import argparse
 import asyncio
+import json
+import multiprocessing
+import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx
@@ -35,34 +41,54 @@ async def behave(url: str, seconds: float) -> tuple[list[float], Counter]:
     return took, statuses
 
 
-async def flood(url: str, statuses: Counter) -> None:
-    """Batches on all connections until it is cancelled."""
-    bodies = {"requests": [{"history": history, "k": K} for history in random_histories(ITEMS, BATCH)]}
-    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2", limits=httpx.Limits(max_connections=None))
-    async with httpx.AsyncClient(base_url=url, transport=transport, timeout=120) as client:
-
-        async def one() -> None:
-            while True:
-                try:
-                    answer = await client.post("/v1/recommend/batch", json=bodies)
-                    statuses[answer.status_code] += 1
-                except httpx.HTTPError as error:  # of a server that starts again
-                    statuses[type(error).__name__] += 1
-                else:
-                    if answer.status_code == 200:
-                        continue
-                await asyncio.sleep(0.1)
-
-        await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
-
-
-async def both(url: str, seconds: float) -> tuple[list[float], Counter, Counter]:
+@contextmanager
+def flooded(url: str) -> Iterator[Counter]:
+    """A flood of batches on all connections. It comes from a process of its own with the lowest priority, for a real
+    one comes from another machine; the statuses of its answers are there at the end."""
     statuses: Counter = Counter()
-    flooding = asyncio.create_task(flood(url, statuses))
-    await asyncio.sleep(5)
-    took, own = await behave(url, seconds)
-    flooding.cancel()
-    return took, own, statuses
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_flood, args=(url, theirs), daemon=True)
+    process.start()
+    ours.recv()
+    try:
+        yield statuses
+    finally:
+        ours.send("stop")
+        statuses.update(ours.recv())
+        process.join()
+
+
+def _flood(url: str, told: Connection) -> None:
+    os.nice(19)
+    statuses: Counter = Counter()
+    requests = [{"history": history, "k": K} for history in random_histories(ITEMS, BATCH)]
+    body, headers = json.dumps({"requests": requests}), {"Content-Type": "application/json"}
+
+    async def run() -> None:
+        transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2", limits=httpx.Limits(max_connections=None))
+        async with httpx.AsyncClient(base_url=url, transport=transport, timeout=120) as client:
+
+            async def one() -> None:
+                while True:
+                    try:
+                        answer = await client.post("/v1/recommend/batch", content=body, headers=headers)
+                        statuses[answer.status_code] += 1
+                    except httpx.HTTPError as error:  # of a server that starts again
+                        statuses[type(error).__name__] += 1
+                    else:
+                        if answer.status_code == 200:
+                            continue
+                    await asyncio.sleep(0.1)
+
+            running = [asyncio.create_task(one()) for _ in range(CONNECTIONS)]
+            told.send("ready")
+            await asyncio.to_thread(told.recv)
+            for task in running:
+                task.cancel()
+
+    asyncio.run(run())
+    told.send(statuses)
 
 
 def summary(seconds: list[float], statuses: Counter) -> dict:
@@ -93,7 +119,9 @@ def main() -> None:
         folder = random_folder(Path(scratch) / "model", ITEMS, 4000, "vocabulary")
         with running_server(folder, "--restarts", "1") as server:
             quiet, statuses = asyncio.run(behave(server.url, args.seconds))
-            beside, own, other = asyncio.run(both(server.url, args.seconds))
+            with flooded(server.url) as other:
+                time.sleep(5)
+                beside, own = asyncio.run(behave(server.url, args.seconds))
             figures = {"quiet": summary(quiet, statuses), "beside a flood": summary(beside, own)}
             figures["the flood"] = {"statuses": other}
             if args.kill:

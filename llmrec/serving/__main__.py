@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in _LIMITS:
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")
     parser.add_argument("--engine_timeout_s", type=float, default=120.0, help="an engine that is silent so long hangs")
-    parser.add_argument("--restarts", type=int, default=0, help="how often to start again after an engine failed; "
+    parser.add_argument("--restarts", type=int, default=0, help="how often an engine that failed is started again; "
                         "after that, or by default, the process exits with status 3 for its supervisor")  # fmt: skip
     parser.add_argument("--log_histories", action="store_true", help="the log repeats what requests ask")
     args = parser.parse_args(arguments)
@@ -112,14 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
         folder, directory = served(args.folder, args.revision)
         from llmrec.serving.server import FAILED, serve  # brings vLLM, which takes its time
 
-        for left in range(args.restarts, -1, -1):
-            where = args.host, args.port, args.catalogue_dir or directory, args.engine_timeout_s
-            try:
-                asyncio.run(serve(folder, modes, settings, *where, **tls))
-                break
-            except FAILED as error:
-                logger.error("%s: %s", error, "starting again" if left else "giving up")
-        else:
+        where = args.host, args.port, args.catalogue_dir or directory, args.engine_timeout_s, args.restarts
+        try:
+            asyncio.run(serve(folder, modes, settings, *where, **tls))
+        except FAILED as error:
+            logger.error("%s: giving up", error)
             parser.exit(3)
     except KeyboardInterrupt:
         logger.info("stopped")

@@ -1,27 +1,33 @@
 """What a request has asked of engines: taken back when nobody waits for its answer any more."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import ContextVar, Token
-from typing import Self
+from contextvars import ContextVar
+from typing import TypeVar
 
+T = TypeVar("T")
 _current: ContextVar["Work | None"] = ContextVar("work", default=None)
 
 
 class Work:
-    """Futures that were made in a copy of the context in which it was entered."""
+    """Futures that a call has made, in the thread that runs it.
 
-    def __init__(self):
+    Args:
+        shared: whether others are there, who wait for what the call asks.
+    """
+
+    def __init__(self, shared: bool = False):
+        self.shared = shared
         self._futures: set[Future] = set()
         self._stopped, self._lock = False, threading.Lock()
-        self._token: Token | None = None
 
-    def __enter__(self) -> Self:
-        self._token = _current.set(self)
-        return self
-
-    def __exit__(self, *_) -> None:
-        _current.reset(self._token)
+    def run(self, call: Callable[[], T]) -> T:
+        token = _current.set(self)
+        try:
+            return call()
+        finally:
+            _current.reset(token)
 
     def add(self, future: Future) -> None:
         with self._lock:
@@ -40,7 +46,12 @@ class Work:
 
 
 def remembered(future: Future) -> Future:
-    """`future`, which the `Work` that this context belongs to may cancel."""
+    """`future`, which the `Work` that this call belongs to may cancel."""
     if (work := _current.get()) is not None:
         work.add(future)
     return future
+
+
+def shared() -> bool:
+    """Whether others wait for what this call asks of engines."""
+    return (work := _current.get()) is not None and work.shared

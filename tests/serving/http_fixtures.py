@@ -19,7 +19,7 @@ from llmrec.recommenders import LLMRecommender
 from llmrec.serving.http import connections
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.connections import web_config
-from llmrec.serving.http.service import Service
+from llmrec.serving.http.service import Service, Unavailable
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
 from llmrec.serving.vllm.engines import GENERATE, engine_arguments
@@ -49,6 +49,8 @@ class Server:
     Attributes:
         hold: what every search calls first; tests set it.
         published, retired: versions that the hooks got.
+        broken: raised where a version is published; tests set it.
+        dead: raised where the engine is asked for.
     """
 
     def __init__(self, folder: Path, log: Path, **settings):
@@ -61,6 +63,7 @@ class Server:
         self.published: list[int] = []
         self.retired: list[int] = []
         self.broken: Exception | None = None
+        self.dead: Unavailable | None = None
         self.store = CatalogueStore(folder, log)
         self.service = Service(self.store, self.make, self.publish, self.retired.append, self.check)
         self.app = create_app(self.service, Settings(**{"model": "tiny", **settings}))
@@ -70,12 +73,13 @@ class Server:
         return LockedRecommender(*parts, hold=lambda: self.hold(), dense=self.dense)
 
     def publish(self, prepared):
-        self.check()
+        if self.broken is not None:
+            raise self.broken
         self.published.append(prepared.version.number)
 
     def check(self):
-        if self.broken is not None:
-            raise self.broken
+        if self.dead is not None:
+            raise self.dead
 
     def close(self):
         self.service.close()
@@ -126,14 +130,15 @@ def listening_app(app, **more):
 async def front(folder, log, **settings):
     """`(client, gates)` of an application with a generating engine in this event loop."""
     from llmrec.serving.http.openai_routes import add_openai_routes
-    from llmrec.serving.server import open_service, openai_serving, start_engine
+    from llmrec.serving.server import open_service, openai_serving
+    from llmrec.serving.vllm.kept_engines import Engines, start_engine
 
     with CatalogueStore(folder, log) as store:
         engine = start_engine(
             engine_arguments(folder, GENERATE, log, dtype="float32", distributed_executor_backend="uni")
         )
         try:
-            service = await open_service(folder, store, {GENERATE: engine})
+            service = await open_service(folder, store, Engines({GENERATE: engine}))
             app = create_app(service, Settings("shop", **settings))
             add_openai_routes(app, await openai_serving(engine, "shop", folder))
             transport = httpx.ASGITransport(app)

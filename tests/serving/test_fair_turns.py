@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from http_fixtures import serving, tiny_folder, wait_for
@@ -12,7 +13,7 @@ from llmrec.serving.http.limits import Gate
 from llmrec.serving.in_flight import remembered
 
 
-class Turns:
+class Asking:
     """Requests at a gate: each holds its turn until `end` says so."""
 
     def __init__(self, gate: Gate):
@@ -38,7 +39,7 @@ class Turns:
 
 def test_a_flood_waits_for_itself():
     async def ask():
-        turns = Turns(Gate(1, 1000, 60))
+        turns = Asking(Gate(1, 1000, 60))
         flood = [turns.ask("flood") for _ in range(100)]
         await asyncio.sleep(0.01)
         for _ in range(5):
@@ -51,14 +52,14 @@ def test_a_flood_waits_for_itself():
         await turns.end(200)
         await asyncio.gather(*flood)
         assert turns.order.count("flood") == 100 and turns.gate.running == turns.gate.waiting == 0
-        assert not turns.gate._given
+        assert not turns.gate._turns._given
 
     asyncio.run(ask())
 
 
 def test_shares_are_of_work_and_not_of_requests():
     async def ask():
-        turns = Turns(Gate(1, 1000, 60))
+        turns = Asking(Gate(1, 1000, 60))
         tasks = [turns.ask("large", 8.0) for _ in range(20)] + [turns.ask("small") for _ in range(160)]
         await asyncio.sleep(0.01)
         await turns.end(90)
@@ -69,30 +70,9 @@ def test_shares_are_of_work_and_not_of_requests():
     asyncio.run(ask())
 
 
-def test_what_runs_for_several_clients_is_little_of_each(monkeypatch):
-    monkeypatch.setattr(Gate, "rate", 16.0)  # so 4 at a time are a quarter of a second
-
-    async def ask():
-        turns = Turns(Gate(8, 1000, 60))
-        tasks = [turns.ask("flood") for _ in range(8)]
-        await asyncio.sleep(0.01)
-        assert turns.gate.running == 8  # alone
-        tasks += [turns.ask(client) for client in ["flood"] * 20 + ["good"] * 20]
-        await asyncio.sleep(0.01)
-        await turns.end(16)
-        assert turns.gate._running == {"flood": [1.0] * 2, "good": [1.0] * 2}
-        tasks.append(turns.ask("large", 50.0))
-        await turns.end(2)
-        assert turns.gate._running["large"] == [50.0]  # one of each may always run
-        await turns.end(200)
-        await asyncio.gather(*tasks)
-
-    asyncio.run(ask())
-
-
 def test_where_the_queue_is_full_the_longest_loses_its_last():
     async def ask():
-        turns = Turns(Gate(1, 5, 60))
+        turns = Asking(Gate(1, 5, 60))
         tasks = [turns.ask("flood") for _ in range(8)]
         await asyncio.sleep(0.01)
         assert turns.refused == [("flood", 429, "queue_full")] * 2
@@ -108,7 +88,7 @@ def test_where_the_queue_is_full_the_longest_loses_its_last():
 
 def test_who_leaves_the_queue_costs_nobody_a_turn():
     async def ask():
-        turns = Turns(Gate(1, 100, 0.05))
+        turns = Asking(Gate(1, 100, 0.05))
         first, gone, late = turns.ask("a"), turns.ask("b"), turns.ask("c")
         await asyncio.sleep(0.01)
         gone.cancel()
@@ -131,7 +111,7 @@ def test_work_that_nobody_waits_for_is_taken_back(how):
 
     async def ask():
         gate = Gate(1, 10, 0.1 if how == "too late" else 60)
-        task = asyncio.create_task(gate.run(call))
+        task = asyncio.create_task(gate.run([(1.0, call)]))
         await asyncio.sleep(0.05)
         if how == "gone":
             task.cancel()
@@ -140,27 +120,63 @@ def test_work_that_nobody_waits_for_is_taken_back(how):
         assert asked.cancelled()
         await asyncio.sleep(0.05)
         assert gate.running == 0  # its thread has ended, too
-        return (await gate.run(lambda: remembered(Future()) and 7))[0]
+        return await gate.run([(1.0, lambda: remembered(Future()) and 7)])
 
-    assert asyncio.run(ask()) == 7
+    assert asyncio.run(ask()) == [7]
 
 
-def test_a_batch_leaves_turns_to_others(tmp_path):
-    open_, started = threading.Event(), []
+def test_what_has_not_begun_of_a_batch_never_does_when_its_client_is_gone():
+    asked = Future()
 
-    def hold():
-        started.append(threading.current_thread())
-        assert open_.wait(60)
+    async def ask():
+        gate, begun = Gate(1, 10, 60), []
 
+        def call(number: int):
+            begun.append(number)
+            return remembered(asked).result()
+
+        task = asyncio.create_task(gate.run([(1.0, partial(call, number)) for number in range(9)]))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await gate.run([(1.0, lambda: 7)]) == [7] and begun == [0]
+        assert gate.running == gate.waiting == 0
+
+    asyncio.run(ask())
+
+
+def test_a_single_request_passes_by_a_batch_of_its_client(tmp_path):
+    go_on = threading.Semaphore(0)
     folder = tiny_folder(tmp_path)
     body = {"history": ["item-03"], "k": 5}
-    with serving(folder, tmp_path / "log", max_concurrent=2) as (server, client), ThreadPoolExecutor(1) as pool:
-        server.hold = hold
+    with serving(folder, tmp_path / "log", max_concurrent=2) as (server, client), ThreadPoolExecutor(2) as pool:
+        server.hold = go_on.acquire
         batch = pool.submit(client.post, "/v1/recommend/batch", json={"requests": [body] * 100})
-        wait_for(lambda: "llmrec_waiting 23.0" in client.get("/metrics").text)
-        assert len(started) == 2  # 100 requests in parts of 4
-        open_.set()
+        wait_for(lambda: "llmrec_running 1.0" in client.get("/metrics").text)
+        single = pool.submit(client.post, "/v1/recommend", json=body)
+        wait_for(lambda: "llmrec_waiting 2.0" in client.get("/metrics").text)
+        go_on.release(3)
+        assert len(single.result().json()["items"]) == 5 and not batch.done()
+        go_on.release(200)
         answers = batch.result().json()["data"]
         assert len(answers) == 100 and len({answer["id"] for answer in answers}) == 100
         assert all([item["item_id"] for item in one["items"]] == [i["item_id"] for i in answers[0]["items"]]
                    for one in answers)  # fmt: skip
+
+
+def test_a_full_queue_turns_away_before_a_body_is_parsed(tmp_path):
+    open_ = threading.Event()
+    folder = tiny_folder(tmp_path)
+    body = {"history": ["item-03"], "k": 5}
+    with (
+        serving(folder, tmp_path / "log", max_concurrent=1, max_queue=1) as (server, client),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        server.hold = open_.wait
+        asked = [pool.submit(client.post, "/v1/recommend", json=body) for _ in range(2)]
+        wait_for(lambda: "llmrec_waiting 1.0" in client.get("/metrics").text)
+        refused = client.post("/v1/recommend", content=b"{no JSON", headers={"Content-Type": "application/json"})
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        open_.set()
+        assert [one.result().status_code for one in asked] == [200, 200]

@@ -13,6 +13,7 @@ from http_fixtures import listening, serving, tiny_folder, wait_for
 from tiny import tiny_data
 
 from llmrec.serving.__main__ import Lines, main
+from llmrec.serving.http.service import Unavailable
 from llmrec.serving.http.settings import Settings
 
 HISTORY = ["item-03", "item-04"]
@@ -254,15 +255,24 @@ def test_a_failing_engine_is_503_and_comes_back(folder, tmp_path):
         def fail():
             raise RuntimeError("the engine is dead")
 
-        server.hold, server.broken = fail, RuntimeError("the engine is dead")
+        server.hold = fail
         answer = client.post("/v1/recommend", json=BODY)
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
         batch = client.post("/v1/recommend/batch", json={"requests": [BODY, BODY]}).json()
         assert [one["error"]["code"] for one in batch["data"]] == ["engine", "engine"]
+        server.dead = Unavailable("the engine is dead", 6.5)  # which says for how long
+        for route, body in [
+            ("/v1/recommend", BODY),
+            ("/v1/recommend/batch", {"requests": [BODY]}),
+            ("/v1/catalogue", {"put": [NEW]}),
+        ]:
+            answer = client.post(route, json=body)
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "7"
+            assert answer.json()["error"]["message"] == "the engine is dead: try again later"
         health = client.get("/ready")
         assert client.get("/health").status_code == 200  # the front is alive
         assert health.status_code == 503 and "the engine is dead" in health.json()["error"]["message"]
-        server.hold, server.broken = lambda: None, None
+        server.hold, server.dead = lambda: None, None
         assert len(ids(client.post("/v1/recommend", json=BODY))) == 24
         assert client.get("/ready").json() == {"status": "ok", "catalogue_version": 0}
 

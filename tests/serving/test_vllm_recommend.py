@@ -1,6 +1,7 @@
 """`recommend` mode gives the lists and scores of the Hugging Face search, and that those of a naive beam search."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,3 +104,26 @@ def test_a_prompt_that_is_too_long_fails_alone(both):
     with pytest.raises(RuntimeError, match="the search failed"):
         ours.search([prompts[0]], [3], [["item-0001"]], [Filter(exclude_seen=True)], view="none")
     assert_equal(ours.recommend(histories(hf, 1), k=3), hf.recommend(histories(hf, 1), k=3))
+
+
+@pytest.mark.vllm
+def test_a_search_in_slices_gives_the_same_list(both):
+    """And each step answers what was asked beside it."""
+    from llmrec.serving.vllm.engines import FAILED, GOES_ON, SearchRequest
+
+    hf, ours = both
+    prompt, other = ours.token_ids(ours.prompts(histories(hf, 2)))
+    [whole, beside] = ours.engine.search([prompt, other], [SearchRequest(9, 20), SearchRequest(3, 5)])
+    sliced = replace(SearchRequest(9, 20), sliced="a search")
+    output, besides = ours.engine.search([prompt, other], [sliced, SearchRequest(3, 5)])
+    slices = 1
+    while output[0, 0] == GOES_ON:
+        assert len(output) == 1
+        np.testing.assert_allclose(besides[1:], beside[1:], atol=1e-4)
+        again = [replace(sliced, begun=True), SearchRequest(3, 5)]
+        output, besides = ours.engine.search([prompt[:1], other], again)
+        slices += 1
+    assert slices >= hf.trie.depth
+    np.testing.assert_allclose(output[1:], whole[1:], atol=1e-4)
+    [forgotten] = ours.engine.search([prompt[:1]], [replace(sliced, begun=True)])
+    assert forgotten[0, 0] == FAILED

@@ -34,11 +34,8 @@ async def ready(front: TheFront):
     catalogue is as fresh as it should be, and the server was not told to stop."""
     if front.leaving:
         raise ApiError(503, "this server was told to stop", code="leaving", headers={"Retry-After": "1"})
+    front.check()
     front.service.fresh()
-    try:
-        front.service.check()
-    except Exception as error:
-        raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
     return {"status": "ok", "catalogue_version": front.service.current.number}
 
 
@@ -52,8 +49,8 @@ async def prometheus(front: TheFront):
     return Response(front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application, for uvicorn; who made the service closes it."""
+def create_app(service: Service, settings: Settings, alone_s: float | None = None) -> FastAPI:
+    """The ASGI application, for uvicorn; who made the service closes it. `alone_s`: see `Front`."""
     app = FastAPI(
         title="llmrec",
         version=llmrec.__version__,
@@ -61,7 +58,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         redoc_url=None,
         exception_handlers=ERROR_HANDLERS,
     )
-    app.state.front = Front(service, settings)
+    app.state.front = Front(service, settings, alone_s)
     if settings.recommend:
         app.include_router(recommend_routes.router)
     app.include_router(catalogue_routes.router)

@@ -97,12 +97,14 @@ async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
 
 async def _changed(request: Request, front: Front, change, argument, param: str | None = None) -> JSONResponse:
     _refuse_follower(front)
+    front.check()
     async with front.changes.slot():
         try:
             record = await run_in_threadpool(change, argument)
             await front.followers.tell()
             await front.followers.have(record["number"])
         except ChangeFailed as error:
+            front.check()
             raise ApiError(503, str(error), code="change_failed", headers={"Retry-After": "5"}) from error
         except ValueError as error:
             raise ApiError(400, str(error), param) from error

@@ -1,6 +1,7 @@
 """Errors in the shape of OpenAI's API, whoever raised them, and how routes document them."""
 
 import logging
+import math
 
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -54,9 +55,10 @@ class ApiError(HTTPException):
         return JSONResponse({"error": self.body}, self.status_code, self.headers)
 
 
-def engine_failed() -> ApiError:
+def engine_failed(message: str = "the engine failed", seconds: float = 1.0) -> ApiError:
     """What a client is told of it; the log says more."""
-    return ApiError(503, "the engine failed: try again later", code="engine", headers={"Retry-After": "1"})
+    headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
+    return ApiError(503, f"{message}: try again later", code="engine", headers=headers)
 
 
 def errors(*statuses: int) -> dict:

@@ -7,9 +7,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from llmrec.serving.http.errors import engine_failed
 from llmrec.serving.http.followers import Followers
 from llmrec.serving.http.limits import Gate
-from llmrec.serving.http.service import Served, Service
+from llmrec.serving.http.recommending import cost
+from llmrec.serving.http.schemas import RecommendRequest
+from llmrec.serving.http.service import Served, Service, Unavailable
 from llmrec.serving.http.settings import Settings
 
 _SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -47,15 +50,20 @@ class Metrics:
 class Front:
     """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`.
 
+    Args:
+        alone_s: what a recommendation without a history takes that runs alone; without it `max_concurrent` run at a
+            time, however long they take.
+
     Attributes:
         leaving: it was told to stop, and answers for a while yet.
     """
 
-    def __init__(self, service: Service, settings: Settings):
+    def __init__(self, service: Service, settings: Settings, alone_s: float | None = None):
         self.service, self.settings, self.metrics = service, settings, Metrics()
         self.followers, self.leaving = Followers(lambda: service.store.opened), False
         self.started = int(time.time())
-        self.searches = self.gate(settings.max_concurrent)
+        alone = alone_s and (cost(RecommendRequest(), service.current, settings), alone_s)
+        self.searches = self.gate(settings.max_concurrent, alone)
         self.changes = self.gate(1)
         gauge = self.metrics.gauge
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
@@ -65,8 +73,15 @@ class Front:
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 
-    def gate(self, width: int) -> Gate:
-        return Gate(width, self.settings.max_queue, self.settings.timeout_s)
+    def check(self) -> None:
+        """Raises `ApiError` (503) where an engine is dead; it says when there will be another one."""
+        try:
+            self.service.check()
+        except Unavailable as error:
+            raise engine_failed(str(error), error.seconds) from error
+
+    def gate(self, width: int, alone: tuple[float, float] | None = None) -> Gate:
+        return Gate(width, self.settings.max_queue, self.settings.timeout_s, alone)
 
 
 def _front(request: Request) -> Front:

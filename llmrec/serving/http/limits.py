@@ -3,72 +3,48 @@
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from contextvars import copy_context
-from dataclasses import dataclass
-from operator import itemgetter
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 
 from llmrec.serving.http.errors import ApiError
+from llmrec.serving.http.turns import Turn, Turns, Waiting
 from llmrec.serving.in_flight import Work
 
 T = TypeVar("T")
-_SHARED_S, _ALONE_S = 0.25, 4.0  # how much may run at a time for several clients, and for one
-_GONE_S = 10.0  # a client that asked for nothing so long is gone
-
-
-@dataclass(eq=False)
-class Waiting:
-    """One that waits for its turn, and how much it costs the others."""
-
-    turn: asyncio.Future
-    cost: float
 
 
 class Gate:
-    """Lets some requests run, more wait, and turns the rest away; each client gets an equal share of the work.
-
-    A turn goes to the client that has been given the least (start-time fair queueing), and of its requests to the
-    first. While several clients are there, or were seconds ago, what runs for all of them is what takes `_SHARED_S` at
-    the rate at which work was done lately, so that nobody waits for long behind what others have running already; one
-    client alone has `_ALONE_S` of it. Where the queue is full, the client with the most requests in it loses its last.
+    """Lets some requests run, more wait, and turns the rest away; each client gets an equal share of the work
+    (`llmrec.serving.http.turns`). Where the queue is full, the client with the most requests in it loses its last.
 
     Args:
-        width: requests that run at a time; each blocking call has a thread.
+        width: turns at a time; each blocking call has a thread.
         max_queue: requests that wait.
-        timeout_s: for waiting and the call together.
+        timeout_s: for waiting and the calls together.
+        alone: what a turn costs, and takes where it runs alone; see `Turns`.
     """
 
-    def __init__(self, width: int, max_queue: int, timeout_s: float):
-        self.width, self.max_queue, self.timeout_s = width, max_queue, timeout_s
-        self._queues: dict[str, deque[Waiting]] = {}  # of clients that wait
-        self._running: dict[str, list[float]] = {}  # what runs for a client: the costs
-        self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands
-        self._clock = 0.0  # where the last turn stood
+    def __init__(self, width: int, max_queue: int, timeout_s: float, alone: tuple[float, float] | None = None):
+        self.max_queue, self.timeout_s, self._turns = max_queue, timeout_s, Turns(width, alone)
         self._threads = ThreadPoolExecutor(width, thread_name_prefix="llmrec-search")
-        self._seen: dict[str, float] = {}  # when clients were there last
-        self._done: deque[tuple[float, float]] = deque(maxlen=64)  # when, and the cost, of the last turns that ended
 
     @property
     def running(self) -> int:
-        return sum(map(len, self._running.values()))
+        return self._turns.running
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return self._turns.waiting
 
-    @property
-    def rate(self) -> float:
-        """Cost that was done in a second lately."""
-        if len(self._done) < 2:
-            return 0.0
-        (first, _), *rest = self._done
-        return sum(cost for _, cost in rest) / max(1e-3, rest[-1][0] - first)
+    def check_room(self, client: str) -> None:
+        """Raises `ApiError` (429) where one more request of this client would be turned away."""
+        if self.waiting >= max(1, self.max_queue) and self._turns.last(client).client == client:
+            raise self._full()
 
     @asynccontextmanager
     async def slot(self, client: str = "", cost: float = 1.0) -> AsyncIterator[None]:
@@ -77,101 +53,94 @@ class Gate:
         Raises:
             ApiError: 429 where too many wait, 503 where the turn does not come in time; both say when to try again.
         """
-        await self._enter(client, cost)
+        come: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+
+        def begin(_, turn: Turn) -> None:
+            if come.done():  # it waits no longer
+                self._end(turn, worked=False)
+            else:
+                come.set_result(turn)
+
         try:
+            await self._answer(come, Waiting(client, [cost], begin, partial(self._refuse, come)))
             yield
         finally:
-            self._leave(client, cost)
+            if not come.cancelled() and come.exception() is None:  # it may have come as the client went
+                self._end(come.result())
 
-    async def run(self, call: Callable[[], T], client: str = "", cost: float = 1.0) -> tuple[T, float]:
-        """`call()` in a thread, in turn; with the seconds waited. The turn ends when the thread does; what it has
-        asked of an engine is cancelled when nobody waits for it any more.
+    async def run(self, calls: Sequence[tuple[float, Callable[[], T]]], client: str = "") -> list[T]:
+        """What `(cost, call)` give, each in a thread, in turn. A turn ends when its thread does; when nobody waits any
+        more, what the calls have asked of an engine is cancelled, and no other one begins. Calls that give an
+        `ApiError` say nothing of how fast work is done.
 
         Raises:
-            ApiError: as `slot`, and 503 where the call takes too long.
+            ApiError: as `slot`, and 503 where it takes too long.
         """
-        waited = await self._enter(client, cost)
         loop = asyncio.get_running_loop()
-        with Work() as asked:
-            work = self._threads.submit(copy_context().run, call)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client, cost))
-        try:
-            async with asyncio.timeout(self.timeout_s - waited):
-                return await asyncio.wrap_future(work), waited
-        except TimeoutError as error:
-            raise self._refused(503, f"no answer within {self.timeout_s:g} s: try again later", "timeout") from error
-        finally:
-            asked.stop()
+        answer: asyncio.Future[list[T]] = loop.create_future()
+        results: dict[int, T] = {}
+        running: set[Work] = set()
 
-    async def _enter(self, client: str, cost: float) -> float:
-        """Gives the seconds waited."""
-        began, waiting = time.monotonic(), Waiting(asyncio.get_running_loop().create_future(), cost)
-        self._queues.setdefault(client, deque()).append(waiting)
-        self._seen[client] = began
-        self._give_turns()
+        def begin(number: int, turn: Turn) -> None:
+            asked = Work(turn.shared)
+            running.add(asked)
+            thread = self._threads.submit(asked.run, calls[number][1])
+            thread.add_done_callback(lambda _: loop.call_soon_threadsafe(end, number, turn, asked, thread))
+
+        def end(number: int, turn: Turn, asked: Work, thread: Future) -> None:
+            running.discard(asked)
+            error, worked = thread.exception(), False
+            if error is None:
+                results[number] = thread.result()
+                worked = not isinstance(results[number], ApiError)
+            if not answer.done():
+                if error is not None:
+                    answer.set_exception(error)
+                elif len(results) == len(calls):
+                    answer.set_result([results[number] for number in range(len(calls))])
+            self._end(turn, worked)
+
+        try:
+            waiting = Waiting(client, [cost for cost, _ in calls], begin, partial(self._refuse, answer))
+            return await self._answer(answer, waiting)
+        finally:
+            for asked in running:
+                asked.stop()
+
+    async def _answer(self, answer: asyncio.Future, waiting: Waiting):
+        """What a request gets that waits from now on."""
+        self._turns.add(waiting, time.monotonic())
+        self._turns.give(time.monotonic())
         if self.waiting > self.max_queue:
-            longest = max(self._queues, key=lambda one: (len(self._queues[one]), one == client))
-            self._forget(longest, self._queues[longest][-1])
+            last = self._turns.last(waiting.client)
+            self._turns.remove(last)
+            last.refuse()
         try:
             async with asyncio.timeout(self.timeout_s):
-                await waiting.turn
-        except BaseException as error:
-            if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
-                self._leave(client, cost)  # the turn came as the client went
-            self._forget(client, waiting)
-            if not isinstance(error, TimeoutError):
-                raise
-            message = f"no turn within {self.timeout_s:g} s in the queue: try again later"
+                return await answer
+        except TimeoutError as error:
+            what = "answer" if waiting.begun else "turn"
+            message = f"no {what} within {self.timeout_s:g} s: try again later"
             raise self._refused(503, message, "timeout") from error
-        return time.monotonic() - began
+        finally:
+            self._turns.remove(waiting)
+            answer.cancel()
 
-    def _give_turns(self) -> None:
-        while self.running < self.width and (client := self._next()) is not None:
-            waiting = self._queues[client].popleft()
-            if not self._queues[client]:
-                del self._queues[client]
-            self._clock = max(self._clock, self._given.get(client, 0.0))
-            self._given[client] = self._clock + waiting.cost
-            self._running.setdefault(client, []).append(waiting.cost)
-            waiting.turn.set_result(None)
+    def _end(self, turn: Turn, worked: bool = True) -> None:
+        now = time.monotonic()
+        self._turns.end(turn, now, worked)
+        self._turns.give(now)
 
-    def _next(self) -> str | None:
-        """The client whose turn it is, if any."""
-        there = len(self._seen)
-        most = self.rate * _SHARED_S / there if there > 1 else max(4.0 * self.width, self.rate * _ALONE_S)
-        able = (
-            client
-            for client, queue in self._queues.items()
-            if not (runs := self._running.get(client)) or sum(runs) + queue[0].cost <= most
-        )
-        return min(able, key=lambda client: max(self._clock, self._given.get(client, 0.0)), default=None)
+    def _refuse(self, answer: asyncio.Future) -> None:
+        if not answer.done():
+            answer.set_exception(self._full())
 
-    def _forget(self, client: str, waiting: Waiting) -> None:
-        """Takes one out of the queue, and tells it where it waits still."""
-        if waiting in self._queues.get(client, ()):
-            self._queues[client].remove(waiting)
-            if not self._queues[client]:
-                del self._queues[client]
-        if not waiting.turn.done():
-            message = f"{self.waiting} requests are waiting already: try again later"
-            waiting.turn.set_exception(self._refused(429, message, "queue_full"))
-
-    def _leave(self, client: str, cost: float) -> None:
-        self._running[client].remove(cost)
-        if not self._running[client]:
-            del self._running[client]
-        self._seen[client] = now = time.monotonic()
-        self._done.append((now, cost))
-        self._give_turns()
-        for gone in self._given.keys() - self._queues.keys() - self._running.keys():
-            del self._given[gone]
-        while now - (longest := min(self._seen.items(), key=itemgetter(1)))[1] > _GONE_S:
-            del self._seen[longest[0]]
+    def _full(self) -> ApiError:
+        return self._refused(429, f"{self.waiting} requests are waiting already: try again later", "queue_full")
 
     def _refused(self, status: int, message: str, code: str) -> ApiError:
         """With the time until those who wait now have had their turn, from 1 to 60 s."""
-        costs = sum(waiting.cost for queue in self._queues.values() for waiting in queue)
-        seconds = math.ceil(costs / (self.rate or self.width))
+        seconds = math.ceil(self._turns.cost_waiting / (self._turns.rate or self._turns.width))
         return ApiError(status, message, code=code, headers={"Retry-After": str(min(60, max(1, seconds)))})
 
 
@@ -179,16 +148,6 @@ def client_of(request: Request) -> str:
     """Who asks, by address; of IPv6 the network, of which anybody has a whole one."""
     host = request.client.host if request.client else ""
     return ":".join(host.split(":")[:4]) if ":" in host else host
-
-
-async def all_of(works: Sequence[Awaitable[T]]) -> list[T]:
-    """What all of them give; where one fails, or nobody waits, the others are cancelled."""
-    tasks = [*map(asyncio.ensure_future, works)]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:

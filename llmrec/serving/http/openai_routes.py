@@ -4,7 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from itertools import accumulate
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -37,6 +37,7 @@ _DOCUMENTED = {
 
 async def _turn(request: Request) -> AsyncIterator[None]:
     """A place among the chats that run, until the answer is sent to its end or the client goes away."""
+    request.app.state.front.check()
     async with AsyncExitStack() as held:
         await until_disconnect(request, held.enter_async_context(request.app.state.chats.slot(client_of(request))))
         yield
@@ -124,10 +125,10 @@ async def _answer(call, body, request: Request, served: Served):
 def _failed(response, body, request: Request, error: Exception | None = None) -> ApiError:
     """A grammar that an engine could not follow is the client's mistake, where the engine is well."""
     answer = _api_error(response, error)
-    asked = next((name for name in sorted(_GRAMMARS) if getattr(body, name, None) is not None), None)
-    if answer.status_code == 503 and asked is not None:
-        with suppress(Exception):
-            request.app.state.front.service.check()
+    if answer.status_code == 503:
+        request.app.state.front.check()
+        asked = next((name for name in sorted(_GRAMMARS) if getattr(body, name, None) is not None), None)
+        if asked is not None:
             return ApiError(400, f"the engine cannot follow {asked}: simplify it", asked)
     return answer
 

@@ -2,25 +2,42 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
 from llmrec.serving.http.errors import ApiError, errors, validation_error
 from llmrec.serving.http.front import Front, TheFront
-from llmrec.serving.http.limits import all_of, client_of, until_disconnect
-from llmrec.serving.http.recommending import Asked, Found, read_request, search, shortage
+from llmrec.serving.http.limits import client_of, until_disconnect
+from llmrec.serving.http.recommending import Asked, Found, cost, read_request, search, shortage
 from llmrec.serving.http.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
 from llmrec.serving.http.service import Served
-from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
-router = APIRouter(tags=["recommend"])
-_PART = 4.0
 _DOCUMENTED = errors(400, 401, 413, 429, 503)
+
+
+class _Door(APIRoute):
+    """Turns away what no engine is there for, or has no room in the queue, before it is parsed."""
+
+    def get_route_handler(self) -> Callable:
+        handle = super().get_route_handler()
+
+        async def turn_away_or_handle(request: Request) -> Response:
+            await request.body()
+            front = request.app.state.front
+            front.check()
+            front.searches.check_room(client_of(request))
+            return await handle(request)
+
+        return turn_away_or_handle
+
+
+router = APIRouter(tags=["recommend"], route_class=_Door)
 
 
 @router.post("/v1/recommend", response_model=RecommendResponse, responses=_DOCUMENTED)
@@ -29,7 +46,7 @@ async def recommend(body: RecommendRequest, request: Request, front: TheFront):
     (answer,) = await _answers(request, front, [body])
     if isinstance(answer, ApiError):
         raise answer
-    return JSONResponse(answer)
+    return Response(answer, media_type="application/json")
 
 
 @router.post("/v1/recommend/batch", response_model=BatchResponse, responses=_DOCUMENTED)
@@ -40,14 +57,15 @@ async def batch(body: BatchRequest, request: Request, front: TheFront):
         message = f"requests has {len(body.requests)} entries, the limit here is {front.settings.max_batch}"
         raise ApiError(400, message, "requests")
     answers = await _answers(request, front, body.requests)
-    data = [{"object": "error", "error": one.body} if isinstance(one, ApiError) else one for one in answers]
-    return JSONResponse({"object": "list", "data": data})
+    data = [_json({"object": "error", "error": one.body}) if isinstance(one, ApiError) else one for one in answers]
+    return Response(b'{"object":"list","data":[%b]}' % b",".join(data), media_type="application/json")
 
 
 async def _answers(
     request: Request, front: Front, bodies: Sequence[RecommendRequest | ValidationError]
-) -> list[dict | ApiError]:
-    """One answer or error for each body; all of the catalogue version that is current when they come."""
+) -> list[bytes | ApiError]:
+    """One answer, as JSON, or one error for each body; all of the catalogue version that is current when they come.
+    Each body has a turn of its own, in which all is done that takes time."""
     read = [body for body in bodies if isinstance(body, RecommendRequest)]
     if not read:
         return [*map(validation_error, bodies)]
@@ -56,53 +74,33 @@ async def _answers(
     if front.settings.log_histories:
         line["request"] = _of_all([body.model_dump(exclude_defaults=True) for body in read])
     request.state.log |= line
-
+    came, beams = time.perf_counter(), [None] * len(bodies)
     with front.service.using() as served:
-        cost = partial(_cost, width=served.recommender.config.num_beams, most=front.settings.max_beams)
 
-        def work(part: list) -> tuple[list[Asked | ApiError], list[Found | ApiError]]:
+        def work(number: int) -> bytes | ApiError:
             with front.service.using(served):  # a search that nobody waits for any more may still run
-                asked = [_read(body, served, front.settings) for body in part]
-                return asked, search(asked, served)
+                waited = time.perf_counter() - came
+                try:
+                    front.check()
+                    asked = read_request(bodies[number], served, front.settings)
+                    beams[number] = asked.num_beams
+                    if isinstance(found := search(asked, served), ApiError):
+                        front.check()  # an engine that is started again says for how long
+                        return found
+                except ApiError as error:
+                    return error
+                return _json(_answer(request, front, served, number, asked, found, waited))
 
-        def turn(part: list) -> Awaitable:
-            return front.searches.run(partial(work, part), client_of(request), sum(map(cost, part)))
-
-        parts = _parts(bodies, cost)
-        done = await until_disconnect(request, all_of([*map(turn, parts)]))
-    asked = [one for (of_part, _), _ in done for one in of_part]
-    found = [one for (_, of_part), _ in done for one in of_part]
-    waited = max(waited for _, waited in done)
-    beams = [one.num_beams if isinstance(one, Asked) else None for one in asked]
+        places = [number for number, body in enumerate(bodies) if isinstance(body, RecommendRequest)]
+        calls = [(cost(bodies[number], served, front.settings), partial(work, number)) for number in places]
+        answers = await until_disconnect(request, front.searches.run(calls, client_of(request)))
     request.state.log |= {"catalogue_version": served.number, "beams": _of_all(beams)}
-    return [
-        result if isinstance(result, ApiError) else _answer(request, front, served, number, one, result, waited)
-        for number, (one, result) in enumerate(zip(asked, found))
-    ]
+    made = dict(zip(places, answers))
+    return [made.get(number) or validation_error(body) for number, body in enumerate(bodies)]
 
 
-def _read(body: RecommendRequest | ValidationError, served: Served, settings: Settings) -> Asked | ApiError:
-    try:
-        return validation_error(body) if isinstance(body, ValidationError) else read_request(body, served, settings)
-    except ApiError as error:
-        return error
-
-
-def _cost(body: RecommendRequest | ValidationError, width: int, most: int) -> float:
-    """About how much work a search is: 1 is one as wide as the model's own; those above the limit are refused."""
-    return 0.0 if isinstance(body, ValidationError) else min(most, max(body.num_beams or width, body.k)) / width
-
-
-def _parts(bodies: Sequence, cost_of: Callable[..., float]) -> list[list]:
-    """The requests of a batch, in parts that cost about as much as `_PART` plain ones: others get turns in between."""
-    parts, cost = [[]], 0.0
-    for body in bodies:
-        if parts[-1] and cost + cost_of(body) > _PART:
-            parts.append([])
-            cost = 0.0
-        parts[-1].append(body)
-        cost += cost_of(body)
-    return parts
+def _json(value: dict) -> bytes:
+    return JSONResponse(value).body
 
 
 def _answer(

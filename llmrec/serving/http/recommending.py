@@ -6,7 +6,6 @@ Everything here blocks, and runs in a thread.
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +26,7 @@ from llmrec.tokens import conversation
 logger = logging.getLogger("llmrec.serving")
 
 _BAD_FILTER = (ValueError, TypeError, ArithmeticError, pa.ArrowException)
+_LETTERS = 4  # of a token, about
 _TASK_FIELDS = ("about", "wish", "query", "intention")
 _UNKNOWN = {
     "item_id": ("item {!r} is not in the catalogue: leave it out, or find items at /v1/items?query=", "unknown_item"),
@@ -77,6 +77,16 @@ def item_prompts() -> dict[str, Prompt]:
     }
 
 
+def cost(body: RecommendRequest, served: Served, settings: Settings) -> float:
+    """About how many tokens the model runs: those of the prompt, and of the beams at every level but the last."""
+    config, levels = served.recommender.config, served.version.index.num_levels
+    texts = (body.wish, body.query, body.intention, *(message.content for message in body.messages or ()))
+    words = sum(len(text) for text in texts if text) / _LETTERS
+    prompt = min(len(body.history), config.max_history) * levels + min(words, settings.max_prompt_tokens or words)
+    beams = min(settings.max_beams, max(body.num_beams or config.num_beams, body.k))
+    return (1 + prompt + beams * (levels - 1)) * len(served.recommender.ways())
+
+
 def read_request(body: RecommendRequest, served: Served, settings: Settings) -> Asked:
     """Checks a request against a version; raises `ApiError` (400) naming the field that does not fit."""
     recommender = served.recommender
@@ -111,47 +121,33 @@ def read_request(body: RecommendRequest, served: Served, settings: Settings) -> 
     return Asked(body, history, allowed, prompt, prompt_ids, direct, num_beams)
 
 
-def search(asked: Sequence[Asked | ApiError], served: Served) -> list[Found | ApiError]:
-    """Searches requests together where they can be; where that fails, an error takes the place of the answer."""
-    answers: list = list(asked)
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for place, one in enumerate(asked):
-        if isinstance(one, Asked):
-            body = one.body
-            groups[one.direct, body.num_beams, body.think, body.return_prompt, body.dense].append(place)
-    for places in groups.values():
-        began = time.perf_counter()
-        group = [asked[place] for place in places]
-        try:
-            lists, thoughts = _search(group, served)
-            took = time.perf_counter() - began
-            for place, one, items, thought in zip(places, group, lists, thoughts):
-                known = [item_id for item_id, _ in items if item_id in served.version.index]
-                valid = served.recommender.filter.satisfied(one.filter, known, [*map(item_of, one.history)])
-                answers[place] = Found(items, valid, thought, took)
-        except Exception as error:
-            if not isinstance(error, CancelledError):  # nobody waits for it any more
-                logger.exception("a search failed")
-            for place in places:
-                answers[place] = engine_failed()
-    return answers
+def search(asked: Asked, served: Served) -> Found | ApiError:
+    """What a request gets; an error where the search failed."""
+    began = time.perf_counter()
+    try:
+        items, thoughts = _search(asked, served)
+        known = [item_id for item_id, _ in items if item_id in served.version.index]
+        valid = served.recommender.filter.satisfied(asked.filter, known, [*map(item_of, asked.history)])
+        return Found(items, valid, thoughts, time.perf_counter() - began)
+    except Exception as error:
+        if not isinstance(error, CancelledError):  # nobody waits for it any more
+            logger.exception("a search failed")
+        return engine_failed()
 
 
-def _search(group: list[Asked], served: Served) -> tuple[list[list[tuple[str, float]]], list]:
-    """What requests of one kind get: (item id, score) pairs, and the thoughts that are to be shown."""
-    recommender, first = served.recommender, group[0]
-    num_beams, think = first.body.num_beams, first.body.think
-    histories, ks, filters = zip(*((one.history, one.body.k, one.filter) for one in group))
-    thoughts: list = [None] * len(group)
-    if first.direct:
-        prompts, items = [one.prompt_ids for one in group], served.version.index.items
-        lists = recommender.search(prompts, ks, histories, filters, num_beams=num_beams)
-        return [[(items[hit.item], hit.score) for hit in hits] for hits in lists], thoughts
-    behaviours = [one.body.behaviour or _wanted(served) for one in group] if recommender.behaviours else None
-    if think and first.body.return_prompt and recommender.block is not None and recommender.config.thoughts:
-        thoughts = recommender.think(histories, behaviours)
-    lists = recommender.recommend(histories, ks, filters, behaviours, think, num_beams, dense=first.body.dense)
-    return [[(hit.item_id, hit.score) for hit in hits] for hits in lists], thoughts
+def _search(asked: Asked, served: Served) -> tuple[list[tuple[str, float]], list[str] | None]:
+    """(item id, score) pairs, and the thoughts that are to be shown."""
+    recommender, body = served.recommender, asked.body
+    histories, ks, filters, thoughts = [asked.history], [body.k], [asked.filter], None
+    if asked.direct:
+        [hits] = recommender.search([asked.prompt_ids], ks, histories, filters, num_beams=body.num_beams)
+        return [(served.version.index.items[hit.item], hit.score) for hit in hits], None
+    behaviours = [body.behaviour or _wanted(served)] if recommender.behaviours else None
+    if body.think and body.return_prompt and recommender.block is not None and recommender.config.thoughts:
+        [thoughts] = recommender.think(histories, behaviours)
+    more = {"num_beams": body.num_beams, "dense": body.dense}
+    [hits] = recommender.recommend(histories, ks, filters, behaviours, body.think, **more)
+    return [(hit.item_id, hit.score) for hit in hits], thoughts
 
 
 def shortage(one: Asked, found: Found) -> str | None:

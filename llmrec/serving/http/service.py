@@ -73,6 +73,14 @@ class Served:
         return {"item_id": item_id, "title": title, "semid": self.version.index.semid_of_row(row)}
 
 
+class Unavailable(RuntimeError):
+    """An engine is dead; `seconds`: until there is about to be another one."""
+
+    def __init__(self, message: str, seconds: float):
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class ChangeFailed(RuntimeError):
     """A change that fits the catalogue, but could not be made; what was served before still is."""
 
@@ -84,7 +92,7 @@ class Service:
         make: version → recommender over it. Its methods are called from several threads.
         publish: loads a prepared version into the engines, and returns when all have it.
         retire: gets the number of a version that no request uses any more, or that was published in vain.
-        check: raises where an engine is dead; `/ready` asks it.
+        check: raises `Unavailable` where an engine is dead; it is asked before every request.
         fresh: raises where the current version may be older than one that was acknowledged elsewhere.
 
     All callables may block: they run in a thread of their own, except `check` and `fresh`, which should be quick.
@@ -121,6 +129,12 @@ class Service:
             with self._lock:
                 self._uses[served.number] -= 1
                 self._retire_unused(served.number)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """No version is made before the block ends."""
+        with self._changing:
+            yield
 
     def change(self, changes: Changes) -> dict:
         """Makes a version with these changes current; blocks until it is durable and gives its record.

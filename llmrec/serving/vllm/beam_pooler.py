@@ -6,7 +6,7 @@ for all prompts of the step together, level by level, with their keys and values
 
 import logging
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -21,13 +21,14 @@ from vllm.v1.pool.metadata import PoolingMetadata
 
 from llmrec.decoding.dense import ALONE, find_densely
 from llmrec.serving.vllm import catalogues
-from llmrec.serving.vllm.engines import TASK, SearchRequest
+from llmrec.serving.vllm.engines import DONE, FAILED, GOES_ON, TASK, SearchRequest
 from llmrec.serving.vllm.shared_prompts import SharedPrompts
+from llmrec.serving.vllm.slices import Begun
 
 logger = logging.getLogger(__name__)
 _BEAMS = 2**13  # beams that run together
 _MASK_ROWS = 2**27  # rows of the masks that requests of a group may have for themselves
-_FAILED = torch.ones(1, 3, dtype=torch.float64)
+_FAILED, _GOES_ON = (torch.tensor([[status, 0.0, 1.0]], dtype=torch.float64) for status in (FAILED, GOES_ON))
 
 
 class Prompt(NamedTuple):
@@ -44,13 +45,14 @@ class BeamPooler(Pooler):
 
     `max_length` bounds a prompt with its Semantic ID, in tokens. A request's output is float64 [1 + n, 3]: first
     `(status, milliseconds of its search, prompts searched with it)`, then `(number of the item, score, row of the
-    index)`, best first. The status is 0, or 1 where the search failed: the engine's log says why, and other requests
-    go on.
+    index)`, best first. The status is `DONE`; `FAILED`, where the engine's log says why, and other requests go on; or
+    `GOES_ON`, where a sliced search should be asked for again.
     """
 
     def __init__(self, model: torch.nn.Module, catalogues: catalogues.WorkerCatalogues, max_length: int):
         super().__init__()
         self._prompts, self._catalogues, self._max_length = SharedPrompts(model), catalogues, max_length
+        self._begun: Begun[list[torch.Tensor]] = Begun()
 
     def get_supported_tasks(self) -> Set[str]:
         return {TASK}
@@ -81,14 +83,27 @@ class BeamPooler(Pooler):
     def _try(self, hidden: torch.Tensor, group: list[Prompt]) -> list[torch.Tensor]:
         """Searches a group; where that fails, each of it alone, so that nobody pays for another."""
         try:
-            return self._search(hidden, group)
+            return self._slice(hidden, group) if group[0].request.sliced else self._search(hidden, group)
         except Exception:
             if len(group) == 1:
                 logger.exception("a search failed")
                 return [_FAILED]
         return [output for prompt in group for output in self._try(hidden, [prompt])]
 
-    def _search(self, hidden: torch.Tensor, group: list[Prompt]) -> list[torch.Tensor]:
+    def _slice(self, hidden: torch.Tensor, group: list[Prompt]) -> list[torch.Tensor]:
+        """Of one prompt: a level of its search. On a GPU, where the threads of slices would need streams of their own
+        and a wide search takes little longer than others, all of it."""
+        [(_, _, _, request)] = group
+        if hidden.device.type != "cpu":
+            return self._search(hidden, group)
+        if request.begun and request.sliced not in self._begun:
+            raise ValueError("a sliced search was asked for again after it was forgotten")
+        sliced = self._begun.go_on(request.sliced, lambda pause: self._search(hidden, group, pause))
+        return sliced.result() if sliced.done else [_GOES_ON]
+
+    def _search(
+        self, hidden: torch.Tensor, group: list[Prompt], pause: Callable[[], None] = lambda: None
+    ) -> list[torch.Tensor]:
         began = time.perf_counter()
         asked = [prompt.request for prompt in group]
         catalogue = self._catalogues.get(asked[0].version)
@@ -101,11 +116,11 @@ class BeamPooler(Pooler):
         wanted = [one.k for one in asked], [one.num_beams for one in asked], within
         search, dense = None, asked[0].dense
         if dense != ALONE:
-            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize)
+            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize, pause)
         scorer = self._catalogues.dense(asked[0].version) if dense else None
         states = hidden[places.sum(1).to(hidden.device) - 1]
         lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
-        first = 0.0, (time.perf_counter() - began) * 1000, len(group)
+        first = DONE, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
 
@@ -139,13 +154,14 @@ def _parsed(params: PoolingParams) -> SearchRequest | None:
         return None
 
 
-def _kind(prompt: Prompt) -> tuple[int, str, str]:
-    return prompt.request.version or 0, prompt.request.view, prompt.request.dense
+def _kind(prompt: Prompt) -> tuple[int, str, str, str]:
+    request = prompt.request
+    return request.version or 0, request.view, request.dense, request.sliced
 
 
 def _groups(prompts: list[Prompt], rows: int) -> list[list[Prompt]]:
     """Prompts that are searched together: of one catalogue version, view and use of dense scores, about one length, in
-    bounds."""
+    bounds; sliced ones each alone."""
     groups: list[list[Prompt]] = []
     most_masks = max(1, _MASK_ROWS // rows)
     for prompt in sorted(prompts, key=lambda one: (*_kind(one), one.length)):

@@ -5,7 +5,7 @@ A vLLM engine pools or generates, so `recommend` and `generate` have an engine e
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from llmrec.catalogue.filters import Filter
 from llmrec.files import read_json
-from llmrec.serving.in_flight import remembered
+from llmrec.serving.in_flight import remembered, shared
 from llmrec.serving.vllm.plugin import ARCHITECTURES, register
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RECOMMEND, GENERATE = MODES = ("recommend", "generate")
 TASK = "token_classify"  # the task whose requests never read the prefix cache, so that every prompt passes through
+DONE, FAILED, GOES_ON = range(3)  # how a search stands
+_WIDE = 64  # beams of a search that others should not wait for
 _LENGTH = 8192  # the longest prompt and answer by default, whatever the model could read
 
 
@@ -36,6 +38,8 @@ class SearchRequest:
         view: the Semantic IDs that are searched.
         history: the item ids that `exclude_seen` looks at.
         dense: what is done with dense scores (`llmrec.decoding.dense.MODES`); empty: nothing.
+        sliced: a name of the search, by which it is asked for again as long as it `GOES_ON`; empty: it runs in one.
+        begun: it is asked for again.
     """
 
     k: int
@@ -45,6 +49,8 @@ class SearchRequest:
     filter: Filter | None = None
     history: Sequence[str] = ()
     dense: str = ""
+    sliced: str = ""
+    begun: bool = False
 
     def params(self) -> "PoolingParams":
         """The same for vLLM, whose engine may be another process."""
@@ -151,28 +157,42 @@ class OfflineEngine:
 
 
 class OnlineEngine:
-    """An `AsyncLLM` that runs in the event loop of another thread; calls wait for it, as those of `OfflineEngine`."""
+    """The `AsyncLLM` of a mode, which may be exchanged for another one and runs in the event loop of another thread;
+    calls wait for it, as those of `OfflineEngine`."""
 
-    def __init__(self, client: "AsyncLLM", loop: asyncio.AbstractEventLoop):
-        self.client, self.loop = client, loop
+    def __init__(self, clients: "Mapping[str, AsyncLLM]", mode: str, loop: asyncio.AbstractEventLoop):
+        self._clients, self._mode, self.loop = clients, mode, loop
 
     def search(self, prompts, requests):
-        outputs = self._last_outputs(self.client.encode, prompts, [request.params() for request in requests])
-        return [output.outputs.data for output in outputs]
+        async def search(prompt: Sequence[int], request: SearchRequest):
+            if shared() and max(request.k, request.num_beams) > _WIDE:
+                request = replace(request, sliced=uuid4().hex)
+            while True:
+                output = await self._last(self._clients[self._mode].encode, prompt, request.params())
+                if output.outputs.data[0, 0] != GOES_ON:
+                    return output.outputs.data
+                prompt, request = prompt[:1], replace(request, begun=True)  # the engine has the prompt
+
+        return self._all(search, prompts, requests)
 
     def write(self, prompts, params):
-        return [output.outputs[0].text for output in self._last_outputs(self.client.generate, prompts, params)]
+        async def write(prompt: Sequence[int], one: "SamplingParams") -> str:
+            return (await self._last(self._clients[self._mode].generate, prompt, one)).outputs[0].text
 
-    def _last_outputs(self, ask, prompts, params) -> list:
-        async def last(prompt, one):
-            async for output in ask(_input(prompt), one, uuid4().hex):  # noqa: B007 (the last one is wanted)
-                pass
-            return output
+        return self._all(write, prompts, params)
 
+    def _all(self, ask, prompts, params) -> list:
         async def gather():
-            return await asyncio.gather(*map(last, prompts, params))
+            return await asyncio.gather(*map(ask, prompts, params))
 
         return remembered(asyncio.run_coroutine_threadsafe(gather(), self.loop)).result()
+
+    @staticmethod
+    async def _last(ask, prompt: Sequence[int], params):
+        """The last output of an engine request."""
+        async for output in ask(_input(prompt), params, uuid4().hex):  # noqa: B007
+            pass
+        return output
 
 
 def _input(prompt: Sequence[int]) -> dict:

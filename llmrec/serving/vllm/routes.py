@@ -15,8 +15,9 @@ from llmrec.models.folder import check_checksums
 from llmrec.serving.http.app import create_app
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.living_catalogue.store import CatalogueStore
-from llmrec.serving.server import front_settings, open_service
+from llmrec.serving.server import front_settings, open_service, try_out
 from llmrec.serving.vllm.engines import RECOMMEND, TASK, engine_arguments
+from llmrec.serving.vllm.kept_engines import Engines
 
 
 class FrontRoutes:
@@ -40,9 +41,10 @@ class FrontRoutes:
         folder = config.model_config.model
         await asyncio.to_thread(check_checksums, folder)
         store = await asyncio.to_thread(CatalogueStore, folder, config.additional_config.get("catalogue"))
-        clients = {RECOMMEND: engine_client}
-        service = await open_service(folder, store, clients)
-        self._app = create_app(service, front_settings(folder, store, clients))
+        engines = Engines({RECOMMEND: engine_client})
+        service = await open_service(folder, store, engines)
+        alone_s = await asyncio.to_thread(try_out, service, folder)
+        self._app = create_app(service, front_settings(folder, store, engines.clients), alone_s)
 
 
 def flags(folder: str | Path, directory: str | Path | None = None) -> list[str]:

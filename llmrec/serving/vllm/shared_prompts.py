@@ -9,6 +9,7 @@ Checked with vLLM 0.32, where `Attention.forward(query, key, value, ...)` gets f
 embedding.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -57,7 +58,13 @@ class SharedPrompts:
         return output.reshape(beams[0] * beams[1], -1)
 
     def open_search(
-        self, hidden: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, trie: SemIDTrie, normalize: Normalize
+        self,
+        hidden: torch.Tensor,
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+        trie: SemIDTrie,
+        normalize: Normalize,
+        pause: Callable[[], None] = lambda: None,
     ) -> Search:
         """A search over N of the prompts that the model has just run.
 
@@ -65,6 +72,7 @@ class SharedPrompts:
             hidden (float [T, H]): what the model returned for the flat tokens of all prompts.
             starts, lengths (int64 [N], on the CPU): where each prompt lies in them.
             trie: on the model's device.
+            pause: called before the model runs beams.
         """
         width = int(lengths.max())
         offset = torch.arange(width)
@@ -87,6 +95,7 @@ class SharedPrompts:
             scored = first[0][chosen], None if first[1] is None else first[1][chosen]
 
             def extend(tokens: torch.Tensor, parent: torch.Tensor, level: int):
+                pause()
                 return self._scores(self._run(tree, tokens, parent), trie.head_ids[level], vocabulary)
 
             return search_levels(trie, scored, extend, num_beams, allowed)
