@@ -34,11 +34,11 @@ async def ready(front: TheFront):
     catalogue is as fresh as it should be, and the server was not told to stop."""
     if front.leaving:
         raise ApiError(503, "this server was told to stop", code="leaving", headers={"Retry-After": "1"})
-    front.service.fresh()
     try:
         front.service.check()
     except Exception as error:
         raise ApiError(503, f"an engine is down: {error}", code="engine", headers={"Retry-After": "5"}) from error
+    front.service.fresh()
     return {"status": "ok", "catalogue_version": front.service.current.number}
 
 
