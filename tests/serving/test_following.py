@@ -15,6 +15,7 @@ from llmrec.serving.http import following as following_module
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.followers import Followers
 from llmrec.serving.http.following import Following, WriterAway
+from llmrec.serving.http.service import Unavailable
 from llmrec.serving.living_catalogue.store import CatalogueStore, Changes, Row
 
 BODY = {"history": ["item-03", "item-04"], "k": 5}
@@ -178,15 +179,37 @@ def test_whoever_follows_has_the_admin_key(folder, tmp_path):
 
 def test_a_version_that_an_engine_does_not_take_ends_the_follower(folder, tmp_path):
     with listening(folder, tmp_path / "writer") as (_, url), follower(folder, tmp_path / "one", url) as (one, _):
-        one.broken = RuntimeError("the engine is full")
+        one.service._publish = fail(RuntimeError("the engine is full"))
         assert httpx.post(f"{url}/v1/catalogue", json={"remove": ["item-00"]}, timeout=30).status_code == 200
         wait_for(lambda: one.ended)
         assert "the engine is full" in str(one.ended[0]) and one.store.current.number == 0
 
 
+def test_a_follower_whose_engine_is_dead_holds_up_nobody_and_catches_up_before_it_answers(folder, tmp_path):
+    with listening(folder, tmp_path / "writer") as (_, url), follower(folder, tmp_path / "one", url) as (one, own):
+        dead = Unavailable("it has stopped", 1.0)
+        taken, one.service._publish, one.service.check = one.service._publish, fail(dead), fail(dead)
+        began = time.monotonic()
+        for number in (1, 2):
+            assert httpx.post(f"{url}/v1/catalogue", json={"remove": [f"item-0{number}"]}, timeout=30).is_success
+        assert time.monotonic() - began < 10
+        assert httpx.post(f"{own}/v1/recommend", json=BODY).json()["error"]["code"] == "engine"
+        one.service._publish, one.service.check = taken, lambda: None  # it was started again
+        wait_for(lambda: httpx.get(f"{own}/ready").status_code == 200)
+        assert httpx.post(f"{own}/v1/recommend", json=BODY).json()["catalogue_version"] == 2 and not one.ended
+
+
+def fail(error: Exception):
+    def raises(*_):
+        raise error
+
+    return raises
+
+
 def test_never_stale_refuses_before_the_writer_gives_up(folder, tmp_path):
     with CatalogueStore(folder, tmp_path / "one") as one:
         following = Following("http://127.0.0.1:9", one, never_stale=True)
+        following.level.set()
         following._heard = time.monotonic() - followers_module.LEASE_S + 0.3
         following.check()
         following._heard -= 0.4

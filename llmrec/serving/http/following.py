@@ -18,11 +18,12 @@ import httpx
 
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.followers import LEASE_S, POLL_S
-from llmrec.serving.http.service import Service
+from llmrec.serving.http.service import ChangeFailed, Service
 from llmrec.serving.living_catalogue.store import CatalogueStore, Row
 
 logger = logging.getLogger("llmrec.serving")
 _START_S = 60.0  # how long the writer is waited for at the start
+_DEAD_S = 0.5  # between two looks at an engine that is dead
 
 
 class WriterAway(RuntimeError):
@@ -38,7 +39,8 @@ class Following:
         never_stale: `check` refuses where the writer was not heard for `LEASE_S`.
 
     Attributes:
-        level (`asyncio.Event`): the store had everything, and the writer knows of this follower.
+        level (`asyncio.Event`): the store had everything, and the writer waits for this follower since; not while an
+            engine is dead, of which the writer need not wait.
     """
 
     def __init__(self, url: str, store: CatalogueStore, key: str | None = None, never_stale: bool = False):
@@ -54,6 +56,9 @@ class Following:
 
     def check(self) -> None:
         """Raises `ApiError` where the catalogue may be older than an acknowledged one, and that is not wanted."""
+        if not self.level.is_set():
+            message = "this server catches up with the writer of its catalogue: try again later"
+            raise ApiError(503, message, code="catching_up", headers={"Retry-After": "1"})
         if self.never_stale and self.silent_s > LEASE_S:
             message = f"the writer of the catalogue was not heard for {self.silent_s:.0f} s: try again later"
             raise ApiError(503, message, code="cut_off", headers={"Retry-After": "1"})
@@ -84,18 +89,20 @@ class Following:
         """Follows until it is cancelled.
 
         Raises:
-            ChangeFailed: an engine did not take a version.
+            ChangeFailed: engines that are well did not take a version.
             ValueError: as `catch_up`.
         """
         known, waiting, cut_off = self.store.end, deque(), False
         adopting: asyncio.Future | None = None
         async with self._client() as client:
             while True:
-                if adopting is None and waiting:
-                    adopting = asyncio.ensure_future(asyncio.to_thread(service.adopt, waiting.popleft()))
+                if dead := _is_dead(service):
+                    self.level.clear()
+                elif adopting is None and waiting:
+                    adopting = asyncio.ensure_future(asyncio.to_thread(service.adopt, waiting[0]))
                 sent, serving = time.monotonic(), service.current.number
-                wait_s = POLL_S if adopting or self.level.is_set() else 0
-                asking = asyncio.ensure_future(self._ask(client, known, serving, wait_s))
+                wait_s = _DEAD_S if dead else POLL_S if adopting or self.level.is_set() else 0
+                asking = asyncio.ensure_future(self._ask(client, known, None if dead else serving, wait_s))
                 busy = {asking} | ({adopting} if adopting else set())
                 try:
                     await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +111,7 @@ class Following:
                         self._heard = sent
                         waiting.extend(rows)
                         known = _end(rows[-1]) if rows else known
-                        if serving == known[0]:
+                        if serving == known[0] and not dead:
                             self.level.set()
                         if cut_off:
                             logger.warning("%s answers again", self.url)
@@ -117,7 +124,12 @@ class Following:
                 finally:
                     asking.cancel()
                 if adopting is not None and adopting.done():
-                    adopting.result()
+                    try:
+                        adopting.result()
+                        waiting.popleft()
+                    except ChangeFailed:  # to an engine that died it is given again, when that was started again
+                        if not _is_dead(service):
+                            raise
                     adopting = None
 
     async def until_level(self, beside: Sequence[asyncio.Task]) -> None:
@@ -141,6 +153,15 @@ class Following:
         if answer.status_code != 200:
             raise ValueError(f"{self.url}, which this server follows, says: {_message(answer)}")
         return [Row(**row) for row in answer.json()["rows"]]
+
+
+def _is_dead(service: Service) -> bool:
+    """Whether an engine is; it may be started again."""
+    try:
+        service.check()
+    except Exception:
+        return True
+    return False
 
 
 def _end(row: Row) -> tuple[int, str]:
