@@ -7,8 +7,9 @@ import numpy as np
 from scipy.linalg import eigh
 
 
-def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
+def check_features(features: np.ndarray, dim: int | None = None, first: int = 0) -> np.ndarray:
     """The features as contiguous float32 `[N, D]`; no copy where they are that already, as a memory map may be.
+    `first` is the number of the first row.
 
     Raises:
         ValueError: not a matrix, no rows, NaN or inf (names the row), or another width than `dim`.
@@ -20,8 +21,8 @@ def check_features(features: np.ndarray, dim: int | None = None) -> np.ndarray:
     suspect = [block for block in blocks(len(features)) if not np.isfinite(_extremes(features[block])).all()]
     if suspect:
         bad = [block.start + np.flatnonzero(~np.isfinite(features[block]).all(1)) for block in suspect]
-        first, count = bad[0][0], sum(map(len, bad))
-        raise ValueError(f"features of row {first} hold NaN or inf ({count} such rows): mend or drop these items")
+        row, count = first + bad[0][0], sum(map(len, bad))
+        raise ValueError(f"features of row {row} hold NaN or inf ({count} such rows): mend or drop these items")
     if dim is not None and features.shape[1] != dim:
         raise ValueError(f"features have {features.shape[1]} dimensions, the item tokenizer was fitted with {dim}")
     return features

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -170,8 +171,12 @@ def read_json(path: str | Path, kind: type = dict):
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
     """Writes an Arrow table as parquet with checksums, whole or not at all."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    with atomic_path(path) as temporary, parquet_writer(temporary, table.schema) as writer:
+        writer.write_table(table)
+
+
+def parquet_writer(path: str | Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
 
 
 def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table:
@@ -245,21 +250,59 @@ def made_again(path: Path) -> Iterator[None]:
         raise ValueError(f"{error}: remove {path}, and it is made again") from error
 
 
-def fingerprint(*parts: str | bytes | memoryview | pa.Table) -> str:
-    """16 hex digits of the SHA-256 over strings, bytes and the logical content of Arrow tables."""
+def fingerprint(*parts: str | bytes | memoryview | pa.Table | Iterator[pa.Table], rows_at_once: int = 2**20) -> str:
+    """16 hex digits of the SHA-256 over strings, bytes and the logical content of Arrow tables, or of a table that
+    comes in pieces (at least one), however it is cut. Of so many rows a copy is made at once; with another number
+    longer tables have another fingerprint."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, pa.Table):
-            digest.update(str(part.schema.remove_metadata()).encode())
-            sink = pa.BufferOutputStream()
-            flat = part.replace_schema_metadata(None).combine_chunks()
-            with pa.ipc.new_stream(sink, flat.schema) as writer:
-                writer.write_table(flat)
-            digest.update(sink.getvalue())
+        if isinstance(part, pa.Table | Iterator):
+            pieces = _in_slices(iter([part]) if isinstance(part, pa.Table) else part, rows_at_once)
+            for number, rows in enumerate(pieces):
+                if not number:
+                    digest.update(str(rows.schema.remove_metadata()).encode())
+                _digest_rows(digest, rows.replace_schema_metadata(None))
         else:
             digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
     return digest.hexdigest()[:16]
+
+
+def _in_slices(pieces: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    left = next(pieces)
+    for piece in pieces:
+        left = pa.concat_tables([left, piece])
+        while len(left) > rows:
+            yield left.slice(0, rows)
+            left = left.slice(rows)
+    for start in range(0, max(1, len(left)), rows):
+        yield left.slice(start, rows)
+
+
+def _digest_rows(digest, rows: pa.Table) -> None:
+    try:  # an empty chunk more, so that a copy is made: buffers of a slice hold what stands beside it
+        flat = pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks()
+    except pa.ArrowInvalid:  # a column holds more than an Arrow array can, 2 GiB of text
+        half = len(rows) // 2
+        _digest_rows(digest, rows.slice(0, half))
+        _digest_rows(digest, rows.slice(half))
+        return
+    with pa.ipc.new_stream(pa.PythonFile(_Digesting(digest), "w"), flat.schema) as writer:
+        writer.write_table(flat)
+
+
+class _Digesting(io.RawIOBase):
+    """A file that keeps nothing."""
+
+    def __init__(self, digest):
+        self.digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        self.digest.update(content)
+        return len(content)
 
 
 def file_sha256(path: Path) -> str:

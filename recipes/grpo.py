@@ -9,6 +9,7 @@ the YAML and on the command line; rollouts, log-probabilities, dead groups and c
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from trl import ModelConfig
 
@@ -17,6 +18,7 @@ import llmrec.training as training
 from llmrec.arguments import at_least
 from llmrec.commands import run_script
 from llmrec.instructions import Prompt, TaskMix
+from llmrec.serving.rollouts import start_rollouts
 
 
 @dataclass
@@ -41,7 +43,7 @@ class DataArguments:
 
 def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArguments, model_args: ModelConfig):
     at_least(args, validation_rows=1, guard_drop=0.0)
-    at_least(policy, log_positives=0, thought_beams=1)
+    at_least(policy, log_positives=0, thought_beams=1, vllm_sync_steps=1)
     run = training.TrainingRun(args, grpo_args, model_args)
     data, index = run.data, run.index
     if not run.config.prompt.get("thinking"):
@@ -66,6 +68,7 @@ def main(args: DataArguments, policy: rl.PolicyArguments, grpo_args: rl.GRPOArgu
         processing_class=recommender.tokenizer,
         peft_config=training.lora_config(model_args, recommender.model, recommender.tokenizer, index),
         callbacks=[rl.Guard(args.guard_drop, args.guard_stops)],
+        engine=partial(start_rollouts, run.base, recommender.model.dtype, grpo_args) if grpo_args.use_vllm else None,
         sample=training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen),
         write_sidecars=run.write_sidecars,
     )

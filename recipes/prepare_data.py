@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llmrec.arguments import at_least, did_you_mean, one_of
 from llmrec.commands import run_script
-from llmrec.data import PreparedData, prepare
+from llmrec.data import PreparedData, prepare_parts
 from llmrec.data.prepared import check_replaceable
 from llmrec.data.provenance import can_reuse, expand, inputs_fingerprint
 from llmrec.data.sources import SOURCES
@@ -59,25 +59,24 @@ def load(source: str, source_args: dict) -> tuple[pa.Table, pa.Table]:
     return SOURCES[source](**source_args)
 
 
-def main(args: DataArguments) -> PreparedData:
+def main(args: DataArguments) -> None:
     at_least(args, user_k=0, item_k=0, max_history=1, max_user_interactions=1, fractions=0.0)
     settings = expand(asdict(args))
     output_dir, overwrite = Path(settings.pop("output_dir")), settings.pop("overwrite")
     inputs = inputs_fingerprint(settings)
     if not overwrite and can_reuse(output_dir, settings, inputs):
-        data = PreparedData.load(output_dir)
+        info = PreparedData.load(output_dir).info
         print(f"Reusing {output_dir}: same settings, same files (--overwrite true prepares it again).")
     else:
         rules = dict(settings)
         with Lock(output_dir):
             check_replaceable(output_dir)
             interactions, items = load(settings["source"], rules.pop("source_args"))
-            data = prepare(interactions, items, **rules)
-            data.info |= {"settings": settings, "inputs_fingerprint": inputs}
-            data.save(output_dir)
+            parts = prepare_parts(interactions, items, **rules)
+            parts.save(output_dir, settings=settings, inputs_fingerprint=inputs)
+            info = parts.info
         print(f"Prepared {output_dir}.")
-    print(statistics_table(data.info["statistics"]))
-    return data
+    print(statistics_table(info["statistics"]))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmrec.arguments import at_least
 from llmrec.catalogue.collisions import COLLISION_POLICIES
@@ -22,7 +24,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.commands import run_script
 from llmrec.data import PreparedData
 from llmrec.features import ItemFeatures
-from llmrec.files import atomic_path, fingerprint
+from llmrec.files import fingerprint
 from llmrec.item_tokenizers import SEQUENCE_TOKENIZERS, TOKENIZERS, fit_semids, make_item_tokenizer
 from llmrec.serving.writers import give_writer
 from llmrec.stages import begin_stage, content_of, finish_stage, settings_of
@@ -43,6 +45,8 @@ class TokenizeArguments:
     pattern: str = field(default="default", metadata={"help": "Of the tokens: default, openonerec, eugeneyan, own."})
     ready_made: str | None = field(default=None, metadata={"help": "Column, .json or .parquet of SemIDs that exist."})
     cache_dir: str = field(default="out/feature_cache", metadata={"help": "Text embeddings by content."})
+    actors: int = field(default=0, metadata={"help": "Actors of Ray that embed texts and pictures; 0: no Ray."})
+    gpus_per_actor: float = field(default=0, metadata={"help": "GPUs that Ray gives to each actor."})
     seed: int = field(default=0, metadata={"help": "Of every random number here."})
     overwrite: bool = field(default=False, metadata={"help": "Make it again even if nothing has changed."})
 
@@ -50,7 +54,7 @@ class TokenizeArguments:
 def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> tuple[SemIDIndex, np.ndarray, float]:
     """The index, the features and the seconds that fitting and encoding took."""
     folder = Path(args.output_dir)
-    matrix = features.fit(data.items, data.train, args.seed).encode(data.items)
+    matrix = features.fit(data.items, data.train, args.seed).encode_to(folder / "features.npy", data.items)
     print(f"Features: {features.describe()}, {matrix.shape[0]} items x {matrix.shape[1]}")
     if args.ready_made is not None:
         return ready_made_semids(data.items, args.ready_made), matrix, 0.0
@@ -65,28 +69,28 @@ def make_semids(args, data: PreparedData, features: ItemFeatures, tokenizer) -> 
 
 
 def main(args: TokenizeArguments) -> None:
-    at_least(args, collision_reserve=0)
+    at_least(args, collision_reserve=0, actors=0, gpus_per_actor=0.0)
     data, folder = PreparedData.load(args.data_dir), Path(args.output_dir)
-    features = ItemFeatures(args.features, args.cache_dir)
+    features = ItemFeatures(args.features, args.cache_dir, args.actors, args.gpus_per_actor)
     tokenizer = give_writer(make_item_tokenizer(args.tokenizer, args.tokenizer_args, args.collision))
     files = content_of(args.ready_made, args.tokenizer_args.get("prompt"))
     inputs = {"inputs": features.inputs_fingerprint(), "files": files}
     made_from = {"data": fingerprint(data.items, data.train), **inputs}
-    settings = settings_of(args, ignore=("output_dir", "overwrite", "cache_dir", "data_dir")) | made_from
+    where = ("output_dir", "overwrite", "cache_dir", "data_dir", "actors", "gpus_per_actor")
+    settings = settings_of(args, ignore=where) | made_from
     if begin_stage(folder, settings, args.overwrite) == "done":
         print(f"Reusing the Semantic IDs in {folder} (same settings, same data).")
+        index = SemIDIndex.load(folder / "semids.parquet")
     else:
         index, matrix, seconds = make_semids(args, data, features, tokenizer)
         index.save(folder / "semids.parquet", data.items)
-        with atomic_path(folder / "features.npy") as path:
-            np.save(path, matrix)
         report = semid_report(index, matrix, data.items, seed=args.seed)
         write_report(report, folder / "report", index, matrix)
         print("\n".join(report_lines(report)))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
         finish_stage(folder, warnings=report["warnings"], fit_seconds=seconds, memory_gib=memory)
-    index = SemIDIndex.load(folder / "semids.parquet")
-    titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist()))
+    few = data.items.filter(pc.is_in(data.items["item_id"], pa.array(index.items[:5])))
+    titles = dict(zip(few["item_id"].to_pylist(), few["title"].to_pylist()))
     for item in index.items[:5]:
         print(f"{index.encode(item)}  {titles[item][:80]}")
     print(f"Semantic IDs: {folder}/semids.parquet; report: {folder}/report/report.md")

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,9 +30,10 @@ ITEMS, CONNECTIONS, BATCH, K = 3_500, 64, 128, 200
 
 async def behave(url: str, seconds: float) -> tuple[list[float], Counter]:
     """`(seconds of every answer, statuses)` of a client that sends one request after the other."""
-    took, statuses, until = [], Counter(), time.monotonic() + seconds
+    took, statuses, histories = [], Counter(), cycle(random_histories(ITEMS, 1000, seed=3))
+    until = time.monotonic() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        for history in random_histories(ITEMS, 100_000, seed=3):
+        for history in histories:
             if (began := time.monotonic()) > until:
                 break
             answer = await client.post("/v1/recommend", json={"history": history, "k": 10})

@@ -1,6 +1,7 @@
 """Times a GRPO step against transformers' `generate` and stock TRL, in one process on one random model.
 
     python scripts/bench_grpo.py --json grpo.json       # about 5 minutes on 2 cores
+    python scripts/bench_grpo.py --vllm                 # and rollouts through vLLM
 
 3,500 random items, 3 levels of 256; groups of 16; histories of 22 - 26 items in the words of the prompt next_item.
 First a vocabulary of about 2,000 rows, then Qwen3's 151,936 (`_v152k`), where stock TRL takes a minute for one prompt
@@ -14,6 +15,8 @@ and gets no more, once. Methods alternate, each with a copy of the model; median
   `logits_to_keep` instead, so that nobody takes the cost of that head for what shared prompts gain.
 - whole step: `_prepare_inputs` (rollout, rewards, advantages; on-policy and without KL, so no old and no reference
   pass), loss, backward, clipping, AdamW. TRL has the rollout above as its `rollout_func`.
+- with --vllm, "vLLM" is our trainer with `use_vllm: true` in this process: its rollout beside ours (rollout_vs_vllm:
+  its time as a multiple of ours), and its whole step, in which the engine gets the weights (whole_step_vs_vllm).
 - gradient_max_rel_error: max |ours - TRL| / max |TRL| of the worst parameter and loss, off-policy; `_v152k` as timed.
 """
 
@@ -43,6 +46,7 @@ from llmrec.models.from_scratch import model_from_config, train_tokenizer
 from llmrec.models.vocabulary import extend_vocabulary
 from llmrec.recommenders import LLMRecommender
 from llmrec.rl import Facts, PolicyArguments, SemIDGRPOTrainer, load_rewards
+from llmrec.serving.rollouts.engine import EngineRollouts
 
 MODEL = {"model_type": "qwen3", "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 768}
 MODEL |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True}
@@ -147,7 +151,15 @@ class Unfused(GRPOTrainer):
         return *selective_log_softmax_and_entropy(logits[:, :-1], input_ids[:, -logits_to_keep:]), None
 
 
-METHODS = {"llmrec": SemIDGRPOTrainer, "llmrec, vocabulary": SemIDGRPOTrainer, "TRL": GRPOTrainer, "unfused": Unfused}
+OURS = ("llmrec", "llmrec, vocabulary", "vLLM")
+METHODS = dict.fromkeys(OURS, SemIDGRPOTrainer) | {"TRL": GRPOTrainer, "unfused": Unfused}
+
+
+def engine_of(recommender: LLMRecommender) -> EngineRollouts:
+    """vLLM's for a recommender, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        recommender.save_pretrained(f"{folder}/model")
+        return EngineRollouts(f"{folder}/model", dtype="float32", max_model_len=1024)
 
 
 def make_trainer(name: str, recommender: LLMRecommender, rows: list[dict], **more) -> GRPOTrainer:
@@ -158,7 +170,9 @@ def make_trainer(name: str, recommender: LLMRecommender, rows: list[dict], **mor
     settings |= {"use_cpu": not torch.cuda.is_available(), "bf16": False, "report_to": "none"}
     settings |= {"gradient_checkpointing": False} | more
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": recommender.tokenizer}
-    if METHODS[name] is SemIDGRPOTrainer:
+    if name == "vLLM":
+        settings["use_vllm"], given["engine"] = True, lambda: engine_of(recommender)
+    if name in OURS:
         policy = PolicyArguments(log_probs="vocabulary" if "vocabulary" in name else "catalogue")
         given |= {"recommender": recommender, "policy": policy}
     else:
@@ -194,6 +208,7 @@ def whole_step(trainer: GRPOTrainer, rows: list[dict], clock: Clock) -> None:
     policy_step(trainer, inputs, clock)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
+    trainer.state.global_step += 1
     clock.lap("optimizer")
 
 
@@ -216,7 +231,7 @@ def gradient_errors(ours: SemIDGRPOTrainer, theirs: GRPOTrainer, inputs: dict, l
     return errors
 
 
-def bench(repeats: int, peers: Sequence[str] = ("TRL", "unfused"), **sizes) -> dict[str, float]:
+def bench(repeats: int, peers: Sequence[str] = ("TRL", "unfused"), vllm: bool = False, **sizes) -> dict[str, float]:
     """The figures of one vocabulary; where `sizes` widen it, stock TRL is timed once, and its gradients are those."""
     recommender, rows = random_setting(**sizes)
     model, lengths = recommender.model, list(map(len, recommender.tokenizer([r["prompt"] for r in rows])["input_ids"]))
@@ -225,14 +240,17 @@ def bench(repeats: int, peers: Sequence[str] = ("TRL", "unfused"), **sizes) -> d
     print(f"\n{model.config.vocab_size:,} rows, {model.num_parameters():,} parameters;", end=" ")
     print(f"{len(rows)} completions of {sizes['prompts']} prompts of {min(lengths)} - {max(lengths)} tokens")
     once, losses = ({"TRL"}, {}) if "vocabulary" in sizes else (set(), LOSSES)
-    rollouts = compare(rollout, {"llmrec": ours, "generate": peer}, rows, repeats, set())
+    engine = {"vLLM": make_trainer("vLLM", recommender, rows)} if vllm else {}
+    rollouts = compare(rollout, {"llmrec": ours, "generate": peer, **engine}, rows, repeats, set())
     figures = {"rollout_speedup": rollouts["generate"]}
     inputs = ours._prepare_inputs([dict(row) for row in rows])
     inputs["advantages"] = torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
     policy = compare(policy_step, trainers, inputs, repeats, once)
     if "TRL" in peers:
         figures["gradient_max_rel_error"] = max(gradient_errors(vocabulary, peer, inputs, losses).values())
-    whole = compare(whole_step, {name: trainers[name] for name in ("llmrec", *peers)}, rows, repeats, once)
+    whole = compare(whole_step, {name: trainers[name] for name in ("llmrec", *peers)} | engine, rows, repeats, once)
+    if vllm:
+        figures |= {"rollout_vs_vllm": rollouts["vLLM"], "whole_step_vs_vllm": whole["vLLM"]}
     for name in peers:
         ending = "" if name == "TRL" else "_vs_unfused"
         figures |= {f"policy_step_speedup{ending}": policy[name], f"whole_step_speedup{ending}": whole[name]}
@@ -244,12 +262,13 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     for name, value in (("prompts", 4), ("repeats", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--vllm", action="store_true", help="time rollouts through vLLM, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", "You are using 'rollout_func'")
     print(", ".join(f"{name} {value}" for name, value in MODEL.items()) + f", fp32; {args.threads} threads")
-    figures = bench(args.repeats, prompts=args.prompts)
+    figures = bench(args.repeats, vllm=args.vllm, prompts=args.prompts)
     for peer, prompts in (("TRL", 1), ("unfused", args.prompts)):
         wide = bench(args.repeats, [peer], vocabulary=151_936, prompts=prompts)
         figures |= {f"{name}_v152k": value for name, value in wide.items()}

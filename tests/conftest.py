@@ -36,6 +36,21 @@ def smollm2() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def ray():
+    """A Ray cluster of two nodes, both on this machine."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 2**27}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    ray.init(address=cluster.address)
+    yield ray
+    ray.shutdown()
+    cluster.shutdown()
+
+
 @pytest.fixture(scope="session")
 def extended(smollm2, tmp_path_factory) -> Path:
     """What recipes/init_model.py makes of it for the tiny store of `training.small_runs`."""

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 import signal
@@ -12,7 +13,16 @@ from safetensors.numpy import save_file
 from tiny import tiny_data, tiny_index, write_tiny_base
 
 from llmrec.data.provenance import can_reuse
-from llmrec.files import Lock, check_readable, read_json, read_parquet, save_state, write_json, write_parquet
+from llmrec.files import (
+    Lock,
+    check_readable,
+    fingerprint,
+    read_json,
+    read_parquet,
+    save_state,
+    write_json,
+    write_parquet,
+)
 from llmrec.recommenders import check_trained_on
 from llmrec.stages import RECORD, begin_stage, content_of, finish_stage
 
@@ -245,3 +255,19 @@ def test_every_recipe_that_writes_takes_the_lock_of_its_output():
     recipes = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("recipes/*.py")}
     only_print = {"ask", "recommend"}
     assert {name for name, text in recipes.items() if not takes.search(text)} == only_print
+
+
+def test_a_fingerprint_does_not_tell_how_a_table_is_cut():
+    table = pa.table({"item_id": [["a"], [], ["b", "c"], None], "number": [1, None, 3, 4]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = str(table.schema).encode() + sink.getvalue().to_pybytes() + b"\0"
+    assert fingerprint(table) == hashlib.sha256(content).hexdigest()[:16]  # as files of 0.2 hold it
+    pieces = [table.slice(0, 1), table.slice(1, 0), table.slice(1)]
+    assert fingerprint("a", iter(pieces)) == fingerprint("a", pa.concat_tables(pieces)) == fingerprint("a", table)
+    numbers = pa.array(np.arange(2**20 + 3))
+    long = pa.table({"number": numbers, "text": numbers.cast(pa.string())})
+    cuts = [long.slice(0, 5), long.slice(5, 2**20 - 5), long.slice(2**20)]
+    assert fingerprint(iter(cuts)) == fingerprint(pa.concat_tables(cuts)) == fingerprint(long)
+    assert fingerprint(long.slice(0, 2**20)) != fingerprint(long) != fingerprint(long.slice(1))

@@ -84,7 +84,7 @@ COLLISION_POLICIES: dict[str, Callable[[np.ndarray, Costs, np.ndarray], np.ndarr
 def collision_stats(codes: np.ndarray) -> dict:
     """How far codes `[N, L]` are from unique: `unique` IDs U, `collision_rate` 1 - U/N, `colliding_items` (share of
     items that are not alone), `largest_group`, `group_sizes` (size: number of groups)."""
-    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    counts = np.bincount(equal_rows(codes))
     shared = counts[counts > 1]
     return {
         "items": len(codes),
@@ -97,7 +97,14 @@ def collision_stats(codes: np.ndarray) -> dict:
 
 
 def equal_rows(codes: np.ndarray) -> np.ndarray:
-    """int64 `[N]`: a number from 0 on for every row of a matrix; equal rows have the same."""
+    """int64 `[N]`: a number from 0 on for every row of a matrix of codes (-1 or more), in their order; equal rows have
+    the same."""
+    sizes = codes.max(0, initial=-1).astype(object) + 2
+    if np.prod(sizes, initial=1) < 2**63:  # a row is one number, which sorts as the row does
+        numbers = np.zeros(len(codes), np.int64)
+        for column, size in zip(codes.T, sizes):
+            numbers = numbers * int(size) + column + 1
+        return np.unique(numbers, return_inverse=True)[1]
     return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
 
 

@@ -23,6 +23,7 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.hub import without_paths
 
 logger = logging.getLogger(__name__)
+_COMPARED = 2**18
 
 
 def semid_report(
@@ -31,29 +32,34 @@ def semid_report(
     """Figures of an index; where an item has several SemIDs, of its primary one.
 
     `features` (float32 `[N, D]`) and `items` stand in the order of the items of `index`. The `k` nearest neighbours of
-    `sample` items are compared.
+    `sample` items are compared. Of more than 2^18 items purity, neighbours and reconstruction are those of a seeded
+    sample of so many.
 
     Returns:
         `collisions` before and after the policy (see `collision_stats`), `levels` (see `level_figures`), `prefixes`
         by depth (`unique`; `purity` of categories and its `purity_control`), `adds_tokens`, `shared_tokens` (levels
         draw on the same words, so none can use them all), `neighbours` (see `neighbours_kept`),
         `reconstruction` (see `additive_error`) and its `control`, `tokens` (mean per item) and `bits` (mean, of the
-        full codebooks), `features` (distinct rows), `warnings` (list of `str`, also logged).
+        full codebooks), `features` (distinct rows), `compared` (size of the sample, if there is one), `warnings` (list
+        of `str`, also logged).
     """
     if len(index.items) < len(index):
         index = index.rows_at([index.row(item) for item in index.items])
-    codes = index.codes
-    shuffled = index.shuffled(seed).codes
-    after = collision_stats(codes)
+    all_codes, part, distinct = index.codes, index, len(unique_rows(features))
+    if len(index) > _COMPARED:
+        rows = np.sort(np.random.default_rng(seed).choice(len(index), _COMPARED, replace=False))
+        part, features, items = index.rows_at(rows), features[rows], items.take(rows)
+    codes, shuffled = part.codes, part.shuffled(seed).codes
+    after = collision_stats(all_codes)
     near = nearest_neighbours(features, k, sample, seed)
     report = {
         "items": len(index),
         "codebook_sizes": list(index.codebook_sizes),
         "fingerprint": index.fingerprint,
         "info": without_paths({key: value for key, value in index.info.items() if not key.startswith("collisions_")}),
-        "features": {"dimensions": features.shape[1], "distinct": len(unique_rows(features))},
+        "features": {"dimensions": features.shape[1], "distinct": distinct},
         "collisions": {"before": index.info.get("collisions_before", after), "after": after},
-        "levels": [level_figures(codes[:, level], size) for level, size in enumerate(index.codebook_sizes)],
+        "levels": [level_figures(all_codes[:, level], size) for level, size in enumerate(index.codebook_sizes)],
         "adds_tokens": index.adds_tokens,
         "shared_tokens": index.num_levels > 1 and not set(index.level_tokens[0]).isdisjoint(index.level_tokens[1]),
         "prefixes": [],
@@ -67,11 +73,13 @@ def semid_report(
             "control": additive_error(shuffled, index.codebook_sizes, features),
         },
         "tokens": float(index.lengths.mean()),
-        "bits": float(((codes >= 0) * np.log2(index.codebook_sizes)).sum(1).mean()),
+        "bits": float(((all_codes >= 0) * np.log2(index.codebook_sizes)).sum(1).mean()),
     }
+    if part is not index:
+        report["compared"] = len(part)
     labels = category_labels(items)
     for depth in range(1, index.num_levels + 1):
-        row = {"depth": depth, "unique": len(np.unique(codes[:, :depth], axis=0))}
+        row = {"depth": depth, "unique": int(equal_rows(all_codes[:, :depth]).max()) + 1}
         if labels is not None:
             row["purity"] = purity(codes[:, :depth], labels)
             row["purity_control"] = purity(shuffled[:, :depth], labels)
@@ -122,12 +130,16 @@ def neighbours_kept(codes: np.ndarray, chosen: np.ndarray, nearest: np.ndarray, 
     k = nearest.shape[1]
     if k == 0:
         return 1.0
-    kept = 0.0
+    kept, levels = 0.0, np.ascontiguousarray(codes.T)
     for item, neighbours in zip(chosen, nearest):
-        equal = codes == codes[item]
-        common = (np.logical_and.accumulate(equal, axis=1) if ordered else equal).sum(1)
+        common, equal = np.zeros(len(codes), np.int16), np.ones(len(codes), bool)
+        for column in levels:
+            same = column == column[item]
+            equal = equal & same if ordered else same
+            common += equal
         common[item] = -1
-        bar = np.partition(common, -k)[-k]
+        at_least = np.cumsum(np.bincount(common + 1)[::-1])[::-1]  # items with so long a common prefix, from -1 on
+        bar = np.flatnonzero(at_least >= k)[-1] - 1
         above, at = (common > bar).sum(), (common == bar).sum()
         of_neighbours = common[neighbours]
         kept += ((of_neighbours > bar) + (of_neighbours == bar) * (k - above) / at).mean()
@@ -223,6 +235,8 @@ def report_lines(report: dict) -> list[str]:
     lines = markdown_table("level | codes used | entropy | perplexity | largest code", levels)
     lines += ["", *markdown_table("depth | prefixes | category purity | of random SemIDs", prefixes), ""]
     lines += markdown_table("collisions | distinct SemIDs | 1 - U/N | items sharing | largest group", collisions)
+    if "compared" in report:
+        lines += ["", f"Purity, neighbours and reconstruction are those of a sample of {report['compared']:,} items."]
     near = report["neighbours"]
     lines += ["", f"Neighbours kept (overlap@{near['k']}): {near['kept']:.3f}; random SemIDs: {near['control']:.3f}"]
     rebuilt = report["reconstruction"]

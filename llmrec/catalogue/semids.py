@@ -24,6 +24,7 @@ from llmrec.catalogue.collisions import equal_rows
 from llmrec.catalogue.record import Record
 from llmrec.catalogue.semid_tokens import mapping_of_semids, parse_semids, pattern_tokens, template_of
 from llmrec.catalogue.semids_file import read_semids
+from llmrec.data.rows import list_array, offsets_of
 from llmrec.files import fingerprint, read_json, write_parquet
 from llmrec.hub import without_paths
 from llmrec.stages import unfinished
@@ -241,12 +242,14 @@ class SemIDIndex(Record):
         """Writes `semids.parquet`: item_id, semid (list of token strings), codes, and the columns of `items`. It goes
         where its models go, so what it was made from is named without paths of this machine."""
         last = self.codes.shape[1] - np.argmax(self.codes[:, ::-1] >= 0, axis=1)  # codes after it are left out
-        lists = [codes[:end].tolist() for codes, end in zip(self.codes, last)]
+        levels, used = np.arange(self.num_levels), self.codes >= 0
+        tokens = pa.array([token for level in self.level_tokens for token in level], pa.string())
+        numbers = (self.codes + offsets_of(self.codebook_sizes)[:-1])[used]
         ids = pa.array(self.item_ids, pa.string())
         columns: dict[str, pa.Array | pa.ChunkedArray] = {
             "item_id": ids,
-            "semid": pa.array(map(self.tokens_of_row, range(len(self))), pa.list_(pa.string())),
-            "codes": pa.array(lists, pa.list_(pa.int32())),
+            "semid": list_array(tokens.take(pa.array(numbers)), offsets_of(self.lengths)),
+            "codes": list_array(pa.array(self.codes[levels < last[:, None]]), offsets_of(last)),
         }
         if items is not None:
             rows = pc.index_in(ids, items["item_id"].cast(pa.string()).combine_chunks())

@@ -64,12 +64,11 @@ def k_core(users: np.ndarray, items: np.ndarray, user_k: int, item_k: int) -> np
 
     `users` and `items` are numbers from 0 on, integer [n]. Returns bool [n]: which interactions stay.
     """
-    mask = np.zeros(len(users), bool)
-    kept = np.arange(len(users))
+    mask = np.ones(len(users), bool)
     while True:
-        enough = np.bincount(users)[users] >= user_k
-        enough &= np.bincount(items)[items] >= item_k
+        enough = (np.bincount(users) >= user_k)[users]
+        enough &= (np.bincount(items) >= item_k)[items]
         if enough.all():
-            mask[kept] = True
             return mask
-        users, items, kept = users[enough], items[enough], kept[enough]
+        mask[mask] = enough
+        users, items = users[enough], items[enough]

@@ -1,5 +1,7 @@
 """Proof from the four tables alone that no validation or test target can be learned in training."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,11 +11,12 @@ from llmrec.data.rows import (
     flatten_beside,
     flatten_lists,
     ids_to_rows,
-    lists_to_rows,
     numbered,
     offsets_of,
     ragged_arange,
 )
+
+_FOLLOW = (("train", "valid"), ("valid", "test"))
 
 
 def check_no_leak(data: PreparedData) -> dict:
@@ -34,12 +37,32 @@ def check_no_leak(data: PreparedData) -> dict:
     _check_chains(data)
     result = {"rule": rule, "histories_end_before_their_targets": data.valid.num_rows + data.test.num_rows}
     if rule == "time":
-        for before, after in (("train", "valid"), ("valid", "test")):
+        for before, after in _FOLLOW:
             last, first = _first_and_last(getattr(data, before))[1], _first_and_last(getattr(data, after))[0]
             result |= {f"last_{before}": last, f"first_{after}": first}
-            if None not in (last, first) and last >= first:
-                raise ValueError(f"leak: last_{before} at {last} is not before first_{after} at {first}")
+        _check_order(result)
     return result
+
+
+def joined_checks(checks: Sequence[dict]) -> dict:
+    """What `check_no_leak` of parts of the users says of all of them; raises `ValueError` as it does."""
+    if len(checks) == 1:
+        return checks[0]
+    result = dict(checks[0])
+    for name in result.keys() - {"rule"}:
+        values = [check[name] for check in checks if check[name] is not None]
+        join = {"first": min, "last": max}.get(name.split("_")[0], sum)
+        result[name] = join(values) if values else None
+    if result["rule"] == "time":
+        _check_order(result)
+    return result
+
+
+def _check_order(result: dict) -> None:
+    for before, after in _FOLLOW:
+        last, first = result[f"last_{before}"], result[f"first_{after}"]
+        if None not in (last, first) and last >= first:
+            raise ValueError(f"leak: last_{before} at {last} is not before first_{after} at {first}")
 
 
 def _check_chains(data: PreparedData) -> None:
@@ -48,10 +71,8 @@ def _check_chains(data: PreparedData) -> None:
     num_users = len(names)
     if len(np.unique(train_users)) != len(train_users):
         raise ValueError("leak check: a user has several training sequences")
-    catalogue = data.items["item_id"]
-    train, offsets = lists_to_rows(data.train["item_ids"], catalogue)
-    histories, bounds = lists_to_rows(rows["history"], catalogue)
-    targets = ids_to_rows(rows["target"], catalogue)
+    (train, offsets), (histories, bounds) = flatten_lists(data.train["item_ids"]), flatten_lists(rows["history"])
+    (train, histories, targets), _ = numbered(train, histories, rows["target"])
     if data.behaviours:  # what was done is a pair of item and kind
         train = _pairs(train, flatten_beside(data.train, "behaviours", offsets), data)
         kinds = [

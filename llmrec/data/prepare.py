@@ -1,7 +1,10 @@
-"""`prepare`: from interactions and items to `PreparedData`, by explicit rules that are recorded beside the output."""
+"""`prepare`: from interactions and items to `PreparedData`, by explicit rules that are recorded beside the output.
 
-import logging
-from collections.abc import Sequence
+Of every interaction a few numbers are held; the tables of sequences are made and written for some users at a time
+(`prepare_parts`).
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +13,8 @@ import pyarrow.compute as pc
 from llmrec.arguments import one_of, whole_number
 from llmrec.columns import as_table
 from llmrec.data.cleaning import clean_items, k_core
-from llmrec.data.leaks import check_no_leak
 from llmrec.data.prepared import TARGETS, PreparedData
+from llmrec.data.prepared_parts import PreparedParts
 from llmrec.data.rows import ids_to_rows, lists_to_rows, numbered, with_columns
 from llmrec.data.sequences import (
     LABELS,
@@ -19,21 +22,27 @@ from llmrec.data.sequences import (
     TIES,
     build_tables,
     duplicates,
+    in_order,
     label_by_time,
     label_leave_one_out,
     last_items,
     last_of_users,
+    parts_of_users,
     repeats_kept,
     stitch_windows,
 )
-from llmrec.data.statistics import name_heavy_users, statistics
+from llmrec.data.statistics import name_heavy_users
 from llmrec.data.validate import items_of_interactions, standard_interactions, standard_items
 
-logger = logging.getLogger(__name__)
 _RULES = ("repeats", "max_user_interactions", "user_k_or_item_k")  # in the order in which they apply
 
 
-def prepare(
+def prepare(interactions, items, **rules) -> PreparedData:
+    """`prepare_parts`, all in memory."""
+    return prepare_parts(interactions, items, **rules).whole()
+
+
+def prepare_parts(
     interactions,
     items,
     *,
@@ -55,8 +64,9 @@ def prepare(
     currency: str | None = None,
     name: str = "",
     source: str = "",
-) -> PreparedData:
-    """Validates, cleans, filters, sorts and splits.
+    part_size: int = 2**22,
+) -> PreparedParts:
+    """Validates, cleans, filters, sorts and splits; the tables follow when the parts are read.
 
     Args:
         interactions, items (`pa.Table`, or a data frame of pandas or polars): in the columns of
@@ -80,6 +90,7 @@ def prepare(
         max_user_interactions: a user with more keeps the last ones. One who has a large part of all (a shared account,
             a robot) is named in a warning.
         currency: of the prices, as prompts say it: a sign ("€") or capitals ("EUR"). It becomes a column of the items.
+        part_size: about how many interactions make a part; it changes no row, nor their order.
 
     Raises:
         ValueError: bad input, a rule that does not exist or does not apply, or nothing left.
@@ -123,7 +134,7 @@ def prepare(
         if "behaviour" in interactions.column_names and pc.count_distinct(interactions["behaviour"]).as_py() > 1:
             raise ValueError("ready windows do not say the kinds of their histories: leave out the column 'behaviour'")
         rules = {"split": "windows", "clean": clean, "max_history": max_history}
-        tables = _windows(interactions, items, max_history)
+        parts, kinds = iter([_windows(interactions, items, max_history)]), None
     else:
         interactions = _wanted(interactions, behaviours, min_rating)
         dropped["behaviours_or_min_rating"] = given - len(interactions)
@@ -147,28 +158,33 @@ def prepare(
             rules |= {"valid_start": points[0], "test_start": points[1]}
         else:
             labels = _given_labels(interactions["split"].combine_chunks().take(pa.array(kept)))
-        item_ids = items["item_id"].combine_chunks()
-        kind_of = None if kinds is None else kinds.take(pa.array(kept)).cast(pa.string())
-        tables, rules["targets_without_history_left_out"] = build_tables(
-            users, item_rows, times, labels, user_ids, item_ids, max_history, kind_of
-        )
-        if not any(table.num_rows for table in tables.values()):
-            raise ValueError("nothing is left: every interaction is a target without any history before it")
+        kind_of = None if kinds is None else kinds.take(pa.array(kept))
+        del interactions, known, kept
+        done = users, item_rows, times, labels, kind_of
+        parts = _tables(done, user_ids, items["item_id"].combine_chunks(), max_history, rules, part_size)
         if item_k and not keep_all_items:
             items = items.filter(pa.array(np.bincount(item_rows, minlength=len(items)) > 0))
-    data = PreparedData(items=items, **tables, info={"name": name, "source": source, "rules": rules})
-    if "behaviours" in data.train.column_names:
-        data.info["behaviours"] = kinds.dictionary.to_pylist()
-    data.info["statistics"] = statistics(data)
+    prepared = PreparedParts(items, parts, {"name": name, "source": source, "rules": rules})
+    if kinds is not None:
+        prepared.info["behaviours"] = kinds.dictionary.to_pylist()
     if dropped:
         again = {name: dropped.pop(name) for name in ("duplicates", "duplicates_kept") if name in dropped}
-        data.info["statistics"] |= {"given_interactions": given, **again}
-        data.info["statistics"] |= {f"dropped_{rule}": count for rule, count in dropped.items() if count}
-    data.info["leak_check"] = check_no_leak(data)
-    for table in ("train", "valid", "test"):
-        if not getattr(data, table).num_rows:
-            logger.warning("%s has no rows under split %r", table, split)
-    return data
+        prepared.counted = {"given_interactions": given, **again}
+        prepared.counted |= {f"dropped_{rule}": count for rule, count in dropped.items() if count}
+    return prepared
+
+
+def _tables(done: tuple, user_ids, item_ids, max_history, rules: dict, size: int) -> Iterator[dict[str, pa.Table]]:
+    """`build_tables` of some users after the other, of which `done` are users, items, times, labels and kinds."""
+    users = done[0]
+    rules["targets_without_history_left_out"] = 0
+    for part in parts_of_users(users, size):
+        first, last = int(users[part.start]), int(users[part.stop - 1])
+        some, items, times, labels, kinds = (None if column is None else column[part] for column in done)
+        of_users, kinds = user_ids[first : last + 1], None if kinds is None else kinds.cast(pa.string())
+        tables, left_out = build_tables(some - first, items, times, labels, of_users, item_ids, max_history, kinds)
+        rules["targets_without_history_left_out"] += left_out
+        yield tables
 
 
 def _wanted(interactions: pa.Table, behaviours: Sequence[str] | None, min_rating: float | None) -> pa.Table:
@@ -214,8 +230,7 @@ def _sequence_order(
         ranks = np.empty(len(by_text), np.int32)
         ranks[by_text] = np.arange(len(by_text), dtype=np.int32)
         ranks = ranks[item_rows]
-    # by user, then time, then rank, then input order
-    kept = np.lexsort([key for key in (ranks, _time_key(interactions), users) if key is not None])
+    kept = in_order(users, *(key for key in (_time_key(interactions), ranks) if key is not None))
     users, item_rows = users[kept], item_rows[kept]
     counts = dict.fromkeys(_RULES, 0)
     again, times = None, interactions["timestamp"] if "timestamp" in interactions.column_names else None

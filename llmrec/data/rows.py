@@ -56,11 +56,12 @@ def flatten_beside(table: pa.Table, name: str, offsets: np.ndarray, where: str =
     return values
 
 
-def numbered(*columns: pa.ChunkedArray) -> tuple[list[np.ndarray], pa.Array]:
+def numbered(*columns: pa.ChunkedArray | pa.Array) -> tuple[list[np.ndarray], pa.Array]:
     """Integers for the values of some text columns, from 0 on in order of appearance, a vector per column; and the
     values that they stand for."""
+    columns = [pa.chunked_array([each]) if isinstance(each, pa.Array) else each for each in columns]
     chunks = [chunk for column in columns for chunk in column.chunks]
-    codes = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    codes = pa.chunked_array(chunks, pa.string()).dictionary_encode().combine_chunks()
     return np.split(codes.indices.to_numpy(), np.cumsum([len(c) for c in columns])[:-1]), codes.dictionary
 
 

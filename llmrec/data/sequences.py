@@ -17,14 +17,36 @@ from llmrec.data.rows import flatten_lists, list_array, numbered, offsets_of, ra
 TIES = ("input_order", "item_id")
 REPEATS = ("keep", "drop_duplicates", "drop_consecutive", "first")
 LABELS = ("train", "valid", "test")
+_SORTED = 2**18  # interactions that are sorted at a time
+
+
+def parts_of_users(users: np.ndarray, size: int) -> list[slice]:
+    """Slices of some users' interactions, about `size` at a time; all of a user stand in one."""
+    starts = [0]
+    while starts[-1] < len(users):
+        last = users[min(starts[-1] + size, len(users)) - 1]
+        starts.append(int(np.searchsorted(users, last, side="right")))
+    return [slice(start, stop) for start, stop in zip(starts, starts[1:])]
+
+
+def in_order(users: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """int64 [n]: rows by user (numbers, in any order), then by the keys, the first of which counts most, then as they
+    stand. Some users at a time, whose keys fit the processor's cache."""
+    order = np.argsort(users, kind="stable")
+    sorted_users = users[order]
+    for part in parts_of_users(sorted_users, _SORTED) if keys else ():
+        rows = order[part]
+        order[part] = rows[np.lexsort([*(key[rows] for key in reversed(keys)), sorted_users[part]])]
+    return order
 
 
 def duplicates(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> np.ndarray:
     """bool [n]: which interactions have the user, the item and the moment of an earlier one."""
-    rows = np.lexsort((items, times, users))  # stable: among equals the earlier one first
     again = np.zeros(len(users), bool)
-    same = [values[rows[1:]] == values[rows[:-1]] for values in (users, items, times)]
-    again[rows[1:][np.logical_and.reduce(same)]] = True
+    for part in parts_of_users(users, _SORTED):
+        rows = part.start + np.lexsort((items[part], times[part], users[part]))  # stable: the earlier of equals first
+        same = [values[rows[1:]] == values[rows[:-1]] for values in (users, items, times)]
+        again[rows[1:][np.logical_and.reduce(same)]] = True
     return again
 
 
@@ -47,9 +69,11 @@ def repeats_kept(users: np.ndarray, items: np.ndarray, rule: str, again: np.ndar
 
 def last_of_users(users: np.ndarray, count: int | None) -> np.ndarray:
     """bool [n]: the last `count` interactions of every user, all without one."""
+    if count is None:
+        return np.full(len(users), True)
     counts = np.bincount(users)
     place = np.arange(len(users)) - offsets_of(counts)[:-1][users]
-    return np.full(len(users), True) if count is None else place >= counts[users] - count
+    return place >= counts[users] - count
 
 
 def label_leave_one_out(users: np.ndarray) -> np.ndarray:

@@ -32,45 +32,70 @@ def statistics(data: PreparedData) -> dict[str, float | int]:
     as targets, plus the first context of each user. "cold" is the share of targets that no training sequence holds,
     "text" the share of items whose text is not empty, "length" the interactions of a user.
     """
-    (train_users, *eval_users), names = numbered(*(table["user_id"] for table in (data.train, data.valid, data.test)))
-    num_users, num_items = len(names), data.items.num_rows
-    rows, offsets = lists_to_rows(data.train["item_ids"], data.items["item_id"])
-    context = np.minimum(data.train["num_context"].to_numpy(), np.diff(offsets))
-    targets = np.diff(offsets) - context
-    first = np.unique(train_users, return_index=True)[1]
-    events = np.bincount(train_users, weights=targets, minlength=num_users)
-    events[train_users[first]] += context[first]
-    train_interactions = int(events.sum())
-    for eval_rows in eval_users:
-        events += np.bincount(eval_rows, minlength=num_users)
-    trained = np.bincount(rows, minlength=num_items) > 0
-    total = int(events.sum())
-    result = {
-        "users": num_users,
-        "items": num_items,
-        "interactions": total,
-        "density": total / max(1, num_users * num_items),
-        "length_min": int(events.min()) if num_users else 0,
-        "length_mean": total / max(1, num_users),
-        "length_median": float(np.median(events)) if num_users else 0.0,
-        "length_max": int(events.max(initial=0)),
-        "train_users": len(first),
-        "train_sequences": data.train.num_rows,
-        "train_interactions": train_interactions,
-        "train_targets": int(targets.sum()),
-        "items_in_train": int(trained.sum()),
-    }
-    for name in ("valid", "test"):
-        table = getattr(data, name)
-        result[name] = table.num_rows
-        if table.num_rows:
-            result[f"{name}_history_mean"] = float(np.diff(flatten_lists(table["history"])[1]).mean())
-            result[f"{name}_cold"] = float(1 - trained[ids_to_rows(table["target"], data.items["item_id"])].mean())
-    for column in ("title", "description", "brand", "categories"):
-        if column in data.items.column_names and num_items:
-            filled = pc.sum(pc.greater(pc.utf8_length(data.items[column]), 0)).as_py() or 0
-            result[f"text_{column}"] = filled / num_items
-    return result
+    counts = Counts(data.items)
+    counts.add(data)
+    return counts.result()
+
+
+class Counts:
+    """`statistics` of data that come in parts, in each of which all of its users' rows stand."""
+
+    def __init__(self, items: pa.Table):
+        self.items = items
+        self.events = [np.zeros(0)]  # of every user, a vector a part
+        self.trained = np.zeros(items.num_rows, bool)
+        self.totals = dict.fromkeys(("train_users", "train_sequences", "train_interactions", "train_targets"), 0)
+        self.rows = dict.fromkeys(("valid", "test"), 0)
+        self.histories = dict.fromkeys(self.rows, 0)
+        self.targets = {name: np.zeros(items.num_rows, np.int64) for name in self.rows}  # of every item
+
+    def add(self, data: PreparedData) -> None:
+        tables = (data.train, data.valid, data.test)
+        (train_users, *eval_users), names = numbered(*(table["user_id"] for table in tables))
+        num_users, catalogue = len(names), self.items["item_id"]
+        rows, offsets = lists_to_rows(data.train["item_ids"], catalogue)
+        context = np.minimum(data.train["num_context"].to_numpy(), np.diff(offsets))
+        targets = np.diff(offsets) - context
+        first = np.unique(train_users, return_index=True)[1]
+        events = np.bincount(train_users, weights=targets, minlength=num_users)
+        events[train_users[first]] += context[first]
+        found = len(first), data.train.num_rows, int(events.sum()), int(targets.sum())
+        self.totals = {name: count + more for (name, count), more in zip(self.totals.items(), found)}
+        for eval_rows in eval_users:
+            events += np.bincount(eval_rows, minlength=num_users)
+        self.events.append(events)
+        self.trained[rows] = True
+        for name in self.rows:
+            table = getattr(data, name)
+            self.rows[name] += table.num_rows
+            self.histories[name] += int(flatten_lists(table["history"])[1][-1])
+            self.targets[name] += np.bincount(ids_to_rows(table["target"], catalogue), minlength=len(self.trained))
+
+    def result(self) -> dict[str, float | int]:
+        events, num_items = np.concatenate(self.events), len(self.trained)
+        num_users, total = len(events), int(events.sum())
+        result = {
+            "users": num_users,
+            "items": num_items,
+            "interactions": total,
+            "density": total / max(1, num_users * num_items),
+            "length_min": int(events.min()) if num_users else 0,
+            "length_mean": total / max(1, num_users),
+            "length_median": float(np.median(events)) if num_users else 0.0,
+            "length_max": int(events.max(initial=0)),
+            **self.totals,
+            "items_in_train": int(self.trained.sum()),
+        }
+        for name, count in self.rows.items():
+            result[name] = count
+            if count:
+                result[f"{name}_history_mean"] = self.histories[name] / count
+                result[f"{name}_cold"] = 1 - int(self.targets[name][self.trained].sum()) / count
+        for column in ("title", "description", "brand", "categories"):
+            if column in self.items.column_names and num_items:
+                filled = pc.sum(pc.greater(pc.utf8_length(self.items[column]), 0)).as_py() or 0
+                result[f"text_{column}"] = filled / num_items
+        return result
 
 
 def statistics_table(numbers: dict[str, float | int]) -> str:

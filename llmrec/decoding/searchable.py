@@ -108,6 +108,13 @@ class SearchableCatalogue:
         beams = [max(pair) for pair in zip(k, num_beams)]
         return widen(search, self.trie, self.item_of_row, k, beams, allowed, limits)
 
+    def semids(self, output: BeamOutput) -> list[list[ScoredItem]]:
+        """What a search found, by Semantic ID: of the items that share one, the first stands for it."""
+        scores, low, _, _ = _read(output)
+        rows = self.trie.host_order[low]
+        found = zip(self.item_of_row[rows].tolist(), scores.tolist(), rows.tolist())
+        return [[*map(ScoredItem, *group)] for group in found]
+
     def item_rows(self, mask: np.ndarray | None, denied: np.ndarray) -> np.ndarray:
         """int64: one allowed row of every item that has one."""
         rows = np.arange(len(self.index)) if mask is None else np.flatnonzero(mask)

@@ -1,7 +1,7 @@
 """Item features: a matrix float32 `[N, D]` made from a catalogue, and the state to make the same for new items.
 
     features = ItemFeatures([{"kind": "text"}, {"kind": "cooccurrence", "dim": 64, "weight": 0.5}])
-    matrix = features.fit(items, train).encode(items)
+    matrix = features.fit(items, train).encode(items)  # or encode_to("features.npy", items), for millions of items
 
 Every part gives rows of unit length (or zero rows, where it knows nothing about an item), times its `weight`; the
 parts stand side by side. A part is a `FeaturePart`, in a file of `parts/` with a line in `PARTS`, or a user's own by
@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.arguments import construct, part_named
-from llmrec.arrays import check_features, l2_normalize
+from llmrec.arrays import blocks, check_features, l2_normalize
 from llmrec.features.parts.categorical import CategoricalFeatures
 from llmrec.features.parts.collaborative import CollaborativeFeatures, CooccurrenceFeatures
 from llmrec.features.parts.graph import GraphFeatures
 from llmrec.features.parts.image import ImageFeatures
-from llmrec.features.parts.part import FeaturePart, rows_in_training
+from llmrec.features.parts.part import FeaturePart, some_in_training
 from llmrec.features.parts.precomputed import PrecomputedFeatures
 from llmrec.features.parts.text import TextFeatures
-from llmrec.files import files_fingerprint, load_state, part_of, save_state, well_formed
+from llmrec.files import atomic_path, files_fingerprint, load_state, part_of, save_state, well_formed
 
 PARTS: dict[str, type[FeaturePart]] = {
     "text": TextFeatures,
@@ -36,6 +36,7 @@ PARTS: dict[str, type[FeaturePart]] = {
     "graph": GraphFeatures,
     "precomputed": PrecomputedFeatures,
 }
+_BLOCK = 2**18  # items that `encode_to` takes at a time
 
 
 class Reduction:
@@ -89,10 +90,17 @@ class ItemFeatures:
 
     Every entry of `spec` has `kind` (a key of `PARTS`, or a dotted path), `weight` (default 1), perhaps `reduce` (the
     arguments of `Reduction`), and the part's arguments; what is wrong with them raises `ValueError`. Parts may keep
-    what is costly to compute again in `cache_dir`.
+    what is costly to compute again in `cache_dir`. With `actors` the models of texts and pictures work on a Ray
+    cluster (`CachedModel`).
     """
 
-    def __init__(self, spec: Sequence[Mapping] = ({"kind": "text"},), cache_dir: str | Path | None = None):
+    def __init__(
+        self,
+        spec: Sequence[Mapping] = ({"kind": "text"},),
+        cache_dir: str | Path | None = None,
+        actors: int = 0,
+        gpus_per_actor: float = 0,
+    ):
         if not spec or isinstance(spec, Mapping) or not all(isinstance(entry, Mapping) for entry in spec):
             raise ValueError(f"features must be a list of parts, e.g. [{{'kind': 'text'}}], not {spec!r}")
         self.kinds: list[str] = []
@@ -116,6 +124,8 @@ class ItemFeatures:
             if kind in PARTS:
                 arguments["cache_dir"] = cache_dir
             self.parts.append(construct(made_by, arguments, f"features of kind {kind!r}"))
+        for model in self.models:
+            model.actors, model.gpus_per_actor = actors, gpus_per_actor
 
     @property
     def config(self) -> list[dict]:
@@ -134,6 +144,11 @@ class ItemFeatures:
             names.append(weight + entry["kind"] + (f" ({detail})" if detail else ""))
         return " + ".join(names)
 
+    @property
+    def models(self) -> tuple:
+        """The `CachedModel`s of all parts."""
+        return tuple(model for part in self.parts for model in part.models)
+
     def inputs(self) -> list[Path]:
         """Files and folders beside the catalogue that decide the features."""
         return [path for part in self.parts for path in part.inputs]
@@ -148,17 +163,34 @@ class ItemFeatures:
             with _naming(kind):
                 part.fit(items, train, seed)
                 if reduce is not None:
-                    reduce.fit(check_features(part.encode(items.take(rows_in_training(items, train)))), seed)
+                    reduce.fit(check_features(part.encode(items.take(some_in_training(items, train, seed)))), seed)
         return self
 
     def encode(self, items: pa.Table) -> np.ndarray:
         """float32 `[N, D]` for any items, new ones too; raises `ValueError` on NaN or inf, naming part and row."""
+        return self._encode(items)
+
+    def encode_to(self, path: str | Path, items: pa.Table) -> np.ndarray:
+        """`encode` into a `.npy` file, whole or not at all, some items at a time; returns its memory map."""
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            for block in blocks(items.num_rows, _BLOCK):
+                rows = self._encode(items.slice(block.start, block.stop - block.start), block.start)
+                if not block.start:
+                    shape = items.num_rows, rows.shape[1]
+                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                rows.tofile(file)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def _encode(self, items: pa.Table, first: int = 0) -> np.ndarray:
+        """`encode` of items of which the first is that row of the catalogue."""
         matrices = []
         for kind, weight, part, reduce in zip(self.kinds, self.weights, self.parts, self.reductions):
             with _naming(kind):
-                rows = check_features(part.encode(items))
-            matrices.append(weight * l2_normalize(rows if reduce is None else reduce(rows)))
-        return np.concatenate(matrices, axis=1).astype(np.float32)
+                rows = check_features(part.encode(items), first=first)
+            rows = l2_normalize(rows if reduce is None else reduce(rows))
+            matrices.append(rows if weight == 1 else weight * rows)
+        return (matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)).astype(np.float32, copy=False)
 
     def state(self) -> tuple[list[dict], dict[str, np.ndarray]]:
         """What `fit` learned: plain JSON values per part, and arrays."""

@@ -1,7 +1,8 @@
 """Text of items to vectors: any sentence-transformers model (of pictures, too), or TF-IDF + SVD where none can be had.
 
-Embeddings of models are kept by the content of input and model. Shards appear whole, so an interrupted run goes on
-where it stopped, and a grown catalogue encodes its new items only. An empty text gives a zero row with TF-IDF.
+Embeddings of models are kept by the content of input and model (`embedding_cache.py`). Shards appear whole, so an
+interrupted run goes on where it stopped, and a grown catalogue encodes its new items only. The shards that are missing
+are made here, or by actors on a Ray cluster. An empty text gives a zero row with TF-IDF.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
@@ -21,8 +22,10 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from llmrec.arguments import construct
-from llmrec.arrays import l2_normalize
-from llmrec.files import fingerprint, made_again, read_parquet, write_parquet
+from llmrec.arrays import blocks, l2_normalize
+from llmrec.devices import on_actors
+from llmrec.features.embedding_cache import EmbeddingCache
+from llmrec.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class TextEncoder(ABC):
 
     name: ClassVar[str]
     config: dict
+    models: tuple["CachedModel", ...] = ()
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> Self:
         return self
@@ -126,7 +130,9 @@ class CachedModel:
     """A sentence-transformers model, loaded when it is first needed (on the GPU where there is one), with its cache.
 
     `name` is a Hub name or a folder. `what` and `advice` say what the model is and what to do, in the `ValueError`
-    that is raised where it cannot be loaded. Embeddings are kept in `cache_dir`.
+    that is raised where it cannot be loaded. Embeddings are kept in `cache_dir`. `read` makes the model's input of
+    what `embed` is given. With `actors` (see `on_actors`) what the cache lacks is embedded by as many models on a Ray
+    cluster, whose nodes see models and files under the same paths; this process reads and writes the cache.
     """
 
     name: str
@@ -135,6 +141,9 @@ class CachedModel:
     cache_dir: str | Path | None
     batch_size: int
     max_seq_length: int | None = None
+    read: Callable = lambda text: text
+    actors: int = 0
+    gpus_per_actor: float = 0
 
     @cached_property
     def model(self):
@@ -156,48 +165,49 @@ class CachedModel:
             parts += [name, str(tuple(tensor.shape)), tensor.flatten()[:64].float().cpu().numpy().tobytes()]
         return fingerprint(*parts)
 
-    def embed(
-        self,
-        contents: Sequence[str | bytes],
-        read: Callable[[int], object],
-        what: str,
-        sizes: Sequence[int] | None = None,
-    ) -> np.ndarray:
+    @cached_property
+    def cache(self) -> EmbeddingCache:
+        return EmbeddingCache(None if self.cache_dir is None else Path(self.cache_dir) / self.key)
+
+    def embed(self, inputs: Sequence[str | Path], what: str, sizes: Sequence[int] | None = None) -> np.ndarray:
         """float32 `[N, D]`, rows of unit length; equal contents are embedded once.
 
         Args:
-            contents: what the N embeddings follow from.
-            read: takes a position, returns the input of the model.
+            inputs: texts, or files.
             what: for the log, e.g. `"texts"`.
             sizes: inputs of like size share a shard and thus little padding.
         """
-        keys = [fingerprint(self.key, content) for content in contents]
-        folder = None if self.cache_dir is None else Path(self.cache_dir) / self.key
-        known: dict[str, np.ndarray] = {}
-        for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
-            with made_again(path):
-                table = read_parquet(path, ["key", "embedding"])
-            vectors = table["embedding"].combine_chunks()
-            known |= dict(zip(table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1)))
+        keys = [fingerprint(self.key, part.read_bytes() if isinstance(part, Path) else part) for part in inputs]
+        known = self.cache.read(keys)
         missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         logger.info("%d of %d %s are in the cache", len(keys) - len(missing), len(keys), what)
         if sizes is not None:
             missing.sort(key=lambda i: sizes[i])
+        shards = [missing[some] for some in blocks(len(missing), _SHARD)]
+        calls = (([keys[i] for i in shard], [inputs[i] for i in shard]) for shard in shards)
+        if self.actors and shards:
+            alone = (replace(self, actors=0, cache_dir=None),)
+            made = on_actors(_Embedder, alone, calls, min(self.actors, len(shards)), self.gpus_per_actor)
+        else:
+            made = map(_Embedder(self).make, calls)
         with tqdm(total=len(missing), desc=what, disable=not missing) as progress:
-            for start in range(0, len(missing), _SHARD):
-                shard = missing[start : start + _SHARD]
-                inputs = [read(i) for i in shard]
-                rows = self.model.encode(
-                    inputs, batch_size=self.batch_size, show_progress_bar=False, normalize_embeddings=True
-                )
-                rows, shard_keys = np.asarray(rows, np.float32), [keys[i] for i in shard]
+            for shard_keys, rows in made:
                 known |= dict(zip(shard_keys, rows))
-                if folder is not None:
-                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-                    table = pa.table({"key": shard_keys, "embedding": vectors})
-                    write_parquet(folder / f"{fingerprint(*shard_keys)}.parquet", table)
-                progress.update(len(shard))
+                self.cache.write(shard_keys, rows)
+                progress.update(len(shard_keys))
         return np.stack([known[key] for key in keys])
+
+
+class _Embedder:
+    def __init__(self, model: CachedModel):
+        self.model = model
+
+    def make(self, call: tuple[list[str], list]) -> tuple[list[str], np.ndarray]:
+        """Keys as they came, and the embeddings of the inputs, float32 `[N, D]`."""
+        keys, inputs = call
+        model, inputs = self.model, list(map(self.model.read, inputs))
+        settings = {"show_progress_bar": False, "normalize_embeddings": True}
+        return keys, np.asarray(model.model.encode(inputs, batch_size=model.batch_size, **settings), np.float32)
 
 
 def packaged_model(name: str) -> Path | None:
@@ -222,9 +232,10 @@ class SentenceTransformerEncoder(TextEncoder):
         self.config = {"model_name_or_path": name, "batch_size": batch_size, "max_seq_length": max_seq_length}
         advice = "give the folder of a sentence-transformers model, or encoder: tfidf, which needs no download"
         self.model = CachedModel(name, "text encoder", advice, cache_dir, batch_size, max_seq_length)
+        self.models = (self.model,)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        return self.model.embed(texts, texts.__getitem__, "texts", list(map(len, texts)))
+        return self.model.embed(texts, "texts", list(map(len, texts)))
 
 
 def choose_text_encoder(encoder: str = "auto", cache_dir: str | Path | None = None, **kwargs) -> TextEncoder:

@@ -55,7 +55,7 @@ def build_semids(
     taken = resolved[:0]
     everyone = np.arange(len(codes))
     for part in [everyone] if first is None else [first, np.setdiff1d(everyone, first)]:
-        resolved[part] = _resolved(collision, tokenizer, features[part], codes[part], taken)
+        resolved[part] = _resolved(collision, tokenizer, features, part, codes[part], taken)
         taken = resolved[part]
     sizes, tokens = list(tokenizer.codebook_sizes), tokenizer.level_tokens
     if collision == "keep":
@@ -111,7 +111,10 @@ def fit_semids(
     rows = rows_in_training(items, train)
     if not len(rows):
         raise ValueError("no training sequence holds an item of the catalogue: there is nothing to fit")
-    tokenizer.fit(features[rows], items.take(rows), train, seed)
+    if len(rows) == len(features):  # nothing is copied
+        tokenizer.fit(features, items, train, seed)
+    else:
+        tokenizer.fit(features[rows], items.take(rows), train, seed)
     return build_semids(items["item_id"].to_pylist(), features, tokenizer, items=items, first=rows, **naming)
 
 
@@ -163,7 +166,8 @@ def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_
     taken = taken_codes(index)
     if index.collision == "keep":
         taken = np.pad(taken, ((0, 0), (0, 1)), constant_values=-1)
-    resolved = _resolved(index.collision, tokenizer, features, tokenizer.encode(features, items), taken)
+    everyone, codes = np.arange(len(features)), tokenizer.encode(features, items)
+    resolved = _resolved(index.collision, tokenizer, features, everyone, codes, taken)
     if index.collision == "keep":
         resolved = resolved[:, :-1]
     elif (full := resolved[:, -1] >= index.codebook_sizes[-1]).any():
@@ -175,12 +179,13 @@ def _with_newcomers(index: SemIDIndex, tokenizer: ItemTokenizer, features, item_
     return index.replaced([*index.item_ids, *item_ids], joined, {"collisions_after": collision_stats(joined)})
 
 
-def _resolved(collision: str, tokenizer: ItemTokenizer, features, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """What a collision policy makes of codes `[N, L]` beside `taken [M, L + 1]`; nothing of nothing."""
+def _resolved(collision: str, tokenizer: ItemTokenizer, features, part, codes, taken: np.ndarray) -> np.ndarray:
+    """What a collision policy makes of codes `[N, L]`, which rows `part [N]` of the features have, beside
+    `taken [M, L + 1]`; nothing of nothing."""
     if not len(codes):
         return np.empty((0, codes.shape[1] + 1), np.int32)
     policy = COLLISION_POLICIES[collision]
-    return policy(codes, lambda rows: tokenizer.last_level_costs(features[rows], codes[rows]), taken)
+    return policy(codes, lambda rows: tokenizer.last_level_costs(features[part[rows]], codes[rows]), taken)
 
 
 def check_collision(collision: str, tokenizer: ItemTokenizer | SequenceTokenizer) -> str:

@@ -201,8 +201,8 @@ class BlendedRecommender(ABC):
             counts[max(more, key=more.get)] += 1
             tried[tuple(counts)] = max(more.values())
         best = max(tried, key=tried.get)
-        weights = {name: round(number / sum(best), 4) for name, number in zip(self.members, best)}
-        alone = {name: round(ndcg(one), 4) for name, one in zip(self.members, np.eye(len(self.members)))}
+        weights = {name: round(float(number / sum(best)), 4) for name, number in zip(self.members, best)}
+        alone = {name: round(float(ndcg(one)), 4) for name, one in zip(self.members, np.eye(len(self.members)))}
         logger.info("blend: %s, validation ndcg@10 %.4f; alone %s", weights, tried[best], alone)
         return weights
 

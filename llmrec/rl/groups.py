@@ -15,7 +15,7 @@ from llmrec.decoding import SemIDTrie
 from llmrec.decoding.thoughts import write_thoughts
 from llmrec.recommenders import LLMRecommender
 from llmrec.rl.policy import PolicyArguments
-from llmrec.rl.rollout import completions, roll_out, semids_of, with_positives
+from llmrec.rl.rollout import RolloutEngine, completions, engine_roll_out, roll_out, semids_of, with_positives
 
 
 class Member(NamedTuple):
@@ -44,10 +44,11 @@ def searched_index(recommender: LLMRecommender) -> SemIDIndex:
 
 class RollOut:
     """Makes groups of `size` completions; `recommender` says how the model is asked, `temperature` is that of sampled
-    items and thoughts."""
+    items and thoughts. An `engine` searches in the place of the model."""
 
     def __init__(self, recommender: LLMRecommender, policy: PolicyArguments, size: int, temperature: float):
         self.recommender, self.policy, self.size, self.temperature = recommender, policy, size, temperature
+        self.engine: RolloutEngine | None = None
         self.index = searched_index(recommender)
         self.trie = SemIDTrie.from_index(self.index, recommender.tokenizer)
         self.row = {item: row for row, item in reversed(list(enumerate(self.index.item_ids)))}
@@ -85,7 +86,11 @@ class RollOut:
 
     def _items(self, model, prompts: list[list[int]], rows: Sequence[dict], seeds: list[int]) -> list[dict]:
         policy = self.policy
-        rollouts = roll_out(model, prompts, self.trie, self.size, policy, seeds, self.temperature, policy.log_probs)
+        if self.engine is not None:
+            rollouts = engine_roll_out(self.engine, prompts, self.trie, self.size, policy.log_probs)
+        else:
+            asked = self.trie, self.size, policy, seeds, self.temperature, policy.log_probs
+            rollouts = roll_out(model, prompts, *asked)
         if policy.log_positives:
             chosen = [[row["target"], *row["following"]][: policy.log_positives] for row in rows]
             places = [[self.row[item] for item in items if item is not None] for items in chosen]

@@ -1,6 +1,6 @@
 """The settings of a run beside TRL's own, and what is refused before it starts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
@@ -14,7 +14,6 @@ _CHOICES = {
 }
 # Fields of GRPOConfig that would change nothing, or something that is not there.
 _REFUSED = {
-    "use_vllm": False,
     "mask_truncated_completions": False,
     "use_liger_kernel": False,
     "use_transformers_continuous_batching": False,
@@ -27,6 +26,10 @@ _REFUSED = {
     "cache_implementation": None,
     "chat_template_kwargs": None,
 }
+# What is read of TRL's settings of vLLM, with "vllm_" before.
+_OF_VLLM = (
+    "mode gpu_memory_utilization max_model_length server_base_url server_host server_port server_timeout".split()
+)
 
 
 @dataclass
@@ -60,6 +63,9 @@ class PolicyArguments:
     )
     credit: str = field(
         default="item", metadata={"help": "item, or first_difference: blame only where an item leaves the target's."}
+    )
+    vllm_sync_steps: int = field(
+        default=1, metadata={"help": "Of use_vllm: optimizer steps after which its engine gets the weights again."}
     )
 
     def check(self, group: int, trie: SemIDTrie) -> None:
@@ -109,4 +115,36 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, t
     if thinks and (policy.rollout != "beam" or policy.log_positives or policy.credit != "item"):
         raise ValueError(
             "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
+        )
+
+
+def check_engine(
+    args: GRPOConfig, policy: PolicyArguments, given: bool, thinks: bool, one_view: bool, quantised: bool
+) -> None:
+    """Refuses what rollouts through vLLM cannot do, as `check_settings` does; `given`: there is an engine; `one_view`:
+    all Semantic IDs of the folder are searched; `quantised`: the model is, by bitsandbytes."""
+    steps = policy.vllm_sync_steps
+    if not args.use_vllm:
+        if given or steps != 1:
+            raise ValueError(f"vllm_sync_steps: {steps}, but there is no engine: set use_vllm: true, or leave it out")
+        return
+    if not given:
+        raise ValueError("use_vllm: true without an engine: give the trainer one, as recipes/grpo.py does")
+    for each in fields(GRPOConfig):
+        kind, _, name = each.name.partition("_")
+        if kind == "vllm" and name not in _OF_VLLM and getattr(args, each.name) != each.default:
+            raise ValueError(f"{each.name}: {getattr(args, each.name)} does nothing here: leave it out")
+    one_of(args.vllm_mode, ("colocate", "server"), "vllm_mode:")
+    if policy.rollout != "beam":
+        raise ValueError(f"rollout: {policy.rollout}, but vLLM's engine searches beams: set beam, or use_vllm: false")
+    if thinks:
+        raise ValueError("use_vllm: the prompt thinks, and the engine writes no thoughts: set it to false")
+    if not one_view:
+        raise ValueError("use_vllm: the folder has several views, and the engine searches all: set it to false")
+    if quantised:
+        raise ValueError("load_in_4bit, load_in_8bit: the engine needs whole weights: leave it out, or use_vllm")
+    if args.save_strategy == "steps" and args.save_steps % steps:
+        raise ValueError(
+            f"save_steps: {args.save_steps:g} ends between two times that the engine gets the weights, where no run "
+            f"can go on: make it a multiple of vllm_sync_steps: {steps}"
         )

@@ -5,8 +5,8 @@
 - `mixed`: the best by beam search, then draws that are not among them.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from llmrec.decoding.beam_search import Normalize
 from llmrec.decoding.trie import END, SemIDTrie
 from llmrec.rl.policy import PolicyArguments
 from llmrec.rl.sampling import sample_without_replacement
+
+
+class RolloutEngine(Protocol):
+    """What searches groups in the place of the model that learns, with weights of its own; processes ask it alike."""
+
+    def take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Has these weights from now on: all of a model of transformers, see `llmrec.training.merged_weights`."""
+
+    def search(
+        self, prompts: Sequence[Sequence[int]], size: int, normalize: Normalize
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`(rows int64 [N, G], scores float32 [N, G])`: rows of the index with the G best Semantic IDs after each of N
+        prompts, best first, as `tree_beam_search` finds them."""
 
 
 class Rollouts(NamedTuple):
@@ -80,6 +93,17 @@ def roll_out(
         return Rollouts(tokens, leaves, torch.full(leaves.shape, 1 / size, device=device), scores.exp().sum(1))
     finally:
         model.train(was_training)
+
+
+def engine_roll_out(
+    engine: RolloutEngine, prompts: Sequence[Sequence[int]], trie: SemIDTrie, size: int, normalize: Normalize
+) -> Rollouts:
+    """`roll_out` of kind `beam`, by an engine."""
+    rows, scores = engine.search(prompts, size, normalize)
+    leaves, tokens = semids_of(trie, rows.ravel())
+    mass = torch.from_numpy(scores).to(trie.device).exp().sum(1)
+    weights = torch.full(rows.shape, 1 / size, device=trie.device)
+    return Rollouts(tokens.view(*rows.shape, -1), leaves.view(rows.shape), weights, mass)
 
 
 def with_positives(rollouts: Rollouts, trie: SemIDTrie, positives: Sequence[Sequence[int]]) -> Rollouts:

@@ -12,6 +12,7 @@ of them moves):
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -23,8 +24,9 @@ from llmrec.rl.credit import WeightedBeta, first_difference, live_groups, skip_d
 from llmrec.rl.groups import Member, RollOut
 from llmrec.rl.log_probs import Groups, check_model, log_probs
 from llmrec.rl.monitor import KeptReference
-from llmrec.rl.policy import PolicyArguments, check_settings
-from llmrec.training import RecommenderTrainer, ValidationSample, without_dropout
+from llmrec.rl.policy import PolicyArguments, check_engine, check_settings
+from llmrec.rl.rollout import RolloutEngine
+from llmrec.training import RecommenderTrainer, ValidationSample, is_quantised, merged_weights, without_dropout
 from llmrec.training.sharding import whole
 
 
@@ -34,6 +36,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     Other arguments are those of `GRPOTrainer` and `RecommenderTrainer`; `args.max_completion_length` is set to what a
     completion can have. An evaluation measures `sample`, never rewards. Settings that cannot work here, or a target
     that is not in the catalogue, raise `ValueError`.
+
+    With `args.use_vllm` rollouts come from `engine()`, which is called once the settings have been looked at. It gets
+    the weights of the model before its first search, and again every `policy.vllm_sync_steps` optimizer steps:
+    `rollout/staleness` is how many steps ago that was.
     """
 
     def __init__(
@@ -46,10 +52,13 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         policy: PolicyArguments,
         train_dataset: Dataset,
         sample: ValidationSample | None = None,
+        engine: Callable[[], RolloutEngine] | None = None,
         **kwargs,
     ):
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
         check_settings(args, policy, self.roll_out.trie, self.roll_out.thinks, len(train_dataset))
+        one_view = len(self.roll_out.index) == len(recommender.index)
+        check_engine(args, policy, engine is not None, self.roll_out.thinks, one_view, is_quantised(model))
         if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
             raise ValueError(
                 "load_in_4bit on a CPU loses gradients once the model has rolled out (bitsandbytes repacks its "
@@ -59,6 +68,9 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         args.disable_dropout = True  # or the policy that learns is not the one that rolled out
         if foreign := set(train_dataset.unique("target")) - {None, *recommender.item_ids}:
             raise ValueError(f"target {min(foreign)!r} is not in the catalogue of the model folder")
+        self._taken: int | None = None  # the step whose weights the engine has
+        if args.use_vllm:
+            self.roll_out.engine, args.use_vllm = engine(), False  # TRL would start one of its own, that writes text
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*'rollout_func', which is an experimental feature")
             super().__init__(
@@ -119,11 +131,27 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         first = inputs[::size]
         if len(inputs) % size or any(row["row"] != inputs[n - n % size]["row"] for n, row in enumerate(inputs)):
             raise ValueError(f"a process holds {len(inputs)} completions, which are no whole groups of {size}")
-        gather = self.args.ds3_gather_for_generation
-        with whole(self.model_wrapped, self.accelerator, gather) as model, torch.no_grad():
-            groups = self.roll_out(model, first, (self.args.seed, self.state.global_step, attempt))
+        seed = self.args.seed, self.state.global_step, attempt
+        if self.roll_out.engine is not None:
+            self._bring_up_to_date()
+            groups = self.roll_out(None, first, seed)
+        else:
+            with self._whole() as model, torch.no_grad():
+                groups = self.roll_out(model, first, seed)
         for row, entry in zip(inputs, groups, strict=True):
             row |= entry
+
+    def _whole(self):
+        return whole(self.model_wrapped, self.accelerator, self.args.ds3_gather_for_generation)
+
+    def _bring_up_to_date(self) -> None:
+        """Gives the engine the weights at steps that follow from their count, so that a resumed run does the same."""
+        step, every = self.state.global_step, self.policy.vllm_sync_steps
+        if self._taken is None or step // every != self._taken // every:
+            with self._whole() as model:
+                self.roll_out.engine.take(merged_weights(model))
+            self._taken = step
+        self._metrics["train"]["rollout/staleness"].append(float(step - self._taken))
 
     def _resample(self, inputs: list[dict]) -> None:
         """Groups whose rewards are all equal give way to groups of other rows, where such are found."""

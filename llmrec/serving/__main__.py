@@ -44,7 +44,7 @@ def _modes(text: str) -> list[str]:
     return modes
 
 
-def _object(text: str) -> dict:
+def json_object(text: str) -> dict:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -87,9 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--follow", help="URL of the server whose catalogue this one follows; changes are made there")
     parser.add_argument("--never_stale", action="store_true", help="with --follow: no answers while that is cut off")
     parser.add_argument("--dtype", help="of the weights, e.g. bfloat16; by default as the folder has them")
-    parser.add_argument("--vllm", type=_object, default={}, help="JSON: more arguments of vLLM, for every engine")
+    parser.add_argument("--vllm", type=json_object, default={}, help="JSON: more arguments of vLLM, for every engine")
     for mode in MODES:
-        parser.add_argument(f"--vllm_{mode}", type=_object, default={}, help=f"the same for the {mode} engine alone")
+        parser.add_argument(
+            f"--vllm_{mode}", type=json_object, default={}, help=f"the same for the {mode} engine alone"
+        )
     defaults = {field.name: field.default for field in fields(Settings)}
     for name in _LIMITS:
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="see Settings")

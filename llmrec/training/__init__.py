@@ -6,7 +6,7 @@ from llmrec.training.defaults import sft_defaults
 from llmrec.training.distillation import Distillation, distillation
 from llmrec.training.evaluator import ValidationSample
 from llmrec.training.loading import add_dropout, without_dropout
-from llmrec.training.lora import lora_config, save_final_model
+from llmrec.training.lora import is_quantised, lora_config, merged_weights, save_final_model
 from llmrec.training.loss_weights import loss_weights
 from llmrec.training.recommender_trainer import RecommenderTrainer
 from llmrec.training.run import TrainingRun, plot_training
@@ -26,8 +26,10 @@ __all__ = [
     "catalogue_loss",
     "check_sft",
     "distillation",
+    "is_quantised",
     "lora_config",
     "loss_weights",
+    "merged_weights",
     "packed",
     "plot_training",
     "save_final_model",

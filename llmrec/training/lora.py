@@ -1,12 +1,16 @@
 """Adapters: LoRA whose new token rows learn too, those rows alone, and the merge into one plain model."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config
 
@@ -58,6 +62,44 @@ def is_quantised(model: PreTrainedModel | PeftModel) -> bool:
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapter folded in; a model without one as it is."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of `merged(model)` by name, tied ones under each of their names, while the model stays as it is.
+
+    A module with an adapter (LoRA, rows of new tokens) is copied and merged by PEFT when its turn comes: adding an
+    adapter and taking it away again, as TRL does, would leave rounding errors in the model that learns. Other weights
+    are the model's own memory. Raises `ValueError`: an adapter unties what the model ties.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    ends = (base.get_input_embeddings(), base.get_output_embeddings()) if base.config.tie_word_embeddings else ()
+    inside, tied = "\0", None
+    for path, module in base.named_modules(remove_duplicate=False):
+        if path.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            inside = f"{path}."
+        plain = _merged_copy(module)
+        for name, weight in plain.named_parameters(recurse=plain is not module):
+            if module in ends:
+                tied = weight if tied is None else tied
+                if not torch.equal(tied, weight):
+                    raise ValueError(
+                        f"{path}: its adapter unties the head from the embedding: leave both out of "
+                        "lora_target_modules, or out of use_vllm"
+                    )
+            yield f"{path}.{name}", weight.detach()
+
+
+def _merged_copy(module: nn.Module) -> nn.Module:
+    """What PEFT's `merge_and_unload` puts in the place of a module; one without an adapter is itself."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return deepcopy(module).unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    if isinstance(module, BaseTunerLayer):
+        (copied := deepcopy(module)).merge()
+        return copied.get_base_layer()
+    return module
 
 
 def save_final_model(trainer: Trainer, reload: Callable[[], PreTrainedModel]) -> dict[str, float]:

@@ -47,6 +47,7 @@ _VOLATILE = tuple(
     "log_level log_level_replica log_on_each_node logging_steps logging_strategy logging_first_step local_rank "
     "hub_token push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push "
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_gpu_memory_utilization "
     "ddp_backend ddp_timeout accelerator_config save_total_limit resume_from_checkpoint use_cpu".split()
 )
 # The least that fields of every trainer can be; 0.0: any number from 0 on.

@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.arrays import sinkhorn
-from llmrec.catalogue.collisions import COLLISION_POLICIES, _colliding_prefixes, collision_stats, reassign_last
+from llmrec.catalogue.collisions import (
+    COLLISION_POLICIES,
+    _colliding_prefixes,
+    collision_stats,
+    equal_rows,
+    reassign_last,
+)
 
 K = 5
 
@@ -100,3 +106,11 @@ def test_collision_stats():
     stats = collision_stats(np.array([[0, 0], [0, 0], [0, 0], [1, 0]]))
     assert (stats["unique"], stats["collision_rate"], stats["colliding_items"]) == (2, 0.5, 0.75)
     assert stats["largest_group"] == 3 and stats["group_sizes"] == {"1": 1, "3": 1}
+
+
+@pytest.mark.parametrize("largest", [3, 2**30])
+def test_rows_are_numbered_in_their_order(largest):
+    codes = np.random.default_rng(0).integers(-1, 3, (200, 3), dtype=np.int32)
+    codes[codes == 2] = largest  # three levels of 2^30 codes are no 64-bit number any more
+    np.testing.assert_array_equal(equal_rows(codes), np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1))
+    assert (equal_rows(codes[:, :0]) == 0).all() and len(equal_rows(codes[:0])) == 0

@@ -105,3 +105,18 @@ def test_alarms(clustered, caplog):
     same = np.repeat(features[:100], 4, axis=0)
     assert "-0.0" not in "".join(report_lines(semid_report(collapsed, features, items, sample=50)))
     assert any("only 100 of 400" in warning for warning in semid_report(collapsed, same, items)["warnings"])
+
+
+def test_of_many_items_a_sample_is_compared(clustered, monkeypatch):
+    index, features, items = clustered
+    whole = semid_report(index, features, items)
+    monkeypatch.setattr("llmrec.catalogue.report._COMPARED", 150)
+    some = semid_report(index, features, items)
+    assert some["compared"] == 150 and "compared" not in whole
+    for figure in ("collisions", "levels", "tokens", "bits", "features", "fingerprint"):
+        assert some[figure] == whole[figure]
+    assert [row["unique"] for row in some["prefixes"]] == [row["unique"] for row in whole["prefixes"]]
+    for depth, (row, of_all) in enumerate(zip(some["prefixes"], whole["prefixes"])):
+        assert row["purity"] == pytest.approx(of_all["purity"], abs=0.1), depth
+    assert some["neighbours"]["kept"] > 2 * some["neighbours"]["control"]
+    assert any("those of a sample of 150 items" in line for line in report_lines(some))

@@ -25,7 +25,10 @@ spec.loader.exec_module(recipe)
 
 
 def run(*arguments):
-    return recipe.main(TrlParser((recipe.DataArguments,)).parse_args_and_config(args=list(map(str, arguments)))[0])
+    """The prepared data."""
+    args = TrlParser((recipe.DataArguments,)).parse_args_and_config(args=list(map(str, arguments)))[0]
+    recipe.main(args)
+    return PreparedData.load(expand(args.output_dir))
 
 
 @pytest.fixture

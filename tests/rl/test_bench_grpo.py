@@ -28,6 +28,12 @@ def test_a_wide_vocabulary_is_timed_against_one_peer(peer, named):
     assert set(figures) == named | {"rollout_speedup"}
 
 
+@pytest.mark.vllm
+def test_rollouts_through_vllm_are_timed_beside_ours():
+    figures = bench(1, ["unfused"], vllm=True, prompts=2, **SIZES)
+    assert set(figures) == UNFUSED | {"rollout_speedup", "rollout_vs_vllm", "whole_step_vs_vllm"}
+
+
 def test_the_rollout_of_the_peer_finds_our_beams():
     """Over the vocabulary, which is what `generate` scores."""
     recommender, rows = random_setting(prompts=3, **SIZES)

@@ -18,13 +18,13 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """`command` with `--port`; healthy when the constructor returns.
+    """`command` with `--port`; it answers at `ready` when the constructor returns.
 
     Attributes:
         http (`httpx.Client`): for its routes.
     """
 
-    def __init__(self, command: list[str], log: Path, **environment: str):
+    def __init__(self, command: list[str], log: Path, ready: str = "/health", **environment: str):
         self.port = free_port()
         self.log = log
         with log.open("w") as output:
@@ -39,7 +39,7 @@ class ServerProcess:
         until = time.monotonic() + 400
         while True:
             try:
-                if self.http.get("/health").status_code == 200:
+                if self.http.get(ready).status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.5)

@@ -150,7 +150,7 @@ def test_a_single_request_passes_by_a_batch_of_its_client(tmp_path):
     go_on = threading.Semaphore(0)
     folder = tiny_folder(tmp_path)
     body = {"history": ["item-03"], "k": 5}
-    with serving(folder, tmp_path / "log", max_concurrent=2) as (server, client), ThreadPoolExecutor(2) as pool:
+    with serving(folder, tmp_path / "log", max_concurrent=1) as (server, client), ThreadPoolExecutor(2) as pool:
         server.hold = go_on.acquire
         batch = pool.submit(client.post, "/v1/recommend/batch", json={"requests": [body] * 100})
         wait_for(lambda: "llmrec_running 1.0" in client.get("/metrics").text)

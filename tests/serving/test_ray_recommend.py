@@ -14,14 +14,6 @@ DATA = tiny_data()
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory):
-    ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=2**27)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A model folder and users."""
     folder = tmp_path_factory.mktemp("ray")

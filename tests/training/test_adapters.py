@@ -1,14 +1,16 @@
 """Adapters through the real trainer: warm-up to the bit, checkpoints, the merge, quantised bases."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from small_runs import INDEX, base_folder, make_trainer, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.training import lora_config, save_final_model
+from llmrec.training import lora_config, merged_weights, save_final_model
 from llmrec.training.loading import reload_base
 from llmrec.training.lora import merged
 
@@ -72,6 +74,40 @@ def test_checkpoint_reload_and_merge_give_equal_logits(tmp_path, tied):
         torch.testing.assert_close(final(ids).logits, trained, atol=1e-5, rtol=1e-5)
         assert is_tied(final) == tied
         assert (final(ids).logits - AutoModelForCausalLM.from_pretrained(base)(ids).logits).abs().max() > 1e-2
+
+
+WEIGHTS = {
+    "whole": {},
+    "all linear": {**LORA, "lora_target_modules": ["all-linear"]},
+    "DoRA": {**LORA, "use_dora": True},
+    "new tokens": "new_tokens",
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_weights_are_those_of_the_merge_to_the_bit_and_leave_the_model_as_it_is(tmp_path, tied, kind):
+    base = base_folder(tmp_path / "base", tied)
+    asked = WEIGHTS[kind]
+    more = {"train": asked} if isinstance(asked, str) else {"model_args": ModelConfig(str(base), **asked)}
+    trainer = make_trainer(base, settings(tmp_path / "out"), **more)
+    trainer.train()
+    before = {name: one.clone() for name, one in trainer.model.state_dict().items()}
+    found = dict(merged_weights(trainer.model))
+    assert all(torch.equal(before[name], one) for name, one in trainer.model.state_dict().items())
+    wanted = merged(deepcopy(trainer.model)).state_dict()
+    assert found.keys() == wanted.keys() and "lm_head.weight" in found
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    untrained = AutoModelForCausalLM.from_pretrained(base, dtype="float32").state_dict()
+    assert not torch.equal(found["lm_head.weight"], untrained["lm_head.weight"])
+    assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"]) == tied
+
+
+def test_an_adapter_that_unties_the_head_has_no_merged_weights(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base_folder(tmp_path / "base"))
+    model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="^lm_head: its adapter unties the head from the embedding: leave both out"):
+        dict(merged_weights(model))
 
 
 class Engine(torch.nn.Module):

@@ -35,6 +35,10 @@ class GraphFeatures(ItemVectors):
     def inputs(self) -> tuple[Path, ...]:
         return tuple(self.of.inputs())
 
+    @property
+    def models(self) -> tuple:
+        return self.of.models
+
     def learn(self, items: pa.Table, seen: pa.Table, train: pa.Table, seed: int) -> np.ndarray:
         """The sum of what the layers bring."""
         x = self.of.fit(items, train, seed).encode(seen)

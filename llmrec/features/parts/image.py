@@ -36,7 +36,8 @@ class ImageFeatures(FeaturePart):
         self.inputs = (Path(folder),)
         self.dim = 0
         advice = "give the folder of a model, or compute embeddings elsewhere and use kind: precomputed"
-        self.model = CachedModel(str(encoder), "image encoder", advice, cache_dir, batch_size)
+        self.model = CachedModel(str(encoder), "image encoder", advice, cache_dir, batch_size, read=_open)
+        self.models = (self.model,)
 
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
         files = list(self._files(items.take(rows_in_training(items, train))).values())
@@ -71,7 +72,7 @@ class ImageFeatures(FeaturePart):
     def _embed(self, files: list[Path]) -> np.ndarray:
         if "image" not in (reads := self.model.model.modalities):
             raise ValueError(f"encoder {self.config['encoder']!r} reads {reads}, no images")
-        return self.model.embed([file.read_bytes() for file in files], lambda i: _open(files[i]), "images")
+        return self.model.embed(files, "images")
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         return {"dim": self.dim}, {}

@@ -10,12 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
+_ENOUGH = 2**18
+
 
 class FeaturePart(ABC):
     """A catalogue to a matrix. Its class takes the arguments of the spec and, of those in `PARTS`, `cache_dir`."""
 
     config: dict  # the constructor's arguments, plain JSON, with every default and every `auto` resolved
     inputs: tuple[Path, ...] = ()  # files and folders beside the catalogue that decide the result
+    models: tuple = ()  # `CachedModel`s, which can work on a cluster
 
     @abstractmethod
     def fit(self, items: pa.Table, train: pa.Table | None, seed: int) -> Self:
@@ -54,8 +57,9 @@ class ItemVectors(FeaturePart):
 
     def encode(self, items: pa.Table) -> np.ndarray:
         places = pc.index_in(items["item_id"].cast(pa.string()), pa.array(self.item_ids, pa.string()))
-        rows = pc.fill_null(places, len(self.item_ids)).to_numpy()
-        return np.concatenate([self.vectors, np.zeros((1, self.vectors.shape[1]), self.vectors.dtype)])[rows]
+        vectors = np.zeros((items.num_rows, self.vectors.shape[1]), self.vectors.dtype)
+        vectors[places.is_valid().to_numpy()] = self.vectors[places.drop_null().to_numpy()]
+        return vectors
 
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         return {"item_ids": self.item_ids}, {"embeddings": self.vectors}
@@ -73,6 +77,14 @@ def rows_in_training(items: pa.Table, train: pa.Table | None) -> np.ndarray:
         return np.arange(items.num_rows)
     seen = pc.is_in(items["item_id"], value_set=pc.unique(pc.list_flatten(train["item_ids"])))
     return np.flatnonzero(seen.to_numpy(zero_copy_only=False))
+
+
+def some_in_training(items: pa.Table, train: pa.Table | None, seed: int) -> np.ndarray:
+    """`rows_in_training`, or of more than 2^18 a seeded sample of so many: enough to learn words and directions."""
+    rows = rows_in_training(items, train)
+    if len(rows) <= _ENOUGH:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, _ENOUGH, replace=False))
 
 
 def need_column(items: pa.Table, column: str) -> pa.ChunkedArray:

@@ -13,6 +13,7 @@ from pyarrow import types
 
 from llmrec.arguments import one_of
 from llmrec.catalogue.filters import CatalogueFilter, Filter
+from llmrec.devices import on_actors
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.recommenders import LLMRecommender, load_recommender
 from llmrec.recommenders.protocol import Recommender
@@ -186,19 +187,8 @@ class RayActors:
 
     def make(self, job: Job, parts: Iterable[Part]) -> Iterator[Part]:
         """Parts with their lists, in any order; raises `ray.exceptions.RayTaskError` for what failed in an actor."""
-        import ray
-        from ray.util import ActorPool
-
-        # what an actor was at when it was lost is done again
-        actor = ray.remote(num_gpus=self.gpus_per_actor, max_restarts=-1, max_task_retries=-1)(_Actor)
         source = str(Path(self.model).resolve()), self.backend, self.engine
-        pool = ActorPool([actor.remote(job, *source) for _ in range(self.actors)])
-        for part in parts:
-            if not pool.has_free():
-                yield pool.get_next_unordered()
-            pool.submit(lambda free, part: free.make.remote(part), part)
-        while pool.has_next():
-            yield pool.get_next_unordered()
+        return on_actors(_Actor, (job, *source), parts, self.actors, self.gpus_per_actor)
 
 
 class _Actor(PartMaker):

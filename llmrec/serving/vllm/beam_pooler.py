@@ -45,8 +45,9 @@ class BeamPooler(Pooler):
 
     `max_length` bounds a prompt with its Semantic ID, in tokens. A request's output is float64 [1 + n, 3]: first
     `(status, milliseconds of its search, prompts searched with it)`, then `(number of the item, score, row of the
-    index)`, best first. The status is `DONE`; `FAILED`, where the engine's log says why, and other requests go on; or
-    `GOES_ON`, where a sliced search should be asked for again.
+    index)`, best first; where beams were asked for, of the first item with each Semantic ID. The status is `DONE`;
+    `FAILED`, where the engine's log says why, and other requests go on; or `GOES_ON`, where a sliced search should be
+    asked for again.
     """
 
     def __init__(self, model: torch.nn.Module, catalogues: catalogues.WorkerCatalogues, max_length: int):
@@ -114,12 +115,15 @@ class BeamPooler(Pooler):
         normalize = self._catalogues.config.normalize
         places = torch.tensor([[prompt.start, prompt.length] for prompt in group])
         wanted = [one.k for one in asked], [one.num_beams for one in asked], within
-        search, dense = None, asked[0].dense
+        search, dense, beams = None, asked[0].dense, asked[0].beams
         if dense != ALONE:
-            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, normalize, pause)
-        scorer = self._catalogues.dense(asked[0].version) if dense else None
-        states = hidden[places.sum(1).to(hidden.device) - 1]
-        lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
+            search = self._prompts.open_search(hidden, *places.T, catalogue.trie, beams or normalize, pause)
+        if beams:
+            lists = catalogue.semids(search(None, asked[0].num_beams, None))
+        else:
+            scorer = self._catalogues.dense(asked[0].version) if dense else None
+            states = hidden[places.sum(1).to(hidden.device) - 1]
+            lists = find_densely(dense, scorer, states, catalogue, search, *wanted)
         first = DONE, (time.perf_counter() - began) * 1000, len(group)
         return [torch.from_numpy(np.array([first, *((i, s, row) for i, s, row in items)])) for items in lists]
 
@@ -154,14 +158,15 @@ def _parsed(params: PoolingParams) -> SearchRequest | None:
         return None
 
 
-def _kind(prompt: Prompt) -> tuple[int, str, str, str]:
+def _kind(prompt: Prompt) -> tuple[int, str, str, str, str, int]:
     request = prompt.request
-    return request.version or 0, request.view, request.dense, request.sliced
+    wide = request.num_beams if request.beams else 0
+    return request.version or 0, request.view, request.dense, request.sliced, request.beams, wide
 
 
 def _groups(prompts: list[Prompt], rows: int) -> list[list[Prompt]]:
     """Prompts that are searched together: of one catalogue version, view and use of dense scores, about one length, in
-    bounds; sliced ones each alone."""
+    bounds; sliced ones each alone, and where they ask for beams, for as many."""
     groups: list[list[Prompt]] = []
     most_masks = max(1, _MASK_ROWS // rows)
     for prompt in sorted(prompts, key=lambda one: (*_kind(one), one.length)):

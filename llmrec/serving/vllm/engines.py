@@ -38,6 +38,8 @@ class SearchRequest:
         view: the Semantic IDs that are searched.
         history: the item ids that `exclude_seen` looks at.
         dense: what is done with dense scores (`llmrec.decoding.dense.MODES`); empty: nothing.
+        beams: answers with the `num_beams` best Semantic IDs of the whole catalogue, scored as this says
+            (`llmrec.decoding.beam_search.Normalize`); empty: with items.
         sliced: a name of the search, by which it is asked for again as long as it `GOES_ON`; empty: it runs in one.
         begun: it is asked for again.
     """
@@ -49,6 +51,7 @@ class SearchRequest:
     filter: Filter | None = None
     history: Sequence[str] = ()
     dense: str = ""
+    beams: str = ""
     sliced: str = ""
     begun: bool = False
 

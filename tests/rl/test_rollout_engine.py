@@ -1,0 +1,209 @@
+"""Rollouts by an engine with weights of its own: in the trainer's process and over HTTP a run is the same run. The
+engine here is a second model of transformers; tests/rl/test_vllm_rollouts.py has vLLM's."""
+
+import numpy as np
+import pytest
+import torch
+from grpo_runs import base_folder, loaded, make_trainer, settings
+from serving.http_fixtures import listening_app
+from trl import ModelConfig
+
+from llmrec.decoding import tree_beam_search
+from llmrec.rl import PolicyArguments
+from llmrec.rl.rollout import padded
+from llmrec.serving.http.settings import Settings
+from llmrec.serving.rollouts.__main__ import create_app
+from llmrec.serving.rollouts.remote import RemoteRollouts
+
+LORA = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
+
+
+class SecondModel:
+    """A `RolloutEngine` with nothing but the weights that it was given."""
+
+    def __init__(self, folder):
+        self.recommender, self.times = loaded(folder), 0
+        for parameter in self.recommender.model.parameters():
+            parameter.data.fill_(float("nan"))
+
+    def take(self, weights) -> None:
+        self.recommender.model.load_state_dict(dict(weights), strict=True)
+        self.times += 1
+
+    def search(self, prompts, size, normalize):
+        trie = self.recommender.trie
+        found = tree_beam_search(
+            self.recommender.model.eval(), *padded(prompts, "left"), trie, size, normalize=normalize
+        )
+        return trie.host_order[found.low.numpy()].astype(np.int64), found.scores.numpy()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return base_folder(tmp_path_factory.mktemp("engine") / "base")
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    return base_folder(tmp_path_factory.mktemp("untied") / "base", tie_word_embeddings=False)
+
+
+def trained(folder, output, engine=None, policy: dict | None = None, resume: str | None = None, **changes):
+    fields = {"max_steps": 4, "learning_rate": 1e-2, **changes}
+    more = {} if engine is None else {"engine": lambda: engine}
+    model_args = fields.pop("model_args", None)
+    arguments = settings(output, use_vllm=engine is not None, **fields)
+    trainer = make_trainer(folder, arguments, PolicyArguments(**policy or {}), model_args=model_args, **more)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def curve(trainer, name: str) -> list[float]:
+    return [log[name] for log in trainer.state.log_history if name in log]
+
+
+def assert_same_run(one, other) -> None:
+    assert len(set(curve(one, "reward"))) > 1
+    for name in ("reward", "rewards/prefix_match/mean", "grad_norm"):
+        assert curve(one, name) == curve(other, name), name
+    pairs = zip(one.model.named_parameters(), other.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), b in pairs)
+
+
+@pytest.mark.parametrize("log_probs", ["catalogue", "vocabulary"])
+@pytest.mark.parametrize("model_args", [None, LORA], ids=["whole", "lora"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_run_is_the_one_without_an_engine(base, untied, tmp_path, tied, model_args, log_probs):
+    folder, policy = base if tied else untied, {"log_probs": log_probs, "log_positives": 1}
+    asked = {"policy": policy, "model_args": model_args}
+    engine = SecondModel(folder)
+    with_engine = trained(folder, tmp_path, engine, **asked)
+    assert_same_run(trained(folder, tmp_path, **asked), with_engine)
+    assert engine.times == 4 and curve(with_engine, "rollout/staleness") == [0] * 4
+
+
+def test_dead_groups_are_resampled_by_the_same_engine(base, tmp_path):
+    asked = {"policy": {"dead_groups": "resample"}}
+    engine = SecondModel(base)
+    assert_same_run(trained(base, tmp_path, **asked), trained(base, tmp_path, engine, **asked))
+    assert engine.times == 4
+
+
+def test_weights_are_as_old_as_the_setting_says_and_a_resumed_run_has_the_same(base, tmp_path):
+    asked = {"policy": {"vllm_sync_steps": 3}, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+    whole = trained(base, tmp_path, SecondModel(base), **asked)
+    assert curve(whole, "rollout/staleness") == [0, 1, 2, 0, 1, 2, 0, 1]
+    resumed = trained(base, tmp_path, SecondModel(base), resume=str(tmp_path / "checkpoint-3"), **asked)
+    assert_same_run(whole, resumed)
+    fresh = trained(base, tmp_path, SecondModel(base), max_steps=8)
+    assert curve(fresh, "rollout/mass") != curve(whole, "rollout/mass")
+
+
+def test_iterations_see_the_weights_of_their_rollout(base, tmp_path):
+    engine = SecondModel(base)
+    asked = {"num_iterations": 2, "max_steps": 6}
+    assert_same_run(trained(base, tmp_path, **asked), trained(base, tmp_path, engine, **asked))
+    assert engine.times == 3
+
+
+BAD = [
+    ({}, {"vllm_sync_steps": 2}, "vllm_sync_steps: 2, but there is no engine"),
+    ({"use_vllm": True}, {"rollout": "sample"}, "rollout: sample, but vLLM's engine searches beams"),
+    ({"use_vllm": True}, {"rollout": "mixed"}, "rollout: mixed, but vLLM's engine searches beams"),
+    ({"use_vllm": True, "vllm_mode": "both"}, {}, "vllm_mode: 'both' is not one of colocate, server"),
+    ({"use_vllm": True, "vllm_tensor_parallel_size": 2}, {}, "vllm_tensor_parallel_size: 2 does nothing here"),
+    ({"use_vllm": True, "vllm_enable_sleep_mode": True}, {}, "vllm_enable_sleep_mode: True does nothing here"),
+    ({"use_vllm": True, "vllm_structured_outputs_regex": "a"}, {}, "vllm_structured_outputs_regex: a does nothing"),
+    ({"use_vllm": True, "vllm_importance_sampling_clip_max": 2.0}, {}, "vllm_importance_sampling_clip_max: 2.0 does"),
+    (
+        {"use_vllm": True, "save_strategy": "steps", "save_steps": 3},
+        {"vllm_sync_steps": 2},
+        "save_steps: 3 ends between .* make it a multiple of vllm_sync_steps: 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "policy", "said"), BAD, ids=str)
+def test_what_an_engine_cannot_do_is_refused_by_name_before_it_starts(base, tmp_path, changes, policy, said):
+    def engine():
+        raise AssertionError("it was started")
+
+    more = {"engine": engine} if changes else {}
+    with pytest.raises(ValueError, match=f"^{said}"):
+        make_trainer(base, settings(tmp_path, **changes), PolicyArguments(**policy), **more)
+
+
+def test_a_prompt_that_thinks_is_refused(tmp_path):
+    folder = base_folder(tmp_path / "base", "think_next_item", max_position_embeddings=1024)
+    with pytest.raises(ValueError, match="^use_vllm: the prompt thinks"):
+        make_trainer(folder, settings(tmp_path, use_vllm=True), engine=lambda: None)
+
+
+def remote(url: str, folder, dtype: str = "float32", seconds: float = 5) -> RemoteRollouts:
+    return RemoteRollouts(url, loaded(folder).config.semid_fingerprint, dtype, seconds)
+
+
+@pytest.fixture
+def server(base):
+    """`(engine, url)`"""
+    engine = SecondModel(base)
+    app = create_app(engine, base, "float32", Settings("tiny", max_body_bytes=2**30))
+    with listening_app(app) as url:
+        yield engine, url
+
+
+@pytest.mark.parametrize("model_args", [None, LORA], ids=["whole", "lora"])
+def test_a_run_through_a_server_is_the_same_run(base, server, tmp_path, model_args):
+    engine, url = server
+    rolled_out = trained(base, tmp_path, remote(url, base), model_args=model_args)
+    assert_same_run(trained(base, tmp_path, model_args=model_args), rolled_out)
+    assert engine.times == 4
+
+
+def test_a_server_with_other_weights_than_were_sent_is_found_out(base, server):
+    engine, url = server
+    weights, (one, other) = loaded(base).model.state_dict(), (remote(url, base), remote(url, base))
+    with pytest.raises(ValueError, match=r"409.*has the weights '\(none yet\)'"):
+        one.search([[1, 2]], 2, "catalogue")
+    one.take(weights.items())
+    rows, scores = one.search([[1, 2], [3]], 2, "catalogue")
+    wanted = engine.search([[1, 2], [3]], 2, "catalogue")
+    assert np.array_equal(rows, wanted[0]) and np.array_equal(scores, wanted[1])
+    other.take(weights.items())
+    with pytest.raises(ValueError, match="409.*another run uses it, or it was started again"):
+        one.search([[1, 2]], 2, "catalogue")
+    with pytest.raises(ValueError, match="400.*no whole safetensors file"):
+        one._ask("PUT", "/v1/rollouts/weights/x", b"\x08" * 100)
+
+
+def test_weights_of_another_model_are_refused_and_those_before_stay(base, server):
+    engine, url = server
+    weights, one = loaded(base).model.state_dict(), remote(url, base)
+    one.take(weights.items())
+    for wrong in (torch.zeros(1), None):
+        given = dict(weights, **{"model.norm.weight": wrong})
+        with pytest.raises(ValueError, match="400.*model.norm.weight is .*start the server with the folder"):
+            remote(url, base).take((name, weight) for name, weight in given.items() if weight is not None)
+    one.search([[1, 2]], 2, "catalogue")
+    assert engine.times == 1
+
+
+def test_a_server_of_something_else_is_refused(base, server, monkeypatch):
+    _, url = server
+    with pytest.raises(ValueError, match="^vllm_server_base_url: .* has dtype float32, this run bfloat16: "):
+        remote(url, base, "bfloat16")
+    with pytest.raises(ValueError, match="^vllm_server_base_url: .* has semid_fingerprint .*, this run other: "):
+        RemoteRollouts(url, "other", "float32", 5)
+    with pytest.raises(ValueError, match="^vllm_server_base_url: 'localhost:8000' is no address"):
+        remote("localhost:8000", base)
+    with pytest.raises(ValueError, match="^vllm_server_base_url: nobody answers at http://127.0.0.1:9"):
+        remote("http://127.0.0.1:9", base, seconds=0)
+
+
+def test_a_server_asks_for_its_key(base, monkeypatch):
+    app = create_app(SecondModel(base), base, "float32", Settings("tiny", "secret"))
+    with listening_app(app) as url:
+        with pytest.raises(ValueError, match="401"):
+            remote(url, base)
+        monkeypatch.setenv("LLMREC_API_KEY", "secret")
+        assert remote(url, base).taken == 0
