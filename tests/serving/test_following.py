@@ -1,6 +1,7 @@
 """Several servers with one catalogue: a writer, and followers that answer from nothing older than was acknowledged."""
 
 import asyncio
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -92,6 +93,20 @@ def test_an_acknowledged_change_is_everywhere(folder, tmp_path):
     with CatalogueStore(folder, tmp_path / "one") as alone:  # what it followed is on its own disk
         assert alone.current.number == 5 and "new" not in alone.current.index and "item-01" in alone.current.index
         alone.commit(alone.prepare(Changes(remove=["item-05"])))  # and it can become the writer
+
+
+def test_a_writer_waits_for_followers_of_the_one_before_if_there_were_any(folder, tmp_path):
+    for name, followed in (("alone", False), ("followed", True), ("follower", True)):
+        with listening(folder, tmp_path / name) as (_, url):
+            asked = {"after": 0, "chain": "", "wait_s": 0, **({"follower": "one"} if name == "followed" else {})}
+            if name == "follower":
+                with follower(folder, tmp_path / "copy", url):
+                    pass
+                name = "copy"
+            else:
+                httpx.get(f"{url}/v1/catalogue/records", params=asked)
+        with CatalogueStore(folder, tmp_path / name) as store:
+            assert math.isfinite(store.followed_until) == followed
 
 
 def test_a_slow_follower_is_waited_for_and_a_dead_one_is_given_up(folder, tmp_path):

@@ -72,6 +72,7 @@ async def records(
     """What the log of a server that follows this one lacks. Changes are acknowledged when those that ask have them."""
     _refuse_follower(front)
     if follower is not None:
+        await run_in_threadpool(front.service.store.note_follower)
         await front.followers.heard(follower, serving)
     if wait_s and after == front.service.current.number:
         await front.followers.wait(lambda: front.service.current.number > after, wait_s)

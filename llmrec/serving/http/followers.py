@@ -13,7 +13,8 @@ class Followers:
     """Which version each follower answers from, so that a change is acknowledged when all of them have it.
 
     Whoever wrote before may have had followers that are not known here; they were told that it may be gone for
-    `LEASE_S` at the most. So nothing is acknowledged before that is over, counted from `since()` (`time.monotonic`).
+    `LEASE_S` at the most. So nothing is acknowledged before that is over, counted from `since()` (`time.monotonic`;
+    -inf: nobody ever followed).
     """
 
     def __init__(self, since: Callable[[], float]):

@@ -71,6 +71,7 @@ class Following:
             ValueError: it refuses, or its log is no continuation of this one.
         """
         until = time.monotonic() + _START_S
+        self.store.note_follower()  # others follow too, and this store may be the next that is written to
         async with self._client() as client:
             while True:
                 try:

@@ -60,7 +60,7 @@ class Front:
 
     def __init__(self, service: Service, settings: Settings, alone_s: float | None = None):
         self.service, self.settings, self.metrics = service, settings, Metrics()
-        self.followers, self.leaving = Followers(lambda: service.store.opened), False
+        self.followers, self.leaving = Followers(lambda: service.store.followed_until), False
         self.started = int(time.time())
         alone = alone_s and (cost(RecommendRequest(), service.current, settings), alone_s)
         self.searches = self.gate(settings.max_concurrent, alone)

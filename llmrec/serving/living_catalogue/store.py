@@ -13,6 +13,7 @@ rollbacks too, and no token is added to the model.
 
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -61,7 +62,8 @@ class CatalogueStore:
         directory (*optional*): of the log, by default `<folder>/catalogue`.
 
     Attributes:
-        opened: when (`time.monotonic`) whoever wrote here before had stopped.
+        followed_until: when (`time.monotonic`) whoever wrote here before had stopped, and may have had servers that
+            followed it; -inf where none ever did.
 
     Raises:
         ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
@@ -74,7 +76,8 @@ class CatalogueStore:
         self._history: list[dict] | None = None
         self._fingerprint = _fingerprint(self.folder)
         self._log = CatalogueLog(self.directory, self._fingerprint)
-        self.opened = time.monotonic()
+        self._note = self.directory / "followed"
+        self.followed_until = time.monotonic() if self._note.exists() else -math.inf
         try:
             recorded = read_log(self.directory, self._fingerprint)
             self.current = _replayed(self.folder, self.directory, recorded)
@@ -109,6 +112,11 @@ class CatalogueStore:
             prepared = self._prepared(difference(self.current, target), rollback_of=number)
             assert prepared.version.index.fingerprint == target.index.fingerprint
             return prepared
+
+    def note_follower(self) -> None:
+        """Keeps, also for who writes here next, that there are servers that follow."""
+        if not self._note.exists():
+            self._note.touch()
 
     def rows_after(self, number: int, chain: str) -> list[Row]:
         """See `read_rows`."""
