@@ -26,7 +26,7 @@ RUN python3 -m pip list --format=freeze \
     && rm /tmp/image.txt
 
 # vLLM, Triton and Hugging Face keep their caches under HOME; the numeric id lets Kubernetes see that it is not root.
-RUN useradd --create-home --uid 1000 --non-unique llmrec && mkdir /model && chown 1000 /model
+RUN useradd --create-home --uid 1000 --non-unique llmrec && mkdir /model /catalogue && chown 1000 /model /catalogue
 USER 1000
 ENV HOME=/home/llmrec VLLM_NO_USAGE_STATS=1 PYTHONUNBUFFERED=1
 WORKDIR /home/llmrec

@@ -1,12 +1,14 @@
-"""Memory and time by model size, computed from the models' public configurations. Nothing here is measured.
+"""Memory and time by model size and by scale, from public configurations of models; nothing is measured here.
 
     python scripts/hardware_table.py            # prints the tables
-    python scripts/hardware_table.py --write    # and puts them into docs/hardware.md
+    python scripts/hardware_table.py --write    # and puts them into docs/hardware.md and docs/scale.md
 
-The formulas stand below, one per line of the tables; docs/hardware.md says what they leave out.
+The formulas stand below, one per line of the tables; the pages say what they leave out. Those of scale carry on from
+figures that other scripts measured, which are named.
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ PROMPTS, PROMPT_LENGTH, BEAMS, LEVELS = 32, 150, 50, 4
 CHUNK = 2**24  # logits that llmrec.decoding holds at a time, in bf16, in fp32 and once more for the log-sum-exp
 GPUS = {"RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s by their data sheets
 TRAIN_MFU, PREFILL_MFU = 0.35, 0.4  # assumed share of it that is reached
-DOC = Path(__file__).parents[1] / "docs" / "hardware.md"
+DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- computed by scripts/hardware_table.py -->", "<!-- end of computed -->"
 
 
@@ -117,7 +119,8 @@ def gib(value: float) -> str:
     return f"{value / GIB:.1f}"
 
 
-def tables() -> str:
+def model_tables() -> str:
+    """Of docs/hardware.md."""
     memory = table(
         [
             "GiB",
@@ -147,12 +150,98 @@ def tables() -> str:
     return "\n\n".join((memory, minutes, requests))
 
 
+# Scale: what was measured on one core, and carries on in a line
+DATA_S, DATA_BYTES = 194 / 20e6, 3.4 * GIB / 20e6  # per interaction: docs/data.md
+ENCODE_S = 16.7 / 1e6  # per item, residual k-means of 384 numbers: docs/reference/tokenizers_measured.md
+SERVED_BYTES = (9.7 - 2.9) * GIB / (1e7 - 3500)  # per item, front and engine: docs/reference/serving_measured.md
+FRONT_S = 0.005  # CPU of a front per request: docs/reference/serving_measured.md
+FEATURES, CODES, TITLE_TOKENS = 384, 256, 24  # numbers of an item, codes of a level, tokens of a title
+ENCODER = 600e6  # parameters of a text encoder in the size of Qwen3-Embedding-0.6B
+FULL, EPOCHS, BUSY = 10, 3, 0.6  # codes for each item, epochs of training, the share of a GPU that requests may take
+ITEMS, INTERACTIONS, RATES = (
+    (10**4, 10**5, 10**6, 10**7, 10**8),
+    (10**6, 10**7, 10**8, 10**9),
+    (1, 10, 100, 10**3, 10**4),
+)
+H100 = GPUS["H100"]
+
+
+def power(number: int) -> str:
+    return f"10{str(round(math.log10(number))).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(value: float) -> str:
+    return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.1f} MiB"
+
+
+def levels(items: int) -> int:
+    """Levels of 256 codes that have `FULL` Semantic IDs for every item."""
+    return max(3, math.ceil(math.log(FULL * items, CODES)))
+
+
+def gpus(model: Model, rate: float) -> int:
+    return math.ceil(rate * model.request_flops / (H100 * PREFILL_MFU * BUSY))
+
+
+def scale_tables() -> str:
+    """Of docs/scale.md."""
+    small, middle = MODELS[0], MODELS[1]
+    of_items = table(
+        ["items", f"levels of {CODES}", "texts to features", "features", "features to codes", "codes"]
+        + ["new tokens", "catalogue in one server"],
+        [
+            [power(n), str(levels(n)), duration(n * TITLE_TOKENS * 2 * ENCODER / (H100 * PREFILL_MFU))]
+            + [size(4 * FEATURES * n), duration(ENCODE_S * n), size(4 * levels(n) * n)]
+            + [f"{CODES * levels(n):,}", size(SERVED_BYTES * n)]
+            for n in ITEMS
+        ],
+    )
+    of_interactions = table(
+        ["interactions", "prepared in one process", "its memory", f"tokens, {EPOCHS} epochs"]
+        + [f"{m.name}, full, {count} H100" for m in (small, middle) for count in (1, 8)],
+        [
+            [power(n), duration(DATA_S * n), size(DATA_BYTES * n), f"{EPOCHS * LEVELS * n / 1e6:,.0f} M"]
+            + [
+                duration(EPOCHS * LEVELS * n * m.train_flops / (H100 * TRAIN_MFU * count))
+                for m in (small, middle)
+                for count in (1, 8)
+            ]
+            for n in INTERACTIONS
+        ],
+    )
+    of_rates = table(
+        ["requests a second", *(f"{m.name}, H100" for m in MODELS), "cores of fronts"],
+        [
+            [power(rate) if rate > 1 else "1", *(f"{gpus(m, rate):,}" for m in MODELS)]
+            + [f"{max(1, math.ceil(rate * FRONT_S / BUSY)):,}"]
+            for rate in RATES
+        ],
+    )
+    return "\n\n".join((of_items, of_interactions, of_rates))
+
+
+PAGES = {"hardware.md": model_tables, "scale.md": scale_tables}
+
+
+def written(text: str, tables: str) -> str:
+    """A page with its tables exchanged."""
+    before, _, rest = text.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/hardware.md")
-    text = tables()
-    print(text)
-    if parser.parse_args().write:
-        before, _, rest = DOC.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        DOC.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    parser.add_argument("--write", action="store_true", help="put the tables into their pages")
+    args = parser.parse_args()
+    for page, tables in PAGES.items():
+        print(f"{tables()}\n")
+        if args.write:
+            text = (DOCS / page).read_text(encoding="utf-8")
+            (DOCS / page).write_text(written(text, tables()), encoding="utf-8")

@@ -52,7 +52,7 @@ class Watch:
         self.memory: list[float] = []
         self.back_after: list[float] = []
         self.lost: list[str] = []
-        self.down = False  # an engine was killed, and no right answer came since
+        self.down = False  # what changes the catalogue was killed, and gave no right answer since
 
     async def request(self, client: httpx.AsyncClient, body: dict, seconds: list[float]) -> None:
         least, began = self.acknowledged, time.perf_counter()
@@ -72,10 +72,9 @@ class Watch:
             recommended = answer.json()
             version = recommended["catalogue_version"]
             self.counts["stale"] += version < least
-            gone = self.removed.get(version)
-            if gone is None:  # its change is acknowledged to us only after this answer
-                await asyncio.sleep(2 * SWAP_S)
-                gone = self.removed.get(version)
+            until = time.monotonic() + 60
+            while (gone := self.removed.get(version)) is None and time.monotonic() < until:
+                await asyncio.sleep(SWAP_S / 5)  # its change is acknowledged to us only after this answer
             if gone is None:
                 self.counts["unknown_version"] += 1
                 return
@@ -96,28 +95,31 @@ class Watch:
                 body = {"put": [{"item_id": item, "title": "back again", "price": 1.0} for item in out]}
             else:
                 body = {"remove": random.sample([f"item-{number}" for number in range(ITEMS)], 10)}
-            if (version := await self._changed(client, body)) is not None:
+            version, acknowledged = await self._changed(client, body)
+            if version is not None:
                 out = body.get("remove", [])
                 self.removed[version] = frozenset(out)
-                self.acknowledged = version
                 self.counts["swaps"] += 1
+            if acknowledged:
+                self.acknowledged = version
             await asyncio.sleep(max(0.0, SWAP_S - (time.monotonic() - began)))
 
-    async def _changed(self, client: httpx.AsyncClient, body: dict) -> int | None:
-        """The version that a change made; `None` where it was not made, which is a fault unless an engine is dead."""
+    async def _changed(self, client: httpx.AsyncClient, body: dict) -> tuple[int | None, bool]:
+        """The version that a change made, and whether it was acknowledged; `None` where it was not made, which is a
+        fault unless a process is dead."""
         try:
             answer = await client.post("/v1/catalogue", json=body)
             if answer.status_code == 200:
-                return answer.json()["version"]
+                return answer.json()["version"], True
         except httpx.HTTPError:
             pass
         if not self.down:
             self.counts["failed_swaps"] += 1
-            return None
+            return None, False
         while self.down:
             await asyncio.sleep(0.2)
         version = (await client.get("/v1/catalogue")).json()["version"]  # made, where only its answer was lost
-        return version if version > self.acknowledged else None
+        return (version if version > max(self.removed) else None), False
 
     async def weigh(self, server: Server, until: float) -> None:
         while time.monotonic() < until:

@@ -5,6 +5,7 @@
     python scripts/reliability.py kill --minutes 5     # kill -9 at random moments, then go on, then compare
     python scripts/reliability.py load --minutes 3     # scripts/load_serving.py; needs vLLM
     python scripts/reliability.py strangers --minutes 60  # with an abuser and engines that are killed
+    python scripts/reliability.py fronts --minutes 3   # scripts/load_fronts.py: two servers; needs nginx too
     python scripts/reliability.py table                # only writes the page's table again
 
 Each needs a CPU only. The exit status is 1 where a fault was found; the JSON names it.
@@ -220,20 +221,26 @@ def _difference(outcome: small_way.Outcome, output: Path, reference: Path) -> st
     return f"these differ: {sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))}"
 
 
-LOADS = {"load": [], "strangers": ["--strangers"]}
+LOADS = {
+    "load": ["load_serving.py"],
+    "strangers": ["load_serving.py", "--strangers"],
+    "fronts": ["load_fronts.py"],
+}
 
 
-def load(campaign: Campaign, minutes: float, flags: list[str]) -> None:
-    """scripts/load_serving.py: twice the load that a server can bear, a catalogue that changes, and kill -9."""
+def load(campaign: Campaign, minutes: float, script: str, *flags: str) -> None:
+    """scripts/load_serving.py: twice the load that a server can bear, a catalogue that changes, and kill -9; or
+    scripts/load_fronts.py: two servers of one catalogue that are killed in turn."""
     if flags:  # an engine is killed every minute, in an hour every five
-        flags = [*flags, "--kill_every", str(max(60.0, 5 * minutes))]
+        flags = (*flags, "--kill_every", str(max(60.0, 5 * minutes)))
     with tempfile.TemporaryDirectory() as temporary:
         figures = Path(temporary) / "load.json"
-        command = [sys.executable, str(ROOT / "scripts/load_serving.py"), "--minutes", str(minutes), *flags]
+        command = [sys.executable, str(ROOT / "scripts" / script), "--minutes", str(minutes), *flags]
         status = subprocess.run([*command, "--json", str(figures)]).returncode
         found = read_json(figures)["figures"]
     names = {"sent": "requests", "answered": "answered", "refused": "refused with Retry-After", "swaps": "changes"}
     names |= {"kills": "kills of the engine", "left": "batches whose sender left"}
+    names |= {name: name for name in found if name.startswith(("kills of", "servers told"))}
     names |= {"slowest_back_s": "s from a kill to the next answer at most", "polite_p99_ms": "ms p99 of one at a time"}
     campaign.counts.update({text: int(found[name]) for name, text in names.items() if name in found})
     campaign.check(not status, f"exit status {status}: {found}")
@@ -262,7 +269,7 @@ def main() -> None:
     if args.campaign != "table":
         campaign = Campaign(args.minutes)
         if args.campaign in LOADS:
-            load(campaign, args.minutes, LOADS[args.campaign])
+            load(campaign, args.minutes, *LOADS[args.campaign])
         else:
             CAMPAIGNS[args.campaign](campaign, args.seed)
         command = f"python scripts/reliability.py {args.campaign} --minutes {args.minutes:g} --seed {args.seed}"

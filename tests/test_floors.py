@@ -51,6 +51,7 @@ HEAVY = {
     "faiss",
     "gguf",
     "k_means_constrained",
+    "opentelemetry",
     "peft",
     "ray",
     "sentence_transformers",

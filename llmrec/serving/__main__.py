@@ -20,7 +20,9 @@ from llmrec.serving.http.settings import Settings
 from llmrec.serving.vllm.engines import MODES
 
 # Limits of the front, as flags
-_LIMITS = ("max_k", "max_beams", "max_history", "max_batch", "max_concurrent", "max_queue", "timeout_s")
+_LIMITS = ("max_k", "max_beams", "max_history", "max_batch", "max_concurrent", "max_queue", "timeout_s", "drain_s")
+_CHOICES = ("log_histories", "no_keys", "closed", "follow", "never_stale")
+_CATALOGUE = "catalogue"
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -36,9 +38,9 @@ class Lines(logging.Formatter):
 
 
 def _modes(text: str) -> list[str]:
-    modes = text.split(",")
+    modes = [] if text == _CATALOGUE else text.split(",")
     if not set(modes) <= set(MODES) or len(set(modes)) != len(modes):
-        raise argparse.ArgumentTypeError(f"{text!r} should be recommend, generate, or recommend,generate")
+        raise argparse.ArgumentTypeError(f"{text!r} should be recommend, generate, recommend,generate or catalogue")
     return modes
 
 
@@ -70,8 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; owner/name@revision says the same")
     parser.add_argument(
-        "--modes", type=_modes, default=["recommend"], help="recommend, generate, or both with a comma"
-    )
+        "--modes", type=_modes, default=["recommend"], help="recommend, generate, both with a comma; or catalogue: no "
+        "engine, changes alone, for servers that follow"
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--no_keys", action="store_true", help="other machines may ask without any key")
@@ -81,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", help="of the model, in requests and answers; by default the folder's")
     parser.add_argument("--catalogue_dir", type=Path, help="where changes of the catalogue are kept; by default "
                         "<folder>/catalogue, of a model of the Hub ./catalogue")  # fmt: skip
+    parser.add_argument("--follow", help="URL of the server whose catalogue this one follows; changes are made there")
+    parser.add_argument("--never_stale", action="store_true", help="with --follow: no answers while that is cut off")
     parser.add_argument("--dtype", help="of the weights, e.g. bfloat16; by default as the folder has them")
     parser.add_argument("--vllm", type=json_object, default={}, help="JSON: more arguments of vLLM, for every engine")
     for mode in MODES:
@@ -98,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig()
     logging.getLogger().handlers[0].setFormatter(Lines("%(message)s"))
     logging.getLogger("llmrec").setLevel(logging.INFO)
-    limits = {name: getattr(args, name) for name in (*_LIMITS, "log_histories", "no_keys", "closed")}
+    limits = {name: getattr(args, name) for name in (*_LIMITS, *_CHOICES)}
     tls = {name: getattr(args, name) for name in ("ssl_certfile", "ssl_keyfile")}
     engine = ({"dtype": args.dtype} if args.dtype else {}) | args.vllm
     modes = {mode: engine | getattr(args, f"vllm_{mode}") for mode in args.modes}
@@ -107,13 +112,12 @@ def main(arguments: list[str] | None = None) -> None:
         settings = Settings.of_environment(args.name or name_of(args.folder, args.revision), **limits)
         settings.check_host(args.host)
         folder, directory = served(args.folder, args.revision)
-        from llmrec.serving.server import serve  # brings vLLM, which takes its time
-        from llmrec.serving.vllm.kept_engines import EngineFailed
+        from llmrec.serving.server import FAILED, serve  # brings vLLM, which takes its time
 
         where = args.host, args.port, args.catalogue_dir or directory, args.engine_timeout_s, args.restarts
         try:
             asyncio.run(serve(folder, modes, settings, *where, **tls))
-        except EngineFailed as error:
+        except FAILED as error:
             logger.error("%s: giving up", error)
             parser.exit(3)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`scripts/nginx.conf` before the real front, where nginx is installed."""
+"""`scripts/nginx.conf` before the real front, and `deploy/nginx.conf` before several, where nginx is installed."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ import httpx
 import pytest
 from http_fixtures import listening, tiny_folder, wait_for
 from server_process import free_port
+from serving_runs import nginx_configuration
 
 CONFIG = Path(__file__).parents[2] / "scripts" / "nginx.conf"
 BODY = {"history": ["item-03", "item-04"], "k": 5}
@@ -49,5 +50,48 @@ def test_what_users_need_passes_and_nothing_else(tmp_path):
 def answers(client: httpx.Client) -> bool:
     try:
         return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.skipif(NGINX is None, reason="no nginx")
+def test_what_one_server_lost_another_answers(tmp_path):
+    folder, port = tiny_folder(tmp_path), free_port()
+    at = lambda url: int(url.rpartition(":")[2])  # noqa: E731
+    with listening(folder, tmp_path / "0") as (front, url), listening(folder, tmp_path / "1") as (writer, changes):
+        ports = {"front_0": at(url), "front_1": free_port(), "catalogue": at(changes)}  # front_1 is not there
+        path = nginx_configuration(tmp_path, port, **ports)
+        with subprocess.Popen([NGINX, "-c", path, "-e", tmp_path / "error"]) as nginx:
+            try:
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                    wait_for(lambda: answers(client))
+                    found = [client.post("/v1/recommend", json=BODY) for _ in range(20)]
+                    assert [len(answer.json()["items"]) for answer in found] == [5] * 20
+                    assert client.post("/v1/catalogue", json={"remove": ["item-00"]}).status_code == 200
+                    assert writer.published == [1] and not front.published
+                    assert client.get("/metrics").status_code == 404
+            finally:
+                nginx.terminate()
+
+
+@pytest.mark.skipif(NGINX is None, reason="no nginx")
+def test_where_no_server_is_who_asks_is_told_when_to_come_back(tmp_path):
+    port = free_port()
+    path = nginx_configuration(tmp_path, port, front_0=free_port(), front_1=free_port(), catalogue=free_port())
+    with subprocess.Popen([NGINX, "-c", path, "-e", tmp_path / "error"]) as nginx:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                wait_for(lambda: reached(client))
+                for path, body in (("/v1/recommend", BODY), ("/v1/catalogue", {"remove": ["item-00"]})):
+                    answer = client.post(path, json=body)
+                    assert answer.status_code == 503 and answer.headers["retry-after"]
+                    assert answer.json()["error"]["code"] == "unavailable"
+        finally:
+            nginx.terminate()
+
+
+def reached(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").status_code == 404
     except httpx.TransportError:
         return False

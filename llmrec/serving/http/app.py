@@ -5,7 +5,7 @@ from fastapi.openapi.utils import get_openapi
 
 import llmrec
 from llmrec.serving.http import catalogue_routes, recommend_routes
-from llmrec.serving.http.errors import ERROR_HANDLERS, errors
+from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError, errors
 from llmrec.serving.http.front import Front, TheFront
 from llmrec.serving.http.middleware import Guard, RequestLog
 from llmrec.serving.http.schemas import Health, ModelList
@@ -30,8 +30,12 @@ async def health(front: TheFront):
 
 @router.get("/ready", response_model=Health, responses=errors(503))
 async def ready(front: TheFront):
-    """Whether requests can be answered: every engine is there, and answered the last time that it was asked."""
+    """Whether requests should be sent here: every engine is there, and answered the last time that it was asked, the
+    catalogue is as fresh as it should be, and the server was not told to stop."""
+    if front.leaving:
+        raise ApiError(503, "this server was told to stop", code="leaving", headers={"Retry-After": "1"})
     front.check()
+    front.service.fresh()
     return {"status": "ok", "catalogue_version": front.service.current.number}
 
 
@@ -60,7 +64,7 @@ def create_app(service: Service, settings: Settings, alone_s: float | None = Non
     app.include_router(catalogue_routes.router)
     app.include_router(router)
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(RequestLog, requests=app.state.front.metrics.requests)
+    app.add_middleware(RequestLog, front=app.state.front)
     app.openapi = lambda: _schema(app, settings)
     return app
 

@@ -11,12 +11,14 @@ from fastapi.responses import JSONResponse
 
 from llmrec.serving.http import schemas
 from llmrec.serving.http.errors import ApiError, errors
+from llmrec.serving.http.followers import POLL_S
 from llmrec.serving.http.front import Current, Front, TheFront
 from llmrec.serving.http.service import ChangeFailed, Served
 from llmrec.serving.living_catalogue.store import Changes
 from llmrec.serving.living_catalogue.values import to_json
 
 router = APIRouter(tags=["catalogue"])
+_CHANGE = errors(400, 401, 403, 409, 413, 429, 503)
 
 
 @router.get("/v1/items", response_model=schemas.ItemList, responses=errors(400, 401))
@@ -58,25 +60,50 @@ def catalogue(
     return JSONResponse(state | {"history": front.service.store.history(limit, before)})
 
 
-@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503))
+@router.get("/v1/catalogue/records", response_model=schemas.RecordsResponse, responses=errors(400, 401, 403, 409))
+async def records(
+    front: TheFront,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="the last version that the other log has")],
+    chain: Annotated[str, Query(max_length=128, description="its checksum there")],
+    wait_s: Annotated[float, Query(ge=0, le=POLL_S, description="how long to wait for a new one")] = 0.0,
+    follower: Annotated[str | None, Query(max_length=64, description="who asks, if it answers users")] = None,
+    serving: Annotated[int, Query(ge=0, le=2**63 - 1, description="the version that it answers from")] = 0,
+):
+    """What the log of a server that follows this one lacks. Changes are acknowledged when those that ask have them."""
+    _refuse_follower(front)
+    if follower is not None:
+        await run_in_threadpool(front.service.store.note_follower)
+        await front.followers.heard(follower, serving)
+    if wait_s and after == front.service.current.number:
+        await front.followers.wait(lambda: front.service.current.number > after, wait_s)
+    try:
+        rows = await run_in_threadpool(front.service.store.rows_after, after, chain)
+    except ValueError as error:
+        raise ApiError(409, str(error), "after") from error
+    return JSONResponse({"rows": [row._asdict() for row in rows]})
+
+
+@router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=_CHANGE)
 async def put_and_remove(body: schemas.Change, request: Request, front: TheFront):
-    """Puts and removes items, all or none; answered when the version is durable and all later requests see it."""
+    """Puts and removes items, all or none; answered when the version is durable and all later requests see it, those
+    to followers too."""
     return await _changed(request, front, front.service.change, Changes(body.put, body.remove))
 
 
-@router.post(
-    "/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=errors(400, 401, 403, 413, 429, 503)
-)
+@router.post("/v1/catalogue/rollback", response_model=schemas.ChangeResponse, responses=_CHANGE)
 async def rollback(body: schemas.Rollback, request: Request, front: TheFront):
     """Goes back to the content of an older version, under a new number."""
     return await _changed(request, front, front.service.rollback, body.version, "version")
 
 
 async def _changed(request: Request, front: Front, change, argument, param: str | None = None) -> JSONResponse:
+    _refuse_follower(front)
     front.check()
     async with front.changes.slot():
         try:
             record = await run_in_threadpool(change, argument)
+            await front.followers.tell()
+            await front.followers.have(record["number"])
         except ChangeFailed as error:
             front.check()
             raise ApiError(503, str(error), code="change_failed", headers={"Retry-After": "5"}) from error
@@ -93,6 +120,11 @@ async def _changed(request: Request, front: Front, change, argument, param: str 
                 "removed": record["remove"],
             }
         )
+
+
+def _refuse_follower(front: Front) -> None:
+    if front.settings.follow is not None:
+        raise ApiError(409, "this server follows another one: ask the writer of its catalogue", code="follower")
 
 
 def _columns(served: Served, item_id: str) -> dict:

@@ -5,10 +5,13 @@ more files, asyncio calls `accept` in vain in a circle, and logs each time.
 """
 
 import logging
+import math
 import os
 import resource
+import signal
 import socket
 import time
+from collections.abc import Callable
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -99,7 +102,25 @@ class Connection(HttpToolsProtocol):
 
 class Server(uvicorn.Server):
     """uvicorn's, with a longer queue of connections that the system keeps until they are accepted: asyncio accepts as
-    many at once as it asks the system to keep."""
+    many at once as it asks the system to keep.
+
+    After SIGTERM it calls `leave` and goes on for `drain_s`, so that who sends requests here can look elsewhere; a
+    second signal ends that.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain_s: float = 0.0, leave: Callable[[], None] = lambda: None):
+        super().__init__(config)
+        self._drain_s, self._leave, self._ends = drain_s, leave, math.inf
+
+    def handle_exit(self, sig: int, frame) -> None:
+        if sig == signal.SIGTERM and self._drain_s and self._ends == math.inf:
+            self._ends = time.monotonic() + self._drain_s
+            self._leave()
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or time.monotonic() > self._ends
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -1,4 +1,5 @@
-"""What all engine requests of one HTTP request say about Semantic IDs: the version, the mode, where the answer begins.
+"""What all engine requests of one HTTP request say: the trace that they belong to, and about Semantic IDs the version,
+the mode, and where the answer begins.
 
 vLLM's beam search sends an engine request for every beam and step, made by itself: of what the client said it keeps
 nothing. So an engine client in between adds it.
@@ -37,14 +38,37 @@ class EngineContext:
 engine_context: ContextVar[EngineContext | None] = ContextVar("engine_context", default=None)
 
 
-class VersionedEngine:
-    """An engine client of vLLM whose `generate` adds the `engine_context`; all else is the client's."""
+came_with: ContextVar[Mapping[str, str] | None] = ContextVar("came_with", default=None)  # `traceparent`, `tracestate`
 
-    def __init__(self, client):
-        self._client = client
+
+class TracedEngine:
+    """An engine client of vLLM whose requests belong to the trace of the HTTP request, where the engine `traces`; all
+    else is the client's."""
+
+    def __init__(self, client, traces: bool = False):
+        self._client, self._traces = client, traces
 
     def __getattr__(self, name: str):
         return getattr(self._client, name)
+
+    def encode(self, *args, **more):
+        return self._client.encode(*args, **(more | self._trace()))
+
+    def generate(self, *args, **more):
+        return self._client.generate(*args, **(more | self._trace()))
+
+    def _trace(self) -> dict:
+        if not self._traces:
+            return {}
+        from opentelemetry.propagate import inject
+
+        headers = dict(came_with.get() or {})
+        inject(headers)  # the span of this server, where it has one
+        return {"trace_headers": headers}
+
+
+class VersionedEngine(TracedEngine):
+    """One whose `generate` adds the `engine_context`."""
 
     def generate(self, prompt, sampling_params, request_id: str, **more):
         """See vLLM's `EngineClient.generate`; prompts are tokens already."""
@@ -53,4 +77,4 @@ class VersionedEngine:
             sampling_params = copy.copy(sampling_params)
             length = len(prompt["prompt_token_ids"])
             sampling_params.extra_args = context.extra_args(sampling_params.extra_args, length)
-        return self._client.generate(prompt, sampling_params, request_id, **more)
+        return super().generate(prompt, sampling_params, request_id, **more)

@@ -22,6 +22,7 @@ _STATUSES = {
     403: ("permission_error", "no_admin_key", "Nobody may do this: the server has no key for it."),
     404: ("not_found_error", "not_found", "There is no such item."),
     405: (_INVALID, "method_not_allowed", ""),
+    409: (_INVALID, "conflict", "This server follows another one, or is followed by one with another catalogue."),
     413: (_INVALID, "body_too_large", "The body is too large."),
     429: ("rate_limit_error", "queue_full", "Too many requests wait already."),
     499: (_INVALID, "client_disconnected", ""),

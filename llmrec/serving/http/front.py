@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from llmrec.serving.http.errors import engine_failed
+from llmrec.serving.http.followers import Followers
 from llmrec.serving.http.limits import Gate
 from llmrec.serving.http.recommending import cost
 from llmrec.serving.http.schemas import RecommendRequest
@@ -52,10 +53,14 @@ class Front:
     Args:
         alone_s: what a recommendation without a history takes that runs alone; without it `max_concurrent` run at a
             time, however long they take.
+
+    Attributes:
+        leaving: it was told to stop, and answers for a while yet.
     """
 
     def __init__(self, service: Service, settings: Settings, alone_s: float | None = None):
         self.service, self.settings, self.metrics = service, settings, Metrics()
+        self.followers, self.leaving = Followers(lambda: service.store.followed_until), False
         self.started = int(time.time())
         alone = alone_s and (cost(RecommendRequest(), service.current, settings), alone_s)
         self.searches = self.gate(settings.max_concurrent, alone)
@@ -64,6 +69,7 @@ class Front:
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
+        gauge("llmrec_followers", "Servers that follow this one's catalogue.", lambda: len(self.followers))
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 

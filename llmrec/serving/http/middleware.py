@@ -3,18 +3,21 @@
 import asyncio
 import json
 import logging
+import re
 import time
 from hashlib import sha256
 from hmac import compare_digest
 from uuid import uuid4
 
-from prometheus_client import Counter
-
+from llmrec.serving.http.engine_context import came_with
 from llmrec.serving.http.errors import ApiError
+from llmrec.serving.http.front import Front
 from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
 _PIECES, _CRUMB = 500, 128  # so many pieces of a body may be smaller than so many bytes
+_TRACE = (b"traceparent", b"tracestate")
+_PARENT = re.compile("[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds by machines
 
 
@@ -22,11 +25,12 @@ class RequestLog:
     """ASGI middleware: gives every request an id, logs it to `llmrec.serving`, and counts it.
 
     A line is JSON, without what users did or asked. Routes add to it through `request.state.log`; `request.state.id`
-    is the id, also in the answer's header `X-Request-ID`.
+    is the id, also in the answer's header `X-Request-ID`. A `traceparent` (W3C Trace Context) is passed on to what the
+    request asks of engines, and its trace id stands in the line. A server that leaves ends each connection.
     """
 
-    def __init__(self, app, requests: Counter):
-        self.app, self.requests = app, requests
+    def __init__(self, app, front: Front):
+        self.app, self.front = app, front
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -34,12 +38,17 @@ class RequestLog:
         began, status = time.perf_counter(), 500
         state = scope.setdefault("state", {})
         state["id"], state["log"], state["began"] = uuid4().hex, {}, began
+        trace = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE}
+        if parent := _PARENT.fullmatch(trace.get("traceparent", "")):
+            state["log"]["trace"] = parent[1]
+            came_with.set(trace)
 
         async def observed(message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [(b"x-request-id", state["id"].encode()), (b"x-content-type-options", b"nosniff")]
+                more += [(b"connection", b"close")] if self.front.leaving else []
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
@@ -47,7 +56,7 @@ class RequestLog:
             await self.app(scope, receive, observed)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")  # not the path: it may hold an item id
-            self.requests.labels(route, str(status)).inc()
+            self.front.metrics.requests.labels(route, str(status)).inc()
             took = round((time.perf_counter() - began) * 1000, 2)
             line = {"id": state["id"], "route": route, "method": scope["method"], "status": status, "ms": took}
             level = logging.DEBUG if route in _PROBES and status == 200 else logging.INFO

@@ -240,6 +240,19 @@ class CatalogueResponse(BaseModel):
     history: list[HistoryItem]
 
 
+class LogRow(BaseModel):
+    """A version as the log holds it: its record, JSON, and the checksum over it and all before."""
+
+    record: str
+    chain: str
+
+
+class RecordsResponse(BaseModel):
+    """Versions that a follower lacks, oldest first."""
+
+    rows: list[LogRow]
+
+
 class AddedItem(BaseModel):
     """A new item and the Semantic ID that it got."""
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from llmrec.catalogue.semids import SemIDIndex
 from llmrec.recommenders import LLMRecommender
-from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared
+from llmrec.serving.living_catalogue.store import CatalogueStore, CatalogueVersion, Changes, Prepared, Row
 
 logger = logging.getLogger("llmrec.serving")
 
@@ -93,8 +93,9 @@ class Service:
         publish: loads a prepared version into the engines, and returns when all have it.
         retire: gets the number of a version that no request uses any more, or that was published in vain.
         check: raises `Unavailable` where an engine is dead; it is asked before every request.
+        fresh: raises where the current version may be older than one that was acknowledged elsewhere.
 
-    All callables may block: they run in a thread of their own, except `check`, which should be quick.
+    All callables may block: they run in a thread of their own, except `check` and `fresh`, which should be quick.
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class Service:
         publish: Callable[[Prepared], None] = lambda prepared: None,
         retire: Callable[[int], None] = lambda number: None,
         check: Callable[[], None] = lambda: None,
+        fresh: Callable[[], None] = lambda: None,
     ):
-        self.store, self.check = store, check
+        self.store, self.check, self.fresh = store, check, fresh
         self._make, self._publish, self._retire = make, publish, retire
         self.current = Served(store.current, make(store.current))
         self._uses: Counter[int] = Counter()
@@ -115,7 +117,9 @@ class Service:
 
     @contextmanager
     def using(self, served: Served | None = None) -> Iterator[Served]:
-        """A version, by default the current one; it is not retired before the block ends."""
+        """A version, by default the current one, where it is fresh; it is not retired before the block ends."""
+        if served is None:
+            self.fresh()
         with self._lock:
             served = served or self.current
             self._uses[served.number] += 1
@@ -146,6 +150,11 @@ class Service:
         """The same for a version with the content of an older one; raises `ValueError` where there is none."""
         with self._changing:
             return self._serve(self.store.prepare_rollback(number))
+
+    def adopt(self, row: Row) -> None:
+        """Makes the next version of the log that this one follows current; raises as `change`."""
+        with self._changing:
+            self._serve(self.store.prepare_row(row))
 
     def close(self) -> None:
         """Retires nothing any more; the engines go too."""

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Self
 
 _ADMIN = "/v1/catalogue"
+_RECORDS = "/v1/catalogue/records"  # whoever follows holds up acknowledgements
 _PAGES = ("/docs", "/openapi.json", "/metrics")
 
 
@@ -32,9 +33,14 @@ class Settings:
             waited for longer; one that has begun is written to its end.
         recommend: whether there are routes that recommend; without an engine for it there should be none.
         log_histories: whether the log repeats what requests ask. By default it holds no history, title or prompt.
+        follow: the URL of the server whose catalogue this one follows; changes are made there.
+        never_stale: of one that follows: it answers nothing where it was cut off for so long that its catalogue may be
+            older than an acknowledged one.
+        drain_s: how long a server that was told to stop (SIGTERM) goes on, while `/ready` says that it leaves.
 
     Raises:
-        ValueError: a limit below its least, or keys that are empty, equal, or contradict `no_keys` or `closed`.
+        ValueError: a limit below its least, or keys that are empty, equal, or contradict `no_keys` or `closed`; a
+            `follow` that is no URL, or `never_stale` without it.
     """
 
     model: str
@@ -54,6 +60,9 @@ class Settings:
     timeout_s: float = 30.0
     recommend: bool = True
     log_histories: bool = False
+    follow: str | None = None
+    never_stale: bool = False
+    drain_s: float = 0.0
 
     def __post_init__(self):
         keys = {"LLMREC_API_KEY": self.api_key, "LLMREC_ADMIN_KEY": self.admin_key}
@@ -79,6 +88,12 @@ class Settings:
             raise ValueError(f"max_k is {self.max_k}, more than max_beams={self.max_beams}: a search is as wide as k")
         if self.timeout_s <= 0:
             raise ValueError(f"timeout_s is {self.timeout_s}, it should be more than 0")
+        if self.drain_s < 0:
+            raise ValueError(f"drain_s is {self.drain_s}, it should be at least 0")
+        if self.follow is not None and not self.follow.startswith(("http://", "https://")):
+            raise ValueError(f"follow is {self.follow!r}, it should be the writer's URL, e.g. http://catalogue:8000")
+        if self.never_stale and self.follow is None:
+            raise ValueError("never_stale is for a server that follows another one: give follow too, or leave it out")
 
     @classmethod
     def of_environment(cls, model: str, **settings) -> Self:
@@ -98,7 +113,7 @@ class Settings:
     def keys_of(self, method: str, path: str) -> list[str] | None:
         """The keys that open a route: `None` where it is open to all, an empty list where it is closed to all."""
         keys = [key for key in (self.api_key, self.admin_key) if key is not None]
-        if method == "POST" and path.startswith(_ADMIN):
+        if path.startswith(_ADMIN) and (method == "POST" or path == _RECORDS):
             return [self.admin_key] if self.admin_key is not None else [] if keys else None
         if path.startswith(_PAGES):
             return keys[-1:] if self.closed else None

@@ -47,6 +47,13 @@ class Recorded(NamedTuple):
     size: int
 
 
+class Row(NamedTuple):
+    """A version as a log holds it: its record as it was written, and the checksum over it and all rows before."""
+
+    record: str
+    chain: str
+
+
 def snapshot_path(directory: Path, number: int) -> Path:
     return directory / f"snapshot-{number}.parquet"
 
@@ -111,13 +118,42 @@ def _read(path: Path, semid_fingerprint: str, until: int | None, whole: bool, ac
         )
     last = start
     for last, record, check in rows:
-        chain = _chained(chain, last, record)
+        chain = chained(chain, last, record)
         if chain != check:
             raise _damaged(path, f"version {last}")
     if (last, chain) != (newest, end):
         raise _damaged(path, f"what follows version {last}")
     records = [json.loads(record) for number, record, _ in rows if number <= until]
     return Recorded(start, records, sum(len(record) for _, record, _ in rows))
+
+
+def read_rows(directory: Path, number: int, chain: str, most: int = 2**24) -> list[Row]:
+    """What another log lacks that ends with version `number` and the checksum `chain`, oldest first: as many rows as
+    have `most` characters, and at least one where there is one.
+
+    Raises:
+        ValueError: this log has no such version, or has none after it any more.
+    """
+    with closing(_connect(directory / DATABASE, "mode=ro")) as database:
+        database.execute("BEGIN")
+        owner, oldest, newest, _ = database.execute("SELECT * FROM catalogue").fetchone()
+        (mine,) = database.execute("SELECT chain FROM versions WHERE number = ?", [number]).fetchone() or (None,)
+        mine = owner if number == oldest else mine
+        if number < oldest:
+            raise ValueError(f"this log has no versions before {oldest} any more: copy its directory to begin with")
+        if mine != chain:
+            raise ValueError(
+                f"version {number} of that log is none of this one, which ends with {newest}: they belong to other "
+                "Semantic IDs, or one was put back from a copy; move the directory of the one that follows away"
+            )
+        rows, size = [], 0
+        query = "SELECT record, chain FROM versions WHERE number > ? ORDER BY number"
+        for row in map(Row._make, database.execute(query, [number])):
+            rows.append(row)
+            size += len(row.record)
+            if size >= most:
+                break
+        return rows
 
 
 class CatalogueLog:
@@ -157,6 +193,12 @@ class CatalogueLog:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """Number and checksum of the last version."""
+        with closing(_connect(self.path, "mode=ro")) as database:
+            return database.execute("SELECT newest, chain FROM catalogue").fetchone()
 
     def append(self, record: dict) -> None:
         """Writes a record: when this returns, no crash can lose it; an `OSError` leaves the log without it."""
@@ -247,12 +289,13 @@ def _locked(directory: Path) -> sqlite3.Connection:
 def _insert(database: sqlite3.Connection, record: dict) -> None:
     number, text = record["number"], json.dumps(record)
     (chain,) = database.execute("SELECT chain FROM catalogue").fetchone()
-    chain = _chained(chain, number, text)
+    chain = chained(chain, number, text)
     database.execute("INSERT INTO versions VALUES (?, ?, ?)", [number, text, chain])
     database.execute("UPDATE catalogue SET newest = ?, chain = ?", [number, chain])
 
 
-def _chained(chain: str, number: int, record: str) -> str:
+def chained(chain: str, number: int, record: str) -> str:
+    """The checksum of a version after that of the one before."""
     return fingerprint(str(chain), str(number), str(record))
 
 

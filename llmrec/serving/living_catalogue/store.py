@@ -13,9 +13,12 @@ rollbacks too, and no token is added to the model.
 
 import json
 import logging
+import math
 import sqlite3
 import threading
+import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +29,16 @@ from llmrec.catalogue.semids import SemIDIndex
 from llmrec.files import read_parquet
 from llmrec.models.folder import RecommenderConfig, load_index, semids_table
 from llmrec.serving.living_catalogue.changes import Changes, checked
-from llmrec.serving.living_catalogue.log import DATABASE, CatalogueLog, Recorded, read_log, snapshot_path
+from llmrec.serving.living_catalogue.log import (
+    DATABASE,
+    CatalogueLog,
+    Recorded,
+    Row,
+    chained,
+    read_log,
+    read_rows,
+    snapshot_path,
+)
 from llmrec.serving.living_catalogue.old_log import old_log
 from llmrec.serving.living_catalogue.semids import NewSemIDs
 from llmrec.serving.living_catalogue.versions import CatalogueVersion, apply_records, difference
@@ -49,6 +61,10 @@ class CatalogueStore:
         folder: a model folder; it is only read.
         directory (*optional*): of the log, by default `<folder>/catalogue`.
 
+    Attributes:
+        followed_until: when (`time.monotonic`) whoever wrote here before had stopped, and may have had servers that
+            followed it; -inf where none ever did.
+
     Raises:
         ValueError: no model folder, the log of another one, a damaged log, or one that is being written already.
     """
@@ -60,6 +76,8 @@ class CatalogueStore:
         self._history: list[dict] | None = None
         self._fingerprint = _fingerprint(self.folder)
         self._log = CatalogueLog(self.directory, self._fingerprint)
+        self._note = self.directory / "followed"
+        self.followed_until = time.monotonic() if self._note.exists() else -math.inf
         try:
             recorded = read_log(self.directory, self._fingerprint)
             self.current = _replayed(self.folder, self.directory, recorded)
@@ -95,6 +113,45 @@ class CatalogueStore:
             assert prepared.version.index.fingerprint == target.index.fingerprint
             return prepared
 
+    def note_follower(self) -> None:
+        """Keeps, also for who writes here next, that there are servers that follow."""
+        if not self._note.exists():
+            self._note.touch()
+
+    def rows_after(self, number: int, chain: str) -> list[Row]:
+        """See `read_rows`."""
+        return read_rows(self.directory, number, chain)
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """Number and checksum of the last version."""
+        return self._log.end
+
+    def prepare_row(self, row: Row) -> Prepared:
+        """The version that another log has after the last one of this; nothing is visible or durable yet. Raises
+        `ValueError` for a row that does not follow."""
+        with self._lock:
+            record = self._followed(*self.end, [row])[0]
+            return Prepared(record, apply_records(self.current, [record]))
+
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """Makes what another log has after the last version of this one current, all at once; raises as
+        `prepare_row`."""
+        with self._lock:
+            records = self._followed(*self.end, rows)
+            version = apply_records(self.current, records)
+            for record in records:
+                self._append(record)
+            self._make_current(version)
+
+    def _followed(self, number: int, chain: str, rows: Sequence[Row]) -> list[dict]:
+        records = [json.loads(row.record) for row in rows]
+        for record, row in zip(records, rows):
+            if record["parent"] != number or chained(chain, record["number"], row.record) != row.chain:
+                raise ValueError(f"version {record['number']} of another log does not follow {number} of this one")
+            number, chain = record["number"], row.chain
+        return records
+
     def commit(self, prepared: Prepared) -> dict:
         """Makes a prepared version current, durably; gives its record.
 
@@ -108,18 +165,24 @@ class CatalogueStore:
                     f"version {prepared.record['number']} was prepared after version {prepared.record['parent']}, but "
                     f"version {self.current.number} is current now: prepare the changes again"
                 )
-            self._log.append(prepared.record)
-            self.current = prepared.version
-            self._size += len(json.dumps(prepared.record))
-            try:
-                self._shorten()
-            except (OSError, sqlite3.Error):  # the change is durable all the same
-                logger.exception("no snapshot of catalogue version %d could be written", self.current.number)
-            with self._remembering:
-                known = self._history
-                if known is not None and (not known or known[-1]["version"] < prepared.record["number"]):
-                    known.append(_summary(prepared.record))
+            self._append(prepared.record)
+            self._make_current(prepared.version)
             return prepared.record
+
+    def _append(self, record: dict) -> None:
+        self._log.append(record)
+        self._size += len(json.dumps(record))
+        with self._remembering:
+            known = self._history
+            if known is not None and (not known or known[-1]["version"] < record["number"]):
+                known.append(_summary(record))
+
+    def _make_current(self, version: CatalogueVersion) -> None:
+        self.current, self._last_number = version, max(self._last_number, version.number)
+        try:
+            self._shorten()
+        except (OSError, sqlite3.Error):  # the change is durable all the same
+            logger.exception("no snapshot of catalogue version %d could be written", version.number)
 
     def _shorten(self) -> None:
         """Keeps the current version in full where a start would have to replay too many records."""
@@ -158,9 +221,9 @@ class CatalogueStore:
     def _prepared(self, content: dict, rollback_of: int | None = None) -> Prepared:
         # A number is given once: an engine may still hold a version that was prepared in vain.
         self._last_number += 1
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         numbers = {"number": self._last_number, "parent": self.current.number}
-        record = {**numbers, "time": time, "rollback_of": rollback_of, **content}
+        record = {**numbers, "time": now, "rollback_of": rollback_of, **content}
         return Prepared(record, apply_records(self.current, [record]))
 
 

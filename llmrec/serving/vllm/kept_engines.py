@@ -11,6 +11,7 @@ from contextlib import suppress
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from llmrec.serving.http.engine_context import TracedEngine
 from llmrec.serving.http.service import Unavailable
 from llmrec.serving.in_flight import Work
 from llmrec.serving.living_catalogue.store import Prepared
@@ -169,5 +170,6 @@ async def _answer(client: AsyncLLM) -> None:
         await client.collective_rpc("llmrec_state", args=(0,))
 
 
-def start_engine(arguments: dict) -> AsyncLLM:
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=True))
+def start_engine(arguments: dict) -> TracedEngine:
+    traces = arguments.get("otlp_traces_endpoint") is not None  # its spans need the times that statistics take
+    return TracedEngine(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, disable_log_stats=not traces)), traces)

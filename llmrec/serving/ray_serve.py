@@ -1,0 +1,71 @@
+"""The server as an application of Ray Serve, an engine in each replica: `serve run deploy/ray_serve.yaml`.
+
+Replicas follow the writer of their catalogue, `python -m llmrec.serving FOLDER --modes catalogue`, which runs beside
+Ray. Keys stand in LLMREC_API_KEY and LLMREC_ADMIN_KEY of the replicas' environment. Checked with Ray 2.60.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from llmrec.serving.__main__ import name_of, served
+from llmrec.serving.http.settings import Settings
+from llmrec.serving.server import opened
+
+
+class Arguments(BaseModel):
+    """What an application says in its `args`.
+
+    Args:
+        folder: a model folder that all nodes see, or its name on the Hub.
+        follow: the URL of the writer.
+        modes: of the engine.
+        vllm: arguments of its own.
+        settings: other fields of `Settings`, such as `no_keys`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str
+    follow: str
+    modes: list[Literal["recommend", "generate"]] = ["recommend"]
+    vllm: dict = {}
+    settings: dict = {}
+
+
+@serve.deployment(max_ongoing_requests=320)  # as many as `Settings` lets in
+@serve.ingress()
+class Recommender:
+    """A replica; what is not ready answers nothing, and one whose engine died is replaced."""
+
+    async def __init__(self, arguments: Arguments):
+        settings = Settings.of_environment(name_of(arguments.folder), follow=arguments.follow, **arguments.settings)
+        settings.check_host(None)  # who may reach Ray's proxy, nobody says here
+        folder, _ = served(arguments.folder)
+        self._catalogue = TemporaryDirectory(prefix="llmrec-catalogue-")
+        modes = dict.fromkeys(arguments.modes, arguments.vllm)
+        self._opened = opened(folder, modes, settings, Path(self._catalogue.name))
+        self._app, self._beside = await self._opened.__aenter__()
+
+    def __serve_build_asgi_app__(self):
+        return self._app
+
+    async def check_health(self) -> None:
+        for task in self._beside:
+            if task.done():
+                task.result()
+        self._app.state.front.service.check()
+
+    async def __del__(self):
+        if hasattr(self, "_app"):
+            await self._opened.__aexit__(None, None, None)
+            self._catalogue.cleanup()
+
+
+def app(arguments: Arguments) -> Application:
+    """What `import_path` of a configuration names."""
+    return Recommender.bind(arguments)
