@@ -151,7 +151,7 @@ def model_tables() -> str:
 
 
 # Scale: what was measured on one core, and carries on in a line
-DATA_S, DATA_BYTES = 194 / 20e6, 3.4 * GIB / 20e6  # per interaction: docs/data.md
+DATA_S, DATA_BYTES = 273 / 100e6, 10.06 * GIB / 100e6  # per interaction: docs/reference/scale_measured.md
 ENCODE_S = 16.7 / 1e6  # per item, residual k-means of 384 numbers: docs/reference/tokenizers_measured.md
 SERVED_BYTES = (9.7 - 2.9) * GIB / (1e7 - 3500)  # per item, front and engine: docs/reference/serving_measured.md
 FRONT_S = 0.005  # CPU of a front per request: docs/reference/serving_measured.md
