@@ -131,6 +131,7 @@ def test_bad_requests_leave_the_engine_alone(server, body):
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_killed_and_started_again(folder, hf, tmp_path):
     flags = "--catalogue_dir", str(tmp_path / "catalogue")
     server = serve(folder, *flags)
