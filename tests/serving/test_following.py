@@ -97,14 +97,21 @@ def test_an_acknowledged_change_is_everywhere(folder, tmp_path):
 
 def test_a_writer_waits_for_followers_of_the_one_before_if_there_were_any(folder, tmp_path):
     for name, followed in (("alone", False), ("followed", True), ("follower", True)):
-        with listening(folder, tmp_path / name) as (_, url):
-            asked = {"after": 0, "chain": "", "wait_s": 0, **({"follower": "one"} if name == "followed" else {})}
+        with listening(folder, tmp_path / name) as (writer, url):
+            asked = {
+                "after": 0,
+                "chain": writer.store.end[1],
+                "wait_s": 0,
+                **({"follower": "one"} if name == "followed" else {}),
+            }
             if name == "follower":
                 with follower(folder, tmp_path / "copy", url):
                     pass
                 name = "copy"
             else:
-                httpx.get(f"{url}/v1/catalogue/records", params=asked)
+                assert httpx.get(f"{url}/v1/catalogue/records", params=asked).status_code == 200
+                stranger = {"after": 0, "chain": "x", "follower": "two"}
+                assert httpx.get(f"{url}/v1/catalogue/records", params=stranger).status_code == 409
         with CatalogueStore(folder, tmp_path / name) as store:
             assert math.isfinite(store.followed_until) == followed
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pyarrow as pa
 import pytest
+from fastapi.testclient import TestClient
 from http_fixtures import listening, serving, tiny_folder, wait_for
 from tiny import tiny_data
 
@@ -80,6 +81,16 @@ def test_every_route_of_v1_needs_the_key(folder, tmp_path):
         assert client.post("/v1/catalogue", headers=key, json={"remove": ["item-00"]}).status_code == 401
         assert client.post("/v1/catalogue", headers=bearer("root"), json={"remove": ["item-00"]}).status_code == 200
         assert client.get("/v1/models", headers=bearer("root")).status_code == 200
+
+
+def test_a_prefix_of_a_proxy_opens_nothing(folder, tmp_path):
+    """Routes go by the path without `root_path`, as Ray Serve gives it, and so must keys and bounds."""
+    with serving(folder, tmp_path, api_key="user", admin_key="root") as (server, _):
+        shop = TestClient(server.app, root_path="/shop", raise_server_exceptions=False)
+        assert shop.get("/shop/health").status_code == 200
+        assert shop.get("/shop/v1/models").status_code == 401
+        assert shop.post("/shop/v1/catalogue", headers=bearer("user"), json={"remove": ["item-00"]}).status_code == 401
+        assert shop.post("/shop/v1/catalogue", headers=bearer("root"), json={"remove": ["item-00"]}).status_code == 200
 
 
 def test_an_admin_key_alone_guards_changes_only(folder, tmp_path):

@@ -71,13 +71,14 @@ async def records(
 ):
     """What the log of a server that follows this one lacks. Changes are acknowledged when those that ask have them."""
     _refuse_follower(front)
-    if follower is not None:
-        await run_in_threadpool(front.service.store.note_follower)
-        await front.followers.heard(follower, serving)
-    if wait_s and after == front.service.current.number:
-        await front.followers.wait(lambda: front.service.current.number > after, wait_s)
     try:
         rows = await run_in_threadpool(front.service.store.rows_after, after, chain)
+        if follower is not None:  # one that knows the checksum
+            await run_in_threadpool(front.service.store.note_follower)
+            await front.followers.heard(follower, serving)
+        if not rows and wait_s:
+            await front.followers.wait(lambda: front.service.current.number > after, wait_s)
+            rows = await run_in_threadpool(front.service.store.rows_after, after, chain)
     except ValueError as error:
         raise ApiError(409, str(error), "after") from error
     return JSONResponse({"rows": [row._asdict() for row in rows]})

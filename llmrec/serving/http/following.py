@@ -109,6 +109,8 @@ class Following:
                     await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
                     if asking.done():
                         rows = asking.result()
+                        if time.monotonic() - self._heard > LEASE_S:
+                            self.level.clear()  # the writer has not waited for this follower
                         self._heard = sent
                         waiting.extend(rows)
                         known = _end(rows[-1]) if rows else known
@@ -149,7 +151,7 @@ class Following:
         asked = {"after": known[0], "chain": known[1], "wait_s": wait_s}
         asked |= {} if serving is None else {"follower": self._name, "serving": serving}
         answer = await client.get("/v1/catalogue/records", params=asked)
-        if answer.status_code in (429, 502, 503, 504):
+        if answer.status_code == 429 or answer.status_code >= 500:
             raise httpx.ReadError(f"status {answer.status_code}")
         if answer.status_code != 200:
             raise ValueError(f"{self.url}, which this server follows, says: {_message(answer)}")

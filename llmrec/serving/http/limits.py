@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
@@ -80,11 +81,12 @@ class Gate:
         answer: asyncio.Future[list[T]] = loop.create_future()
         results: dict[int, T] = {}
         running: set[Work] = set()
+        contexts = [copy_context() for _ in calls]  # with this request's trace; `begin` may run in another one's
 
         def begin(number: int, turn: Turn) -> None:
             asked = Work(turn.shared)
             running.add(asked)
-            thread = self._threads.submit(asked.run, calls[number][1])
+            thread = self._threads.submit(contexts[number].run, asked.run, calls[number][1])
             thread.add_done_callback(lambda _: loop.call_soon_threadsafe(end, number, turn, asked, thread))
 
         def end(number: int, turn: Turn, asked: Work, thread: Future) -> None:

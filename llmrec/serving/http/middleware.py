@@ -9,6 +9,8 @@ from hashlib import sha256
 from hmac import compare_digest
 from uuid import uuid4
 
+from starlette._utils import get_route_path  # what routes go by: the path without a proxy's prefix
+
 from llmrec.serving.http.engine_context import came_with
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.front import Front
@@ -76,7 +78,7 @@ class Guard:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        limit, headers = self.settings.body_limit(scope["path"]), dict(scope["headers"])
+        limit, headers = self.settings.body_limit(get_route_path(scope)), dict(scope["headers"])
         length = int(headers.get(b"content-length", b"0"))  # servers refuse what is no number
         size, pieces, complete = 0, 0, not length and b"transfer-encoding" not in headers
         timeout_s = self.settings.timeout_s
@@ -107,7 +109,7 @@ class Guard:
 
         if length > limit:
             return await too_large.response()(scope, receive, closing)
-        keys = self.settings.keys_of(scope["method"], scope["path"])
+        keys = self.settings.keys_of(scope["method"], get_route_path(scope))
         if keys is not None and (error := _refused(keys, headers.get(b"authorization", b""))):
             return await error.response()(scope, receive, closing)
         await self.app(scope, limited, closing)
