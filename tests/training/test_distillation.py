@@ -194,7 +194,7 @@ def test_a_base_that_was_never_extended_can_be_distilled_from(base, talks, tmp_p
         make_trainer(base, talks, settings(tmp_path), 1.0, lora=True, distill_from=str(tmp_path / "plain"))
 
 
-@pytest.mark.parametrize("loss_type", ["nll", "dft"])  # ours, and TRL's
+@pytest.mark.parametrize("loss_type", ["nll", pytest.param("dft", marks=pytest.mark.slow)])  # ours, and TRL's
 def test_two_processes_give_the_loss_of_one(base, talks, tmp_path, loss_type):
     """Rows are general in some processes and not in others."""
     script, found = tmp_path / "run.py", []

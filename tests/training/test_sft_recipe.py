@@ -169,7 +169,12 @@ def curve(folder: Path, name: str = "loss") -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "weights", [[], ["--level_weights", "1.0", "0.25", "--value_column", "price"], ["--log_probs", "catalogue"]]
+    "weights",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["--level_weights", "1.0", "0.25", "--value_column", "price"],
+        pytest.param(["--log_probs", "catalogue"], marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_give_the_loss_curve_of_one(base, weights):
     """Launched as a user would; equal global batches, so that every logged step must agree."""
