@@ -83,12 +83,17 @@ def nginx_configuration(directory: Path, port: int, **ports: int) -> Path:
     text = NGINX_CONF.read_text(encoding="utf-8").replace("listen 80;", f"listen 127.0.0.1:{port};")
     for name, at in ports.items():
         text = text.replace(f"server {name}:8000", f"server 127.0.0.1:{at}")
+    return nginx_file(directory, text)
+
+
+def nginx_file(directory: Path, servers: str) -> Path:
+    """A configuration with these blocks of `http`, for an nginx that needs no folder but `directory`."""
     scratch = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in _NGINX_SCRATCH)
     user = "user root;" if os.getuid() == 0 else ""
     path = directory / "nginx.conf"
     path.write_text(
         f"{user} daemon off; pid {directory}/pid; error_log {directory}/error; events {{}}\n"
-        f"http {{ access_log off; {scratch}\n{text} }}\n"
+        f"http {{ access_log off; {scratch}\n{servers} }}\n"
     )
     return path
 

@@ -91,10 +91,8 @@ class LevelHeads:
         order = group.argsort(stable=True)
         place = torch.empty_like(group)
         place[order] = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group[order]]
-        slots, column = (
-            group * width + place,
-            column.new_empty(len(kinds), column.shape[1]).index_copy(0, group, column),
-        )
+        slots = group * width + place
+        column = column.new_empty(len(kinds), column.shape[1]).index_copy(0, group, column)  # of each node once
         states = hidden.new_zeros(len(kinds) * width, hidden.shape[1]).index_copy(0, slots, hidden)
         weight = F.embedding(column, self._weights[level])  # [G, W, H]
         logits = states.view(len(kinds), width, -1).to(weight.dtype) @ weight.mT

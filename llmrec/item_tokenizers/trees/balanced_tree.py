@@ -10,7 +10,6 @@ name takes those that would lose most by their second choice, and the others cho
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -74,7 +73,6 @@ class BalancedTree(ItemTokenizer):
         widths = codes.max(0) + 1 if self.node_tokens else np.full(codes.shape[1], self.branching)
         self.codebook_sizes = tuple(widths.tolist())
         self._arrays, self.dim = arrays, arrays["rows"].shape[1]
-        vars(self).pop("codebooks", None)
         # Siblings and the members of a leaf stand in the order in which they were numbered.
         count = np.arange(len(arrays["parents"]) + 1)
         by_parent = np.argsort(arrays["parents"], kind="stable")
@@ -83,7 +81,7 @@ class BalancedTree(ItemTokenizer):
         leaves, starts = np.unique(arrays["leaf_of"][by_leaf], return_index=True)
         self._members = dict(zip(leaves.tolist(), np.split(by_leaf, starts[1:])))
 
-    @cached_property
+    @property
     def codebooks(self) -> list[np.ndarray]:
         """float32 `[K_l, D]` per level: the mean of the items under every node; empty where nodes are no tokens."""
         if not self.node_tokens or not hasattr(self, "_arrays"):
