@@ -271,3 +271,12 @@ def test_a_fingerprint_does_not_tell_how_a_table_is_cut():
     cuts = [long.slice(0, 5), long.slice(5, 2**20 - 5), long.slice(2**20)]
     assert fingerprint(iter(cuts)) == fingerprint(pa.concat_tables(cuts)) == fingerprint(long)
     assert fingerprint(long.slice(0, 2**20)) != fingerprint(long) != fingerprint(long.slice(1))
+
+
+def test_what_arrow_refuses_of_one_row_is_said(monkeypatch):
+    def refuse(tables):
+        raise pa.ArrowInvalid("no such chunk")
+
+    monkeypatch.setattr("llmrec.files.pa.concat_tables", refuse)
+    with pytest.raises(pa.ArrowInvalid, match="no such chunk"):
+        fingerprint(pa.table({"a": [1, 2, 3]}))

@@ -14,13 +14,21 @@ Where interactions have a kind (view, cart, buy), the three tables of interactio
 list<string> besides, parallel to `item_ids` or to `history`, and valid and test have target_behaviour: string.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from llmrec.files import atomic_path, check_folder, fingerprint, read_json, read_parquet, write_json, write_parquet
+from llmrec.files import (
+    atomic_path,
+    check_folder,
+    fingerprint,
+    is_fingerprint_of,
+    read_json,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
 from llmrec.hub import is_hub_name, local_folder, without_revision
 
 SEQUENCES = pa.schema(
@@ -112,8 +120,8 @@ class PreparedData:
         if not (folder / "dataset.json").exists():
             raise ValueError(f"{folder} holds no prepared data (no dataset.json): run recipes/prepare_data.py first")
         data = cls(**_tables(folder), info=read_json(folder / "dataset.json"))
-        content, whole = data.info.get("content"), sys.maxsize  # llmrec 0.2 read long tables at once
-        if content not in (None, data.fingerprint) and content != fingerprint(*data.tables, rows_at_once=whole):
+        content = data.info.get("content")
+        if content is not None and not is_fingerprint_of(content, *data.tables):
             raise ValueError(
                 f"{folder}: the tables are not those that dataset.json was written with: prepare the data again "
                 "(overwrite: true), or write changed tables with PreparedData.save"

@@ -21,9 +21,9 @@ import llmrec
 from llmrec.arguments import at_least, one_of
 from llmrec.catalogue.record import CONTEXTUAL
 from llmrec.catalogue.semids import SemIDIndex
-from llmrec.data.prepared import PreparedData, catalogue_fingerprint
+from llmrec.data.prepared import PreparedData
 from llmrec.decoding.dense import MODES
-from llmrec.files import file_sha256, read_json, read_parquet, sizes_of, write_json
+from llmrec.files import file_sha256, is_fingerprint_of, read_json, read_parquet, sizes_of, write_json
 from llmrec.item_tokenizers import SequenceTokenizer, load_item_tokenizer
 from llmrec.item_tokenizers.contextual.sequence_tokenizer import VARIATIONS
 from llmrec.stages import unfinished
@@ -145,7 +145,8 @@ class RecommenderConfig:
 
     def check_catalogue(self, items: pa.Table, folder: str | Path) -> None:
         """Raises `ValueError` if a catalogue is not the one that the folder was made for."""
-        if self.catalogue_fingerprint and catalogue_fingerprint(items) != self.catalogue_fingerprint:
+        recorded = self.catalogue_fingerprint
+        if recorded and not is_fingerprint_of(recorded, items.select(["item_id"])):
             raise ValueError(
                 f"{folder} was made for another catalogue than the given data: "
                 "use the data it was made with, or run recipes/init_model.py again"

@@ -13,6 +13,7 @@ from llmrec.data.leaks import check_no_leak, joined_checks
 from llmrec.data.prepared import schema_of
 from llmrec.data.sequences import duplicates, in_order, parts_of_users
 from llmrec.files import fingerprint, read_json, write_json
+from llmrec.models.folder import RecommenderConfig
 
 RULES = {
     "leave_one_out": {"user_k": 3, "item_k": 3, "repeats": "drop_consecutive"},
@@ -100,6 +101,11 @@ def test_long_tables_of_the_version_before_are_read(tmp_path):
     assert info["content"] == data.fingerprint != before
     write_json(tmp_path / "data" / "dataset.json", info | {"content": before})
     assert PreparedData.load(tmp_path / "data").items.num_rows == count
+    recorded = fingerprint(items.select(["item_id"]), rows_at_once=2 * count)
+    config = RecommenderConfig(prompt={}, catalogue_fingerprint=recorded)
+    config.check_catalogue(items, tmp_path)  # nor is a model folder refused
+    with pytest.raises(ValueError, match="made for another catalogue"):
+        config.check_catalogue(items.slice(1), tmp_path)
     write_json(tmp_path / "data" / "dataset.json", info | {"content": "0" * 16})
     with pytest.raises(ValueError, match="the tables are not those"):
         PreparedData.load(tmp_path / "data")
