@@ -95,6 +95,37 @@ def test_two_floods_and_one_that_asks_a_lot_get_equal_shares():
         assert client.done == pytest.approx(total / 3, rel=0.1)
 
 
+@pytest.mark.parametrize("cost", [3.0, 10.0, 40.0])
+def test_one_large_request_at_a_time_gets_no_more_than_its_share(cost):
+    """It is idle for a moment after each, and what it was given still counts."""
+    one, other = Client("one", cost), Client("other", 1.0, users=16)
+    Engine(Turns(64, (1.0, 0.025)), fixed=0.0, each=0.025).run([one, other], 60.0)
+    assert 0.4 < one.done / (one.done + other.done) < 0.55
+
+
+def test_who_was_there_long_ago_is_not_there():
+    given: list = []
+    turns = Turns(4, (1.0, 0.1))
+    for client, now in (("a", 0.0), ("b", 1.0), ("b", 3600.0)):
+        turns.add(Waiting(client, [1.0], lambda _, turn: given.append(turn), lambda: None), now)
+        turns.give(now)
+        if now < 3600:
+            turns.end(given[-1], now + 0.1)
+    assert [turn.shared for turn in given] == [False, True, False]
+    assert [*turns._given] == [*turns._seen] == ["b"]
+
+
+def test_who_waits_for_long_is_there():
+    given: list = []
+    turns = Turns(1)
+    for client in "aab":
+        turns.add(Waiting(client, [1.0], lambda _, turn: given.append(turn), lambda: None), 0.0)
+    for now in (0.0, 60.0, 120.0):
+        turns.give(now)
+        turns.end(given[-1], now + 60.0)
+    assert [(turn.client, turn.shared) for turn in given] == [("a", True), ("b", True), ("a", True)]
+
+
 @pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.025), (0.02, 0.0002), (0.12, 0.001)])
 def test_a_client_alone_gets_what_the_engine_can_give(fixed, each):
     """On a CPU, where searches take as long together as one by one, and on two GPUs, where they hardly do."""

@@ -3,7 +3,7 @@
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 _GONE_S = 10.0  # a client that asked for nothing so long is gone
 _LEAST_S = 0.1
@@ -65,9 +65,9 @@ class Turns:
         self.width, self.longest_s = width, None
         self._queues: dict[str, list[Waiting]] = {}  # of clients that wait
         self._running: dict[str, set[Turn]] = {}
-        self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands
+        self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands at the earliest
         self._clock = 0.0  # where the last turn stood
-        self._seen: dict[str, float] = {}  # when clients were there last
+        self._seen: dict[str, float] = {}  # when clients were there last, the one that is away for longest first
         self._now, self._work = 0.0, 0.0  # of the integral of the costs that run
         self._beside, self._seconds = alone or (0.0, 0.0)  # of the turns that ended: the costs that ran, and how long
         if alone is not None:
@@ -96,7 +96,7 @@ class Turns:
         client = waiting.client
         waiting.place = self._stands(client) + sum(waiting.costs)
         insort(self._queues.setdefault(client, []), waiting, key=attrgetter("place"))
-        self._seen[client] = now
+        self._see(client, now)
 
     def remove(self, waiting: Waiting) -> None:
         """Takes what has not begun of a request out of the queue."""
@@ -111,6 +111,7 @@ class Turns:
 
     def give(self, now: float) -> None:
         """Begins what may run."""
+        self._forget(now)
         while self.running < self.width and (client := self._next()) is not None:
             waiting = self._queues[client][0]
             number, cost = waiting.begun, waiting.costs[waiting.begun]
@@ -134,11 +135,21 @@ class Turns:
             seconds = now - turn.began
             self._beside = _MEMORY * self._beside + (self._work - turn.work) / seconds
             self._seconds = _MEMORY * self._seconds + seconds
-        self._seen[turn.client] = now
-        for gone in self._given.keys() - self._queues.keys() - self._running.keys():
-            del self._given[gone]
-        while now - (longest := min(self._seen.items(), key=itemgetter(1)))[1] > _GONE_S:
-            del self._seen[longest[0]]
+        self._see(turn.client, now)
+
+    def _see(self, client: str, now: float) -> None:
+        self._seen.pop(client, None)
+        self._seen[client] = now
+
+    def _forget(self, now: float) -> None:
+        """Clients that are gone. What was given to one that asks again sooner still counts: who has one request at a
+        time is idle after each."""
+        while self._seen and now - self._seen[longest := next(iter(self._seen))] > _GONE_S:
+            if longest in self._queues or longest in self._running:
+                self._see(longest, now)
+            else:
+                del self._seen[longest]
+                self._given.pop(longest, None)
 
     def _stands(self, client: str) -> float:
         return max(self._clock, self._given.get(client, 0.0))
