@@ -105,8 +105,7 @@ async def opened(
         running = [engines.keep(engine_timeout_s, restarts, service.unchanged, ready_again)]
         running += [_follow(following, service)] if following else []
         beside = [*map(asyncio.ensure_future, running)]
-        for task in beside:
-            stack.callback(task.cancel)
+        stack.push_async_callback(_end, beside)
         if following is not None:
             await following.until_level(beside)
             text = "Seconds since the writer of the catalogue was heard."
@@ -126,7 +125,7 @@ async def serve(
     **more,
 ) -> None:
     """Serves until SIGINT or SIGTERM, or until an engine fails once too often. While it is started again the front
-    stays, and answers 503 with the time that it takes.
+    stays, and answers 503 with the time that it takes; a start that is not done when it is told to stop is given up.
 
     Args:
         folder, modes, settings, directory, engine_timeout_s, restarts: as for `opened`.
@@ -159,6 +158,12 @@ async def serve(
         for task in beside:
             if task.done():
                 task.result()
+
+
+async def _end(tasks: list[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _follow(following: Following, service: Service) -> None:

@@ -55,6 +55,25 @@ def test_a_dead_engine_is_replaced_and_a_hung_one_ends_the_server(tmp_path):
 
 
 @pytest.mark.vllm
+def test_a_server_that_is_told_to_stop_does_not_wait_for_an_engine_that_starts(tmp_path):
+    folder = random_folder(tmp_path / "shop", depth=3, num_items=60, fixed=True)
+    server = serve(folder, "--restarts", "1", "--drain_s", "1")
+    try:
+        (dead,) = engines(server)
+        dead.kill()
+        until = time.monotonic() + 60
+        while not (new := [one for one in engines(server) if one.pid != dead.pid]):
+            assert time.monotonic() < until, server.log.read_text()[-3000:]
+            time.sleep(0.1)
+        new[0].suspend()  # it never comes to be ready
+        assert server.http.get("/ready").status_code == 503
+        assert server.stop() == 0, server.log.read_text()[-3000:]
+        assert not psutil.pid_exists(new[0].pid)
+    finally:
+        server.kill()
+
+
+@pytest.mark.vllm
 def test_weights_that_are_no_numbers_end_the_start(tmp_path):
     folder = random_folder(tmp_path / "shop", depth=3, num_items=60, fixed=True)
     weights = load_file(folder / "model.safetensors")

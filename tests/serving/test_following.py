@@ -4,11 +4,11 @@ import asyncio
 import math
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import httpx
 import pytest
-from http_fixtures import listening, tiny_folder, wait_for
+from http_fixtures import Server, listening, tiny_folder, wait_for
 
 from llmrec.models.folder import RecommenderConfig
 from llmrec.serving.http import followers as followers_module
@@ -131,6 +131,51 @@ def test_a_slow_follower_is_waited_for_and_a_dead_one_is_given_up(folder, tmp_pa
         assert "llmrec_followers 0.0" in http.get("/metrics").text
 
 
+def test_a_follower_that_takes_no_version_is_left_out_and_answers_nothing_old(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(followers_module, "ADOPT_S", 0.5)
+    with listening(folder, tmp_path / "writer") as (_, url), httpx.Client(base_url=url, timeout=30) as http:
+        with follower(folder, tmp_path / "one", url) as (one, own):
+            go_on, publish = threading.Event(), one.service._publish
+            one.service._publish = lambda prepared: (go_on.wait(60), publish(prepared))
+            try:
+                assert http.post("/v1/catalogue", json={"remove": ["item-00"]}).status_code == 200
+                answer = httpx.post(f"{own}/v1/recommend", json=BODY)
+                assert answer.status_code == 503 and answer.json()["error"]["code"] == "catching_up"
+                assert httpx.get(f"{own}/ready").status_code == 503 and one.service.current.number == 0
+                assert http.post("/v1/catalogue", json={"remove": ["item-01"]}).status_code == 200
+                assert "llmrec_followers 0.0" in (metrics := http.get("/metrics").text)
+                assert "llmrec_followers_left_out 1.0" in metrics
+                told = f"follower {one.following._name} is at version 0 and did not take 1 within 0.5 s"
+                assert [told in record.getMessage() for record in caplog.records].count(True) == 1
+            finally:
+                go_on.set()
+            wait_for(lambda: httpx.get(f"{own}/ready").status_code == 200)
+            assert httpx.post(f"{own}/v1/recommend", json=BODY).json()["catalogue_version"] == 2
+            assert http.post("/v1/catalogue", json={"remove": ["item-02"]}).status_code == 200
+            assert httpx.post(f"{own}/v1/recommend", json=BODY).json()["catalogue_version"] == 3
+            assert "llmrec_followers_left_out 0.0" in http.get("/metrics").text and not one.ended
+
+
+def test_one_that_asks_under_ever_new_names_holds_up_no_change_for_good(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(followers_module, "ADOPT_S", 0.5)
+
+    async def ask(followers: Followers) -> None:
+        for name in range(10**6):
+            await followers.heard(str(name), 0)
+            await asyncio.sleep(0.1)
+
+    async def run() -> None:
+        followers = Followers(lambda: -math.inf)
+        asking = asyncio.ensure_future(ask(followers))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await followers.have(1)
+        assert followers.left_out and not len(followers)
+        asking.cancel()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("never_stale", [False, True])
 def test_a_follower_that_is_cut_off(folder, tmp_path, never_stale):
     with listening(folder, tmp_path / "writer") as (_, url):
@@ -186,6 +231,31 @@ def test_a_writer_that_is_not_there(folder, tmp_path, monkeypatch):
     with CatalogueStore(folder, tmp_path / "one") as one:
         with pytest.raises(WriterAway, match="http://127.0.0.1:9, which this server follows, does not answer"):
             asyncio.run(Following("http://127.0.0.1:9", one).catch_up())
+
+
+def until_level(folder, log, url, publish=lambda: None) -> None:
+    async def run() -> None:
+        with closing(Server(folder, log, follow=url)) as server:
+            following = Following(url, server.store)
+            taken, server.service._publish = server.service._publish, lambda prepared: (publish(), taken(prepared))
+            task = asyncio.ensure_future(following.run(server.service))
+            try:
+                await following.until_level([task])
+                assert following.level.is_set() and server.service.current.number == server.store.end[0] > 0
+            finally:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_start_goes_on_while_there_is_progress_and_not_without(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(following_module, "_START_S", 0.5)
+    with listening(folder, tmp_path / "writer") as (writer, url):
+        for number in range(4):
+            writer.service.change(Changes(remove=[f"item-{number:02d}"]))
+        until_level(folder, tmp_path / "one", url, lambda: time.sleep(0.4))
+    with pytest.raises(WriterAway, match="does not answer any more"):
+        until_level(folder, tmp_path / "two", "http://127.0.0.1:9")
 
 
 def test_whoever_follows_has_the_admin_key(folder, tmp_path):

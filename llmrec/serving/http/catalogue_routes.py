@@ -69,19 +69,21 @@ async def records(
     follower: Annotated[str | None, Query(max_length=64, description="who asks, if it answers users")] = None,
     serving: Annotated[int, Query(ge=0, le=2**63 - 1, description="the version that it answers from")] = 0,
 ):
-    """What the log of a server that follows this one lacks. Changes are acknowledged when those that ask have them."""
+    """What the log of a server that follows this one lacks. Changes are acknowledged when those that ask have them;
+    `waits` is false to one that is behind what was acknowledged, took too long, or says nothing of itself."""
     _refuse_follower(front)
+    waits = False
     try:
         rows = await run_in_threadpool(front.service.store.rows_after, after, chain)
         if follower is not None:  # one that knows the checksum
             await run_in_threadpool(front.service.store.note_follower)
-            await front.followers.heard(follower, serving)
+            waits = await front.followers.heard(follower, serving)
         if not rows and wait_s:
             await front.followers.wait(lambda: front.service.current.number > after, wait_s)
             rows = await run_in_threadpool(front.service.store.rows_after, after, chain)
     except ValueError as error:
         raise ApiError(409, str(error), "after") from error
-    return JSONResponse({"rows": [row._asdict() for row in rows]})
+    return JSONResponse({"rows": [row._asdict() for row in rows], "waits": waits})
 
 
 @router.post("/v1/catalogue", response_model=schemas.ChangeResponse, responses=_CHANGE)

@@ -2,13 +2,16 @@
 
 The follower asks the writer for what its own log lacks, loads it, writes it down, and asks again, which tells the
 writer what it answers from. So a change is acknowledged when every follower that was heard lately has it
-(`followers.py`). A follower that is cut off goes on with what it has, or (`never_stale`) answers nothing from before
-the writer could acknowledge what it does not know.
+(`followers.py`). One that is behind that, or takes too long, is told that changes do not wait for it, and answers
+nothing until it has everything. A follower that is cut off goes on with what it has, or (`never_stale`) answers
+nothing from before the writer could acknowledge what it does not know.
 """
 
 import asyncio
 import json
 import logging
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from llmrec.serving.http.service import ChangeFailed, Service
 from llmrec.serving.living_catalogue.store import CatalogueStore, Row
 
 logger = logging.getLogger("llmrec.serving")
-_START_S = 60.0  # how long the writer is waited for at the start
+_START_S = 60.0  # how long the writer is waited for at the start, since it was heard
 _DEAD_S = 0.5  # between two looks at an engine that is dead
 
 
@@ -40,12 +43,13 @@ class Following:
 
     Attributes:
         level (`asyncio.Event`): the store had everything, and the writer waits for this follower since; not while an
-            engine is dead, of which the writer need not wait.
+            engine is dead, for which the writer need not wait, nor since the writer waits no more.
     """
 
     def __init__(self, url: str, store: CatalogueStore, key: str | None = None, never_stale: bool = False):
         self.url, self.store, self.never_stale = url, store, never_stale
-        self._name, self._heard = uuid4().hex, time.monotonic()
+        self._name = f"{socket.gethostname()[:16]}:{os.getpid()}:{uuid4().hex}"
+        self._heard = self._moved = time.monotonic()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.level = asyncio.Event()
 
@@ -75,7 +79,7 @@ class Following:
         async with self._client() as client:
             while True:
                 try:
-                    rows = await self._ask(client, self.store.end, None, 0)
+                    rows, _ = await self._ask(client, self.store.end, None, 0)
                 except httpx.TransportError as error:
                     if time.monotonic() > until:
                         message = f"{self.url}, which this server follows, does not answer ({error or repr(error)})"
@@ -93,7 +97,7 @@ class Following:
             ChangeFailed: engines that are well did not take a version.
             ValueError: as `catch_up`.
         """
-        known, waiting, cut_off = self.store.end, deque(), False
+        known, waiting, cut_off, self._moved = self.store.end, deque(), False, time.monotonic()
         adopting: asyncio.Future | None = None
         async with self._client() as client:
             while True:
@@ -102,19 +106,21 @@ class Following:
                 elif adopting is None and waiting:
                     adopting = asyncio.ensure_future(asyncio.to_thread(service.adopt, waiting[0]))
                 sent, serving = time.monotonic(), service.current.number
+                if dead or adopting:
+                    self._moved = sent  # that has limits of its own
                 wait_s = _DEAD_S if dead else POLL_S if adopting or self.level.is_set() else 0
                 asking = asyncio.ensure_future(self._ask(client, known, None if dead else serving, wait_s))
                 busy = {asking} | ({adopting} if adopting else set())
                 try:
                     await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
                     if asking.done():
-                        rows = asking.result()
-                        if time.monotonic() - self._heard > LEASE_S:
+                        rows, waits = asking.result()
+                        if not waits or time.monotonic() - self._heard > LEASE_S:
                             self.level.clear()  # the writer has not waited for this follower
-                        self._heard = sent
+                        self._heard = self._moved = sent
                         waiting.extend(rows)
                         known = _end(rows[-1]) if rows else known
-                        if serving == known[0] and not dead:
+                        if serving == known[0] and waits:
                             self.level.set()
                         if cut_off:
                             logger.warning("%s answers again", self.url)
@@ -136,18 +142,23 @@ class Following:
                     adopting = None
 
     async def until_level(self, beside: Sequence[asyncio.Task]) -> None:
-        """Until `run` has everything, or one of the tasks has ended; raises `WriterAway` where it takes a minute."""
-        level = asyncio.ensure_future(self.level.wait())
-        done, _ = await asyncio.wait([*beside, level], timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
-        level.cancel()
-        if not done:
-            raise WriterAway(f"{self.url}, which this server follows, does not answer any more")
+        """Until `run` has everything, or one of the tasks has ended; raises `WriterAway` where the writer does not
+        answer for a minute, and nothing is loaded."""
+        waited_for = [*beside, asyncio.ensure_future(self.level.wait())]
+        try:
+            while (left := self._moved + _START_S - time.monotonic()) > 0:
+                done, _ = await asyncio.wait(waited_for, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return
+        finally:
+            waited_for[-1].cancel()
+        raise WriterAway(f"{self.url}, which this server follows, does not answer any more")
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, headers=self._headers, timeout=POLL_S + 5)
 
-    async def _ask(self, client, known: tuple[int, str], serving: int | None, wait_s: float) -> list[Row]:
-        """What the writer has after `known`; with `serving` it counts this follower in."""
+    async def _ask(self, client, known: tuple[int, str], serving: int | None, wait_s: float) -> tuple[list[Row], bool]:
+        """What the writer has after `known`, and whether it waits for this follower, which `serving` asks for."""
         asked = {"after": known[0], "chain": known[1], "wait_s": wait_s}
         asked |= {} if serving is None else {"follower": self._name, "serving": serving}
         answer = await client.get("/v1/catalogue/records", params=asked)
@@ -155,7 +166,8 @@ class Following:
             raise httpx.ReadError(f"status {answer.status_code}")
         if answer.status_code != 200:
             raise ValueError(f"{self.url}, which this server follows, says: {_message(answer)}")
-        return [Row(**row) for row in answer.json()["rows"]]
+        found = answer.json()
+        return [Row(**row) for row in found["rows"]], found["waits"]
 
 
 def _is_dead(service: Service) -> bool:

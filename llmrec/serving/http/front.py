@@ -70,6 +70,8 @@ class Front:
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)
         gauge("llmrec_catalogue_version", "The current version.", lambda: service.current.number)
         gauge("llmrec_followers", "Servers that follow this one's catalogue.", lambda: len(self.followers))
+        text = "Servers that follow it and are behind what was acknowledged: they answer 503."
+        gauge("llmrec_followers_left_out", text, lambda: self.followers.left_out)
         items = "Items of the current version."
         gauge("llmrec_catalogue_items", items, lambda: len(service.current.version.index.items))
 

@@ -251,6 +251,7 @@ class RecordsResponse(BaseModel):
     """Versions that a follower lacks, oldest first."""
 
     rows: list[LogRow]
+    waits: bool = Field(description="changes wait for who asks; where not, it should answer no user from what it has")
 
 
 class AddedItem(BaseModel):

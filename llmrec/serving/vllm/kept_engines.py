@@ -49,6 +49,8 @@ class Engines:
         """Starts an engine for each mode, which takes a minute; blocks."""
         began = time.monotonic()
         for mode, arguments in self.arguments.items():
+            if self._closed:
+                raise EngineFailed("the engines are not started: the server stops")
             logger.info("starting the %s engine (some minutes with a large model)", mode)
             self.clients[mode] = start_engine(arguments)
         self._start_s = time.monotonic() - began
@@ -86,7 +88,7 @@ class Engines:
 
     async def keep(self, longest_s: float, restarts: int, unchanged, ready: Callable[[], Awaitable]) -> None:
         """Starts the engines again where one has stopped, or has not answered for `longest_s`: engines answer between
-        two steps, so one that is busy answers, too.
+        two steps, so one that is busy answers, too. Where it is cancelled a start is given up.
 
         Args:
             restarts: how often; then it raises `EngineFailed`.
@@ -102,13 +104,25 @@ class Engines:
                 restarts -= 1
                 logger.error("%s: starting again", error)
                 try:
-                    await asyncio.to_thread(self._start_within, unchanged)
+                    await self._started_within(unchanged)
                     await ready()
                     error = None
                 except Exception as again:
                     error = EngineFailed(f"an engine did not start again: {again}")
             self._down = None
             logger.info("the engines answer again")
+
+    async def _started_within(self, unchanged) -> None:
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start_within, unchanged))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:  # its thread ends when its process does, which may only come to be
+            self._closed = True
+            while not starting.done():
+                _kill_children()
+                await asyncio.wait([starting], timeout=0.1)
+            starting.exception()
+            raise
 
     def _start_within(self, unchanged) -> None:
         with unchanged():
@@ -120,8 +134,7 @@ class Engines:
         """What waits for an answer is told."""
         if self._down is None:
             self._down = time.monotonic()
-        for process in multiprocessing.active_children():
-            process.kill()
+        _kill_children()
         self._asked.stop()
         self._asked = Work()
 
@@ -163,6 +176,11 @@ class Engines:
         future = asyncio.run_coroutine_threadsafe(ask(), self.loop)
         self._asked.add(future)
         return future.result()
+
+
+def _kill_children() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 async def _answer(client: AsyncLLM) -> None:
