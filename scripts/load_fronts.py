@@ -8,7 +8,7 @@ again. Requests come at half the rate that both managed in a closed loop.
 
 Counted is what scripts/load_serving.py counts, through nginx alone: answers that name an item which their version
 lacks, or from a version older than one that was acknowledged before the request was sent, requests without an answer.
-All faults should be 0, and an engine and a server have been killed; the exit status says so.
+All faults should be 0, and an engine and a server have been killed; the exit status says so. SIGTERM ends it early.
 """
 
 import argparse
@@ -86,7 +86,7 @@ class Kept:
             self.process.kill()
 
 
-async def harm(servers: dict[str, Kept], watch: Watch, until: float) -> None:
+async def harm(servers: dict[str, Kept], watch: Watch) -> None:
     """Kills one after the other, for as long as all come back."""
     ways = [
         ("kills of an engine", "front_0", lambda one: one.engine().kill()),
@@ -97,7 +97,7 @@ async def harm(servers: dict[str, Kept], watch: Watch, until: float) -> None:
     while True:
         for what, name, kill in ways:
             await asyncio.sleep(CALM_S)
-            if time.monotonic() + CALM_S > until:
+            if time.monotonic() + CALM_S > watch.until:
                 return
             server, began = servers[name], time.monotonic()
             starts, watch.down = server.starts, name == "catalogue"
@@ -112,12 +112,12 @@ async def harm(servers: dict[str, Kept], watch: Watch, until: float) -> None:
 
 async def run(servers: dict[str, Kept], watch: Watch, rate: float, minutes: float) -> None:
     bodies = [{"history": history, "k": 10} for history in random_histories(ITEMS, 500, seed=3)]
-    until = time.monotonic() + 60 * minutes
+    watch.begin(minutes)
     keeping = [asyncio.create_task(server.keep()) for server in servers.values()]
     url = f"http://127.0.0.1:{BALANCER}"
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
-        running = [asyncio.create_task(one) for one in (watch.swap(client, until), harm(servers, watch, until))]
-        while time.monotonic() < until:
+        running = [asyncio.create_task(one) for one in (watch.swap(client), harm(servers, watch), watch.tell())]
+        while time.monotonic() < watch.until:
             running.append(asyncio.create_task(watch.request(client, random.choice(bodies), watch.seconds)))
             await asyncio.sleep(random.expovariate(rate))
         await asyncio.gather(*running)
@@ -182,7 +182,7 @@ def main() -> None:
         print(f"  {name:<32} {value:>10.4g}")
     for one in watch.lost[:20]:
         print(f"  lost: {one}")
-    save_json(args.json, figures, minutes=args.minutes)
+    save_json(args.json, figures, minutes=round(watch.minutes, 1))
     killed = watch.counts["kills of an engine"] and watch.counts["kills of a server"]
     sys.exit(int(any(watch.counts[name] for name in [*FAULTS.split(), "not_level"]) or not killed))
 

@@ -12,7 +12,8 @@ so many seconds and started again. At last the server is killed with SIGKILL and
 Counted are answers that name an item which their catalogue version lacks, answers from a version older than one that
 was acknowledged before the request was sent, requests without an answer (`stuck`: within a minute), refusals without
 Retry-After, and other statuses; memory is watched. All counts should be 0, also while an engine that was killed is
-started again; the exit status says so.
+started again; the exit status says so. A line a minute says how far it is. SIGTERM ends it early: what was counted
+until then is written, with the minutes that it took.
 """
 
 import argparse
@@ -53,6 +54,26 @@ class Watch:
         self.back_after: list[float] = []
         self.lost: list[str] = []
         self.down = False  # what changes the catalogue was killed, and gave no right answer since
+        self.began = self.until = 0.0
+
+    def begin(self, minutes: float) -> None:
+        """For so long, or until SIGTERM."""
+        self.began = time.monotonic()
+        self.until = self.began + 60 * minutes
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+
+    def stop(self) -> None:
+        self.until = min(self.until, time.monotonic())
+
+    @property
+    def minutes(self) -> float:
+        return (self.until - self.began) / 60
+
+    async def tell(self) -> None:
+        while (left := self.until - time.monotonic()) > 0:
+            counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items() if count)
+            print(f"{left / 60:.0f} of {self.minutes:.0f} minutes are left; {counts or 'it begins'}", flush=True)
+            await asyncio.sleep(min(60, left))
 
     async def request(self, client: httpx.AsyncClient, body: dict, seconds: list[float]) -> None:
         least, began = self.acknowledged, time.perf_counter()
@@ -87,9 +108,9 @@ class Watch:
         else:
             self.counts["other_status"] += 1
 
-    async def swap(self, client: httpx.AsyncClient, until: float) -> None:
+    async def swap(self, client: httpx.AsyncClient) -> None:
         out: list[str] = []
-        while time.monotonic() < until:
+        while time.monotonic() < self.until:
             began = time.monotonic()
             if out:
                 body = {"put": [{"item_id": item, "title": "back again", "price": 1.0} for item in out]}
@@ -121,29 +142,32 @@ class Watch:
         version = (await client.get("/v1/catalogue")).json()["version"]  # made, where only its answer was lost
         return (version if version > max(self.removed) else None), False
 
-    async def weigh(self, server: Server, until: float) -> None:
-        while time.monotonic() < until:
+    async def weigh(self, server: Server) -> None:
+        while time.monotonic() < self.until:
             if not self.down:
                 self.memory.append(server.memory_gib())
             await asyncio.sleep(2)
 
-    async def be_polite(self, client: httpx.AsyncClient, bodies: list[dict], until: float) -> None:
-        while time.monotonic() < until:
+    async def be_polite(self, client: httpx.AsyncClient, bodies: list[dict]) -> None:
+        while time.monotonic() < self.until:
             await self.request(client, random.choice(bodies), self.polite_seconds)
             await asyncio.sleep(0.2)
 
-    async def leave(self, client: httpx.AsyncClient, bodies: list[dict], until: float) -> None:
+    async def leave(self, client: httpx.AsyncClient, bodies: list[dict]) -> None:
         """Batches whose sender is gone before the answer."""
-        while time.monotonic() < until:
+        while time.monotonic() < self.until:
             sending = client.post("/v1/recommend/batch", json={"requests": bodies[:64]})
             try:
                 await asyncio.wait_for(sending, random.uniform(0.01, 0.5))
             except (TimeoutError, httpx.HTTPError):
                 self.counts["left"] += 1
 
-    async def kill_engines(self, server: Server, every: float, until: float) -> None:
-        while time.monotonic() + every < until:
-            await asyncio.sleep(every)
+    async def kill_engines(self, server: Server, every: float) -> None:
+        due = self.began + every
+        while due < self.until:
+            await asyncio.sleep(0.2)
+            if time.monotonic() < due:
+                continue
             self.down, began = True, time.monotonic()
             server.engine().kill()
             async with client_at(server, "127.0.0.5") as client:
@@ -157,24 +181,25 @@ class Watch:
             self.back_after.append(time.monotonic() - began)
             self.counts["kills"] += 1
             self.counts["not_back"] += self.down
+            due = time.monotonic() + every
 
 
 async def overload(server: Server, watch: Watch, rate: float, args: argparse.Namespace) -> None:
     """Requests at exponential distances, swaps and a scale beside them; waits until all are answered."""
     bodies = [{"history": history, "k": 10} for history in random_histories(ITEMS, 500, seed=3)]
-    until = time.monotonic() + 60 * args.minutes
+    watch.begin(args.minutes)
     async with (
         client_at(server, "127.0.0.1") as client,
         client_at(server, "127.0.0.3") as leaving,
         client_at(server, "127.0.0.4") as polite,
     ):
-        beside = [watch.swap(client, until), watch.weigh(server, until)]
+        beside = [watch.swap(client), watch.weigh(server), watch.tell()]
         if args.strangers:
-            beside += [watch.be_polite(polite, bodies, until), watch.leave(leaving, bodies, until)]
+            beside += [watch.be_polite(polite, bodies), watch.leave(leaving, bodies)]
         if args.kill_every:
-            beside.append(watch.kill_engines(server, args.kill_every, until))
+            beside.append(watch.kill_engines(server, args.kill_every))
         running = [asyncio.create_task(one) for one in beside]
-        while time.monotonic() < until:
+        while time.monotonic() < watch.until:
             running.append(asyncio.create_task(watch.request(client, random.choice(bodies), watch.seconds)))
             await asyncio.sleep(random.expovariate(rate))
         await asyncio.gather(*running)
@@ -222,7 +247,8 @@ def main() -> None:
         "p99_ms": percentile_ms(watch.seconds, 99),
         **polite,
         "memory_last_over_second_third": sum(watch.memory[-third:]) / sum(watch.memory[third : 2 * third]),
-        "memory_gib": watch.memory[-1],
+        "memory_mib_first": 1024 * watch.memory[0],
+        "memory_mib_last": 1024 * watch.memory[-1],
         "back_after_kill": int((state["version"], state["items"]) == (watch.acknowledged, ITEMS - len(gone))),
         **watch.counts,
     }
@@ -230,7 +256,7 @@ def main() -> None:
         print(f"  {name:<32} {value:>10.4g}")
     for one in watch.lost[:20]:
         print(f"  lost: {one}")
-    save_json(args.json, figures, minutes=args.minutes)
+    save_json(args.json, figures, minutes=round(watch.minutes, 1))
     wrong = "unknown_version invalid stale lost stuck refused_without_retry_after other_status failed_swaps not_back"
     flat = figures["memory_last_over_second_third"] <= 1.05
     sys.exit(int(any(watch.counts[name] for name in wrong.split()) or not figures["back_after_kill"] or not flat))

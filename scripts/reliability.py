@@ -6,15 +6,20 @@
     python scripts/reliability.py load --minutes 3     # scripts/load_serving.py; needs vLLM
     python scripts/reliability.py strangers --minutes 60  # with an abuser and engines that are killed
     python scripts/reliability.py fronts --minutes 3   # scripts/load_fronts.py: two servers; needs nginx too
+    python scripts/reliability.py requests --cases 20000  # schemathesis' requests to a real server; needs vLLM
+    python scripts/reliability.py folders --cases 5000    # damaged model folders
     python scripts/reliability.py table                # only writes the page's table again
 
-Each needs a CPU only. The exit status is 1 where a fault was found; the JSON names it.
+Each needs a CPU only. The exit status is 1 where a fault was found; the JSON names it. SIGTERM ends a campaign early;
+what was counted until then is written, with the cases (or minutes of load) that it had.
 """
 
 import argparse
 import json
+import math
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +29,9 @@ from pathlib import Path
 
 import numpy as np
 import small_way
+import strange_input
 import torch
+from tqdm.auto import tqdm
 
 from llmrec.files import read_json, write_json
 
@@ -34,16 +41,41 @@ MARKS = "<!-- campaigns: python scripts/reliability.py table -->", "<!-- end -->
 
 
 class Campaign:
-    """Counts and faults, until its minutes are over."""
+    """Counts and faults, until its minutes are over, it has its cases, or it is told to stop."""
 
-    def __init__(self, minutes: float):
-        self.until = time.monotonic() + 60 * minutes
+    def __init__(self, minutes: float, cases: int | None = None):
+        self.minutes, self.cases, self.done = minutes, cases, 0
+        self.until = time.monotonic() + 60 * minutes if cases is None else math.inf
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.load: subprocess.Popen | None = None
+        self._bar = None
+
+    def begin(self, what: str) -> None:
+        """A bar over the cases."""
+        self._bar = tqdm(total=self.cases, desc=what, mininterval=10)
+        self.counts[what] = 0
+        if self.cases is None:
+            self.until = time.monotonic() + 60 * self.minutes
+
+    def did(self, cases: int, counts: dict) -> None:
+        self.done += cases
+        self.counts.update({self._bar.desc.removesuffix(": "): cases})
+        self.counts.update(counts)
+        self._bar.update(cases)
+
+    @property
+    def left(self) -> int:
+        return (2**31 if self.cases is None else self.cases - self.done) if time.monotonic() < self.until else 0
 
     @property
     def goes_on(self) -> bool:
-        return time.monotonic() < self.until
+        return self.left > 0
+
+    def stop(self, *_) -> None:
+        self.until = -math.inf
+        if self.load is not None:
+            self.load.terminate()
 
     def check(self, good: bool, fault: str) -> None:
         if not good:
@@ -236,17 +268,21 @@ def load(campaign: Campaign, minutes: float, script: str, *flags: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         figures = Path(temporary) / "load.json"
         command = [sys.executable, str(ROOT / "scripts" / script), "--minutes", str(minutes), *flags]
-        status = subprocess.run([*command, "--json", str(figures)]).returncode
-        found = read_json(figures)["figures"]
+        campaign.load = subprocess.Popen([*command, "--json", str(figures)])
+        status, written = campaign.load.wait(), read_json(figures)
+        found, campaign.minutes = written["figures"], written["minutes"]
     names = {"sent": "requests", "answered": "answered", "refused": "refused with Retry-After", "swaps": "changes"}
     names |= {"kills": "kills of the engine", "left": "batches whose sender left"}
     names |= {name: name for name in found if name.startswith(("kills of", "servers told"))}
-    names |= {"slowest_back_s": "s from a kill to the next answer at most", "polite_p99_ms": "ms p99 of one at a time"}
+    names |= {"slowest_back_s": "s from a kill to the next answer at most"}
+    names |= {f"polite_p{share}_ms": f"ms p{share} of one at a time" for share in (50, 99)}
+    names |= {f"memory_mib_{when}": f"MiB at the {end}" for when, end in (("first", "beginning"), ("last", "end"))}
     campaign.counts.update({text: int(found[name]) for name, text in names.items() if name in found})
     campaign.check(not status, f"exit status {status}: {found}")
 
 
 CAMPAIGNS = {"decode": decode, "input": bad_input, "kill": kill}
+STRANGE = {"requests": strange_input.requests, "folders": strange_input.folders}
 
 
 def write_table() -> None:
@@ -262,20 +298,25 @@ def write_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("campaign", choices=[*CAMPAIGNS, *LOADS, "table"])
+    parser.add_argument("campaign", choices=[*CAMPAIGNS, *LOADS, *STRANGE, "table"])
     parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--cases", type=int, help="of requests and folders: so many, in place of minutes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.cases is not None and args.campaign not in STRANGE:
+        parser.error(f"--cases is for {' and '.join(STRANGE)}: give --minutes")
     if args.campaign != "table":
-        campaign = Campaign(args.minutes)
+        campaign = Campaign(args.minutes, args.cases)
+        signal.signal(signal.SIGTERM, campaign.stop)
         if args.campaign in LOADS:
             load(campaign, args.minutes, *LOADS[args.campaign])
         else:
-            CAMPAIGNS[args.campaign](campaign, args.seed)
-        command = f"python scripts/reliability.py {args.campaign} --minutes {args.minutes:g} --seed {args.seed}"
+            (CAMPAIGNS | STRANGE)[args.campaign](campaign, args.seed)
+        much = f"--cases {campaign.done}" if args.campaign in STRANGE else f"--minutes {campaign.minutes:g}"
+        command = f"python scripts/reliability.py {args.campaign} {much} --seed {args.seed}"
         figures = read_json(FIGURES) if FIGURES.exists() else {}
         figures[args.campaign] = {"command": command, "counts": dict(campaign.counts), "faults": campaign.faults}
-        write_json(FIGURES, {name: figures[name] for name in (*CAMPAIGNS, *LOADS) if name in figures})
+        write_json(FIGURES, {name: figures[name] for name in (*CAMPAIGNS, *LOADS, *STRANGE) if name in figures})
         print(json.dumps(figures[args.campaign], indent=2))
         write_table()
         sys.exit(bool(campaign.faults))

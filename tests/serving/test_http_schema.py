@@ -11,19 +11,9 @@ from llmrec.serving.http.app import create_app
 from llmrec.serving.http.settings import Settings
 
 schemathesis = pytest.importorskip("schemathesis")
+from schema_requests import CONFIG, know_items  # noqa: E402
 
 ITEMS = tiny_data().items["item_id"].to_pylist()
-# That an item does not exist is 400 or 404, whatever the schema says of its id.
-# A wrong request of a batch has an error in its place; a made-up checksum is of no log (409).
-CONFIG = {
-    "checks": {
-        "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 409]},
-        "negative_data_rejection": {"expected-statuses": ["4xx"]},
-    },
-    "operations": [{"include-path": "/v1/recommend/batch", "checks": {"negative_data_rejection": {"enabled": False}}}],
-}
-
-
 answered: Counter[tuple[str, int]] = Counter()  # how often each status of each route came
 
 
@@ -38,20 +28,10 @@ class Running:
 
 schema = schemathesis.openapi.from_dict(
     create_app(None, Settings("tiny", api_key="key", admin_key="root", max_k=50)).openapi(),
-    config=schemathesis.Config.from_dict(CONFIG),
+    config=CONFIG,
 )
 schema.app = Running()
-
-
-@schema.hook
-def map_body(context, body):
-    """Known items in histories, so that not all ends there."""
-    for one in [body, *(body.get("requests") or ())] if isinstance(body, dict) else ():
-        history = one.get("history") if isinstance(one, dict) else None
-        if isinstance(history, list) and one.get("history_format", "item_id") == "item_id":
-            known = [ITEMS[len(entry) % len(ITEMS)] if isinstance(entry, str) else entry for entry in history]
-            one["history"] = known
-    return body
+know_items(schema, ITEMS)
 
 
 @schema.hook
