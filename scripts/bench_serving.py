@@ -2,6 +2,7 @@
 
     python scripts/bench_serving.py --json serving.json     # about 40 minutes on 2 cores, needs vLLM
     python scripts/bench_serving.py --quick                 # the same on small sizes: is everything alive?
+    python scripts/bench_serving.py --quick --beside ../before   # this llmrec and that of another checkout, in turn
 
 Qwen3, 4 layers of width 256, fp32; beam 50, 3 levels of 256; prompts of about 150 tokens. 32 users in a closed loop,
 200 requests after a warm-up, through HTTP. Compared is the CPU time of all processes of a server per request, because
@@ -13,9 +14,16 @@ hf_generate        generate(num_beams, prefix_allowed_tokens_fn); with normalize
 
 At 151,936 tokens the peers answer fewer requests. At last 10 million items, with a predicate and a list of seen items
 in every request: latency and memory beside 3,500.
+
+`--beside` measures `recommend` alone, of two servers that run side by side on one folder, which the other checkout
+made. They are asked in turn, so that what else the machine does hits both; above 1 this one costs more.
 """
 
 import argparse
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -138,6 +146,45 @@ def compare(folder: Path, num_items: int, suffix: str, args, peers: int, hf_prom
     }
 
 
+ROUNDS = 6  # of one server and the other, and the other way round
+MAKE = "import sys, serving_runs as s; s.random_folder(s.Path(sys.argv[1]), int(sys.argv[2]), 0, 'vocabulary')"
+
+
+def beside(root: Path, checkout: Path, num_items: int, args) -> dict:
+    """Figures of this llmrec's server over those of another checkout's: medians of what both needed in a round."""
+    root = root.resolve()
+    folder, checkouts = root / "beside", {"this": Path(__file__).parents[1], "other": checkout.resolve()}
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkouts["other"]), f"{checkouts['other']}/scripts"])}
+    subprocess.run([sys.executable, "-c", MAKE, str(folder), str(num_items)], check=True, env=paths)  # old reads old
+    bodies = [
+        {"history": history, "k": BEAMS, "num_beams": BEAMS}
+        for history in random_histories(num_items, args.requests + USERS)
+    ]
+    flags = "--modes", "recommend", "--catalogue_dir"
+    with (
+        running_server(folder, *flags, str(root / "a"), log=root / "a.log", checkout=checkouts["this"]) as this,
+        running_server(
+            folder, *flags, str(root / "b"), port=8198, log=root / "b.log", checkout=checkouts["other"]
+        ) as other,
+    ):
+        ratios: dict[str, list[float]] = {}
+        for number in range(ROUNDS):
+            found = {}
+            for server in (this, other) if number % 2 else (other, this):
+                found[server], answers = loop(server, recommend, bodies[USERS:], bodies[:USERS])
+                found[server]["answers"] = dict(answers)
+            ours, theirs = (found[server].pop("answers") for server in (this, other))
+            for name, value in found[this].items():
+                ratios.setdefault(name, []).append(value / found[other][name])
+            equal = all(same(ours[history], theirs[history]) for history in ours)
+            ratios.setdefault("lists_equal", []).append(float(equal))
+            print(
+                f"round {number + 1} of {ROUNDS}: " + ", ".join(f"{n} {v[-1]:.3f}" for n, v in ratios.items()),
+                flush=True,
+            )
+    return {f"beside_{name}": statistics.median(values) for name, values in ratios.items()}
+
+
 def many_items(folders: dict[int, Path], args) -> dict:
     """Latency and memory with filters, by catalogue size; both servers answer in turn."""
     figures, latency = {}, {}
@@ -168,6 +215,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; the figures mean little")
     parser.add_argument("--requests", type=int, default=200, help="of every closed loop")
     parser.add_argument("--only", choices=["small", "v152k", "many"], help="a part of it")
+    parser.add_argument("--beside", type=Path, help="another checkout, whose server is measured in turn with this one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folders", help="where the random model folders are kept (default: a temporary folder)")
     args = parser.parse_args()
@@ -177,6 +225,9 @@ def main() -> None:
     figures: dict = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(args.folders or temporary)
+        if args.beside:
+            figures = beside(root, args.beside, sizes[0], args)
+            args.only = "beside"
         print("CPU seconds are per request, of all processes of the server\n     items                      "
               "method            CPU s    req/s    p50 ms    p99 ms   ours x")  # fmt: skip
         if args.only in (None, "small"):
@@ -191,7 +242,7 @@ def main() -> None:
             folders = {n: random_folder(root / f"small_{n}", n, 0, "vocabulary") for n in (sizes[0], many)}
             figures |= many_items(folders, args)
     for name in figures:
-        if name.startswith(("recommend_vs", "lists", "latency")):
+        if name.startswith(("recommend_vs", "lists", "latency", "beside")):
             print(f"  {name:<45} {figures[name]:>8.2f}")
     save_json(args.json, figures, requests=args.requests, threads=args.threads)
 

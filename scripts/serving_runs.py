@@ -123,12 +123,15 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str, port: int = 8199, log: Path | None = None) -> Iterator[Server]:
-    """Starts a server, waits until it is healthy, and stops it at the end."""
+def running_server(
+    folder: Path, *flags: str, port: int = 8199, log: Path | None = None, checkout: Path | None = None
+) -> Iterator[Server]:
+    """Starts a server, waits until it is healthy, and stops it at the end. `checkout`: whose, by default this."""
     command = [sys.executable, "-m", "llmrec.serving", str(folder), "--port", str(port), "--dtype", "float32", *flags]
     log = log or folder / "server.log"
+    environment = {**os.environ, "PYTHONPATH": str(checkout)} if checkout else None
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=checkout)
     url, began = f"http://127.0.0.1:{port}", time.monotonic()
     try:
         while True:

@@ -56,7 +56,7 @@ def requests(campaign, seed: int) -> None:
 
                         try:
                             ask()
-                        except Exception as error:
+                        except (Exception, BaseExceptionGroup) as error:
                             said = " ".join(str(part) for part in (error, *getattr(error, "exceptions", ())))
                             campaign.check(False, f"{operation.label}, {mode.value}, seed {seed}: {said[:600]}")
             answer = httpx.post(f"{server.url}/v1/recommend", json={"history": ["item-7"], "k": 5}, headers=root)

@@ -17,7 +17,8 @@ BODY = {"history": ["item-0009"], "k": 5}
 
 def engines(server: ServerProcess) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if "VLLM" in " ".join(child.cmdline())]
+    there = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in there if "VLLM" in " ".join(child.cmdline())]
 
 
 @pytest.mark.vllm
