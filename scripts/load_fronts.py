@@ -137,6 +137,7 @@ def main() -> None:
     if (nginx := shutil.which("nginx")) is None:
         parser.exit(2, "error: nginx is not installed (on Debian and Ubuntu: apt-get install nginx)\n")
     random.seed(0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped, too
     watch = Watch()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)

@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     random.seed(0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped, too
     watch = Watch()
     with tempfile.TemporaryDirectory() as temporary:
         folder = random_folder(Path(temporary) / "shop", ITEMS, 0, "vocabulary", num_beams=20)

@@ -55,7 +55,7 @@ class Campaign:
         """A bar over the cases."""
         self._bar = tqdm(total=self.cases, desc=what, mininterval=10)
         self.counts[what] = 0
-        if self.cases is None:
+        if self.cases is None and self.goes_on:
             self.until = time.monotonic() + 60 * self.minutes
 
     def did(self, cases: int, counts: dict) -> None:
@@ -269,7 +269,10 @@ def load(campaign: Campaign, minutes: float, script: str, *flags: str) -> None:
         figures = Path(temporary) / "load.json"
         command = [sys.executable, str(ROOT / "scripts" / script), "--minutes", str(minutes), *flags]
         campaign.load = subprocess.Popen([*command, "--json", str(figures)])
-        status, written = campaign.load.wait(), read_json(figures)
+        status = campaign.load.wait()
+        if not figures.exists():
+            sys.exit(f"exit status {status}, before anything was counted")
+        written = read_json(figures)
         found, campaign.minutes = written["figures"], written["minutes"]
     names = {"sent": "requests", "answered": "answered", "refused": "refused with Retry-After", "swaps": "changes"}
     names |= {"kills": "kills of the engine", "left": "batches whose sender left"}

@@ -113,7 +113,7 @@ class Engines:
             logger.info("the engines answer again")
 
     async def _started_within(self, unchanged) -> None:
-        starting = asyncio.ensure_future(asyncio.to_thread(self._start_within, unchanged))
+        starting = self.loop.run_in_executor(None, self._start_within, unchanged)
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:  # its thread ends when its process does, which may only come to be
