@@ -76,7 +76,7 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
 
     Another seed than the last stage's own is set in every stage that is no shared one, and `-seed-N` added to the
     folders that they write. Raises `ValueError`: a member or stage that is none, other data than `data_dir`, no
-    `output_dir`, or two runs that would write into one folder.
+    `output_dir`, `folders` that no YAML names, or two runs that would write into one folder.
     """
     if not recommenders:
         raise ValueError("recommenders is empty: give a name and its stages")
@@ -86,6 +86,7 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
         member = construct(Member, fields or {}, what)
         for number, seed in enumerate(member.seeds or [None]):
             shared, stages = ([*_settings(one, member.folders, data_dir, what)] for one in (member.shared, member.stages))
+            _check_named(member.folders, [*shared, *stages], what)
             again = seed not in (None, _seed_of(*stages[-1]))
             if again:
                 stages = _with_seed(stages, seed)
@@ -109,6 +110,13 @@ def _settings(stages: Iterable, folders: Mapping, data_dir: str, what: str) -> I
         if settings.get("data_dir", data_dir) != data_dir:
             raise ValueError(f"{what}: {path} is about {settings['data_dir']}, this leaderboard about {data_dir}")
         yield recipe, settings
+
+
+def _check_named(folders: Mapping, stages: Iterable[tuple[str, dict]], what: str) -> None:
+    """Raises `ValueError` for a new folder that no setting names: its old one stands in no YAML."""
+    for old, new in folders.items():
+        if all(moved(settings, {new: ""}) == settings for _, settings in stages):
+            raise ValueError(f"{what}: folders: none of its YAML files names {old}")
 
 
 def _seeded(recipe: str, settings: dict) -> dict:
