@@ -4,12 +4,12 @@ engine here is a second model of transformers; tests/rl/test_vllm_rollouts.py ha
 import numpy as np
 import pytest
 import torch
-from grpo_runs import base_folder, loaded, make_trainer, settings
+from grpo_runs import DATA, base_folder, loaded, make_trainer, settings
 from serving.http_fixtures import listening_app
 from trl import ModelConfig
 
 from llmrec.decoding import tree_beam_search
-from llmrec.rl import PolicyArguments
+from llmrec.rl import PolicyArguments, prompt_rows
 from llmrec.rl.rollout import padded
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.rollouts.__main__ import create_app
@@ -52,6 +52,7 @@ def trained(folder, output, engine=None, policy: dict | None = None, resume: str
     fields = {"max_steps": 4, "learning_rate": 1e-2, **changes}
     more = {} if engine is None else {"engine": lambda: engine}
     model_args = fields.pop("model_args", None)
+    more["train_dataset"] = fields.pop("rows", None)
     arguments = settings(output, use_vllm=engine is not None, **fields)
     trainer = make_trainer(folder, arguments, PolicyArguments(**policy or {}), model_args=model_args, **more)
     trainer.train(resume_from_checkpoint=resume)
@@ -89,13 +90,26 @@ def test_dead_groups_are_resampled_by_the_same_engine(base, tmp_path):
     assert engine.times == 4
 
 
-def test_weights_are_as_old_as_the_setting_says_and_a_resumed_run_has_the_same(base, tmp_path):
-    asked = {"policy": {"vllm_sync_steps": 3}, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
-    whole = trained(base, tmp_path, SecondModel(base), **asked)
-    assert curve(whole, "rollout/staleness") == [0, 1, 2, 0, 1, 2, 0, 1]
-    resumed = trained(base, tmp_path, SecondModel(base), resume=str(tmp_path / "checkpoint-3"), **asked)
+@pytest.mark.parametrize(
+    ("saves", "stopped", "staleness"),
+    [
+        ({"save_strategy": "steps", "save_steps": 3}, 3, [0, 1, 2, 0, 1, 2, 0, 1]),
+        ({"save_strategy": "steps", "save_steps": 0.25}, 4, [0, 1, 0, 0, 0, 1, 0, 1]),
+        ({"save_strategy": "epoch"}, 5, [0, 1, 2, 0, 1, 0, 0, 1]),
+    ],
+    ids=["steps", "a share of the run", "epochs"],
+)
+def test_weights_are_as_old_as_the_settings_say_and_a_resumed_run_has_the_same(
+    base, tmp_path, saves, stopped, staleness
+):
+    few = prompt_rows(DATA, loaded(base)).select(range(10))  # an epoch has 5 steps
+    asked = {"max_steps": 8, "rows": few}
+    saving = {"policy": {"vllm_sync_steps": 3}, **asked, **saves}
+    whole = trained(base, tmp_path, SecondModel(base), **saving)
+    assert curve(whole, "rollout/staleness") == staleness
+    resumed = trained(base, tmp_path, SecondModel(base), resume=str(tmp_path / f"checkpoint-{stopped}"), **saving)
     assert_same_run(whole, resumed)
-    fresh = trained(base, tmp_path, SecondModel(base), max_steps=8)
+    fresh = trained(base, tmp_path, SecondModel(base), **asked)
     assert curve(fresh, "rollout/mass") != curve(whole, "rollout/mass")
 
 
@@ -104,6 +118,13 @@ def test_iterations_see_the_weights_of_their_rollout(base, tmp_path):
     asked = {"num_iterations": 2, "max_steps": 6}
     assert_same_run(trained(base, tmp_path, **asked), trained(base, tmp_path, engine, **asked))
     assert engine.times == 3
+
+
+def test_the_arguments_of_the_caller_stay_as_they_are(base, tmp_path):
+    arguments, plain = settings(tmp_path, use_vllm=True), settings(tmp_path, use_vllm=True)
+    make_trainer(base, arguments, engine=lambda: SecondModel(base))
+    plain.reward_weights = arguments.reward_weights  # which make_trainer sets
+    assert arguments.to_dict() == plain.to_dict()
 
 
 BAD = [
@@ -115,11 +136,6 @@ BAD = [
     ({"use_vllm": True, "vllm_enable_sleep_mode": True}, {}, "vllm_enable_sleep_mode: True does nothing here"),
     ({"use_vllm": True, "vllm_structured_outputs_regex": "a"}, {}, "vllm_structured_outputs_regex: a does nothing"),
     ({"use_vllm": True, "vllm_importance_sampling_clip_max": 2.0}, {}, "vllm_importance_sampling_clip_max: 2.0 does"),
-    (
-        {"use_vllm": True, "save_strategy": "steps", "save_steps": 3},
-        {"vllm_sync_steps": 2},
-        "save_steps: 3 ends between .* make it a multiple of vllm_sync_steps: 2",
-    ),
 ]
 
 
