@@ -35,16 +35,20 @@ class Member:
         stages: in turn, once for every seed; the last one writes the recommender.
         shared: what they start from, made once.
         seeds: of the stages; none: as their YAML stands.
+        folders: in all of these YAML files, old folder → new: so that several data sets have one recipe.
     """
 
     stages: list[dict]
     shared: list[dict] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("stages", "shared", "seeds"):
             if not isinstance(value := getattr(self, name), list):
                 raise ValueError(f"{name} is {value!r}, it should be a list")
+        if not isinstance(self.folders, dict) or not all(isinstance(one, str) for one in self.folders.values()):
+            raise ValueError(f"folders is {self.folders!r}, it should be old: new, such as out/own_csv: out/my_shop")
         for seed in self.seeds:
             whole_number(seed, "seeds", 0)
         if not self.stages:
@@ -72,7 +76,7 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
 
     Another seed than the last stage's own is set in every stage that is no shared one, and `-seed-N` added to the
     folders that they write. Raises `ValueError`: a member or stage that is none, other data than `data_dir`, no
-    `output_dir`, or two runs that would write into one folder.
+    `output_dir`, `folders` that no YAML names, or two runs that would write into one folder.
     """
     if not recommenders:
         raise ValueError("recommenders is empty: give a name and its stages")
@@ -81,7 +85,8 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
         what = f"recommenders: {name}"
         member = construct(Member, fields or {}, what)
         for number, seed in enumerate(member.seeds or [None]):
-            shared, stages = ([*_settings(one, data_dir, what)] for one in (member.shared, member.stages))
+            shared, stages = ([*_settings(one, member.folders, data_dir, what)] for one in (member.shared, member.stages))
+            _check_named(member.folders, [*shared, *stages], what)
             again = seed not in (None, _seed_of(*stages[-1]))
             if again:
                 stages = _with_seed(stages, seed)
@@ -94,17 +99,24 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
     return runs
 
 
-def _settings(stages: Iterable, data_dir: str, what: str) -> Iterator[tuple[str, dict]]:
+def _settings(stages: Iterable, folders: Mapping, data_dir: str, what: str) -> Iterator[tuple[str, dict]]:
     for stage in stages:
         if not isinstance(stage, dict) or len(stage) != 1:
             raise ValueError(f"{what}: stage {stage!r} should be a recipe and its YAML, such as sft: my/sft.yaml")
         ((recipe, path),) = stage.items()
-        settings = read_yaml(path)
+        settings = moved(read_yaml(path), folders)
         if "output_dir" not in settings:
             raise ValueError(f"{what}: {path} has no output_dir")
         if settings.get("data_dir", data_dir) != data_dir:
             raise ValueError(f"{what}: {path} is about {settings['data_dir']}, this leaderboard about {data_dir}")
         yield recipe, settings
+
+
+def _check_named(folders: Mapping, stages: Iterable[tuple[str, dict]], what: str) -> None:
+    """Raises `ValueError` for a new folder that no setting names: its old one stands in no YAML."""
+    for old, new in folders.items():
+        if all(moved(settings, {new: ""}) == settings for _, settings in stages):
+            raise ValueError(f"{what}: folders: none of its YAML files names {old}")
 
 
 def _seeded(recipe: str, settings: dict) -> dict:

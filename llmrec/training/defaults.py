@@ -14,7 +14,7 @@ def sft_defaults(settings: dict) -> tuple[str, dict]:
     if not base:  # the run refuses that
         return "", {}
     if Provenance.load(local_folder(base, named_revision(settings.get("model_revision")))).from_scratch:
-        chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.3, "gradient_checkpointing": False}
+        chosen = {"learning_rate": 2e-3, "hidden_dropout": 0.5, "gradient_checkpointing": False}
         return f"{base} is a model from scratch", chosen
     rate = 5e-4 if settings["use_peft"] else 3e-4
     return f"{base} is a pretrained model", {"learning_rate": rate, "hidden_dropout": 0.0}

@@ -67,6 +67,12 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
     (run,) = runs_of({"ours": unsaid}, "d")
     assert (run.label, run.stages[0][1]["seed"]) == ("ours-seed-0", 0)
 
+    elsewhere = {"stages": [{"init_model": base}, {"sft": sft}], "seeds": [4], "folders": {"d": "e", "o": "p/q"}}
+    (run,) = runs_of({"ours": elsewhere}, "e")
+    (_, of_base), (_, of_model) = run.stages
+    assert of_base == {"data_dir": "e", "output_dir": "p/q/base-seed-4", "semids": "p/q/semids", "seed": 4}
+    assert (run.folder, of_model["model_name_or_path"]) == ("p/q/model-seed-4", "p/q/base-seed-4")
+
     two = {"output_dir": "o/rpg", "kind": "hstu"}
     for wrong, message in (
         ({"stages": []}, "recommenders: x: there is no stage"),
@@ -76,6 +82,8 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
         ({"stages": [{"sft": str(tmp_path / "gone.yaml")}]}, "gone.yaml is no readable YAML"),
         ({"stages": [{"sft": write_yaml(tmp_path / "w.yaml", {"a": 1})}]}, "w.yaml has no output_dir"),
         ({"stages": [{"sft": sft}], "seed": 1}, "recommenders: x: there is no argument 'seed'.*did you mean 'seeds'"),
+        ({"stages": [{"sft": sft}], "folders": ["o"]}, "recommenders: x: folders is .*, it should be old: new"),
+        ({"stages": [{"sft": sft}], "folders": {"o/modle": "p"}}, "x: folders: none of its YAML files names o/modle"),
         ({"stages": [{"train_recommender": rpg}], "seeds": [0, 0]}, "x and x would write into one folder"),
     ):
         with pytest.raises(ValueError, match=message):

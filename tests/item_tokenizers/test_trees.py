@@ -62,6 +62,17 @@ def test_siblings_are_equally_large_and_leaves_small(count, branching, seed):
     assert max(Counter(tuple(row[:-1]) for row in codes).values()) <= branching
 
 
+@pytest.mark.parametrize("count, widths", [(1, (1,)), (2, (2,)), (9, (3, 9)), (83, (10, 83)), (100, (10, 100))])
+def test_by_default_there_is_one_level_of_clusters_above_the_items(tmp_path, count, widths):
+    features = np.random.default_rng(0).normal(size=(count, 5)).astype(np.float32)
+    tokenizer = BalancedTree().fit(features)
+    assert tokenizer.codebook_sizes == widths
+    tokenizer.save_pretrained(tmp_path)
+    again = load_item_tokenizer(tmp_path)
+    assert again.codebook_sizes == widths and (again.encode(features) == tokenizer.encode(features)).all()
+    assert BalancedTree(node_tokens=False).fit(features).codebook_sizes == (max(2, widths[0]),) * len(widths)
+
+
 def separated(seed=0):
     """Four far clusters of 16 items."""
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ name takes those that would lose most by their second choice, and the others cho
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,7 +29,8 @@ class BalancedTree(ItemTokenizer):
     the code of the nearest item there: the collision policy tells the two apart.
 
     Args:
-        branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16.
+        branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16. By default the square root of
+            the items: one level of clusters above the items, two tokens an item.
         node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Its
             vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token
             is the number of a child, the same for all parents: `branching` tokens a level for any number of items,
@@ -38,27 +40,31 @@ class BalancedTree(ItemTokenizer):
     name = "balanced_tree"
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
-    branching: int = 8
+    branching: int | None = None
     node_tokens: bool = True
 
     def __post_init__(self):
-        if self.branching < 2:
+        if self.branching is not None and self.branching < 2:
             raise ValueError(f"branching={self.branching} must be at least 2")
+
+    def _width(self, rows: int) -> int:
+        return self.branching or max(2, isqrt(rows - 1) + 1)  # the root, rounded up
 
     def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         rows = features[unique_rows(features)]
+        width = self._width(len(rows))
         # Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row.
         parents, nodes, leaves = [-1], [((), np.arange(len(rows)))], []
         leaf_of = np.empty(len(rows), np.int64)
         progress = tqdm(total=len(rows), desc="balanced tree", unit="item", delay=2)
         for node, (path, members) in enumerate(nodes):
-            if len(members) <= self.branching:
+            if len(members) <= width:
                 leaf_of[members] = node
                 leaves.append((path, members))
                 progress.update(len(members))
                 continue
-            cluster = balanced_clusters(rows[members], self.branching, seed)
-            for child in range(self.branching):
+            cluster = balanced_clusters(rows[members], width, seed)
+            for child in range(width):
                 parents.append(node)
                 nodes.append(((*path, child), members[cluster == child]))
         progress.close()
@@ -70,8 +76,8 @@ class BalancedTree(ItemTokenizer):
 
     def _adopt(self, arrays: dict[str, np.ndarray]) -> None:
         codes = self.remembered.codes
-        widths = codes.max(0) + 1 if self.node_tokens else np.full(codes.shape[1], self.branching)
-        self.codebook_sizes = tuple(widths.tolist())
+        width = self._width(len(arrays["rows"]))
+        self.codebook_sizes = tuple((codes.max(0) + 1).tolist()) if self.node_tokens else (width,) * codes.shape[1]
         self._arrays, self.dim = arrays, arrays["rows"].shape[1]
         # Siblings and the members of a leaf stand in the order in which they were numbered.
         count = np.arange(len(arrays["parents"]) + 1)
