@@ -1,8 +1,11 @@
 """Where models run, and in which precision."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+
+_RESTARTS = 3  # of an actor that is lost, and of the call that it was at
 
 
 def best_device(device: str | torch.device | None = None) -> torch.device:
@@ -34,25 +37,77 @@ def best_dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | t
     return dtype or ("float32" if device.type == "cpu" else "auto")
 
 
-def on_actors(kind: type, arguments: tuple, calls: Iterable, actors: int, gpus_per_actor: float) -> Iterator:
+def on_actors(
+    kind: type, arguments: tuple, calls: Iterable, actors: int, gpus_per_actor: float, name: Callable[[Any], str]
+) -> Iterator:
     """What `kind(*arguments).make(call)` returns for every call, in any order, from actors on the Ray cluster that
-    `ray.init` or RAY_ADDRESS names, spread over its nodes, with room for all of them. Calls are taken as actors become
-    free.
+    `ray.init` or RAY_ADDRESS names, spread over its nodes; each has a CPU and `gpus_per_actor`. Calls are taken as
+    actors become free; where others hold what the cluster has, this waits.
 
-    An actor that is lost is started again, and does again what it was at. Checked with ray 2.60. Raises
-    `ray.exceptions.RayTaskError` for what failed in one, `ValueError` where Ray is not installed.
+    An actor that is lost is started again, three times at most, and does again what it was at. `name(call)` is what
+    errors call a call. Checked with ray 2.60.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster has no room for so many actors.
+        RuntimeError: actors were lost too often, or could not be made.
+        ray.exceptions.RayTaskError: what failed in one.
     """
     try:
         import ray
-        from ray.util import ActorPool
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ValueError("actors need Ray: pip install 'llmrec[ray]', or set actors: 0") from error
-    again = {"max_restarts": -1, "max_task_retries": -1}
-    actor = ray.remote(num_gpus=gpus_per_actor, scheduling_strategy="SPREAD", **again)(kind)
-    pool = ActorPool([actor.remote(*arguments) for _ in range(actors)])
+    if not ray.is_initialized():
+        ray.init()
+    _check_room(actors, gpus_per_actor, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    again = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+    given = {"num_cpus": 1, "num_gpus": gpus_per_actor, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(**given, **again)(kind)
+    free, busy = [actor.remote(*arguments) for _ in range(actors)], {}  # busy: a reference → actor and call
+
+    def first_made():
+        (reference,), _ = ray.wait([*busy])
+        one, call = busy.pop(reference)
+        try:
+            made = ray.get(reference)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            how = "failed" if getattr(error, "actor_init_failed", False) else f"was lost, and again {_RESTARTS} times"
+            raise RuntimeError(
+                f"{name(call)}: the actor that should make it {how}; look at the memory of its node, and at what this "
+                f"call holds: {error}"
+            ) from error
+        free.append(one)
+        return made
+
     for call in calls:
-        if not pool.has_free():
-            yield pool.get_next_unordered()
-        pool.submit(lambda free, call: free.make.remote(call), call)
-    while pool.has_next():
-        yield pool.get_next_unordered()
+        if not free:
+            yield first_made()
+        one = free.pop()
+        busy[one.make.remote(call)] = one, call
+    while busy:
+        yield first_made()
+
+
+def _check_room(actors: int, gpus_per_actor: float, nodes: list[dict[str, float]]) -> None:
+    """Raises `ValueError` where nodes with these resources have no room for so many actors at once."""
+    if actors < 1 or gpus_per_actor < 0 or (gpus_per_actor > 1 and gpus_per_actor % 1):
+        raise ValueError(
+            f"{actors} actors with {gpus_per_actor:g} GPUs each: give 1 or more, and a part of a GPU or whole ones"
+        )
+    room = 0
+    for node in nodes:
+        cpus, gpus = int(node.get("CPU", 0)), int(node.get("GPU", 0))
+        if 0 < gpus_per_actor <= 1:
+            cpus = min(cpus, gpus * int(1 / gpus_per_actor + 1e-6))
+        elif gpus_per_actor:
+            cpus = min(cpus, int(gpus // gpus_per_actor))
+        room += cpus
+    if actors > room:
+        held = [sum(node.get(what, 0) for node in nodes) for what in ("CPU", "GPU")]
+        raise ValueError(
+            f"actors: {actors} with a CPU and {gpus_per_actor:g} GPUs each, but the Ray cluster, {len(nodes)} nodes "
+            f"with {held[0]:g} CPUs and {held[1]:g} GPUs, has room for {room}: lower actors or gpus_per_actor, or add "
+            "nodes before"
+        )

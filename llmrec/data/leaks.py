@@ -17,6 +17,7 @@ from llmrec.data.rows import (
 )
 
 _FOLLOW = (("train", "valid"), ("valid", "test"))
+_ITEMS = (("train", "item_ids"), ("valid", "history"), ("valid", "target"), ("test", "history"), ("test", "target"))
 
 
 def check_no_leak(data: PreparedData) -> dict:
@@ -29,8 +30,10 @@ def check_no_leak(data: PreparedData) -> dict:
     checked that no target with a whole history stands at a trained position, and that no dated training target of a
     user is later than the user's first dated validation or test target.
 
-    Returns what was checked, for `dataset.json`; raises `ValueError` naming the table, the user and what leaks.
+    Returns what was checked, for `dataset.json`; raises `ValueError` naming the table, the user and what leaks, or the
+    row whose user or item has no id, or an item that is not in the catalogue.
     """
+    _check_nulls(data)
     rule = data.info.get("rules", {}).get("split")
     if rule == "windows":
         return {"rule": "windows", **_check_windows(data)}
@@ -45,7 +48,10 @@ def check_no_leak(data: PreparedData) -> dict:
 
 
 def joined_checks(checks: Sequence[dict]) -> dict:
-    """What `check_no_leak` of parts of the users says of all of them; raises `ValueError` as it does."""
+    """What `check_no_leak` of parts of the users says of all of them; raises `ValueError` as it does, and where there
+    are none."""
+    if not checks:
+        raise ValueError("leak check: there are no parts to join")
     if len(checks) == 1:
         return checks[0]
     result = dict(checks[0])
@@ -56,6 +62,44 @@ def joined_checks(checks: Sequence[dict]) -> dict:
     if result["rule"] == "time":
         _check_order(result)
     return result
+
+
+def _check_nulls(data: PreparedData) -> None:
+    for name in ("train", "valid", "test"):
+        if (users := getattr(data, name)["user_id"]).null_count:
+            raise ValueError(f"leak check: {name} row {pc.index(users.is_null(), True).as_py() + 1}: user_id is null")
+    for name, column in _ITEMS:
+        ids, offsets = _item_ids(data, name, column)
+        if ids.null_count:
+            place = pc.index(ids.is_null(), True).as_py()
+            raise ValueError(f"leak check: {_row(data, name, column, place, offsets)}: an item id is null")
+
+
+def _check_known(data: PreparedData, used: pa.Array) -> None:
+    """Every item that is used is one of the catalogue."""
+    catalogue = data.items["item_id"].combine_chunks().cast(pa.string())
+    unknown = used.filter(pc.invert(pc.is_in(used, catalogue))).to_pylist()
+    for name, column in _ITEMS if unknown else ():
+        ids, offsets = _item_ids(data, name, column)
+        if (place := pc.index(ids, unknown[0]).as_py()) >= 0:
+            where = _row(data, name, column, place, offsets)
+            raise ValueError(f"leak check: {where}: item {unknown[0]!r} is not in the catalogue")
+
+
+def _item_ids(data: PreparedData, name: str, column: str) -> tuple[pa.Array | pa.ChunkedArray, np.ndarray]:
+    """The item ids of a column of a table, and where those of each row begin."""
+    values = getattr(data, name)[column]
+    if column == "target":
+        return values, np.arange(len(values) + 1)
+    try:
+        return flatten_lists(values)
+    except ValueError as error:
+        raise ValueError(f"leak check: {name}, column {column!r}: {error}") from error
+
+
+def _row(data: PreparedData, name: str, column: str, place: int, offsets: np.ndarray) -> str:
+    row = int(np.searchsorted(offsets, place, side="right")) - 1
+    return f"{name} row {row + 1} (user {getattr(data, name)['user_id'][row].as_py()!r}), column {column!r}"
 
 
 def _check_order(result: dict) -> None:
@@ -72,7 +116,8 @@ def _check_chains(data: PreparedData) -> None:
     if len(np.unique(train_users)) != len(train_users):
         raise ValueError("leak check: a user has several training sequences")
     (train, offsets), (histories, bounds) = flatten_lists(data.train["item_ids"]), flatten_lists(rows["history"])
-    (train, histories, targets), _ = numbered(train, histories, rows["target"])
+    (train, histories, targets), used = numbered(train, histories, rows["target"])
+    _check_known(data, used)
     if data.behaviours:  # what was done is a pair of item and kind
         train = _pairs(train, flatten_beside(data.train, "behaviours", offsets), data)
         kinds = [
@@ -128,7 +173,8 @@ def _check_windows(data: PreparedData) -> dict:
     rows = pa.concat_tables([data.valid, data.test])
     (train_users, users), names = numbered(data.train["user_id"], rows["user_id"])
     num_users = len(names)
-    _, offsets = flatten_lists(data.train["item_ids"])
+    items, offsets = flatten_lists(data.train["item_ids"])
+    _check_known(data, numbered(items, flatten_lists(rows["history"])[0], rows["target"])[1])
     lengths = pc.list_value_length(rows["history"]).to_numpy()
     window = int(lengths.max(initial=0))
     context = data.train["num_context"].to_numpy()

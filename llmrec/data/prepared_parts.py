@@ -32,20 +32,25 @@ class PreparedParts:
     parts: Iterable[dict[str, pa.Table]]
     info: dict
     counted: dict = field(default_factory=dict)
+    begun: bool = field(default=False, init=False)
 
     def __iter__(self) -> Iterator[PreparedData]:
-        """Parts in which nothing leaks; raises `ValueError` where something does, or where no part holds anything."""
+        """Parts in which nothing leaks; raises `ValueError` where something does, where no part holds anything, or
+        where they were read before, perhaps not to their end."""
+        if self.begun:
+            raise ValueError("these parts were read already, which can be done once: prepare them again")
+        self.begun = True
         counts, checks = Counts(self.items), []
         for tables in self.parts:
             part = PreparedData(self.items, **tables, info=self.info)
-            counts.add(part)
             checks.append(check_no_leak(part))
+            counts.add(part)
             yield part
-        self.info["statistics"] = counts.result() | self.counted
-        self.info["leak_check"] = joined_checks(checks)
         rows = {"train": counts.totals["train_sequences"], **counts.rows}
         if not any(rows.values()):
             raise ValueError("nothing is left: every interaction is a target without any history before it")
+        self.info["statistics"] = counts.result() | self.counted
+        self.info["leak_check"] = joined_checks(checks)
         for name in TABLES:
             if not rows[name]:
                 logger.warning("%s has no rows under split %r", name, self.info["rules"]["split"])

@@ -85,7 +85,8 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
         what = f"recommenders: {name}"
         member = construct(Member, fields or {}, what)
         for number, seed in enumerate(member.seeds or [None]):
-            shared, stages = ([*_settings(one, member.folders, data_dir, what)] for one in (member.shared, member.stages))
+            both = member.shared, member.stages
+            shared, stages = ([*_settings(one, member.folders, data_dir, what)] for one in both)
             _check_named(member.folders, [*shared, *stages], what)
             again = seed not in (None, _seed_of(*stages[-1]))
             if again:

@@ -187,7 +187,14 @@ class CachedModel:
         calls = (([keys[i] for i in shard], [inputs[i] for i in shard]) for shard in shards)
         if self.actors and shards:
             alone = (replace(self, actors=0, cache_dir=None),)
-            made = on_actors(_Embedder, alone, calls, min(self.actors, len(shards)), self.gpus_per_actor)
+            made = on_actors(
+                _Embedder,
+                alone,
+                calls,
+                min(self.actors, len(shards)),
+                self.gpus_per_actor,
+                lambda call: f"the shard of {len(call[1])} {what} that begins with {str(call[1][0])[:80]!r}",
+            )
         else:
             made = map(_Embedder(self).make, calls)
         with tqdm(total=len(missing), desc=what, disable=not missing) as progress:

@@ -1,5 +1,6 @@
 """The settings of a run beside TRL's own, and what is refused before it starts."""
 
+import math
 from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
@@ -97,12 +98,7 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, t
             f"per_device_train_batch_size: a step rolls out for {prompts} prompts, but there are {rows} rows: "
             "lower it, or gradient_accumulation_steps"
         )
-    window = args.steps_per_generation * args.num_iterations
-    if args.save_strategy == "steps" and args.save_steps * args.gradient_accumulation_steps % window:
-        raise ValueError(
-            f"save_steps: {args.save_steps:g} ends in the middle of a group's {args.num_iterations} iterations, where "
-            f"no run can go on: make save_steps x gradient_accumulation_steps a multiple of {window}"
-        )
+    _check_saves(args, rows // prompts)
     if args.per_device_train_batch_size % group:
         raise ValueError(
             f"per_device_train_batch_size: {args.per_device_train_batch_size} completions are no whole groups of "
@@ -116,6 +112,26 @@ def check_settings(args: GRPOConfig, policy: PolicyArguments, trie: SemIDTrie, t
         raise ValueError(
             "the prompt thinks, so a group is of sampled thoughts: leave out rollout, log_positives, credit"
         )
+
+
+def _check_saves(args: GRPOConfig, rollouts: int) -> None:
+    """Refuses checkpoints between steps that learn from one rollout, of which an epoch has `rollouts`; between epochs
+    there is none."""
+    name = {"steps": "save_steps", "best": "eval_steps"}.get(args.save_strategy)
+    if name is None or name == "eval_steps" != f"eval_{args.eval_strategy.value}":
+        return
+    each, accumulated = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    epoch = math.ceil(rollouts * each / accumulated)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    given = getattr(args, name)
+    every = math.ceil(steps * given) if given < 1 else given  # a share of the run
+    for step in range(every, steps, every) if every > 0 else ():
+        if step % epoch * accumulated % each:
+            raise ValueError(
+                f"{name}: {given:g} means a checkpoint after step {step}, in the middle of a rollout's steps, where "
+                f"no run can go on: make it a multiple of {each // math.gcd(each, accumulated)}, or set "
+                "save_strategy: epoch"
+            )
 
 
 def check_engine(
@@ -143,8 +159,3 @@ def check_engine(
         raise ValueError("use_vllm: the folder has several views, and the engine searches all: set it to false")
     if quantised:
         raise ValueError("load_in_4bit, load_in_8bit: the engine needs whole weights: leave it out, or use_vllm")
-    if args.save_strategy == "steps" and args.save_steps % steps:
-        raise ValueError(
-            f"save_steps: {args.save_steps:g} ends between two times that the engine gets the weights, where no run "
-            f"can go on: make it a multiple of vllm_sync_steps: {steps}"
-        )

@@ -13,9 +13,11 @@ of them moves):
 
 import warnings
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
@@ -30,16 +32,26 @@ from llmrec.training import RecommenderTrainer, ValidationSample, is_quantised, 
 from llmrec.training.sharding import whole
 
 
+class _AnewAfterSaves(TrainerCallback):
+    """A run that goes on from a checkpoint begins with its weights, so one that was not stopped does, too."""
+
+    def __init__(self, trainer: "SemIDGRPOTrainer"):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trainer._taken = None
+
+
 class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
     """`GRPOTrainer` over a catalogue. Rows have `prompt` (text), `history`, `target` (item ids) and `row` (int).
 
-    Other arguments are those of `GRPOTrainer` and `RecommenderTrainer`; `args.max_completion_length` is set to what a
-    completion can have. An evaluation measures `sample`, never rewards. Settings that cannot work here, or a target
-    that is not in the catalogue, raise `ValueError`.
+    Other arguments are those of `GRPOTrainer` and `RecommenderTrainer`; of `args`, which stay as they are, the trainer
+    has a copy, whose `max_completion_length` is what a completion can have. An evaluation measures `sample`, never
+    rewards. Settings that cannot work here, or a target that is not in the catalogue, raise `ValueError`.
 
     With `args.use_vllm` rollouts come from `engine()`, which is called once the settings have been looked at. It gets
-    the weights of the model before its first search, and again every `policy.vllm_sync_steps` optimizer steps:
-    `rollout/staleness` is how many steps ago that was.
+    the weights of the model before its first search, again every `policy.vllm_sync_steps` optimizer steps, and after
+    every checkpoint: `rollout/staleness` is how many steps ago that was.
     """
 
     def __init__(
@@ -55,6 +67,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         engine: Callable[[], RolloutEngine] | None = None,
         **kwargs,
     ):
+        args = copy(args)
         self.roll_out = RollOut(recommender, policy, args.num_generations, args.temperature)
         check_settings(args, policy, self.roll_out.trie, self.roll_out.thinks, len(train_dataset))
         one_view = len(self.roll_out.index) == len(recommender.index)
@@ -89,6 +102,8 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
             raise ValueError("router_aux_loss_coef: the routers' loss is not there over a catalogue; set it to 0")
         if self.ref_model is not None and args.sync_ref_model:
             self.add_callback(KeptReference(self.ref_model))
+        if self.roll_out.engine is not None:
+            self.add_callback(_AnewAfterSaves(self))
         self.policy = policy
         self.roll_out.trie.to(self.accelerator.device)
         self._rollouts: dict[str, list] = {}
@@ -145,7 +160,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         return whole(self.model_wrapped, self.accelerator, self.args.ds3_gather_for_generation)
 
     def _bring_up_to_date(self) -> None:
-        """Gives the engine the weights at steps that follow from their count, so that a resumed run does the same."""
+        """Gives the engine the weights at steps that follow from their count and from the checkpoints."""
         step, every = self.state.global_step, self.policy.vllm_sync_steps
         if self._taken is None or step // every != self._taken // every:
             with self._whole() as model:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
@@ -32,7 +32,7 @@ class Arguments(BaseModel):
 
     folder: str
     follow: str
-    modes: list[Literal["recommend", "generate"]] = ["recommend"]
+    modes: list[Literal["recommend", "generate"]] = Field(["recommend"], min_length=1)
     vllm: dict = {}
     settings: dict = {}
 

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec.data import check_no_leak, prepare
+from llmrec.data.leaks import joined_checks
 from llmrec.data.prepared import SEQUENCES, TARGETS
 
 ITEMS = pa.table({"item_id": list("abcdef"), "title": list("ABCDEF")})
@@ -76,3 +77,27 @@ def test_several_sequences_of_a_user_outside_windows_are_refused():
     twice = pa.concat_tables([data.train, data.train]).cast(SEQUENCES)
     with pytest.raises(ValueError, match="several training sequences"):
         check_no_leak(dataclasses.replace(data, train=twice))
+
+
+OF_WINDOWS = windows([("u", "a", "b", 1), ("u", "ab", "c", 2)], [("u", "abc", "d", 3)], [("v", "ab", "e", 4)])
+
+
+@pytest.mark.parametrize(("log", "rules"), [(log_of(u="abcde", v="bcdef"), {}), (OF_WINDOWS, {"split": "given"})])
+def test_ids_that_are_null_or_of_no_item_are_named(log, rules):
+    data = prepare(log, ITEMS, **rules)
+    for table, column in (("train", "item_ids"), ("valid", "history"), ("test", "target")):
+        right = getattr(data, table)[column].to_pylist()
+        for wrong, what in (("x", "item 'x' is not in the catalogue"), (None, "an item id is null")):
+            last = wrong if column == "target" else [*right[-1][:-1], wrong]
+            place = rf"{table} row {len(right)} \(user '[uv]'\), column '{column}'"
+            with pytest.raises(ValueError, match=f"^leak check: {place}: {what}$"):
+                check_no_leak(with_rows(data, table, **{column: [*right[:-1], last]}))
+    with pytest.raises(ValueError, match="^leak check: train row 1: user_id is null$"):
+        check_no_leak(with_rows(data, "train", user_id=[None, *data.train["user_id"].to_pylist()[1:]]))
+    with pytest.raises(ValueError, match="^leak check: test, column 'history': row 0 has no list"):
+        check_no_leak(with_rows(data, "test", history=[None, *data.test["history"].to_pylist()[1:]]))
+
+
+def test_there_is_nothing_to_join():
+    with pytest.raises(ValueError, match="^leak check: there are no parts to join"):
+        joined_checks([])

@@ -74,6 +74,16 @@ def test_nothing_left_and_users_that_go_back_write_nothing(store, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_parts_are_read_once_and_none_are_nothing(store, tmp_path):
+    parts = prepare_parts(*store, part_size=100)
+    next(iter(parts))
+    with pytest.raises(ValueError, match="^these parts were read already"):
+        parts.save(tmp_path / "data")
+    with pytest.raises(ValueError, match="^nothing is left"):
+        dataclasses.replace(parts, parts=[]).whole()
+    assert not list(tmp_path.iterdir())
+
+
 def test_sorting_some_users_at_a_time(monkeypatch):
     rng = np.random.default_rng(0)
     users, items, times = rng.integers(0, 50, 3000), rng.integers(0, 5, 3000), rng.integers(0, 9, 3000)

@@ -1,15 +1,22 @@
 """Rollouts by an engine with weights of its own: in the trainer's process and over HTTP a run is the same run. The
 engine here is a second model of transformers; tests/rl/test_vllm_rollouts.py has vLLM's."""
 
+import contextlib
+import re
+import socket
+import threading
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
 import numpy as np
 import pytest
 import torch
-from grpo_runs import base_folder, loaded, make_trainer, settings
+from grpo_runs import DATA, base_folder, loaded, make_trainer, settings
 from serving.http_fixtures import listening_app
 from trl import ModelConfig
 
 from llmrec.decoding import tree_beam_search
-from llmrec.rl import PolicyArguments
+from llmrec.rl import PolicyArguments, prompt_rows
 from llmrec.rl.rollout import padded
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.rollouts.__main__ import create_app
@@ -52,6 +59,7 @@ def trained(folder, output, engine=None, policy: dict | None = None, resume: str
     fields = {"max_steps": 4, "learning_rate": 1e-2, **changes}
     more = {} if engine is None else {"engine": lambda: engine}
     model_args = fields.pop("model_args", None)
+    more["train_dataset"] = fields.pop("rows", None)
     arguments = settings(output, use_vllm=engine is not None, **fields)
     trainer = make_trainer(folder, arguments, PolicyArguments(**policy or {}), model_args=model_args, **more)
     trainer.train(resume_from_checkpoint=resume)
@@ -89,13 +97,26 @@ def test_dead_groups_are_resampled_by_the_same_engine(base, tmp_path):
     assert engine.times == 4
 
 
-def test_weights_are_as_old_as_the_setting_says_and_a_resumed_run_has_the_same(base, tmp_path):
-    asked = {"policy": {"vllm_sync_steps": 3}, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
-    whole = trained(base, tmp_path, SecondModel(base), **asked)
-    assert curve(whole, "rollout/staleness") == [0, 1, 2, 0, 1, 2, 0, 1]
-    resumed = trained(base, tmp_path, SecondModel(base), resume=str(tmp_path / "checkpoint-3"), **asked)
+@pytest.mark.parametrize(
+    ("saves", "stopped", "staleness"),
+    [
+        ({"save_strategy": "steps", "save_steps": 3}, 3, [0, 1, 2, 0, 1, 2, 0, 1]),
+        ({"save_strategy": "steps", "save_steps": 0.25}, 4, [0, 1, 0, 0, 0, 1, 0, 1]),
+        ({"save_strategy": "epoch"}, 5, [0, 1, 2, 0, 1, 0, 0, 1]),
+    ],
+    ids=["steps", "a share of the run", "epochs"],
+)
+def test_weights_are_as_old_as_the_settings_say_and_a_resumed_run_has_the_same(
+    base, tmp_path, saves, stopped, staleness
+):
+    few = prompt_rows(DATA, loaded(base)).select(range(10))  # an epoch has 5 steps
+    asked = {"max_steps": 8, "rows": few}
+    saving = {"policy": {"vllm_sync_steps": 3}, **asked, **saves}
+    whole = trained(base, tmp_path, SecondModel(base), **saving)
+    assert curve(whole, "rollout/staleness") == staleness
+    resumed = trained(base, tmp_path, SecondModel(base), resume=str(tmp_path / f"checkpoint-{stopped}"), **saving)
     assert_same_run(whole, resumed)
-    fresh = trained(base, tmp_path, SecondModel(base), max_steps=8)
+    fresh = trained(base, tmp_path, SecondModel(base), **asked)
     assert curve(fresh, "rollout/mass") != curve(whole, "rollout/mass")
 
 
@@ -104,6 +125,13 @@ def test_iterations_see_the_weights_of_their_rollout(base, tmp_path):
     asked = {"num_iterations": 2, "max_steps": 6}
     assert_same_run(trained(base, tmp_path, **asked), trained(base, tmp_path, engine, **asked))
     assert engine.times == 3
+
+
+def test_the_arguments_of_the_caller_stay_as_they_are(base, tmp_path):
+    arguments, plain = settings(tmp_path, use_vllm=True), settings(tmp_path, use_vllm=True)
+    make_trainer(base, arguments, engine=lambda: SecondModel(base))
+    plain.reward_weights = arguments.reward_weights  # which make_trainer sets
+    assert arguments.to_dict() == plain.to_dict()
 
 
 BAD = [
@@ -115,11 +143,6 @@ BAD = [
     ({"use_vllm": True, "vllm_enable_sleep_mode": True}, {}, "vllm_enable_sleep_mode: True does nothing here"),
     ({"use_vllm": True, "vllm_structured_outputs_regex": "a"}, {}, "vllm_structured_outputs_regex: a does nothing"),
     ({"use_vllm": True, "vllm_importance_sampling_clip_max": 2.0}, {}, "vllm_importance_sampling_clip_max: 2.0 does"),
-    (
-        {"use_vllm": True, "save_strategy": "steps", "save_steps": 3},
-        {"vllm_sync_steps": 2},
-        "save_steps: 3 ends between .* make it a multiple of vllm_sync_steps: 2",
-    ),
 ]
 
 
@@ -194,16 +217,80 @@ def test_a_server_of_something_else_is_refused(base, server, monkeypatch):
         remote(url, base, "bfloat16")
     with pytest.raises(ValueError, match="^vllm_server_base_url: .* has semid_fingerprint .*, this run other: "):
         RemoteRollouts(url, "other", "float32", 5)
-    with pytest.raises(ValueError, match="^vllm_server_base_url: 'localhost:8000' is no address"):
-        remote("localhost:8000", base)
+    for wrong in ("localhost:8000", "http://", "http://a:port", "http://[a"):
+        with pytest.raises(ValueError, match=f"^vllm_server_base_url: {re.escape(repr(wrong))} is no address"):
+            remote(wrong, base)
     with pytest.raises(ValueError, match="^vllm_server_base_url: nobody answers at http://127.0.0.1:9"):
         remote("http://127.0.0.1:9", base, seconds=0)
+
+
+@contextmanager
+def nobody(answer: bytes | None):
+    """The URL of what is no such server: it takes a connection, and says this and closes it; of `None` nothing."""
+    held = []
+
+    def run():
+        with contextlib.suppress(OSError):  # until it is closed
+            while True:
+                held.append(listening.accept()[0])
+                if answer is not None:
+                    held[-1].recv(2**16)
+                    held[-1].sendall(answer)
+                    held.pop().close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for one in held:
+        one.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"
+ANSWERS = {
+    "silence": (None, "nobody answers at"),
+    "the end": (b"", "nobody answers at"),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.2\r\n", "nobody answers at"),
+    "half an answer": (OK + b"{", "nobody answers at"),
+    "no JSON": (OK + b"<p>hello</p>", "no object to GET /v1/rollouts: is it llmrec.serving.rollouts"),
+    "no object": (OK + b'["a", "b"]  ', "no object to GET /v1/rollouts"),
+    "another object": (OK + b'{"a": "bc"} ', "has semid_fingerprint None"),
+    "another place": (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "answers 302 to GET"),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_what_is_no_such_server_is_an_error_of_the_value_with_its_address(monkeypatch, what):
+    """At first, and in the middle of a run."""
+    answer, said = ANSWERS[what]
+    for limit in ("_AT_ONCE_S", "_LONGEST_S"):
+        monkeypatch.setattr(f"llmrec.serving.rollouts.remote.{limit}", 0.2)
+    with nobody(answer) as url:
+        with pytest.raises(ValueError, match=f"{url}.*{said}|{said} {url}"):
+            RemoteRollouts(url, "print", "float32", 0)
+        first = b'{"semid_fingerprint": "print", "dtype": "float32"}'
+        with nobody(OK.replace(b"12", str(len(first)).encode()) + first) as right:
+            one = RemoteRollouts(right, "print", "float32", 0)
+        with pytest.raises(
+            ValueError, match=f"^{right} does not answer PUT .*ConnectionRefused.*start .* there again"
+        ):
+            one.take([])
+        if said == "nobody answers at":
+            one.address = urlsplit(url)
+            with pytest.raises(ValueError, match="does not answer POST"):
+                one.search([[1, 2]], 2, "catalogue")
 
 
 def test_a_server_asks_for_its_key(base, monkeypatch):
     app = create_app(SecondModel(base), base, "float32", Settings("tiny", "secret"))
     with listening_app(app) as url:
-        with pytest.raises(ValueError, match="401"):
+        with pytest.raises(ValueError, match="401.*LLMREC_API_KEY"):
             remote(url, base)
+        for wrong in ("secret\n", "schlüssel"):
+            monkeypatch.setenv("LLMREC_API_KEY", wrong)
+            with pytest.raises(ValueError, match="^LLMREC_API_KEY has spaces around it"):
+                remote(url, base)
         monkeypatch.setenv("LLMREC_API_KEY", "secret")
         assert remote(url, base).taken == 0

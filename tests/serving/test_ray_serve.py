@@ -52,3 +52,5 @@ def test_arguments_are_read_strictly():
 
     with pytest.raises(ValueError, match="folowe"):
         Arguments(folder="x", follow="http://a:1", folowe="y")
+    with pytest.raises(ValueError, match="modes"):
+        Arguments(folder="x", follow="http://a:1", modes=[])

@@ -29,8 +29,8 @@ class BalancedTree(ItemTokenizer):
     the code of the nearest item there: the collision policy tells the two apart.
 
     Args:
-        branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16. By default the square root of
-            the items: one level of clusters above the items, two tokens an item.
+        branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16. By default the square root
+            of the items: one level of clusters above the items, two tokens an item.
         node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Its
             vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token
             is the number of a child, the same for all parents: `branching` tokens a level for any number of items,

@@ -186,9 +186,13 @@ class RayActors:
         self.filter = CatalogueFilter(semids_table(self.model))
 
     def make(self, job: Job, parts: Iterable[Part]) -> Iterator[Part]:
-        """Parts with their lists, in any order; raises `ray.exceptions.RayTaskError` for what failed in an actor."""
+        """Parts with their lists, in any order; raises as `on_actors` does."""
         source = str(Path(self.model).resolve()), self.backend, self.engine
-        return on_actors(_Actor, (job, *source), parts, self.actors, self.gpus_per_actor)
+
+        def name(part: Part) -> str:
+            return f"{job.input}, rows {part.first} to {part.first + len(part.rows) - 1} (counted from 0)"
+
+        return on_actors(_Actor, (job, *source), parts, self.actors, self.gpus_per_actor, name)
 
 
 class _Actor(PartMaker):
