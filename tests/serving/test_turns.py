@@ -81,7 +81,7 @@ def test_beside_a_flood_a_request_waits_for_one_search():
     flood, good = Client("flood", 4.0, parts=100, users=8), Client("good", 1.0, begins=3.0, pause=0.013)
     Engine(Turns(64, (1.0, 0.025)), fixed=0.0, each=0.025).run([flood, good], 12.0)
     first, *later = good.seconds
-    assert first <= 0.1 + 0.025 + 0.1  # what ran for the flood alone is no more than 0.1 s, and one search
+    assert first <= 0.5 + 0.025 + 0.1  # what ran for the flood alone is no more than 0.5 s, and one search
     assert max(later) <= 0.1 + 0.025 + 1e-9 and len(later) > 50
     assert flood.done > 0.4 * 12.0 / 0.025  # which goes on
 
@@ -126,15 +126,18 @@ def test_who_waits_for_long_is_there():
     assert [(turn.client, turn.shared) for turn in given] == [("a", True), ("b", True), ("a", True)]
 
 
-@pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.025), (0.02, 0.0002), (0.12, 0.001)])
-def test_a_client_alone_gets_what_the_engine_can_give(fixed, each):
-    """On a CPU, where searches take as long together as one by one, and on two GPUs, where they hardly do."""
-    turns, alone = Turns(64, (1.0, fixed + each)), Client("alone", 1.0, users=64)
+@pytest.mark.parametrize(
+    ("fixed", "each", "measured"), [(0.0, 0.025, 0), (0.02, 0.0002, 0), (0.12, 0.001, 0), (0.05, 0.01, 0.01)]
+)
+def test_a_client_alone_gets_what_the_engine_can_give(fixed, each, measured):
+    """On a CPU, where searches take as long together as one by one, on two GPUs, where they hardly do, and where a
+    search takes longer than the one that was measured, which had no history."""
+    turns, alone = Turns(64, (1.0, measured or fixed + each)), Client("alone", 1.0, users=64)
     Engine(turns, fixed, each).run([alone], 15.0)
     best = Client("alone", 1.0, users=64)
     Engine(Turns(64), fixed, each).run([best], 15.0)
     assert alone.done > 0.85 * best.done
-    assert max(alone.seconds[len(alone.seconds) // 2 :]) < 1.2 * max(best.seconds[len(best.seconds) // 2 :])
+    assert max(alone.seconds[len(alone.seconds) // 2 :]) < 1.3 * max(best.seconds[len(best.seconds) // 2 :])
 
 
 def test_a_client_with_one_request_at_a_time_does_not_wait():
@@ -146,7 +149,7 @@ def test_a_client_with_one_request_at_a_time_does_not_wait():
 def test_a_short_request_passes_by_a_long_one_of_its_client_and_the_long_one_ends():
     long, short = Client("same", 1.0, parts=200), Client("same", 1.0, begins=1.0)
     Engine(Turns(64, (1.0, 0.025)), fixed=0.0, each=0.025).run([long, short], 12.0)
-    assert short.seconds[0] < 0.25 and long.seconds[0] < 2 * 200 * 0.025 + 1
+    assert short.seconds[0] < 0.5 + 0.05 and long.seconds[0] < 2 * 200 * 0.025 + 1
 
 
 def test_batches_of_a_client_end_one_after_the_other():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 _GONE_S = 10.0  # a client that asked for nothing so long is gone
-_LEAST_S = 0.1
+_SHARED_S, _ALONE_S = 0.1, 0.5  # what may run takes so long
 _MEMORY = 0.95  # of what is known of the rate, when one more turn has ended
 
 
@@ -54,6 +54,8 @@ class Turns:
     comes to its end. What runs for a client is an equal share of what takes 0.1 s at the rate at which work was done
     lately, or four times what a turn takes alone: half of that runs in one step of an engine while the other half
     waits. While another client was there seconds ago it is half as much; who was given the least may always have one.
+    A client alone may have what takes 0.5 s, so that it fills the engine whatever a search of its takes; who comes
+    waits for that once.
 
     Args:
         width: turns at a time.
@@ -62,7 +64,7 @@ class Turns:
     """
 
     def __init__(self, width: int, alone: tuple[float, float] | None = None):
-        self.width, self.longest_s = width, None
+        self.width, self.shared_s = width, None
         self._queues: dict[str, list[Waiting]] = {}  # of clients that wait
         self._running: dict[str, set[Turn]] = {}
         self._given: dict[str, float] = {}  # of clients that are there: where their next turn stands at the earliest
@@ -71,7 +73,7 @@ class Turns:
         self._now, self._work = 0.0, 0.0  # of the integral of the costs that run
         self._beside, self._seconds = alone or (0.0, 0.0)  # of the turns that ended: the costs that ran, and how long
         if alone is not None:
-            self.longest_s = max(_LEAST_S, 4 * alone[1])
+            self.shared_s = max(_SHARED_S, 4 * alone[1])
 
     @property
     def running(self) -> int:
@@ -161,13 +163,18 @@ class Turns:
 
     def _next(self) -> str | None:
         """The client whose turn it is, if any."""
-        most = self.width if self.longest_s is None else self.rate * self.longest_s
-        most /= max(len(self._queues.keys() | self._running.keys()), min(2, len(self._seen)))
+        clients = max(len(self._queues.keys() | self._running.keys()), min(2, len(self._seen)))
+        if self.shared_s is None:
+            most = self.width / clients
+        elif clients > 1:
+            most = self.rate * self.shared_s / clients
+        else:
+            most = self.rate * max(self.shared_s, _ALONE_S)
         stands = {client: self._stands(client) for client in self._queues}
         for client in sorted(stands, key=stands.get):
             waiting, runs = self._queues[client][0], self._running.get(client, set())
             costs = [*(turn.cost for turn in runs), waiting.costs[waiting.begun]]
-            if (len(costs) if self.longest_s is None else sum(costs)) <= most:
+            if (len(costs) if self.shared_s is None else sum(costs)) <= most:
                 return client
             if not runs and stands[client] == min(stands.values()):
                 return client
