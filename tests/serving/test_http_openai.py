@@ -54,6 +54,14 @@ async def _ask(folder, log):
             assert set(error) == {"message", "type", "param", "code"}, error
             assert param is None or error["param"] == param, error
 
+        # 1 MiB of messages that are none are millions of errors, which took minutes and gigabytes
+        for path, body in (
+            ("chat", chat | {"messages": [1] * 500_000}),
+            ("", text | {"prompt": [1] * 500_000 + ["a"]}),
+        ):
+            refused = await post(f"{path}/completions".strip("/"), body, 400)
+            assert "more than 10000 values" in refused["error"]["message"]
+
         only = {"structured_outputs": {"regex": "(yes|no)"}}
         assert (await post("completions", text | only))["choices"][0]["text"] in ("yes", "no")
 

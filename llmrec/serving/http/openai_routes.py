@@ -3,12 +3,13 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from itertools import accumulate
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.datastructures import State
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -24,15 +25,38 @@ from llmrec.serving.http.service import Served
 from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
-router = APIRouter(tags=["generate"])
 
 _GRAMMARS = {"structured_outputs", "response_format", "tools"}
 _LARGEST_GRAMMAR, _DEEPEST_GRAMMAR = 2**15, 64
+_VALUES = 10_000  # of a body beside its tokens: pydantic has many errors for each message that is none
+_TOKENS = {"prompt", "stop_token_ids", "allowed_token_ids"}
 _OURS = ("semid", "semid_start", "semid_normalize")
 _DOCUMENTED = {
     **errors(400, 401, 404, 413, 429, 503),
     200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
 }
+
+
+class _Door(APIRoute):
+    """Turns away what has too many values before it is parsed, which would take a core for minutes."""
+
+    def get_route_handler(self) -> Callable:
+        handle = super().get_route_handler()
+
+        async def turn_away_or_handle(request: Request) -> Response:
+            try:
+                given = await request.json()
+            except (ValueError, RecursionError):  # the route says so
+                given = None
+            if values_of(given) > _VALUES:
+                message = f"the body has more than {_VALUES} values beside its tokens: send less at a time"
+                raise ApiError(400, message)
+            return await handle(request)
+
+        return turn_away_or_handle
+
+
+router = APIRouter(tags=["generate"], route_class=_Door)
 
 
 async def _turn(request: Request) -> AsyncIterator[None]:
@@ -76,6 +100,23 @@ async def completion(body: CompletionRequest, request: Request, served: Current)
             raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
     call = request.app.state.generate.openai_serving_completion.create_completion
     return await _answer(call, body, request, served)
+
+
+def values_of(given) -> int:
+    """How many values a body has, beside its tokens."""
+    fields = given.items() if isinstance(given, dict) else [("", given)]
+    left, count = [one for name, one in fields if name not in _TOKENS or not _are_tokens(one)], 0
+    while left:
+        one = left.pop()
+        count += 1
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return count
+
+
+def _are_tokens(value) -> bool:
+    """A list of them, or of such lists."""
+    lists = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    return all(isinstance(one, list) and all(isinstance(token, int) for token in one) for one in lists)
 
 
 def check_bounds(given: dict, choices: int | None, settings: Settings) -> None:
