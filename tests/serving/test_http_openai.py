@@ -42,6 +42,11 @@ async def _ask(folder, log):
             ("completions", text | {"prompt": "\udfff"}, 400, None),
             ("chat/completions", chat | {"n": 513}, 400, "n"),
             ("completions", text | {"prompt": ["gadget"] * 300, "n": 2}, 400, "n"),
+            ("completions", text | {"logprobs": 21}, 400, "logprobs"),
+            ("completions", text | {"prompt_logprobs": "1024"}, 400, "prompt_logprobs"),
+            ("chat/completions", chat | {"prompt_logprobs": -1}, 400, "prompt_logprobs"),
+            ("chat/completions", chat | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+            ("completions", text | beams | {"n": 512}, 400, None),  # that looks at more tokens than there are
             ("completions", text | {"structured_outputs": {"regex": "(" * 1000}}, 400, "structured_outputs"),
             ("completions", text | {"structured_outputs": {"regex": "a" * 40_000}}, 400, "structured_outputs"),
             ("completions", text | {"structured_outputs": {"regex": "(a"}}, 400, None),
