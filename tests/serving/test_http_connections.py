@@ -116,6 +116,11 @@ def test_one_more_connection_closes_the_longest_idle(caplog, monkeypatch):
     assert len(caplog.records) == 1 and "20 connections are open" in caplog.text
 
 
+def test_connections_stay_for_longer_than_clients_and_nginx_keep_them():
+    """Where the server ends them first, a request that is under way is lost."""
+    assert connections.web_config(app).timeout_keep_alive > max(httpx.Limits().keepalive_expiry, 60)
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_connection_that_asks_to_become_a_web_socket_stays_one_of_http(caplog, method):
     """As a web socket it had no deadline, and where there were many of them who came next was not taken in."""
