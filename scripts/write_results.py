@@ -8,7 +8,8 @@ Every argument is `<data set>=<file>`, or the folder of a metrics.json. Writes `
 
 - metrics.json (recipes/evaluate.py, recipes/leaderboard.py): `industrial/ours/item/recall@10`, ...; with the protocol
   in the name (docs/evaluation.md) `beauty/ours/seen_removed/recall@10`, `beauty/ours/seen_kept/recall@10`; over the
-  rows with a rare target `industrial/ours/cold/recall@10` and `.../tail/...`
+  rows with a rare target `industrial/ours/cold/recall@10` and `.../tail/...`; of a leaderboard's member how many seeds
+  the means are of, `beauty/ours/seeds`, and the largest minus the smallest, `beauty/ours/seeds/spread/recall@10`
 - alignment.json (the same): one figure of each section and model, `pretrained/title_to_item/ours`
 - cold_start.json (recipes/cold_start.py): `pretrained/cold/ours/recall@10`
 - <name>.json (recipes/language.py): `pretrained/questions_kept`, `pretrained/perplexity_ratio`
@@ -60,6 +61,10 @@ def of_evaluation(found: dict) -> dict[str, dict[str, float]]:
         for protocol, start in protocols_of(result).items():
             for metric in MAIN:
                 figures |= _figure(f"/{protocol}/{metric}", result["metrics"], result["ci"], f"{start}{metric}")
+        if runs := result.get("runs"):
+            figures["/seeds"] = len(runs)
+            if len(runs) > 1:
+                figures |= {f"/seeds/spread/{metric}": round(result["spread"][metric], 6) for metric in MAIN}
         for metric in LIST_METRICS:
             figures |= _figure(f"/{metric}", result["metrics"], {}, metric)
         for one in result["slices"]:

@@ -204,3 +204,5 @@ def test_the_recipe_tabulates_what_is_finished_and_goes_on(tmp_path, monkeypatch
     for key, metric in (("seen_removed", "recall@10"), ("seen_kept", "kept/recall@10"), ("item", "recall@10")):
         assert figures[f"tiny/sasrec/{key}/recall@10"] == pytest.approx(found["metrics"][metric], abs=1e-6)
         assert figures[f"tiny/sasrec/{key}/recall@10/low"] == pytest.approx(found["ci"][metric][0], abs=1e-6)
+    assert figures["tiny/sasrec/seeds"] == 2 and figures["tiny/popularity/seeds"] == 1
+    assert figures["tiny/sasrec/seeds/spread/ndcg@10"] == pytest.approx(found["spread"]["ndcg@10"], abs=1e-6)
