@@ -219,6 +219,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folders", help="where the random model folders are kept (default: a temporary folder)")
     args = parser.parse_args()
+    if args.beside and not (args.beside / "scripts/serving_runs.py").is_file():
+        parser.error(f"--beside {args.beside} is no checkout of llmrec: there is no scripts/serving_runs.py")
     torch.set_num_threads(args.threads)
     sizes, many = ((500, 2_000), 20_000) if args.quick else ((3_500, 100_000), 10_000_000)
     args.requests = 40 if args.quick else args.requests

@@ -171,6 +171,8 @@ def main() -> None:
                 args.logs.mkdir(parents=True, exist_ok=True)
                 for log in [*scratch.glob("*.log"), scratch / "error"]:
                     shutil.copy(log, args.logs)
+    if not watch.seconds:
+        parser.exit(1, "it ended before anything was counted\n")
     figures = {
         "capacity_requests_per_s": capacity,
         "p50_ms": percentile_ms(watch.seconds, 50),

@@ -60,9 +60,9 @@ class Watch:
         """For so long, or until SIGTERM."""
         self.began = time.monotonic()
         self.until = self.began + 60 * minutes
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGTERM, self.stop)  # of the loop it would end with that, before servers are stopped
 
-    def stop(self) -> None:
+    def stop(self, *_) -> None:
         self.until = min(self.until, time.monotonic())
 
     @property
@@ -215,7 +215,6 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     random.seed(0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped, too
     watch = Watch()
     with tempfile.TemporaryDirectory() as temporary:
         folder = random_folder(Path(temporary) / "shop", ITEMS, 0, "vocabulary", num_beams=20)
@@ -232,6 +231,8 @@ def main() -> None:
             print(f"capacity {capacity:.1f} requests per second; {args.minutes:g} minutes at twice that", flush=True)
             with flooded(server.url) if args.strangers else nullcontext():
                 asyncio.run(overload(server, watch, 2 * capacity, args))
+            if len(watch.memory) < 3 or not watch.seconds:
+                parser.exit(1, "it ended before anything was counted\n")
             server.process.send_signal(signal.SIGKILL)  # the engine dies with its front
         with running_server(folder, *FLAGS) as server:
             state = httpx.get(f"{server.url}/v1/catalogue", timeout=60).json()

@@ -269,7 +269,12 @@ def load(campaign: Campaign, minutes: float, script: str, *flags: str) -> None:
         figures = Path(temporary) / "load.json"
         command = [sys.executable, str(ROOT / "scripts" / script), "--minutes", str(minutes), *flags]
         campaign.load = subprocess.Popen([*command, "--json", str(figures)])
-        status = campaign.load.wait()
+        try:
+            status = campaign.load.wait()
+        except KeyboardInterrupt:
+            campaign.load.terminate()
+            campaign.load.wait()
+            raise
         if not figures.exists():
             sys.exit(f"exit status {status}, before anything was counted")
         written = read_json(figures)
@@ -315,6 +320,8 @@ def main() -> None:
             load(campaign, args.minutes, *LOADS[args.campaign])
         else:
             (CAMPAIGNS | STRANGE)[args.campaign](campaign, args.seed)
+        if not campaign.faults and not any(campaign.counts.values()):
+            sys.exit("it ended before anything was counted")
         much = f"--cases {campaign.done}" if args.campaign in STRANGE else f"--minutes {campaign.minutes:g}"
         command = f"python scripts/reliability.py {args.campaign} {much} --seed {args.seed}"
         figures = read_json(FIGURES) if FIGURES.exists() else {}

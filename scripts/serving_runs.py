@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -126,7 +127,10 @@ class Server:
 def running_server(
     folder: Path, *flags: str, port: int = 8199, log: Path | None = None, checkout: Path | None = None
 ) -> Iterator[Server]:
-    """Starts a server, waits until it is healthy, and stops it at the end. `checkout`: whose, by default this."""
+    """Starts a server, waits until it is healthy, and stops it at the end, which SIGTERM is too. `checkout`: whose, by
+    default this."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     command = [sys.executable, "-m", "llmrec.serving", str(folder), "--port", str(port), "--dtype", "float32", *flags]
     log = log or folder / "server.log"
     environment = {**os.environ, "PYTHONPATH": str(checkout)} if checkout else None

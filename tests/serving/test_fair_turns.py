@@ -6,10 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from fastapi import Request
 from http_fixtures import serving, tiny_folder, wait_for
 
 from llmrec.serving.http.errors import ApiError
-from llmrec.serving.http.limits import Gate
+from llmrec.serving.http.limits import Gate, client_of
 from llmrec.serving.in_flight import remembered
 
 
@@ -180,3 +181,13 @@ def test_a_full_queue_turns_away_before_a_body_is_parsed(tmp_path):
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         open_.set()
         assert [one.result().status_code for one in asked] == [200, 200]
+
+
+def test_a_network_of_ipv6_is_one_client_however_its_addresses_are_written():
+    def clients(*hosts: str) -> set[str]:
+        return {client_of(Request({"type": "http", "client": (host, 1)})) for host in hosts}
+
+    assert len(clients("2001:db8::1", "2001:db8::2", "2001:db8::a:b:c:d", "2001:db8:0:0:1::")) == 1
+    assert len(clients("2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8::1")) == 3
+    assert clients("::ffff:192.0.2.1", "192.0.2.1") == {"192.0.2.1"} != clients("::ffff:192.0.2.2")
+    assert len(clients("fe80::1%eth0", "fe80::2")) == 1 and clients("unknown", "") == {"unknown", ""}

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import httpx
 import pytest
-from http_fixtures import Server, listening, tiny_folder, wait_for
+from http_fixtures import Server, listening, listening_app, tiny_folder, wait_for
 
 from llmrec.models.folder import RecommenderConfig
 from llmrec.serving.http import followers as followers_module
@@ -307,3 +307,17 @@ def test_never_stale_refuses_before_the_writer_gives_up(folder, tmp_path):
         following._heard -= 0.4
         with pytest.raises(ApiError):
             following.check()
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"rows": []}', b'{"rows": [{"number": 1}], "waits": true}', b"[]", b"<html>", b'{"rows": 1}']
+)
+def test_what_is_no_writer_of_this_version_is_named(folder, tmp_path, answer):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": answer})
+
+    with listening_app(app) as url, CatalogueStore(folder, tmp_path / "one") as one:
+        with pytest.raises(ValueError, match="does not answer as a writer of llmrec .* start it with this version"):
+            asyncio.run(Following(url, one).catch_up())

@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from http_fixtures import serving, tiny_folder
+from pydantic import ValidationError
 
 from llmrec.catalogue.filters import CatalogueFilter, Filter
 from llmrec.serving.http.app import create_app
+from llmrec.serving.http.schemas import BatchRequest, RecommendRequest
 from llmrec.serving.http.settings import Settings
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -92,3 +94,41 @@ def test_what_is_too_large_is_named(folder, tmp_path, body, param):
         answer = client.post("/v1/recommend", json={"history": ["item-03"]} | body)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
         assert len(answer.text) < 2000
+
+
+MANY = {f"{number}": "" for number in range(1000)}
+
+
+@pytest.mark.parametrize(
+    "read, body",
+    [
+        (BatchRequest, {"requests": [1] * 5000}),  # the server's own limit comes later
+        (BatchRequest, {"requests": [{}]} | MANY),
+        (RecommendRequest, MANY),
+        (RecommendRequest, {"filter": MANY}),
+        (RecommendRequest, {"filter": {"at_most": MANY}}),
+        (RecommendRequest, {"messages": [MANY]}),
+    ],
+)
+def test_what_has_many_faults_is_not_read_to_its_end(read, body):
+    """A body of 1 MiB took the front for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        read.model_validate(body)
+    assert refused.value.error_count() == 1
+
+
+def test_more_requests_in_a_batch_than_are_read_are_no_limit():
+    with pytest.raises(ValueError, match="max_batch is 5000, it should be at most 4096"):
+        Settings("tiny", max_batch=5000)
+
+
+@pytest.mark.vllm
+def test_values_of_a_chat_are_counted_beside_its_tokens():
+    from llmrec.serving.http.openai_routes import values_of
+
+    tokens = [7] * 200_000
+    for prompt in (tokens, [tokens, tokens]):
+        assert values_of({"prompt": prompt, "n": 1, "stop_token_ids": tokens}) == 1
+    for many in ({"prompt": [*tokens, "a"]}, {"prompt": [tokens, "a"]}, {"messages": tokens}, tokens):
+        assert values_of(many) > 200_000
+    assert values_of({"messages": [{"role": "user", "content": [{"type": "text"}]}], "stop": ["a"]}) == 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from http_fixtures import listening, listening_app, tiny_folder
+from http_fixtures import listening, listening_app, tiny_folder, wait_for
 
 from llmrec.serving.http import connections
 from llmrec.serving.http.connections import HEAD_BYTES, Connection
@@ -114,6 +114,34 @@ def test_one_more_connection_closes_the_longest_idle(caplog, monkeypatch):
             many[-1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert answered(many[-1])
     assert len(caplog.records) == 1 and "20 connections are open" in caplog.text
+
+
+def test_connections_stay_for_longer_than_clients_and_nginx_keep_them():
+    """Where the server ends them first, a request that is under way is lost."""
+    assert connections.web_config(app).timeout_keep_alive > max(httpx.Limits().keepalive_expiry, 60)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_connection_that_asks_to_become_a_web_socket_stays_one_of_http(caplog, method):
+    """As a web socket it had no deadline, and where there were many of them who came next was not taken in."""
+    with listening_app(app) as url, connected(url) as one:
+        one.settimeout(5)
+        one.sendall(f"{method} / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode())
+        assert answered(one)
+        one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert answered(one)
+
+
+def test_who_leaves_before_the_end_of_a_body_makes_one_line_of_the_log(folder, tmp_path, caplog):
+    with caplog.at_level(logging.INFO), listening(folder, tmp_path) as (_, url):
+        for path in ("recommend", "recommend/batch", "catalogue"):
+            with connected(url) as connection:
+                head = f"POST /v1/{path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        wait_for(lambda: sum('"POST"' in record.getMessage() for record in caplog.records) == 3)
+        lines = [record for record in caplog.records if record.name in ("llmrec.serving", "uvicorn.error")]
+    assert len(lines) == 3 and not any(record.exc_info for record in lines), caplog.text
+    assert '"status": 499' in lines[0].getMessage()
 
 
 def test_without_files_for_more_connections_the_front_rests_and_answers(tmp_path):

@@ -42,6 +42,11 @@ async def _ask(folder, log):
             ("completions", text | {"prompt": "\udfff"}, 400, None),
             ("chat/completions", chat | {"n": 513}, 400, "n"),
             ("completions", text | {"prompt": ["gadget"] * 300, "n": 2}, 400, "n"),
+            ("completions", text | {"logprobs": 21}, 400, "logprobs"),
+            ("completions", text | {"prompt_logprobs": "1024"}, 400, "prompt_logprobs"),
+            ("chat/completions", chat | {"prompt_logprobs": -1}, 400, "prompt_logprobs"),
+            ("chat/completions", chat | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+            ("completions", text | beams | {"n": 512}, 400, None),  # that looks at more tokens than there are
             ("completions", text | {"structured_outputs": {"regex": "(" * 1000}}, 400, "structured_outputs"),
             ("completions", text | {"structured_outputs": {"regex": "a" * 40_000}}, 400, "structured_outputs"),
             ("completions", text | {"structured_outputs": {"regex": "(a"}}, 400, None),
@@ -53,6 +58,14 @@ async def _ask(folder, log):
             error = (await post(path, body, status))["error"]
             assert set(error) == {"message", "type", "param", "code"}, error
             assert param is None or error["param"] == param, error
+
+        # 1 MiB of messages that are none are millions of errors, which took minutes and gigabytes
+        for path, body in (
+            ("chat", chat | {"messages": [1] * 500_000}),
+            ("", text | {"prompt": [1] * 500_000 + ["a"]}),
+        ):
+            refused = await post(f"{path}/completions".strip("/"), body, 400)
+            assert "more than 10000 values" in refused["error"]["message"]
 
         only = {"structured_outputs": {"regex": "(yes|no)"}}
         assert (await post("completions", text | only))["choices"][0]["text"] in ("yes", "no")

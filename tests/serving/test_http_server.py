@@ -15,6 +15,7 @@ from http_fixtures import listening, serving, tiny_folder, wait_for
 from tiny import tiny_data
 
 from llmrec.serving.__main__ import Lines, main
+from llmrec.serving.http import catalogue_routes
 from llmrec.serving.http.service import Unavailable
 from llmrec.serving.http.settings import Settings
 
@@ -402,6 +403,26 @@ def test_items_are_found_by_their_titles(folder, tmp_path):
         assert client.get("/v1/nothing").status_code == 404
         wrong = client.delete("/v1/catalogue")
         assert wrong.status_code == 405 and wrong.headers["allow"] == "GET, POST"
+
+
+def test_questions_for_titles_take_turns(folder, tmp_path, monkeypatch):
+    """Each reads every title of the catalogue, in a thread: many of them at once left none to others."""
+    go_on, titled = threading.Event(), catalogue_routes._titled
+    monkeypatch.setattr(catalogue_routes, "_titled", lambda *asked: (go_on.wait(60), titled(*asked))[1])
+    with (
+        listening(folder, tmp_path, max_queue=2) as (server, url),
+        httpx.Client(base_url=url, timeout=60) as http,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        asked = [pool.submit(http.get, "/v1/items?query=red") for _ in range(20)]
+        try:
+            wait_for(lambda: sum(one.done() for one in asked) == 20 - 4 - 2)
+            assert {one.result().status_code for one in asked if one.done()} == {429}
+            assert server.app.state.front.lookups.running == 4
+            assert http.get("/v1/items/item-03").status_code == 200
+        finally:
+            go_on.set()
+        assert [one.result().status_code for one in asked].count(200) == 6
 
 
 def test_columns_of_all_kinds_are_shown(tmp_path):

@@ -1,6 +1,7 @@
 """Items and versions of the catalogue: `/v1/items`, `/v1/catalogue`."""
 
 import math
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +14,7 @@ from llmrec.serving.http import schemas
 from llmrec.serving.http.errors import ApiError, errors
 from llmrec.serving.http.followers import POLL_S
 from llmrec.serving.http.front import Current, Front, TheFront
+from llmrec.serving.http.limits import client_of, until_disconnect
 from llmrec.serving.http.service import ChangeFailed, Served
 from llmrec.serving.living_catalogue.store import Changes
 from llmrec.serving.living_catalogue.values import to_json
@@ -21,20 +23,29 @@ router = APIRouter(tags=["catalogue"])
 _CHANGE = errors(400, 401, 403, 409, 413, 429, 503)
 
 
-@router.get("/v1/items", response_model=schemas.ItemList, responses=errors(400, 401))
-def items(
+@router.get("/v1/items", response_model=schemas.ItemList, responses=errors(400, 401, 429, 503))
+async def items(
+    request: Request,
+    front: TheFront,
     served: Current,
     query: Annotated[str, Query(min_length=1, max_length=200, description="part of a title, in any case")],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ):
     """Items whose titles hold a text, in the order of the catalogue."""
+    call = partial(_titled, served, query, limit)
+    [item_ids] = await until_disconnect(request, front.lookups.run([(1.0, call)], client_of(request)))
+    return JSONResponse({"object": "list", "data": [*map(served.name, item_ids)]})
+
+
+def _titled(served: Served, query: str, limit: int) -> list[str]:
+    """Reads every title."""
     matches = pc.match_substring(served.version.items["title"], query, ignore_case=True)
     item_ids: dict[str, None] = {}
     for row in np.flatnonzero(matches.fill_null(False).to_numpy()):
         item_ids[served.version.index.item_ids[row]] = None
         if len(item_ids) == limit:
             break
-    return JSONResponse({"object": "list", "data": [*map(served.name, item_ids)]})
+    return [*item_ids]
 
 
 @router.get("/v1/items/{item_id:path}", response_model=schemas.ItemResponse, responses=errors(400, 401, 404))

@@ -138,8 +138,10 @@ def web_config(app, **more) -> uvicorn.Config:
     limits = {
         "http": Connection,
         "limit_concurrency": max(16, min(_MOST, files - len(os.listdir("/dev/fd")) - spare)),
+        "ws": "none",  # a connection that becomes another protocol's has none of these limits
         "backlog": spare // 4,  # asyncio accepts so many before any of them is looked at, some times over
         "timeout_graceful_shutdown": 30,
+        "timeout_keep_alive": 75,  # longer than clients and proxies keep one: who ends it first loses no request
     }
     quiet = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Config(app, **(quiet | limits | more))

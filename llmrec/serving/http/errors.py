@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from llmrec.serving.http.schemas import ErrorResponse
@@ -128,6 +129,8 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
             answer = validation_error(error)
         case StarletteHTTPException():
             answer = _http_error(request, error)
+        case ClientDisconnect():
+            answer = ApiError(499, "the client went away")
         case _:
             route = getattr(request.scope.get("route"), "path", "a request")
             logger.exception("%s failed", route, exc_info=error)
@@ -135,4 +138,5 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     return answer.response()
 
 
-ERROR_HANDLERS = dict.fromkeys((StarletteHTTPException, RequestValidationError, Exception), _answer)
+_RAISED = StarletteHTTPException, RequestValidationError, ClientDisconnect, Exception
+ERROR_HANDLERS = dict.fromkeys(_RAISED, _answer)

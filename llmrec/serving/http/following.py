@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import httpx
 
+import llmrec
 from llmrec.serving.http.errors import ApiError
 from llmrec.serving.http.followers import LEASE_S, POLL_S
 from llmrec.serving.http.service import ChangeFailed, Service
@@ -166,8 +167,14 @@ class Following:
             raise httpx.ReadError(f"status {answer.status_code}")
         if answer.status_code != 200:
             raise ValueError(f"{self.url}, which this server follows, says: {_message(answer)}")
-        found = answer.json()
-        return [Row(**row) for row in found["rows"]], found["waits"]
+        try:
+            found = answer.json()
+            return [Row(**row) for row in found["rows"]], bool(found["waits"])
+        except (ValueError, KeyError, TypeError) as error:
+            message = (
+                f"{self.url}, which this server follows, does not answer as a writer of llmrec {llmrec.__version__}"
+            )
+            raise ValueError(f"{message}: is it one? If it is older, start it with this version first") from error
 
 
 def _is_dead(service: Service) -> bool:

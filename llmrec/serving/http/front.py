@@ -48,7 +48,8 @@ class Metrics:
 
 
 class Front:
-    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`.
+    """What routes share; recommendations take turns at `searches`, changes of the catalogue at `changes`, and
+    questions for titles, which read all of them, at `lookups`.
 
     Args:
         alone_s: what a recommendation without a history takes that runs alone; without it `max_concurrent` run at a
@@ -64,7 +65,7 @@ class Front:
         self.started = int(time.time())
         alone = alone_s and (cost(RecommendRequest(), service.current, settings), alone_s)
         self.searches = self.gate(settings.max_concurrent, alone)
-        self.changes = self.gate(1)
+        self.changes, self.lookups = self.gate(1), self.gate(4)
         gauge = self.metrics.gauge
         gauge("llmrec_running", "Recommendations that run.", lambda: self.searches.running)
         gauge("llmrec_waiting", "Recommendations that wait.", lambda: self.searches.waiting)

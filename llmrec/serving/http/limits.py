@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from functools import partial
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 from fastapi import Request
@@ -149,7 +150,12 @@ class Gate:
 def client_of(request: Request) -> str:
     """Who asks, by address; of IPv6 the network, of which anybody has a whole one."""
     host = request.client.host if request.client else ""
-    return ":".join(host.split(":")[:4]) if ":" in host else host
+    try:
+        address = ip_address(host)
+    except ValueError:  # of a socket that has none, or what a proxy says
+        return host
+    address = getattr(address, "ipv4_mapped", None) or address
+    return str(ip_network((address.packed, 64), strict=False) if address.version == 6 else address)
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:

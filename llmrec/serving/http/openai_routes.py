@@ -3,12 +3,13 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from itertools import accumulate
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.datastructures import State
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -24,15 +25,39 @@ from llmrec.serving.http.service import Served
 from llmrec.serving.http.settings import Settings
 
 logger = logging.getLogger("llmrec.serving")
-router = APIRouter(tags=["generate"])
 
 _GRAMMARS = {"structured_outputs", "response_format", "tools"}
 _LARGEST_GRAMMAR, _DEEPEST_GRAMMAR = 2**15, 64
+_VALUES = 10_000  # of a body beside its tokens: pydantic has many errors for each message that is none
+_LOGPROBS = 20  # each of them is an object of this process, for every token of a prompt
+_TOKENS = {"prompt", "stop_token_ids", "allowed_token_ids"}
 _OURS = ("semid", "semid_start", "semid_normalize")
 _DOCUMENTED = {
     **errors(400, 401, 404, 413, 429, 503),
     200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
 }
+
+
+class _Door(APIRoute):
+    """Turns away what has too many values before it is parsed, which would take a core for minutes."""
+
+    def get_route_handler(self) -> Callable:
+        handle = super().get_route_handler()
+
+        async def turn_away_or_handle(request: Request) -> Response:
+            try:
+                given = await request.json()
+            except (ValueError, RecursionError):  # the route says so
+                given = None
+            if values_of(given) > _VALUES:
+                message = f"the body has more than {_VALUES} values beside its tokens: send less at a time"
+                raise ApiError(400, message)
+            return await handle(request)
+
+        return turn_away_or_handle
+
+
+router = APIRouter(tags=["generate"], route_class=_Door)
 
 
 async def _turn(request: Request) -> AsyncIterator[None]:
@@ -58,7 +83,7 @@ def add_openai_routes(app: FastAPI, generate: State) -> None:
 @router.post("/v1/chat/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def chat(body: ChatCompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`: those whose Semantic IDs stand in its text."""
-    check_bounds(await request.json(), body.n, request.app.state.front.settings)
+    check_bounds(await request.json(), body, request.app.state.front.settings)
     try:
         body.messages = served.recommender.renderer.chat_messages(body.messages)
     except ValueError as error:
@@ -70,7 +95,7 @@ async def chat(body: ChatCompletionRequest, request: Request, served: Current):
 @router.post("/v1/completions", responses=_DOCUMENTED, dependencies=[Depends(_turn)])
 async def completion(body: CompletionRequest, request: Request, served: Current):
     """OpenAI's, by vLLM; every choice has `items`. With `use_beam_search` choices are Semantic IDs."""
-    check_bounds(await request.json(), body.n, request.app.state.front.settings)
+    check_bounds(await request.json(), body, request.app.state.front.settings)
     if body.use_beam_search and isinstance(body.prompt, list) and not all(isinstance(t, int) for t in body.prompt):
         if len(body.prompt) > 1:
             raise ApiError(400, "beam search takes one prompt: send the others by themselves", "prompt")
@@ -78,14 +103,35 @@ async def completion(body: CompletionRequest, request: Request, served: Current)
     return await _answer(call, body, request, served)
 
 
-def check_bounds(given: dict, choices: int | None, settings: Settings) -> None:
-    """Refuses what vLLM would take: more choices than a search has beams, half characters, and grammars that are so
-    large, or nested so deeply, that the native code which reads them takes minutes or overflows its stack."""
+def values_of(given) -> int:
+    """How many values a body has, beside its tokens."""
+    fields = given.items() if isinstance(given, dict) else [("", given)]
+    left, count = [one for name, one in fields if name not in _TOKENS or not _are_tokens(one)], 0
+    while left:
+        one = left.pop()
+        count += 1
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return count
+
+
+def _are_tokens(value) -> bool:
+    """A list of them, or of such lists."""
+    lists = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    return all(isinstance(one, list) and all(isinstance(token, int) for token in one) for one in lists)
+
+
+def check_bounds(given: dict, body, settings: Settings) -> None:
+    """Refuses what vLLM would take: more choices than a search has beams, more log-probabilities than OpenAI gives,
+    half characters, and grammars that are so large, or nested so deeply, that the native code which reads them takes
+    minutes or overflows its stack. `body` is `given` as it was read: "n": "2" is 2 to vLLM."""
     try:
         check_characters(given)
     except ValueError as error:
         raise ApiError(400, str(error)) from error
-    prompt, choices = given.get("prompt"), choices or 1  # as it was read: "n": "2" is 2 to vLLM
+    for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
+        if not 0 <= (most := getattr(body, name, None) or 0) <= _LOGPROBS:
+            raise ApiError(400, f"{name} is {most}, it should be from 0 to {_LOGPROBS}", name)
+    prompt, choices = given.get("prompt"), body.n or 1
     if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
         choices *= len(prompt)
     if choices > settings.max_beams:

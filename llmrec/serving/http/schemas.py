@@ -5,12 +5,24 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 _HALF = re.compile("[\ud800-\udfff]")
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}  # what a column can hold
 _MANY = 10_000  # entries of a list that a condition or a filter holds
 _LARGEST_CHANGE = 100_000  # items
+LARGEST_BATCH = 4096  # requests that are read, whatever a server's limit is
+_FIELDS = 64  # of an object, more than any has: each unknown one is an error of its own
 Name = Annotated[str, Field(max_length=4096)]  # an id, a title, a column, a value
 Words = Annotated[str, Field(max_length=16_384)]  # what a user typed
 Scalar = Name | Annotated[int, Field(**_INT64)] | float | bool
@@ -40,10 +52,24 @@ def check_characters(value) -> None:
             raise ValueError(f"{path!a}: {half[0]!a} is half a character (a lone surrogate): leave it out")
 
 
+def _few(given):
+    """Raises `ValueError` for an object of so many fields that to read them would take long."""
+    if isinstance(given, dict) and len(given) > _FIELDS:
+        raise ValueError(
+            f"{len(given)} fields are more than an object here has: leave out those that /openapi.json lacks"
+        )
+    return given
+
+
 class Body(BaseModel):
     """What clients send."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given):
+        return _few(given)
 
 
 class FilterBody(Body):
@@ -55,7 +81,7 @@ class FilterBody(Body):
     where: Annotated[list[Condition], Field(max_length=64, fail_fast=True)] | None = Field(
         None, description="conditions on columns, all of which hold", examples=[[["price", "<", 20]]]
     )
-    at_most: dict[Name, Annotated[int, Field(ge=1, le=2**31)]] | None = Field(
+    at_most: Annotated[dict[Name, Annotated[int, Field(ge=1, le=2**31)]], BeforeValidator(_few)] | None = Field(
         None, max_length=16, description="at most so many items of one value of a column", examples=[{"brand": 2}]
     )
 
@@ -109,7 +135,9 @@ def _or_error(value, read) -> RecommendRequest | ValidationError:
 class BatchRequest(Body):
     """Independent requests that are searched together; one that cannot be read is its `ValidationError`."""
 
-    requests: list[Annotated[RecommendRequest, WrapValidator(_or_error)]] = Field(min_length=1)
+    requests: list[Annotated[RecommendRequest, WrapValidator(_or_error)]] = Field(
+        min_length=1, max_length=LARGEST_BATCH
+    )
 
 
 class Change(Body):

@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
+from llmrec.serving.http.schemas import LARGEST_BATCH
+
 _ADMIN = "/v1/catalogue"
 _RECORDS = "/v1/catalogue/records"  # whoever follows holds up acknowledgements
 _PAGES = ("/docs", "/openapi.json", "/metrics")
@@ -88,6 +90,8 @@ class Settings:
                 raise ValueError(f"{name} is {value}, it should be at least {least}")
         if self.max_k > self.max_beams:
             raise ValueError(f"max_k is {self.max_k}, more than max_beams={self.max_beams}: a search is as wide as k")
+        if self.max_batch > LARGEST_BATCH:
+            raise ValueError(f"max_batch is {self.max_batch}, it should be at most {LARGEST_BATCH}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}, it should be more than 0")
         if not self.drain_s >= 0:

@@ -133,7 +133,7 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
             # Beam search then adds up log-probabilities over the whole vocabulary, those of tokens that are no
             # Semantic ID are -inf.
             "logprobs_mode": "processed_logits",
-            "max_logprobs": 1024,
+            "max_logprobs": min(1024, config.get("vocab_size", 1024)),  # more than all tokens end the engine
             # An engine has one; "auto" would take that of the first request.
             "structured_outputs_config": {"backend": "xgrammar"},
         }
