@@ -6,23 +6,27 @@ from hashlib import blake2b
 import numpy as np
 from scipy.linalg import eigh
 
+_LARGEST = 1e15  # squares of rows of larger numbers are inf in float32, and k-means never ends on them
+
 
 def check_features(features: np.ndarray, dim: int | None = None, first: int = 0) -> np.ndarray:
     """The features as contiguous float32 `[N, D]`; no copy where they are that already, as a memory map may be.
     `first` is the number of the first row.
 
     Raises:
-        ValueError: not a matrix, no rows, NaN or inf (names the row), or another width than `dim`.
+        ValueError: not a matrix, no rows, NaN, inf or a number beyond 1e15 (names the row), or another width than
+            `dim`.
     """
     features = np.ascontiguousarray(features, dtype=np.float32)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be a non-empty matrix [items, dimensions], not of shape {features.shape}")
     # The least and the greatest number of a block tell, without a matrix of truth values.
-    suspect = [block for block in blocks(len(features)) if not np.isfinite(_extremes(features[block])).all()]
+    suspect = [block for block in blocks(len(features)) if not (np.abs(_extremes(features[block])) <= _LARGEST).all()]
     if suspect:
-        bad = [block.start + np.flatnonzero(~np.isfinite(features[block]).all(1)) for block in suspect]
+        bad = [block.start + np.flatnonzero(~(np.abs(features[block]) <= _LARGEST).all(1)) for block in suspect]
         row, count = first + bad[0][0], sum(map(len, bad))
-        raise ValueError(f"features of row {row} hold NaN or inf ({count} such rows): mend or drop these items")
+        what = "NaN or inf" if not np.isfinite(features[bad[0][0]]).all() else f"a number beyond {_LARGEST:g}"
+        raise ValueError(f"features of row {row} hold {what} ({count} such rows): mend or drop these items")
     if dim is not None and features.shape[1] != dim:
         raise ValueError(f"features have {features.shape[1]} dimensions, the item tokenizer was fitted with {dim}")
     return features

@@ -33,7 +33,8 @@ ROOT, BLOCK = Path(__file__).parents[1], 2**20
 
 def make_interactions(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
-    users, items = max(count // 20, 1), min(count // 20, 200_000)
+    users = max(count // 20, 1)
+    items = min(users, 200_000)
     weights = np.cumsum(1 / np.arange(1, items + 1) ** 0.8)
     sizes = np.diff(np.linspace(0, count, max(4, count // 5_000_000) + 1, dtype=np.int64))
     for part, size in enumerate(sizes):
@@ -81,10 +82,10 @@ def measure(recipe: str, folder: Path, settings: dict) -> tuple[float, float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--interactions", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--items", type=int, nargs="*", default=[10_000, 100_000])
-    parser.add_argument("--dim", type=int, default=64, help="of the features")
-    parser.add_argument("--codebook_sizes", type=int, nargs="+", default=[256, 256, 256, 256])
+    parser.add_argument("--interactions", type=positive, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--items", type=positive, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--dim", type=positive, default=64, help="of the features")
+    parser.add_argument("--codebook_sizes", type=positive, nargs="+", default=[256, 256, 256, 256])
     parser.add_argument("--work", type=Path, help="folder to work in, and to leave the input in")
     args = parser.parse_args()
     figures = {}
@@ -121,8 +122,16 @@ def report(figures: dict, name: str, seconds: float, cpu: float, peak: float) ->
     print(f"{name}: {seconds:.1f} s ({cpu:.1f} s of CPU time), peak {peak:.2f} GiB", flush=True)
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} should be at least 1")
+    return int(text)
+
+
 def short(count: int) -> str:
-    return f"{count // 10**6}m" if count % 10**6 == 0 else f"{count // 10**3}k"
+    if count % 10**3:
+        return str(count)
+    return f"{count // 10**3}k" if count % 10**6 else f"{count // 10**6}m"
 
 
 if __name__ == "__main__":

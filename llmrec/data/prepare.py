@@ -101,6 +101,7 @@ def prepare_parts(
     for limit, given in (("max_history", max_history), ("max_user_interactions", max_user_interactions)):
         if given is not None:
             whole_number(given, limit)
+    whole_number(part_size, "part_size")
     rules = {
         "split": split,
         "user_k": user_k,

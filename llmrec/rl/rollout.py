@@ -20,7 +20,8 @@ from llmrec.rl.sampling import sample_without_replacement
 
 
 class RolloutEngine(Protocol):
-    """What searches groups in the place of the model that learns, with weights of its own; processes ask it alike."""
+    """What searches groups in the place of the model that learns, with weights of its own. Processes give it weights
+    alike, and wait for each other then."""
 
     def take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Has these weights from now on: all of a model of transformers, see `llmrec.training.merged_weights`."""

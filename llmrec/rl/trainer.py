@@ -13,6 +13,7 @@ of them moves):
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 
 import torch
@@ -29,7 +30,7 @@ from llmrec.rl.monitor import KeptReference
 from llmrec.rl.policy import PolicyArguments, check_engine, check_settings
 from llmrec.rl.rollout import RolloutEngine
 from llmrec.training import RecommenderTrainer, ValidationSample, is_quantised, merged_weights, without_dropout
-from llmrec.training.sharding import whole
+from llmrec.training.sharding import together, whole
 
 
 class _AnewAfterSaves(TrainerCallback):
@@ -149,10 +150,11 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         seed = self.args.seed, self.state.global_step, attempt
         if self.roll_out.engine is not None:
             self._bring_up_to_date()
-            groups = self.roll_out(None, first, seed)
+            searched = nullcontext()
         else:
-            with self._whole() as model, torch.no_grad():
-                groups = self.roll_out(model, first, seed)
+            searched = self._whole()
+        with together(), searched as model, torch.no_grad():
+            groups = self.roll_out(model, first, seed) if first else []
         for row, entry in zip(inputs, groups, strict=True):
             row |= entry
 
@@ -163,7 +165,7 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
         """Gives the engine the weights at steps that follow from their count and from the checkpoints."""
         step, every = self.state.global_step, self.policy.vllm_sync_steps
         if self._taken is None or step // every != self._taken // every:
-            with self._whole() as model:
+            with together(), self._whole() as model:
                 self.roll_out.engine.take(merged_weights(model))
             self._taken = step
         self._metrics["train"]["rollout/staleness"].append(float(step - self._taken))
@@ -181,10 +183,10 @@ class SemIDGRPOTrainer(RecommenderTrainer, GRPOTrainer):
                 if row["row"] not in taken:
                     taken.add(row["row"])
                     others += [dict(row) for _ in range(size)]
-            if not others:
+            if not self._mean([float(len(others))]):  # of no process: what follows, all of them do
                 return
             self._add_members(others, attempt)
-            fresh = [n for n, alive in enumerate(self._alive(others)) if alive]
+            fresh = [n for n, alive in enumerate(self._alive(others)) if alive] if others else []
             for n, place in zip(dead, fresh):
                 inputs[n * size : (n + 1) * size] = others[place * size : (place + 1) * size]
 

@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from llmrec.hub import is_hub_name, local_folder, repository
-from llmrec.serving.http.settings import Settings
+from llmrec.serving.http.settings import Settings, check_port
 from llmrec.serving.vllm.engines import MODES
 
 # Limits of the front, as flags
@@ -54,6 +54,12 @@ def json_object(text: str) -> dict:
     return value
 
 
+def port(text: str) -> int:
+    if not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} should be from 1 to 65535")
+    return int(text)
+
+
 def served(model: str, revision: str | None = None) -> tuple[Path, Path | None]:
     """`(folder, where changes of its catalogue go)` of a folder or of a model of the Hub, whose folder is a cache;
     `None` is `<folder>/catalogue`."""
@@ -76,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         "engine, changes alone, for servers that follow"
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=port, default=8000)
     parser.add_argument("--no_keys", action="store_true", help="other machines may ask without any key")
     parser.add_argument("--closed", action="store_true", help="/docs, /openapi.json and /metrics ask for a key, too")
     parser.add_argument("--ssl_certfile", help="PEM: serve HTTPS, beside --ssl_keyfile")
@@ -111,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = Settings.of_environment(args.name or name_of(args.folder, args.revision), **limits)
         settings.check_host(args.host)
+        check_port(args.host, args.port)
         folder, directory = served(args.folder, args.revision)
         from llmrec.serving.server import FAILED, serve  # brings vLLM, which takes its time
 

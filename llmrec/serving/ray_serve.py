@@ -4,17 +4,23 @@ Replicas follow the writer of their catalogue, `python -m llmrec.serving FOLDER 
 Ray. Keys stand in LLMREC_API_KEY and LLMREC_ADMIN_KEY of the replicas' environment. Checked with Ray 2.60.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from ray import serve
 from ray.serve import Application
 
 from llmrec.serving.__main__ import name_of, served
 from llmrec.serving.http.settings import Settings
 from llmrec.serving.server import opened
+
+_STRICT = ConfigDict(extra="forbid")
+_NOT_HERE = "model api_key admin_key follow recommend drain_s".split()  # said elsewhere; Ray drains replicas itself
+_MORE = {each.name: (each.type, each.default) for each in fields(Settings) if each.name not in _NOT_HERE}
+MoreSettings = create_model("MoreSettings", __config__=_STRICT, **_MORE)
 
 
 class Arguments(BaseModel):
@@ -25,16 +31,16 @@ class Arguments(BaseModel):
         follow: the URL of the writer.
         modes: of the engine.
         vllm: arguments of its own.
-        settings: other fields of `Settings`, such as `no_keys`.
+        settings: the other fields of `Settings`, such as `no_keys`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
 
     folder: str
     follow: str
     modes: list[Literal["recommend", "generate"]] = Field(["recommend"], min_length=1)
     vllm: dict = {}
-    settings: dict = {}
+    settings: MoreSettings = MoreSettings()
 
 
 @serve.deployment(max_ongoing_requests=320)  # as many as `Settings` lets in
@@ -43,7 +49,8 @@ class Recommender:
     """A replica; what is not ready answers nothing, and one whose engine died is replaced."""
 
     async def __init__(self, arguments: Arguments):
-        settings = Settings.of_environment(name_of(arguments.folder), follow=arguments.follow, **arguments.settings)
+        more = arguments.settings.model_dump()
+        settings = Settings.of_environment(name_of(arguments.folder), follow=arguments.follow, **more)
         settings.check_host(None)  # who may reach Ray's proxy, nobody says here
         folder, _ = served(arguments.folder)
         self._catalogue = TemporaryDirectory(prefix="llmrec-catalogue-")

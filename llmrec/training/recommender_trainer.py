@@ -9,6 +9,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from accelerate.utils import reduce
@@ -62,7 +63,8 @@ class RecommenderTrainer:
         write_sidecars (*optional*): called with every folder that receives weights, so that each checkpoint is a
             recommender.
 
-    A sampler may draw from `order` (`torch.Generator`), which follows from seed and epoch alone.
+    Of `args`, which stay as they are, the trainer has a copy. A sampler may draw from `order` (`torch.Generator`),
+    which follows from seed and epoch alone.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class RecommenderTrainer:
                 f"hub_strategy: {args.hub_strategy.value} uploads the optimizer and paths of this machine: leave it "
                 "out, the Hub gets the finished model (docs/sharing.md)"
             )
+        args = copy(args)
         args.hub_strategy = HubStrategy.END
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False  # it logs NaN as the loss before, and goes on

@@ -5,6 +5,7 @@ It overrides public methods (`compute_loss`, `get_batch_samples`, those of `Reco
 """
 
 import dataclasses
+from copy import copy
 from functools import partial
 
 import torch
@@ -55,8 +56,9 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
 
     Arguments are those of `SFTTrainer` and `RecommenderTrainer`, `distillation`, which takes the place of the
     cross-entropy in general conversations (logged as `general_kl`, without its weight), and `catalogue_loss`, which
-    takes its place for Semantic IDs (`llmrec.training.catalogue_loss`). `args.dataset_kwargs` is set
-    here, and `max_length` where batches are padding-free: TRL refuses that, and no row is longer anyway.
+    takes its place for Semantic IDs (`llmrec.training.catalogue_loss`). In the trainer's copy of `args`
+    `dataset_kwargs` is set, and `max_length` where batches are padding-free: TRL refuses that, and no row is longer
+    anyway.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         catalogue_loss: CatalogueLoss | None = None,
         **kwargs,
     ):
+        args = copy(args)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         # Without padding there is no mask, and rows hold the pad token where it ends turns.
         args.include_num_input_tokens_seen = "all" if args.padding_free or args.packing else "non_padding"

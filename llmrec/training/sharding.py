@@ -1,10 +1,11 @@
-"""Runs whose processes hold parts of the weights: which they are, and the whole model for a search."""
+"""Runs of several processes: whether they hold parts of the weights, the whole model for a search, errors of one."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -56,6 +57,22 @@ def whole(model: nn.Module, accelerator: Accelerator, gather: bool = True) -> It
             for part, reshards in parts.items():
                 part.set_reshard_after_forward(reshards, recurse=False)
                 part.reshard()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails in one process fails in all, which would wait for that one at their next exchange: it raises what it
+    was, the others `ValueError` with the same message."""
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    said = [text for text in gather_object([failed and (str(failed) or repr(failed))]) if text]
+    if failed is not None:
+        raise failed
+    if said:
+        raise ValueError(said[0])
 
 
 def _reshards(part: FSDPModule) -> bool:

@@ -74,6 +74,12 @@ def test_nothing_left_and_users_that_go_back_write_nothing(store, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_part_has_a_whole_number_of_interactions(store, size):
+    with pytest.raises(ValueError, match=f"^part_size is {size}, it should be a whole number of at least 1"):
+        prepare_parts(*store, part_size=size)
+
+
 def test_parts_are_read_once_and_none_are_nothing(store, tmp_path):
     parts = prepare_parts(*store, part_size=100)
     next(iter(parts))

@@ -147,6 +147,9 @@ def test_memory_maps_are_read_where_they_are(tmp_path, kind):
     features[[9_000, 17_000], 3] = np.nan, -np.inf
     with pytest.raises(ValueError, match=r"row 9000 hold NaN or inf \(2 such rows\)"):
         tokenizer.encode(features)
+    features[[9_000, 17_000], 3] = 0, -1e16
+    with pytest.raises(ValueError, match=r"row 17000 hold a number beyond 1e\+15 \(1 such rows\)"):
+        tokenizer.encode(features)
 
 
 def test_fitting_leaves_the_features_alone():

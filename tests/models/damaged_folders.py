@@ -3,8 +3,8 @@
     python tests/models/damaged_folders.py <model folder> <scratch folder> <seed> <how many> <with checksums: 0 or 1>
 
 A folder is refused by a `ValueError` that names it, or loads; with its checksums it then gives the lists that it gave,
-whatever was damaged but `llmrec_config.json`, which may be edited. Prints how often what came, as JSON. The damaged
-folder lies in the scratch folder meanwhile.
+whatever was damaged but `llmrec_config.json`, which may be edited. The last line it prints is how often what came, as
+JSON. The damaged folder lies in the scratch folder meanwhile.
 """
 
 import json
@@ -97,7 +97,7 @@ def main(folder: str, scratch: str, seed: str, number: str, checked: str) -> Non
         if checked == "1" and name.name != CONFIG:
             assert lists(recommender) == expected, f"{name} ({how}): other lists"
         came["loaded"] += 1
-    sys.stdout.write(json.dumps(came))
+    sys.stdout.write(f"\n{json.dumps(came)}\n")
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def damaged(folder: Path, scratch: Path, seed: int, number: int, checked: bool) 
     command = [sys.executable, SCRIPT, folder, scratch, str(seed), str(number), str(int(checked))]
     ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert ended.returncode == 0, (ended.returncode, ended.stderr[-3000:])
-    return json.loads(ended.stdout)
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("checked", [True, False])

@@ -154,6 +154,13 @@ def test_the_loss_over_the_catalogue_equals_a_search_of_all_items(base, recommen
     assert abs(loss.item() - np.log(4)) > 1e-3
 
 
+def test_the_arguments_of_the_caller_stay_as_they_are(base, recommender, prompts, tmp_path):
+    rows = preference_rows(prompts, recommender, DATA.train, 1)
+    arguments, same = settings(tmp_path), settings(tmp_path)
+    make_trainer(base, arguments, rows, recommender.trie)
+    assert arguments.to_dict() == same.to_dict()
+
+
 def test_dropout_inside_attention_is_off_too(recommender, prompts, tmp_path):
     base = write_tiny_base(tmp_path / "base", DATA, INDEX, attention_dropout=0.5)
     rows = preference_rows(prompts.select(range(8)), recommender, DATA.train)

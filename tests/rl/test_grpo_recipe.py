@@ -128,6 +128,20 @@ def test_two_processes_are_one(base):
     assert len(LLMRecommender.from_pretrained(base / "sharded").recommend([[]], k=3)[0]) == 3
 
 
+@pytest.mark.slow
+def test_processes_that_share_the_weights_resample_together(base):
+    """A process without a dead group takes part in the gathering of the weights for those that have one."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    launch += [str(ROOT / "recipes/accelerate/cpu2.yaml"), str(ROOT / "tests/fsdp_on_cpu.py")]
+    short = ["--max_steps", "6", "--eval_strategy", "no", "--save_steps", "6", "--rollout", "beam"]
+    short += ["--dead_groups", "resample", "--rewards", "exact_hit", "--per_device_train_batch_size", "8"]
+    program = command(base, "resampled", *short)[1:]
+    result = subprocess.run([*launch, *program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    shares = curve(base / "resampled", "groups/dead").values()
+    assert len(shares) == 6 and len({*shares}) > 1
+
+
 def test_a_folder_without_semantic_ids_is_refused(base, tmp_path):
     recommender = LLMRecommender.from_pretrained(base / "base")
     recommender.model.save_pretrained(tmp_path)

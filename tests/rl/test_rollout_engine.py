@@ -2,8 +2,11 @@
 engine here is a second model of transformers; tests/rl/test_vllm_rollouts.py has vLLM's."""
 
 import contextlib
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -294,3 +297,31 @@ def test_a_server_asks_for_its_key(base, monkeypatch):
                 remote(url, base)
         monkeypatch.setenv("LLMREC_API_KEY", "secret")
         assert remote(url, base).taken == 0
+
+
+FAILS_IN_ONE = """
+import sys
+from accelerate import PartialState
+from llmrec.training.sharding import together
+state = PartialState(cpu=True)
+for at_fault in (None, 1, 0):
+    try:
+        with together():
+            if state.process_index == at_fault:
+                raise RuntimeError(f"{at_fault} has no room")
+    except Exception as error:
+        sys.stdout.write(f"{type(error).__name__}: {error};")
+"""
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_fails_in_all():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    command = [sys.executable, "-c", FAILS_IN_ONE]
+    both = [subprocess.Popen(command, env=group | one, stdout=subprocess.PIPE, text=True) for one in more]
+    said = [one.communicate(timeout=100)[0] for one in both]
+    assert said[0] == "ValueError: 1 has no room;RuntimeError: 0 has no room;"
+    assert said[1] == "RuntimeError: 1 has no room;ValueError: 0 has no room;"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -119,9 +120,13 @@ def test_pages_can_ask_for_the_admin_key(folder, tmp_path):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for wrong in ({"max_k": 0}, {"max_queue": -1}, {"max_k": 600}, {"timeout_s": 0}, {"closed": True}):
+    limits = {"max_k": 0}, {"max_queue": -1}, {"max_k": 600}, {"timeout_s": 0}, {"timeout_s": float("nan")}
+    for wrong in (*limits, {"drain_s": -1.0}, {"drain_s": float("nan")}, {"closed": True}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings("tiny", **wrong)
+    for url in ("catalogue:8000", "http://", "http://a:port", "http://a:99999", "http://[a"):
+        with pytest.raises(ValueError, match=f"^follow: {re.escape(repr(url))} is no address: write http://host:port"):
+            Settings("tiny", follow=url)
     for keys, said in [
         ({"api_key": ""}, "LLMREC_API_KEY is empty"),
         ({"admin_key": " root\n"}, "LLMREC_ADMIN_KEY is empty, or has spaces"),
@@ -153,6 +158,9 @@ def test_other_machines_need_a_key(host, local):
     ({"LLMREC_API_KEY": ""}, ["--host", "0.0.0.0"], "LLMREC_API_KEY is empty"),
     ({"LLMREC_API_KEY": "a"}, ["--no_keys"], "no_keys beside a key"),
     ({}, ["--host", "no.such.host.invalid"], "no name or address"),
+    ({}, ["--no_keys", "--host", "no.such.host.invalid"], "no name or address"),
+    ({}, ["--port", "99999"], "--port: 99999 should be from 1 to 65535"),
+    ({}, ["--port", "http"], "--port: invalid port value: 'http'"),
 ])  # fmt: skip
 def test_an_open_server_does_not_start(monkeypatch, capsys, environment, flags, said):
     for name, value in environment.items():
@@ -160,6 +168,14 @@ def test_an_open_server_does_not_start(monkeypatch, capsys, environment, flags, 
     with pytest.raises(SystemExit) as ended:
         main(["out/model", *flags])
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            main(["out/model", "--port", str(port)])
+    assert ended.value.code == 2 and f"error: port {port}: address already in use" in capsys.readouterr().err
 
 
 def test_no_page_of_another_site_may_read_the_answers(folder, tmp_path):

@@ -54,3 +54,7 @@ def test_arguments_are_read_strictly():
         Arguments(folder="x", follow="http://a:1", folowe="y")
     with pytest.raises(ValueError, match="modes"):
         Arguments(folder="x", follow="http://a:1", modes=[])
+    for wrong in ({"max_kk": 5}, {"follow": "http://b:1"}, {"api_key": "a"}, {"max_k": "ten"}):
+        with pytest.raises(ValueError, match=rf"settings\.{next(iter(wrong))}\n"):
+            Arguments(folder="x", follow="http://a:1", settings=wrong)
+    assert Arguments(folder="x", follow="http://a:1", settings={"max_k": 5}).settings.max_k == 5

@@ -268,6 +268,7 @@ def replaced(row: int, history) -> pa.Table:
         (pa.table({"history": ["item-01"]}), r"column 'history' is string, it should be list<string>"),
         (pa.table({"history": [[1, 2]]}), r"column 'history' is list<\w+: int64>, it should be list<string>"),
         (rows_of().append_column("scores", rows_of()["age"]), "has a column 'scores' already: rename it"),
+        (rows_of().append_column("history", rows_of()["history"]), "users.parquet has 2 columns 'history': leave one"),
         (replaced(58, None), "users.parquet, column 'history', row 58 .counted from 0.: a null"),
         (replaced(33, ["item-01", None]), "column 'history', row 33 .counted from 0.: a null"),
         (
@@ -314,6 +315,9 @@ def test_settings_that_make_no_sense(recommender, users, tmp_path):
         main(RecommendFileArguments(**arguments, engine="[]"))
     with pytest.raises(ValueError, match="filters: there is no argument 'seen'; it takes exclude_seen"):
         main(RecommendFileArguments(**arguments, filters='{"seen": true}'))
+    for wrong in ("num_beam", "k", "histories", "settings"):
+        with pytest.raises(ValueError, match=f"^options: there is no '{wrong}'; it takes behaviour, think, num_beams"):
+            main(RecommendFileArguments(**arguments, options=f'{{"{wrong}": 5}}'))
 
 
 def test_no_rows_give_a_file_without_rows(recommender, tmp_path):

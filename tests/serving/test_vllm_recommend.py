@@ -10,6 +10,7 @@ from serving_folders import random_folder
 
 from llmrec.catalogue.filters import Filter
 from llmrec.recommenders import LLMRecommender
+from llmrec.serving.vllm.engines import RECOMMEND, engine_arguments
 
 FOLDERS = {
     "qwen3, vocabulary": {"family": "qwen3", "depth": 8},
@@ -107,6 +108,11 @@ def test_a_prompt_that_is_too_long_fails_alone(both):
 
 
 @pytest.mark.vllm
+def test_an_argument_that_vllm_does_not_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="^vLLM has no argument 'dtyp': did you mean 'dtype'"):
+        engine_arguments(tmp_path, RECOMMEND, dtyp="float32")
+
+
 def test_a_search_in_slices_gives_the_same_list(both):
     """And each step answers what was asked beside it."""
     from llmrec.serving.vllm.engines import FAILED, GOES_ON, SearchRequest

@@ -43,6 +43,13 @@ def test_the_loss_of_each_row_is_that_of_the_row_alone(base, tmp_path, how):
     assert together == pytest.approx(row_losses(plain, alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("how", ["packing", "padding_free"])
+def test_the_arguments_of_the_caller_stay_as_they_are(base, tmp_path, how):
+    arguments, same = (settings(tmp_path, **{how: True}, dataset_kwargs={"a": 1}) for _ in range(2))
+    make_trainer(base, arguments)
+    assert arguments.to_dict() == same.to_dict()
+
+
 def test_packing_keeps_every_row_whole_with_its_weights(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     before = rows(tokenizer, weigh=lambda row, labels: [float(i + 1) for i in range(len(labels))])

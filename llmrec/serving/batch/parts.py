@@ -92,6 +92,8 @@ class PartMaker:
         for name in self._columns(names):
             if name not in names:
                 raise ValueError(f"{path} has no column {name!r} (lists of item ids); it has {names}")
+            if names.count(name) > 1:
+                raise ValueError(f"{path} has {names.count(name)} columns {name!r}: leave one")
             if not _holds_texts(kind := kinds[names.index(name)]):
                 raise ValueError(f"{path}: column {name!r} is {kind}, it should be list<string>")
         for name in (column.name for column in self.job.new_columns()):

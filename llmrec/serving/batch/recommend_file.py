@@ -10,6 +10,7 @@ makes the parts (`RayActors`).
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import shutil
@@ -22,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmrec.arguments import at_least, construct
+from llmrec.arguments import at_least, construct, did_you_mean
 from llmrec.catalogue.filters import Filter
 from llmrec.commands import run_script
 from llmrec.files import Lock, atomic_path, check_folder, fingerprint, read_parquet, write_json
-from llmrec.recommenders import files_of
+from llmrec.recommenders import LLMRecommender, files_of
 from llmrec.recommenders.protocol import Recommender
 from llmrec.serving.batch.parts import Job, PartMaker, RayActors, load
 
@@ -222,6 +223,10 @@ class RecommendFileArguments:
 def main(args: RecommendFileArguments) -> None:
     at_least(args, k=1, batch_size=1, part_rows=1, actors=0, gpus_per_actor=0.0)
     filters, options, engine = (_fields(args, name) for name in ("filters", "options", "engine"))
+    known = [*inspect.signature(LLMRecommender.recommend).parameters][4:]  # after histories, k and filters
+    if unknown := [name for name in options if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise ValueError(f"options: there is no {unknown[0]!r}; it takes {', '.join(known)}{near}")
     allowed = construct(Filter, filters, "filters") if filters else None
     on_ray = RayActors(args.model, args.backend, engine, args.actors, args.gpus_per_actor) if args.actors else None
     names = ("input", "output", "k", "batch_size", "part_rows", "on_unknown", "titles")

@@ -19,7 +19,7 @@ from llmrec.serving.http.settings import Settings
 logger = logging.getLogger("llmrec.serving")
 _PIECES, _CRUMB = 500, 128  # so many pieces of a body may be smaller than so many bytes
 _TRACE = (b"traceparent", b"tracestate")
-_PARENT = re.compile("[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
+_PARENT = re.compile("(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds by machines
 
 

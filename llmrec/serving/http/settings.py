@@ -1,10 +1,12 @@
 """`Settings`: what the operator of a server chooses."""
 
+import errno
 import os
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
+from urllib.parse import SplitResult, urlsplit
 
 from llmrec.serving.http.schemas import LARGEST_BATCH
 
@@ -90,12 +92,12 @@ class Settings:
             raise ValueError(f"max_k is {self.max_k}, more than max_beams={self.max_beams}: a search is as wide as k")
         if self.max_batch > LARGEST_BATCH:
             raise ValueError(f"max_batch is {self.max_batch}, it should be at most {LARGEST_BATCH}")
-        if self.timeout_s <= 0:
+        if not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}, it should be more than 0")
-        if self.drain_s < 0:
+        if not self.drain_s >= 0:
             raise ValueError(f"drain_s is {self.drain_s}, it should be at least 0")
-        if self.follow is not None and not self.follow.startswith(("http://", "https://")):
-            raise ValueError(f"follow is {self.follow!r}, it should be the writer's URL, e.g. http://catalogue:8000")
+        if self.follow is not None:
+            address_of(self.follow, "follow")
         if self.never_stale and self.follow is None:
             raise ValueError("never_stale is for a server that follows another one: give follow too, or leave it out")
 
@@ -127,9 +129,36 @@ class Settings:
         return self.max_catalogue_bytes if path == _ADMIN else self.max_body_bytes
 
 
-def _is_loopback(host: str | None) -> bool:
+def address_of(url: str, name: str) -> SplitResult:
+    """Of a server; raises `ValueError`, beginning with `name`, for what is no such URL."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host or None, 0, flags=socket.AI_PASSIVE)}
+        address = urlsplit(url)
+        if address.scheme in ("http", "https") and address.hostname and address.port != 0:
+            return address
+    except ValueError:
+        pass
+    raise ValueError(f"{name}: {url!r} is no address: write http://host:port")
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Raises `ValueError` where no server can listen there, before an engine takes its time to start."""
+    for family, kind, _, _, address in _addresses(host, port):
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(address)
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise ValueError(f"port {port}: {error.strerror.lower()}: choose another --port") from error
+
+
+def _addresses(host: str | None, port: int = 0) -> list[tuple]:
+    try:
+        return socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ValueError(f"host {host!r} is no name or address: {error}") from error
+
+
+def _is_loopback(host: str | None) -> bool:
+    found = {entry[4][0] for entry in _addresses(host)}
     return all(ip_address(address.partition("%")[0]).is_loopback for address in found)

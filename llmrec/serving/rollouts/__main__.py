@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from llmrec.hub import local_folder
 from llmrec.models.folder import RecommenderConfig, check_checksums
 from llmrec.rl.rollout import RolloutEngine
-from llmrec.serving.__main__ import json_object, name_of
+from llmrec.serving.__main__ import json_object, name_of, port
 from llmrec.serving.http.connections import Server, web_config
 from llmrec.serving.http.errors import ERROR_HANDLERS, ApiError
 from llmrec.serving.http.middleware import Guard
-from llmrec.serving.http.settings import Settings
+from llmrec.serving.http.settings import Settings, check_port
 from llmrec.serving.rollouts.engine import EngineRollouts
 from llmrec.serving.rollouts.remote import ROUTE
 
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", help="the model_name_or_path of the run, or its name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=port, default=8000)
     parser.add_argument("--no_keys", action="store_true", help="other machines may ask without any key")
     parser.add_argument(
         "--vllm", type=json_object, default={}, help='JSON: arguments of vLLM, as {"dtype": "bfloat16"}'
@@ -120,8 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = Settings.of_environment(name_of(args.folder, args.revision), no_keys=args.no_keys, **_LIMITS)
         settings.check_host(args.host)
+        check_port(args.host, args.port)
         folder = local_folder(args.folder, args.revision)
         check_checksums(folder)
+        RecommenderConfig.load(folder)  # what is no model folder is refused before an engine takes its time
         rollouts = EngineRollouts(folder, **args.vllm)
         dtype = str(rollouts.model_config.dtype).removeprefix("torch.")
         app = create_app(rollouts, folder, dtype, settings)

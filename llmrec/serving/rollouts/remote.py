@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
+
+from llmrec.serving.http.settings import address_of
 
 logger = logging.getLogger(__name__)
 ROUTE = "/v1/rollouts"
@@ -41,7 +42,7 @@ class RemoteRollouts:
     """
 
     def __init__(self, url: str, fingerprint: str, dtype: str, timeout_s: float):
-        self.address, self.url, self.state = _address(url), url.rstrip("/"), PartialState()
+        self.address, self.url, self.state = address_of(url, "vllm_server_base_url"), url.rstrip("/"), PartialState()
         key = os.environ.get("LLMREC_API_KEY", "")
         if key != key.strip() or not (key.isascii() and key.isprintable()):
             raise ValueError("LLMREC_API_KEY has spaces around it, or characters that no header takes")
@@ -64,7 +65,6 @@ class RemoteRollouts:
                 with file.open("rb") as content:
                     length = {"Content-Length": str(file.stat().st_size)}
                     self._ask("PUT", f"{ROUTE}/weights/{self._name}", content, **length)
-        self.state.wait_for_everyone()
 
     def search(self, prompts: Sequence[Sequence[int]], size: int, normalize: str) -> tuple[np.ndarray, np.ndarray]:
         asked = {"prompts": [*map(list, prompts)], "size": size, "normalize": normalize, "weights": self._name}
@@ -123,13 +123,3 @@ class RemoteRollouts:
         except ValueError:
             pass
         raise ValueError(f"{self.url} answers no object to {asked}: is it llmrec.serving.rollouts? {text}")
-
-
-def _address(url: str) -> SplitResult:
-    try:
-        address = urlsplit(url)
-        if address.scheme in ("http", "https") and address.hostname and address.port != 0:
-            return address
-    except ValueError:
-        pass
-    raise ValueError(f"vllm_server_base_url: {url!r} is no address: write http://host:port")

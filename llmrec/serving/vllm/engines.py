@@ -6,11 +6,12 @@ A vLLM engine pools or generates, so `recommend` and `generate` have an engine e
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from llmrec.arguments import did_you_mean
 from llmrec.catalogue.filters import Filter
 from llmrec.files import read_json
 from llmrec.serving.in_flight import remembered, shared
@@ -81,9 +82,14 @@ def engine_arguments(folder: str | Path, mode: str, directory: str | Path | None
         more: of vLLM's own, such as `dtype` or `gpu_memory_utilization`; they win, key by key where both are mappings.
 
     Raises:
-        ValueError: an unknown mode, or a model that cannot serve it.
+        ValueError: an unknown mode, a model that cannot serve it, or an argument that vLLM does not have.
     """
+    from vllm import EngineArgs
     from vllm.platforms import current_platform
+
+    known = [each.name for each in fields(EngineArgs)]
+    if unknown := [name for name in more if name not in known]:
+        raise ValueError(f"vLLM has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
 
     config = read_json(Path(folder) / "config.json")
     length = more.get("max_model_len") or min(config.get("max_position_embeddings") or _LENGTH, _LENGTH)
