@@ -47,6 +47,11 @@ def test_folders_that_configs_read_are_written_by_others_or_named_for_who_reads(
     said = "".join(path.read_text(encoding="utf-8") for path in [*TEXTS, *configs] if path.suffix != ".yaml")
     said += "".join(re.findall("#.*", "".join(path.read_text() for path in configs)))
     made = [config[key] for config in configs.values() for key in ("output_dir", "cold_dir") if config.get(key)]
+    members = [
+        one for config in configs.values() for one in [*config.get("recommenders", {}).values(), config.get("base")]
+    ]
+    moved = [pair for one in members if isinstance(one, dict) for pair in one.get("folders", {}).items()]
+    made += [new for old, new in moved if any(f"{folder}/".startswith(f"{old}/") for folder in made)]
     unknown = {}
     for path, config in configs.items():
         read = re.findall(r"\bout/[\w/.-]+", str({**config, "output_dir": ""}))
