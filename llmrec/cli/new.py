@@ -28,7 +28,7 @@ from llmrec.shipped import folder
 LIKE = "own_csv"  # of recipes/configs
 NEXT = (("prepare_data", "data"), ("tokenize_items", "semids"), ("train_baselines", "baselines"),
         ("init_model", "model"), ("sft", "sft"), ("evaluate", "evaluate"))  # fmt: skip
-TEXT_FEATURES = "  - kind: text\n    encoder: auto\n"
+TEXT_FEATURES = "  - kind: text\n    encoder: auto\n    max_seq_length: 64\n"
 RULES = """# Rules
 user_k: 5 # users and items with fewer interactions are left out
 item_k: 5
@@ -76,7 +76,7 @@ def write(args: argparse.Namespace) -> None:
         for file in sorted((folder("recipes") / "configs" / LIKE).glob("*.yaml")):
             like = file.read_text(encoding="utf-8").replace(LIKE, name)
             if args.items is None:
-                like = like.replace(TEXT_FEATURES, "  - kind: cooccurrence # there are no texts of the items\n")
+                like = like.replace(TEXT_FEATURES, "  # there are no texts of the items\n")
             (made / file.name).write_text(text if file.stem == "data" else like, encoding="utf-8")
     commands = [f"  llmrec {stage} --config {args.folder}/{config}.yaml" for stage, config in NEXT]
     commands.append(f"  llmrec recommend --model out/{name}/model --data_dir out/{name}/data")

@@ -212,6 +212,7 @@ def test_the_recipes_join_start_train_and_fuse(tmp_path):
         f"model_name_or_path: {tmp_path}/base\ndata_dir: {tmp_path}/data\noutput_dir: {tmp_path}/sft\n"
         "tasks: [stream, {prompt: stream, semids: collaborative}]\nfuse: [semantic, collaborative]\n"
         "num_train_epochs: 10\nper_device_train_batch_size: 8\nlearning_rate: 3.0e-3\nmax_length: 128\n"
+        "hidden_dropout: 0.3\n"
         "validation_rows: 40\nnum_beams: 24\nuse_cpu: true\nbf16: false\ngradient_checkpointing: false\n"
         "report_to: none\nsave_strategy: 'no'\ndisable_tqdm: true\n"
     )

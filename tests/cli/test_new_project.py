@@ -74,7 +74,7 @@ def test_without_items_semantic_ids_are_of_what_was_bought_together():
     }  # fmt: skip
     assert settings["source_args"]["timestamp_unit"] == "%m/%d/%Y %H:%M" and "items" not in settings["source_args"]
     assert "# InvoiceNo, Description: not used" in Path("shop/data.yaml").read_text()
-    assert yaml.safe_load(Path("shop/semids.yaml").read_text())["features"] == [{"kind": "cooccurrence"}]
+    assert yaml.safe_load(Path("shop/semids.yaml").read_text())["features"] == [{"kind": "cooccurrence", "dim": 64}]
     assert loaded(settings)[0]["timestamp"].to_pylist() == [1291191960, 1292229240]
 
 

@@ -142,5 +142,5 @@ def test_a_changed_prompt_of_tags_is_other_settings(config, tmp_path, data):
 def test_configs_are_understood(path):
     (args,) = TrlParser((recipe.TokenizeArguments,)).parse_args_and_config(args=["--config", str(path)])
     assert args.data_dir == f"out/{path.parent.name}/data" and args.output_dir == f"out/{path.parent.name}/semids"
-    assert recipe.TOKENIZERS[args.tokenizer](**args.tokenizer_args).codebook_sizes
+    assert recipe.TOKENIZERS[args.tokenizer](**args.tokenizer_args).name == args.tokenizer
     assert ItemFeatures(args.features).parts

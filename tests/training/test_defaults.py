@@ -34,8 +34,8 @@ def parse(folder, base: str, *flags: str, **settings):
 @pytest.mark.parametrize(
     "base, rate, dropout, recomputes",
     [
-        ("scratch", 2e-3, 0.3, False),
-        ("later", 2e-3, 0.3, False),
+        ("scratch", 2e-3, 0.5, False),
+        ("later", 2e-3, 0.5, False),
         ("pretrained", 3e-4, 0.0, True),
         ("circle", 3e-4, 0.0, True),
     ],
