@@ -92,7 +92,9 @@ def test_a_launch_says_no_more_than_the_error(tmp_path, more, said):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}  # without defaults of its own
     command = [sys.executable, "-m", "llmrec.cli", "sft", *more]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) <= 3
+    lines = done.stderr.splitlines(keepends=True)
+    lines = [line for line in lines if "kernels-community" not in line]  # bitsandbytes, on CPUs with bfloat16
+    assert done.returncode == 1 and "".join(lines).startswith(said) and len(lines) <= 3
 
 
 def test_what_is_shipped_is_found_from_every_folder_and_yields_to_your_own(tmp_path, monkeypatch):
