@@ -127,9 +127,10 @@ def test_who_waits_for_long_is_there():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "each", "measured"), [(0.0, 0.025, 0), (0.02, 0.0002, 0), (0.12, 0.001, 0), (0.05, 0.01, 0.01)]
+    ("fixed", "each", "measured", "longer"),
+    [(0.0, 0.025, 0, 1.2), (0.02, 0.0002, 0, 1.2), (0.12, 0.001, 0, 1.2), (0.05, 0.01, 0.01, 1.4)],
 )
-def test_a_client_alone_gets_what_the_engine_can_give(fixed, each, measured):
+def test_a_client_alone_gets_what_the_engine_can_give(fixed, each, measured, longer):
     """On a CPU, where searches take as long together as one by one, on two GPUs, where they hardly do, and where a
     search takes longer than the one that was measured, which had no history."""
     turns, alone = Turns(64, (1.0, measured or fixed + each)), Client("alone", 1.0, users=64)
@@ -137,7 +138,7 @@ def test_a_client_alone_gets_what_the_engine_can_give(fixed, each, measured):
     best = Client("alone", 1.0, users=64)
     Engine(Turns(64), fixed, each).run([best], 15.0)
     assert alone.done > 0.85 * best.done
-    assert max(alone.seconds[len(alone.seconds) // 2 :]) < 1.4 * max(best.seconds[len(best.seconds) // 2 :])
+    assert max(alone.seconds[len(alone.seconds) // 2 :]) < longer * max(best.seconds[len(best.seconds) // 2 :])
 
 
 def test_a_client_with_one_request_at_a_time_does_not_wait():

@@ -219,7 +219,7 @@ def test_two_processes_that_share_the_weights_are_one(base, adapter):
         curves = [curve(base / folder, name) for folder in names]
         assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 2
         for step, value in curves[0].items():
-            rounding = 1e-2 if name == "grad_norm" else 1e-3  # it is far more sensitive
+            rounding = 3e-3 if name == "grad_norm" else 1e-3  # it is far more sensitive
             assert math.isclose(value, curves[1][step], rel_tol=rounding), (name, step)
     lists = [LLMRecommender.from_pretrained(base / folder).recommend([["item-03"]], k=5)[0] for folder in names]
     scores = [[item.score for item in items] for items in lists]
