@@ -61,6 +61,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     weigh = training.loss_weights(sft, tokenizer, index, data.items)
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
+    soft = training.soft_targets(sft, data, index, recommender.trie, args.max_history)
     sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
     adapter = training.lora_config(model_args, model, tokenizer, index, sft.train)
     trainer = training.SemIDSFTTrainer(
@@ -71,7 +72,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
         processing_class=tokenizer,
         peft_config=adapter,
         distillation=training.distillation(sft, mixture, model, tokenizer, index, run.base, adapter is not None),
-        catalogue_loss=training.catalogue_loss(sft, model, recommender.trie),
+        catalogue_loss=training.catalogue_loss(sft, model, recommender.trie, soft),
         callbacks=training.callbacks(sft, training_args),
         sample=sample,
         write_sidecars=run.write_sidecars,

@@ -225,6 +225,10 @@ class SemIDTrie:
         low = start[nodes].long()
         return low, torch.where(dead, low, start[nodes + 1].long())
 
+    def node_above(self, rows: torch.Tensor, level: int) -> torch.Tensor:
+        """The node of `level` (0 is the root) that each of some *sorted* rows (int64 [N]) lies under."""
+        return torch.searchsorted(self._start[level], rows.to(torch.int32), right=True) - 1
+
     def complete(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
         """bool [...]: whether nothing but the end can follow these nodes of `level`; False for `DEAD`."""
         if level == self.depth:

@@ -35,7 +35,8 @@ class MixturePart:
     def __init__(self, mix: TaskMix, data: PreparedData, whole: Sequences, max_history: int, seed: list[int]):
         self.mix, self.seed, self.items = mix, seed, None
         self.table, self.train = mix.rows(data, max_history, np.random.default_rng([*seed, 0]))
-        self.sequences = whole if self.train is data.train else Sequences(self.train)
+        self.in_order = self.train is data.train
+        self.sequences = whole if self.in_order else Sequences(self.train)
         if mix.where is not None:
             allowed, _ = CatalogueFilter(data.items)(Filter(where=mix.where))
             self.table = self.table.filter(pa.array(allowed[self._answers(data.items)]))
@@ -56,7 +57,12 @@ class MixturePart:
         return self.mix.draw(self.table.num_rows, self.items, [*self.seed, 1, epoch])
 
     def rows(self, numbers: np.ndarray) -> list[dict]:
-        return self.sequences.rows(self.table.take(pa.array(numbers, pa.int64())))
+        table = self.table.take(pa.array(numbers, pa.int64()))
+        rows = self.sequences.rows(table)
+        if self.in_order and "middle" in table.column_names:
+            for row, place in zip(rows, table["middle"].to_pylist()):
+                row["first_target"] = place
+        return rows
 
 
 class RowReader:
@@ -189,9 +195,10 @@ def build_dataset(
     """A mixture of tasks over the training split.
 
     Rows are dicts with `input_ids` and `labels` (lists of int; only answer tokens carry labels), `weights` (list of
-    float beside the labels, with `weigh`), `task` (str), and the identities: `history`, `targets`, ...; `None` where a
-    task has none. What lies in the data set is the place of each row and `length`, its estimated number of tokens
-    (`with_format(None)["length"]`), so `select`, `shuffle`, `filter` and `map` cost what they render.
+    float beside the labels, with `weigh`), `task` (str), and the identities: `history`, `targets`, `first_target`
+    (where that stands in the training sequences laid end to end), ...; `None` where a task has none. What lies in the
+    data set is the place of each row and `length`, its estimated number of tokens (`with_format(None)["length"]`), so
+    `select`, `shuffle`, `filter` and `map` cost what they render.
 
     Args:
         max_history: items of a history that a prompt shows, the newest ones.

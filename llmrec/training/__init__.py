@@ -12,6 +12,7 @@ from llmrec.training.recommender_trainer import RecommenderTrainer
 from llmrec.training.run import TrainingRun, plot_training
 from llmrec.training.sft import SemIDSFTTrainer
 from llmrec.training.sft_arguments import SFTArguments, callbacks, check_sft
+from llmrec.training.soft_targets import SoftTargets, soft_targets
 
 __all__ = [
     "CatalogueLoss",
@@ -19,6 +20,7 @@ __all__ = [
     "RecommenderTrainer",
     "SFTArguments",
     "SemIDSFTTrainer",
+    "SoftTargets",
     "TrainingRun",
     "ValidationSample",
     "add_dropout",
@@ -34,5 +36,6 @@ __all__ = [
     "plot_training",
     "save_final_model",
     "sft_defaults",
+    "soft_targets",
     "without_dropout",
 ]

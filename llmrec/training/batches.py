@@ -20,10 +20,12 @@ _SHORTEST_PREFIX = 4
 
 @dataclass
 class SemIDCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also carries `weights` (float, the shape of `labels`) where rows have them, and `general`
-    (bool [B]: which rows are general conversations) where it is to tell them."""
+    """TRL's collator, which also carries `weights` (float, the shape of `labels`) where rows have them, and, where it
+    is to tell them, `general` (bool [B]: which rows are general conversations) and `first_target` (int64 [B]: where
+    the first target of each row stands in the training sequences; -1 where that is not known)."""
 
     tells_general: bool = False
+    tells_targets: bool = False
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         filling = {"input_ids": self.pad_token_id, "labels": -100}
@@ -50,6 +52,9 @@ class SemIDCollator(DataCollatorForLanguageModeling):
                     "take rows of build_dataset, or add it"
                 )
             batch["general"] = torch.tensor([example["task"] == CHAT for example in examples])
+        if self.tells_targets:
+            first = (example.get("first_target") for example in examples)
+            batch["first_target"] = torch.tensor([-1 if place is None else place for place in first])
         return batch
 
 

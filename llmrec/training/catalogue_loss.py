@@ -12,6 +12,7 @@ from llmrec.decoding.head import LevelHeads, unwrap
 from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 from llmrec.training.sft_arguments import SFTArguments
+from llmrec.training.soft_targets import SoftTargets
 
 
 class CatalogueLoss:
@@ -23,13 +24,15 @@ class CatalogueLoss:
     Args:
         trie: of the catalogue.
         rows: of the head.
+        soft (*optional*): a teacher's part in the loss of training targets.
 
     Raises:
         ValueError: where a Semantic ID begins cannot be told from its tokens: one of them stands at several places of
             Semantic IDs, or one Semantic ID begins another.
     """
 
-    def __init__(self, trie: SemIDTrie, rows: int):
+    def __init__(self, trie: SemIDTrie, rows: int, soft: SoftTargets | None = None):
+        self.soft = soft
         self.trie, self.level_of, self.column_of = trie, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)
         for level, tokens in enumerate(trie.vocab):
             columns = (tokens != END).nonzero()[:, 0]
@@ -41,17 +44,26 @@ class CatalogueLoss:
             self.level_of[tokens[columns]], self.column_of[tokens[columns]] = level, columns
 
     def __call__(
-        self, head: torch.nn.Module, hidden: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
+        self,
+        head: torch.nn.Module,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        smoothing: float = 0.0,
+        first_target: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """float32 [B, T]: the loss of every label (int64 [B, T], -100 where there is none), with label smoothing over
-        the tokens that it is normalised over; `hidden` (float [B, T, H]) is what the head receives. Raises
-        `ValueError` for a Semantic ID that is not in the trie."""
+        the tokens that it is normalised over; `hidden` (float [B, T, H]) is what the head receives. Where the first
+        target of every row stands (`first_target`, int64 [B], as `SoftTargets.find` has it) the teacher has its part.
+        Raises `ValueError` for a Semantic ID that is not in the trie."""
         trie = self.trie.to(hidden.device)
         self.level_of, self.column_of = self.level_of.to(hidden.device), self.column_of.to(hidden.device)
         states, shape, labels = hidden.flatten(0, 1), labels.shape, labels.flatten()
         levels = self.level_of[labels.clamp(min=0)].masked_fill(labels < 0, -2)
         before = F.pad(levels.view(shape)[:, :-1], (1, 0), value=-2).flatten()  # the level of the label before
-        places, losses = [], []
+        places, losses, targets = [], [], None
+        if self.soft is not None and first_target is not None:
+            number = (levels.view(shape) == 0).cumsum(1) - 1
+            targets = self.soft.to(hidden.device).find(first_target[:, None], number).flatten()
         following = torch.full_like(labels, DEAD)  # the node that each label leads to
         logits_of = LevelHeads(head, trie.head_ids)
         for level in range(trie.depth):
@@ -72,7 +84,10 @@ class CatalogueLoss:
             else:  # all tokens of the first level stand after the root
                 logits = logits_of(level, read)
             places.append(here)
-            losses.append(_losses(logits, columns, valid, smoothing))
+            hard = _losses(logits, columns, valid, smoothing)
+            if targets is not None:
+                hard = self.soft.losses(hard, logits.log_softmax(-1), child, targets[here], level)
+            losses.append(hard)
         text = (levels == -1).nonzero()[:, 0]
         if len(text):
             places.append(text)
@@ -90,11 +105,13 @@ def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | No
     return -(1 - smoothing) * steps.gather(-1, target[:, None])[:, 0] - smoothing * even
 
 
-def catalogue_loss(sft: SFTArguments, model: torch.nn.Module, trie: SemIDTrie) -> CatalogueLoss | None:
+def catalogue_loss(
+    sft: SFTArguments, model: torch.nn.Module, trie: SemIDTrie, soft: SoftTargets | None = None
+) -> CatalogueLoss | None:
     """What `log_probs` asks for; `None` for the vocabulary. Raises `ValueError` for a model that does not return its
     head's output as it is."""
     if sft.log_probs == "vocabulary":
         return None
     if (reason := unsupported(model)) is not None:
         raise ValueError(f"log_probs: catalogue does not fit this model: {reason}: set log_probs: vocabulary")
-    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0])
+    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0], soft)

@@ -84,7 +84,9 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         fields = dataclasses.fields(self.data_collator)  # TRL takes no collator of ours beside padding_free
         known = {field.name: getattr(self.data_collator, field.name) for field in fields}
         self.distillation, self.catalogue_loss = distillation, catalogue_loss
-        self.data_collator = SemIDCollator(**known, tells_general=distillation is not None)
+        taught = catalogue_loss is not None and catalogue_loss.soft is not None
+        tells = {"tells_general": distillation is not None, "tells_targets": taught}
+        self.data_collator = SemIDCollator(**known, **tells)
 
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -97,9 +99,9 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Of general conversations what `distillation` says, if there is any; see `_row_loss` for all others."""
         inputs = dict(inputs)
-        general = inputs.pop("general", None)
+        general, first_target = inputs.pop("general", None), inputs.pop("first_target", None)
         if general is None or return_outputs or not general.any():
-            return self._row_loss(model, inputs, return_outputs, num_items_in_batch)
+            return self._row_loss(model, inputs, return_outputs, num_items_in_batch, first_target)
         processes = self.accelerator.num_processes
         shares = processes if self.args.average_tokens_across_devices else 1
         if num_items_in_batch is None:
@@ -117,9 +119,10 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
                 return loss
             # TRL's loss gathers figures from all processes: each of them calls it, if for a row without labels.
             others[0], inputs["labels"] = True, torch.full_like(inputs["labels"], -100)
-        return loss + self._row_loss(model, rows_of(inputs, others), False, num_items_in_batch)
+        first_target = None if first_target is None else first_target[others]
+        return loss + self._row_loss(model, rows_of(inputs, others), False, num_items_in_batch, first_target)
 
-    def _row_loss(self, model, inputs, return_outputs, num_items_in_batch):
+    def _row_loss(self, model, inputs, return_outputs, num_items_in_batch, first_target):
         """On a CPU, and over the catalogue, the loss of the labelled positions alone; else TRL's fused head.
 
         TRL's fused head needs Triton; without it every position is projected, twice. The losses are equal.
@@ -130,7 +133,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         if return_outputs or (weights is None and not fast):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if fast:
-            losses, weights = self._labelled_losses(model, inputs, weights)
+            losses, weights = self._labelled_losses(model, inputs, weights, first_target)
         else:
             losses, weights = self._fused_losses(model, inputs), weights[:, 1:]
         loss = losses.sum() if weights is None else (losses * weights).sum()
@@ -142,7 +145,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss / num_items_in_batch
 
-    def _labelled_losses(self, model, inputs, weights):
+    def _labelled_losses(self, model, inputs, weights, first_target):
         """The losses of the columns that any row labels and, where there are any, their weights: float [B, C]."""
         inputs = inputs if weights is None else {**inputs, "weights": weights}
         inputs, cache = self._without_repeats(model, inputs)
@@ -154,7 +157,8 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         weights = None if weights is None else weights[:, 1:]
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         if self.catalogue_loss is not None:
-            with head_output(model, partial(self.catalogue_loss, labels=labels, smoothing=smoothing)):
+            told = {"labels": labels, "smoothing": smoothing, "first_target": first_target}
+            with head_output(model, partial(self.catalogue_loss, **told)):
                 return model(input_ids=ids, **known).logits, weights
         # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.
         columns = (labels != -100).any(0).nonzero().squeeze(1)

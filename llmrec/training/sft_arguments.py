@@ -39,6 +39,10 @@ class SFTArguments:
         default=0.0, metadata={"help": "Weight of KL(base || model) on general conversations; 0: cross-entropy."}
     )
     distill_from: str = field(default="", metadata={"help": "The model to distil from; by default the run's base."})
+    soft_targets_from: str = field(
+        default="", metadata={"help": "A SASRec or BSARec whose ranking is to be learned beside the targets."}
+    )
+    soft_targets_weight: float = field(default=0.5, metadata={"help": "Weight of that ranking, from 0 to 1."})
 
 
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, normalize: str = "") -> None:
@@ -78,6 +82,8 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
             "distill_weight needs rows of their own and a whole model: set packing and padding_free to false, and "
             "launch with ddp.yaml or deepspeed_zero2.yaml"
         )
+    if sft.soft_targets_from:
+        _check_soft_targets(sft, training_args)
     if training_args.max_length is None:
         raise ValueError("max_length is empty: give the most tokens that a row may have, such as 512")
     at_least(training_args, max_length=1)
@@ -95,6 +101,18 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
         raise ValueError(
             "use_peft: true and train: new_tokens train an adapter, which cannot be merged under DeepSpeed ZeRO-3: "
             "launch with fsdp2.yaml, deepspeed_zero2.yaml or ddp.yaml"
+        )
+
+
+def _check_soft_targets(sft: SFTArguments, training_args: SFTConfig) -> None:
+    if not 0 < sft.soft_targets_weight <= 1:
+        raise ValueError(f"soft_targets_weight: {sft.soft_targets_weight} should be above 0 and at most 1")
+    if sft.log_probs != "catalogue":
+        raise ValueError("soft_targets_from is a loss over the catalogue: set log_probs: catalogue")
+    if training_args.packing or training_args.padding_free or training_args.label_smoothing_factor:
+        raise ValueError(
+            "soft_targets_from needs rows of their own and is a smoothing already: set packing and padding_free to "
+            "false and label_smoothing_factor to 0"
         )
 
 
