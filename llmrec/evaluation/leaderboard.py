@@ -36,12 +36,14 @@ class Member:
         shared: what they start from, made once.
         seeds: of the stages; none: as their YAML stands.
         folders: in all of these YAML files, old folder → new: so that several data sets have one recipe.
+        changes: recipe → settings that differ from its YAML.
     """
 
     stages: list[dict]
     shared: list[dict] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("stages", "shared", "seeds"):
@@ -88,6 +90,9 @@ def runs_of(recommenders: Mapping[str, Mapping], data_dir: str) -> list[Run]:
             both = member.shared, member.stages
             shared, stages = ([*_settings(one, member.folders, data_dir, what)] for one in both)
             _check_named(member.folders, [*shared, *stages], what)
+            if member.changes:
+                both, _ = changed([*shared, *stages], member.changes, f"{what}: changes")
+                shared, stages = both[: len(shared)], both[len(shared) :]
             again = seed not in (None, _seed_of(*stages[-1]))
             if again:
                 stages = _with_seed(stages, seed)
@@ -118,6 +123,34 @@ def _check_named(folders: Mapping, stages: Iterable[tuple[str, dict]], what: str
     for old, new in folders.items():
         if all(moved(settings, {new: ""}) == settings for _, settings in stages):
             raise ValueError(f"{what}: folders: none of its YAML files names {old}")
+
+
+def changed(
+    stages: Sequence[tuple[str, dict]], changes: Mapping[str, Mapping], what: str
+) -> tuple[list[tuple[str, dict]], int]:
+    """Stages with some settings changed (recipe → settings; mappings within them likewise), and the first that
+    differs. Raises `ValueError`: a recipe that they run not once, or what changes nothing."""
+    if not isinstance(changes, Mapping) or not all(isinstance(one, Mapping) for one in changes.values()):
+        raise ValueError(f"{what} is {changes!r}, it should be recipes and what changes: sft: {{weight_decay: 0}}")
+    stages, recipes, first = list(stages), [recipe for recipe, _ in stages], len(stages)
+    for recipe, settings in changes.items():
+        place = recipes.index(one_of(recipe, recipes, f"{what}: recipe"))
+        if recipes.count(recipe) > 1:
+            raise ValueError(f"{what}: {recipe} runs more than once, so it is not clear which changes")
+        before = stages[place][1]
+        after = _merged(before, settings)
+        if after == before:
+            raise ValueError(f"{what}: {recipe} has these settings already")
+        stages[place], first = (recipe, after), min(first, place)
+    if first == len(stages):
+        raise ValueError(f"{what} changes nothing")
+    return stages, first
+
+
+def _merged(settings: Mapping, changes: Mapping) -> dict:
+    both = {key: (settings[key], value) for key, value in changes.items() if key in settings}
+    nested = {key: _merged(*two) for key, two in both.items() if all(isinstance(one, Mapping) for one in two)}
+    return {**settings, **changes, **nested}
 
 
 def _seeded(recipe: str, settings: dict) -> dict:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmrec.arguments import one_of
-from llmrec.evaluation.leaderboard import Run, moved, runs_of, training_of
+from llmrec.evaluation.leaderboard import Run, changed, moved, runs_of, training_of
 from llmrec.files import read_json
 from llmrec.stages import RECORD
 
@@ -39,23 +38,8 @@ def tries_of(base: Mapping, tries: Mapping[str, Mapping], data_dir: str, output_
 
 
 def _changed(run: Run, name: str, changes: Mapping[str, Mapping], output_dir: Path) -> Run:
-    stages, recipes = deepcopy([*run.shared, *run.stages]), [recipe for recipe, _ in [*run.shared, *run.stages]]
-    if not isinstance(changes, Mapping) or not all(isinstance(one, Mapping) for one in changes.values()):
-        raise ValueError(
-            f"tries: {name} is {changes!r}, it should be recipes and what changes: sft: {{weight_decay: 0}}"
-        )
-    label, first = name + run.label.removeprefix(BASE), len(stages)
-    for recipe, settings in changes.items():
-        place = recipes.index(one_of(recipe, recipes, f"tries: {name}: recipe"))
-        if recipes.count(recipe) > 1:
-            raise ValueError(f"tries: {name}: the base runs {recipe} more than once, so it is not clear which changes")
-        before = stages[place][1]
-        after = _merged(before, settings)
-        if after == before:
-            raise ValueError(f"tries: {name}: {recipe} has these settings already")
-        stages[place], first = (recipe, after), min(first, place)
-    if first == len(stages):
-        raise ValueError(f"tries: {name} changes nothing")
+    stages, first = changed(deepcopy([*run.shared, *run.stages]), changes, f"tries: {name}")
+    label = name + run.label.removeprefix(BASE)
     folders = {
         settings["output_dir"]: str(output_dir / label / f"{number}_{recipe}")
         for number, (recipe, settings) in enumerate(stages, 1)
@@ -63,13 +47,6 @@ def _changed(run: Run, name: str, changes: Mapping[str, Mapping], output_dir: Pa
     }
     stages = [(recipe, moved(settings, folders)) for recipe, settings in stages]
     return Run(name, run.seed, label, stages[:first], stages[first:])
-
-
-def _merged(settings: Mapping, changes: Mapping) -> dict:
-    """Settings with some changed, mappings within them likewise."""
-    both = {key: (settings[key], value) for key, value in changes.items() if key in settings}
-    nested = {key: _merged(*two) for key, two in both.items() if all(isinstance(one, Mapping) for one in two)}
-    return {**settings, **changes, **nested}
 
 
 def results_of(runs: Sequence[Run]) -> list[dict]:

@@ -84,10 +84,10 @@ class CatalogueLoss:
             else:  # all tokens of the first level stand after the root
                 logits = logits_of(level, read)
             places.append(here)
-            hard = _losses(logits, columns, valid, smoothing)
-            if targets is not None:
-                hard = self.soft.losses(hard, logits.log_softmax(-1), child, targets[here], level)
-            losses.append(hard)
+            if targets is None:
+                losses.append(_losses(logits, columns, valid, smoothing))
+            else:
+                losses.append(self.soft.losses(logits.log_softmax(-1), columns, child, targets[here], level))
         text = (levels == -1).nonzero()[:, 0]
         if len(text):
             places.append(text)

@@ -78,16 +78,18 @@ class SoftTargets:
         return torch.where((self.places[found] == places) & (first >= 0) & (number >= 0), found, -1)
 
     def losses(
-        self, hard: torch.Tensor, steps: torch.Tensor, child: torch.Tensor, targets: torch.Tensor, level: int
+        self, steps: torch.Tensor, columns: torch.Tensor, child: torch.Tensor, targets: torch.Tensor, level: int
     ) -> torch.Tensor:
-        """float32 [M]: with the teacher's part where it knows the target, else `hard` (float32 [M]).
+        """float32 [M]: the loss of labels, with the teacher's part where it knows the target (int64 [M], of `find`).
 
-        `steps` (float32 [M, W]) are log-probabilities of the children, -inf in the padding; `child` (int64 [M]) is the
-        node that the label leads to, `targets` (int64 [M]) of `find`.
+        `steps` (float32 [M, W]) are log-probabilities of the children, -inf in the padding; a label is one of these
+        (`columns`, int64 [M]) and leads to the node `child` (int64 [M]).
         """
         known = (targets >= 0) & (self.nodes[level + 1][targets] == child)
-        shares = self.shares[level][targets].to(steps)
-        soft = -(shares * steps.masked_fill(steps == -torch.inf, 0)).sum(1)
+        hard = -steps.gather(1, columns[:, None])[:, 0]
+        soft = -torch.linalg.vecdot(
+            self.shares[level][targets].to(steps), steps.clamp(min=torch.finfo(steps.dtype).min)
+        )
         return torch.where(known, (1 - self.weight) * hard + self.weight * soft, hard)
 
     def to(self, device: torch.device) -> "SoftTargets":

@@ -73,6 +73,11 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
     assert of_base == {"data_dir": "e", "output_dir": "p/q/base-seed-4", "semids": "p/q/semids", "seed": 4}
     assert (run.folder, of_model["model_name_or_path"]) == ("p/q/model-seed-4", "p/q/base-seed-4")
 
+    (run,) = runs_of({"ours": elsewhere | {"changes": {"init_model": {"semids": "q", "model": {"a": 1}}}}}, "e")
+    (_, of_base), (_, of_model) = run.stages
+    assert (of_base["semids"], of_base["model"], of_base["data_dir"]) == ("q", {"a": 1}, "e")
+    assert of_model["model_name_or_path"] == "p/q/base-seed-4"
+
     two = {"output_dir": "o/rpg", "kind": "hstu"}
     for wrong, message in (
         ({"stages": []}, "recommenders: x: there is no stage"),
@@ -84,6 +89,8 @@ def test_a_seed_has_folders_of_its_own(tmp_path):
         ({"stages": [{"sft": sft}], "seed": 1}, "recommenders: x: there is no argument 'seed'.*did you mean 'seeds'"),
         ({"stages": [{"sft": sft}], "folders": ["o"]}, "recommenders: x: folders is .*, it should be old: new"),
         ({"stages": [{"sft": sft}], "folders": {"o/modle": "p"}}, "x: folders: none of its YAML files names o/modle"),
+        ({"stages": [{"sft": sft}], "changes": {"sfft": {"a": 1}}}, "x: changes: recipe .*'sfft'"),
+        ({"stages": [{"sft": sft}], "changes": {"sft": 3}}, "x: changes is .*, it should be recipes and what changes"),
         ({"stages": [{"train_recommender": rpg}], "seeds": [0, 0]}, "x and x would write into one folder"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -67,7 +67,7 @@ def test_tries_that_are_none(base, tries, message):
     with pytest.raises(ValueError, match=message):
         tries_of(base, tries, "d", "o/sweep")
     twice = base | {"stages": [*base["stages"], base["stages"][-1]]}
-    with pytest.raises(ValueError, match="runs sft more than once"):
+    with pytest.raises(ValueError, match="sft runs more than once"):
         tries_of(twice, {"a": {"sft": {"epochs": 1}}}, "d", "o/sweep")
 
 
