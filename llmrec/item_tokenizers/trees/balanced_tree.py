@@ -31,9 +31,6 @@ class BalancedTree(ItemTokenizer):
     Args:
         branching: children of a node, and the most items of a leaf; SEATER takes 8 or 16. By default the square root
             of the items: one level of clusters above the items, two tokens an item.
-        cluster_size: in place of `branching`, the most items of a cluster; the root has as many clusters as that
-            takes, so an item has two tokens. Small ones leave less to a cluster's one vector: the first token is then
-            nearly the item, and costs a row of the head for every cluster.
         node_tokens: every node is a token of its own: as many tokens as items, and those of the inner nodes. Its
             vector (`codebooks`, which new embeddings start from) is the mean of the items under it. Without, a token
             is the number of a child, the same for all parents: `branching` tokens a level for any number of items,
@@ -44,33 +41,23 @@ class BalancedTree(ItemTokenizer):
     traits = Traits(fixed_length=False, decodes_to_vector=False, nearest=False)
 
     branching: int | None = None
-    cluster_size: int | None = None
     node_tokens: bool = True
 
     def __post_init__(self):
-        if self.cluster_size is not None and (self.branching is not None or self.cluster_size < 2):
-            raise ValueError(
-                f"cluster_size={self.cluster_size} must be at least 2, and branching={self.branching} be left out"
-            )
         if self.branching is not None and self.branching < 2:
             raise ValueError(f"branching={self.branching} must be at least 2")
 
-    def _widths(self, rows: int) -> tuple[int, int]:
-        """Children of the root, and of all other nodes."""
-        if self.cluster_size is not None:
-            return max(2, -(-rows // self.cluster_size)), self.cluster_size
-        width = self.branching or max(2, isqrt(rows - 1) + 1)  # the square root, rounded up
-        return width, width
+    def _width(self, rows: int) -> int:
+        return self.branching or max(2, isqrt(rows - 1) + 1)  # the root, rounded up
 
     def learn(self, features: np.ndarray, items, train, seed: int) -> None:
         rows = features[unique_rows(features)]
-        of_root, below = self._widths(len(rows))
+        width = self._width(len(rows))
         # Nodes from the root on, breadth first: their parents `[M]` and centroids `[M, D]`; the leaf of every row.
         parents, nodes, leaves = [-1], [((), np.arange(len(rows)))], []
         leaf_of = np.empty(len(rows), np.int64)
         progress = tqdm(total=len(rows), desc="balanced tree", unit="item", delay=2)
         for node, (path, members) in enumerate(nodes):
-            width = below if path else of_root
             if len(members) <= width:
                 leaf_of[members] = node
                 leaves.append((path, members))
@@ -89,9 +76,8 @@ class BalancedTree(ItemTokenizer):
 
     def _adopt(self, arrays: dict[str, np.ndarray]) -> None:
         codes = self.remembered.codes
-        of_root, below = self._widths(len(arrays["rows"]))
-        sizes = (of_root, *[below] * (codes.shape[1] - 1))
-        self.codebook_sizes = tuple((codes.max(0) + 1).tolist()) if self.node_tokens else sizes
+        width = self._width(len(arrays["rows"]))
+        self.codebook_sizes = tuple((codes.max(0) + 1).tolist()) if self.node_tokens else (width,) * codes.shape[1]
         self._arrays, self.dim = arrays, arrays["rows"].shape[1]
         # Siblings and the members of a leaf stand in the order in which they were numbered.
         count = np.arange(len(arrays["parents"]) + 1)
