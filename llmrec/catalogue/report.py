@@ -207,7 +207,8 @@ def _warnings(report: dict) -> list[str]:
     if distinct < 0.9 * report["items"]:
         warnings.append(f"only {distinct} of {report['items']} items differ in their features (equal text?)")
     kept, control = report["neighbours"]["kept"], report["neighbours"]["control"]
-    if report["items"] >= 100 and kept < 2 * control:
+    alone = first["used"] > 0.9 * report["items"]  # a token an item shares nothing, so there is nothing to keep
+    if report["items"] >= 100 and kept < 2 * control and not alone:
         warnings.append("SemIDs keep hardly more neighbours than random ones do")
     return warnings
 

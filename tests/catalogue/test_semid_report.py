@@ -107,6 +107,12 @@ def test_alarms(clustered, caplog):
     assert any("only 100 of 400" in warning for warning in semid_report(collapsed, same, items)["warnings"])
 
 
+def test_a_token_an_item_has_no_neighbours_to_keep(clustered):
+    _, features, items = clustered
+    index = SemIDIndex(items["item_id"].to_pylist(), np.arange(400)[:, None], [400])
+    assert semid_report(index, features, items, sample=50)["warnings"] == []
+
+
 def test_of_many_items_a_sample_is_compared(clustered, monkeypatch):
     index, features, items = clustered
     whole = semid_report(index, features, items)
