@@ -52,7 +52,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     shown = {name: getattr(args, name) for name in names} | {"bos": run.config.bos}
     shown["normalize"] = args.normalize or sft.log_probs  # what is trained is what ranks
     run.config = RecommenderConfig.of(data, index, prompt=prompt.to_dict(), **shown)
-    mixture = parse_mixture(args.tasks, prompt, index, args.fuse)
+    mixture, teacher = parse_mixture(args.tasks, prompt, index, args.fuse), training.teacher_of(sft, data, index)
     if not run.begin([prompt, *(mix.prompt for mix in mixture)], texts, more_args=(sft,)):
         return
 
@@ -61,7 +61,9 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     weigh = training.loss_weights(sft, tokenizer, index, data.items)
     train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
-    soft = training.soft_targets(sft, data, index, recommender.trie, args.max_history)
+    soft = teacher and training.soft_targets(
+        teacher, sft.soft_targets_weight, data, index, recommender.trie, args.max_history
+    )
     sample = training.ValidationSample.of(recommender, data, args.validation_rows, args.exclude_seen)
     adapter = training.lora_config(model_args, model, tokenizer, index, sft.train)
     trainer = training.SemIDSFTTrainer(

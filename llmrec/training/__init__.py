@@ -12,7 +12,7 @@ from llmrec.training.recommender_trainer import RecommenderTrainer
 from llmrec.training.run import TrainingRun, plot_training
 from llmrec.training.sft import SemIDSFTTrainer
 from llmrec.training.sft_arguments import SFTArguments, callbacks, check_sft
-from llmrec.training.soft_targets import SoftTargets, soft_targets
+from llmrec.training.soft_targets import SoftTargets, soft_targets, teacher_of
 
 __all__ = [
     "CatalogueLoss",
@@ -37,5 +37,6 @@ __all__ = [
     "save_final_model",
     "sft_defaults",
     "soft_targets",
+    "teacher_of",
     "without_dropout",
 ]

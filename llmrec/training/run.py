@@ -126,14 +126,14 @@ class TrainingRun:
         settings made what lies there, or the launched processes are no group."""
         self.more_args = more_args
         arguments = (self.script_args, *more_args, self.training_args, self.model_args)
-        teacher = next((one.distill_from for one in more_args if getattr(one, "distill_from", "")), None)
+        named = ((name, getattr(one, name, "")) for one in more_args for name in ("distill_from", "soft_targets_from"))
         inputs = {
             "data": self.data.fingerprint,
             "semids": self.index.fingerprint,
             "base": model_content(self.base),
             "prompts": fingerprint(json.dumps([*(prompt.to_dict() for prompt in prompts), phrases(), composed()])),
             **({} if texts is None else {"texts": fingerprint(texts.table)}),
-            **({} if teacher is None else {"distill_from": model_content(teacher)}),
+            **{name: model_content(teacher) for name, teacher in named if teacher},
         }
         settings = settings_of(*arguments, ignore=_VOLATILE) | inputs
         state, output_dir = PartialState(), self.training_args.output_dir

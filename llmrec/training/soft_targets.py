@@ -100,32 +100,39 @@ class SoftTargets:
         return self
 
 
-def soft_targets(
-    sft: SFTArguments, data: PreparedData, index: SemIDIndex, trie: SemIDTrie, max_history: int
-) -> SoftTargets | None:
-    """Asks the recommender of `soft_targets_from` about every training target; `None` without one.
+def teacher_of(sft: SFTArguments, data: PreparedData, index: SemIDIndex) -> SASRec | BSARec | None:
+    """The recommender of `soft_targets_from`, on the CPU; `None` without one.
 
-    Raises `ValueError`: a recommender that is no SASRec or BSARec, or was trained on other data; several Semantic IDs
-    of an item.
+    Raises `ValueError`: a folder that is no SASRec or BSARec, or was trained on other data or another catalogue;
+    several Semantic IDs of an item.
     """
     if not sft.soft_targets_from:
         return None
-    check_trained_on(sft.soft_targets_from, data)
-    teacher, where = load_recommender(sft.soft_targets_from), f"soft_targets_from: {sft.soft_targets_from}"
+    where = f"soft_targets_from: {sft.soft_targets_from}"
+    teacher = load_recommender(sft.soft_targets_from, "cpu")
     if not isinstance(teacher, (SASRec, BSARec)):
         raise ValueError(f"{where} is no sasrec or bsarec; only those say how likely every item is")
+    check_trained_on(sft.soft_targets_from, data)
+    if teacher.item_ids != data.items["item_id"].to_pylist():
+        raise ValueError(f"{where} was trained on another catalogue: train it again on this data")
     if len(set(index.item_ids)) < len(index.item_ids):
         raise ValueError("soft_targets_from needs one Semantic ID for every item")
+    return teacher
+
+
+def soft_targets(
+    teacher: SASRec | BSARec, weight: float, data: PreparedData, index: SemIDIndex, trie: SemIDTrie, max_history: int
+) -> SoftTargets:
+    """Asks a teacher (of `teacher_of`) about every training target, after the last `max_history` items before it."""
     values, _ = lists_to_rows(data.train["item_ids"], data.items["item_id"])
     spans = target_spans(data, max_history)
     start, places = spans["start"].to_numpy(), spans["middle"].to_numpy()
     told = places > start
     start, places = start[told], places[told]
-    trie = trie.to("cpu")
-    semid_items = pa.array(index.item_ids, pa.string())
-    columns = ids_to_rows(semid_items, teacher.items["item_id"])[trie.host_order]
+    trie, semid_items = trie.to("cpu"), pa.array(index.item_ids, pa.string())
+    columns = ids_to_rows(semid_items, data.items["item_id"])[trie.host_order]
     semid_rows = ids_to_rows(data.items["item_id"], semid_items)[values[places]]
-    logger.info("%s is asked about %d training targets", where, len(places))
+    logger.info("the teacher is asked about %d training targets", len(places))
 
     def probabilities() -> Iterator[torch.Tensor]:
         for block in tqdm(blocks(len(places), max(1, 2**21 // len(columns))), desc="Soft targets", leave=False):
@@ -134,4 +141,4 @@ def soft_targets(
             yield torch.from_numpy(teacher.score(flat, offsets)).exp()[:, columns]
 
     positions = trie.position[semid_rows].astype(np.int64)
-    return SoftTargets(sft.soft_targets_weight, trie, places, positions, probabilities())
+    return SoftTargets(weight, trie, places, positions, probabilities())

@@ -1,8 +1,14 @@
 """Soft targets: a node's share is the sum over the items below it, and a student comes nearer to its teacher."""
 
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from small_runs import DATA, base_folder, make_trainer, settings
 from tiny import tiny_data, write_tiny_base
 from torch.nn import functional as F
@@ -16,8 +22,9 @@ from llmrec.instructions.spans import target_spans
 from llmrec.recommenders import LLMRecommender
 from llmrec.recommenders.item_knn import ItemKNN
 from llmrec.recommenders.sasrec import SASRec
-from llmrec.training import SFTArguments, SoftTargets, catalogue_loss, check_sft, soft_targets
+from llmrec.training import SFTArguments, SoftTargets, catalogue_loss, check_sft, soft_targets, teacher_of
 
+ROOT = Path(__file__).parents[2]
 RAGGED = np.array([[3, 5, 9], [3, 6, 8], [4, 5, 8], [4, 5, 9], [4, 7, -1]])
 
 
@@ -72,7 +79,8 @@ def test_targets_are_found_by_their_place():
 def trainer_of(base, folder, sft, **changes):
     recommender = LLMRecommender.from_pretrained(base)
     trie = recommender.trie
-    soft = soft_targets(sft, DATA, recommender.index, trie, 20)
+    model = teacher_of(sft, DATA, recommender.index)
+    soft = model and soft_targets(model, sft.soft_targets_weight, DATA, recommender.index, trie, 20)
     made = make_trainer(base, settings(folder, **changes), catalogue_loss=None)
     loss = catalogue_loss(sft, made.model, trie, soft)
     return make_trainer(base, settings(folder, **changes), catalogue_loss=loss), soft, recommender
@@ -167,13 +175,49 @@ def test_settings_that_contradict(change, message, tmp_path):
 
 
 def test_teachers_that_cannot_say(base, teacher, tmp_path):
-    recommender = LLMRecommender.from_pretrained(base)
+    index = LLMRecommender.from_pretrained(base).index
     ItemKNN.fit(DATA).save_pretrained(tmp_path / "knn", {"data_fingerprint": DATA.fingerprint})
-    with pytest.raises(ValueError, match="knn is no sasrec or bsarec"):
-        soft_targets(asking(tmp_path / "knn"), DATA, recommender.index, recommender.trie, 20)
-    with pytest.raises(ValueError, match="other data"):
-        soft_targets(asking(teacher), tiny_data(num_users=30), recommender.index, recommender.trie, 20)
-    twice = recommender.index
-    twice = SemIDIndex([*twice.item_ids, twice.item_ids[0]], twice.codes[[*range(24), 1]], twice.codebook_sizes)
-    with pytest.raises(ValueError, match="one Semantic ID"):
-        soft_targets(asking(teacher), DATA, twice, recommender.trie, 20)
+    SASRec.from_pretrained(teacher).save_pretrained(tmp_path / "unsaid")  # of which data it is
+    other = tiny_data(num_items=25)
+    twice = SemIDIndex([*index.item_ids, index.item_ids[0]], index.codes[[*range(24), 1]], index.codebook_sizes)
+    for folder, data, semids, message in (
+        (tmp_path / "knn", DATA, index, "knn is no sasrec or bsarec"),
+        (base, DATA, index, "base is no sasrec or bsarec"),
+        (tmp_path / "gone", DATA, index, "gone"),
+        (teacher, tiny_data(num_users=30), index, "other data"),
+        (tmp_path / "unsaid", other, index, "unsaid was trained on another catalogue"),
+        (teacher, DATA, twice, "one Semantic ID"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teacher_of(asking(folder), data, semids)
+
+
+def test_the_recipe_knows_its_teacher_before_it_begins(teacher, tmp_path, monkeypatch):
+    DATA.save(tmp_path / "data")
+    base, own = base_folder(tmp_path / "base"), tmp_path / "own"
+    shutil.copytree(teacher, own)
+    fields = {"model_name_or_path": str(base), "data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
+    fields |= {
+        "log_probs": "catalogue",
+        "max_steps": 1,
+        "max_length": 128,
+        "validation_rows": 5,
+        "save_strategy": "no",
+    }
+    fields |= {"soft_targets_from": str(own), "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+
+    def run(**changes):
+        (tmp_path / "sft.yaml").write_text(yaml.safe_dump(fields | changes))
+        monkeypatch.setattr(sys, "argv", ["recipes/sft.py", "--config", str(tmp_path / "sft.yaml")])
+        runpy.run_path(str(ROOT / "recipes" / "sft.py"), run_name="__main__")
+
+    with pytest.raises(ValueError, match="base is no sasrec or bsarec"):
+        run(soft_targets_from=str(base))
+    assert not (tmp_path / "out").exists()
+    run()
+    recommender = SASRec.from_pretrained(own)
+    recommender.model.items.weight.data.mul_(2)
+    shutil.rmtree(own)
+    recommender.save_pretrained(own, {"data_fingerprint": DATA.fingerprint})
+    with pytest.raises(ValueError, match=r"other settings \(soft_targets_from\)"):
+        run()
