@@ -145,7 +145,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss / num_items_in_batch
 
-    def _labelled_losses(self, model, inputs, weights, first_target):
+    def _labelled_losses(self, model, inputs, weights, first_target=None):
         """The losses of the columns that any row labels and, where there are any, their weights: float [B, C]."""
         inputs = inputs if weights is None else {**inputs, "weights": weights}
         inputs, cache = self._without_repeats(model, inputs)
