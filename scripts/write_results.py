@@ -13,6 +13,7 @@ Every argument is `<data set>=<file>`, or the folder of a metrics.json. Writes `
 - alignment.json (the same): one figure of each section and model, `pretrained/title_to_item/ours`
 - cold_start.json (recipes/cold_start.py): `pretrained/cold/ours/recall@10`
 - <name>.json (recipes/language.py): `pretrained/questions_kept`, `pretrained/perplexity_ratio`
+- what a benchmark wrote (scripts/bench_rpg.py --json rpg.json), by `bench=rpg.json`: `bench/rpg_graph_speedup`
 
 Recommenders and models that a file does not name keep their figures; of one that it names, a figure that it lacks is
 removed, one that is no finite number left out, and both are said. What two of the files name is refused. Prints the
@@ -100,11 +101,16 @@ def of_language(found: dict) -> dict[str, dict[str, float]]:
     return {name: _figure("", found, {}, name) for name in LANGUAGE}
 
 
+def of_benchmark(found: dict) -> dict[str, dict[str, float]]:
+    return {name: _figure("", found["figures"], {}, name) for name in found["figures"]}
+
+
 READERS = {
     "recommenders": of_evaluation,
     "models": of_alignment,
     "views": of_cold_start,
     "questions_kept": of_language,
+    "figures": of_benchmark,
 }
 
 

@@ -89,6 +89,10 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
     kept = {"tiny/questions_kept": 33, "tiny/perplexity_ratio": 1.25}
     assert json.loads(results.read_text())["figures"] == figures | kept
+    (tmp_path / "rpg.json").write_text('{"figures": {"rpg_graph_speedup": 7.5}}')
+    run(monkeypatch, "scripts/write_results.py", f"bench={tmp_path / 'rpg.json'}", "--json", results)
+    figures["bench/rpg_graph_speedup"] = 7.5
+    assert json.loads(results.read_text())["figures"] == figures | kept
     capsys.readouterr()
     (tmp_path / "sft.json").write_text('{"questions_kept": NaN, "answers": []}')
     run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'sft.json'}", "--json", results)
@@ -104,7 +108,7 @@ def test_baselines_then_evaluation_then_results(monkeypatch, tmp_path, capsys):
     (tmp_path / "base.json").write_text('{"answers": []}')
     with pytest.raises(SystemExit):
         run(monkeypatch, "scripts/write_results.py", f"tiny={tmp_path / 'base.json'}", "--json", results)
-    assert "base.json has none of recommenders, models, views, questions_kept" in capsys.readouterr().err
+    assert "base.json has none of recommenders, models, views, questions_kept, figures" in capsys.readouterr().err
 
     with pytest.raises(ValueError, match="nobody"):
         run(monkeypatch, "recipes/evaluate.py", "--config", evaluation, "--controls", "nobody")
