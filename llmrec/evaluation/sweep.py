@@ -6,7 +6,6 @@ folders of their own. Test rows are never read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def tries_of(base: Mapping, tries: Mapping[str, Mapping], data_dir: str, output_
 
 
 def _changed(run: Run, name: str, changes: Mapping[str, Mapping], output_dir: Path) -> Run:
-    stages, first = changed(deepcopy([*run.shared, *run.stages]), changes, f"tries: {name}")
+    stages, first = changed([*run.shared, *run.stages], changes, f"tries: {name}")
     label = name + run.label.removeprefix(BASE)
     folders = {
         settings["output_dir"]: str(output_dir / label / f"{number}_{recipe}")
