@@ -5,6 +5,9 @@ Over the vocabulary a position multiplies every row of the head and learns which
 multiplies the rows of one level, and learns to tell apart what can stand there.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -13,6 +16,20 @@ from llmrec.decoding.tree_attention import unsupported
 from llmrec.decoding.trie import DEAD, END, SemIDTrie
 from llmrec.training.sft_arguments import SFTArguments
 from llmrec.training.soft_targets import SoftTargets
+
+
+class _Sample(NamedTuple):
+    """Some tokens of the first level.
+
+    Attributes:
+        columns (int64 [S]): where they stand in `trie.vocab[0]`, the targets first.
+        place_of (int64 [T]): the inverse, for targets.
+        stand_for (float32 [S]): the log of how many tokens each stands for.
+    """
+
+    columns: torch.Tensor
+    place_of: torch.Tensor
+    stand_for: torch.Tensor
 
 
 class CatalogueLoss:
@@ -25,14 +42,15 @@ class CatalogueLoss:
         trie: of the catalogue.
         rows: of the head.
         soft (*optional*): a teacher's part in the loss of training targets.
+        negatives: first tokens, drawn anew at every call, that those of a training batch are told apart from; 0: all.
 
     Raises:
         ValueError: where a Semantic ID begins cannot be told from its tokens: one of them stands at several places of
             Semantic IDs, or one Semantic ID begins another.
     """
 
-    def __init__(self, trie: SemIDTrie, rows: int, soft: SoftTargets | None = None):
-        self.soft = soft
+    def __init__(self, trie: SemIDTrie, rows: int, soft: SoftTargets | None = None, negatives: int = 0):
+        self.soft, self.negatives = soft, negatives
         self.trie, self.level_of, self.column_of = trie, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)
         for level, tokens in enumerate(trie.vocab):
             columns = (tokens != END).nonzero()[:, 0]
@@ -50,6 +68,7 @@ class CatalogueLoss:
         labels: torch.Tensor,
         smoothing: float = 0.0,
         first_target: torch.Tensor | None = None,
+        training: bool = False,
     ) -> torch.Tensor:
         """float32 [B, T]: the loss of every label (int64 [B, T], -100 where there is none), with label smoothing over
         the tokens that it is normalised over; `hidden` (float [B, T, H]) is what the head receives. Where the first
@@ -65,7 +84,9 @@ class CatalogueLoss:
             number = (levels.view(shape) == 0).cumsum(1) - 1
             targets = self.soft.to(hidden.device).find(first_target[:, None], number).flatten()
         following = torch.full_like(labels, DEAD)  # the node that each label leads to
-        logits_of = LevelHeads(head, trie.head_ids)
+        sample = self._sample(self.column_of[labels[levels == 0]]) if training and self.negatives else None
+        first = trie.head_ids[0] if sample is None else trie.head_ids[0][sample.columns]
+        logits_of = LevelHeads(head, [first, *trie.head_ids[1:]])
         for level in range(trie.depth):
             here = (levels == level).nonzero()[:, 0]
             nodes = following[here - 1].masked_fill(before[here] != level - 1, DEAD) if level else here * 0
@@ -83,6 +104,8 @@ class CatalogueLoss:
                 logits = logits_of.of_children(level, read, nodes, children.column).masked_fill(~valid, -torch.inf)
             else:  # all tokens of the first level stand after the root
                 logits = logits_of(level, read)
+                if sample is not None:
+                    logits, columns = logits + sample.stand_for, sample.place_of[columns]
             places.append(here)
             if targets is None:
                 losses.append(_losses(logits, columns, valid, smoothing))
@@ -95,6 +118,24 @@ class CatalogueLoss:
         return (
             torch.zeros(len(labels), device=hidden.device).scatter(0, torch.cat(places), torch.cat(losses)).view(shape)
         )
+
+    def _sample(self, targets: torch.Tensor) -> _Sample | None:
+        """The targets (int64 [M], columns of the first level) and `negatives` of the others, by which the sum over all
+        is estimated without bias; `None` where that would be all of them ("On Using Very Large Target Vocabulary for
+        Neural Machine Translation", arXiv 1412.2007)."""
+        width = len(self.trie.vocab[0])
+        targets = targets.unique()
+        others = torch.ones(width, dtype=torch.bool, device=targets.device).index_fill(0, targets, False)
+        others = others.nonzero()[:, 0]
+        if len(others) <= self.negatives:
+            return None
+        drawn = others[torch.randperm(len(others), device=targets.device)[: self.negatives]]
+        columns = torch.cat([targets, drawn])
+        place_of = torch.zeros(width, dtype=torch.long, device=targets.device)
+        place_of[targets] = torch.arange(len(targets), device=targets.device)
+        stand_for = torch.zeros(len(columns), device=targets.device)
+        stand_for[len(targets) :] = math.log(len(others) / self.negatives)
+        return _Sample(columns, place_of, stand_for)
 
 
 def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None, smoothing: float) -> torch.Tensor:
@@ -114,4 +155,4 @@ def catalogue_loss(
         return None
     if (reason := unsupported(model)) is not None:
         raise ValueError(f"log_probs: catalogue does not fit this model: {reason}: set log_probs: vocabulary")
-    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0], soft)
+    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0], soft, sft.negatives)

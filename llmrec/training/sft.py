@@ -157,7 +157,7 @@ class SemIDSFTTrainer(RecommenderTrainer, SFTTrainer):
         weights = None if weights is None else weights[:, 1:]
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         if self.catalogue_loss is not None:
-            told = {"labels": labels, "smoothing": smoothing, "first_target": first_target}
+            told = {"labels": labels, "smoothing": smoothing, "first_target": first_target, "training": model.training}
             with head_output(model, partial(self.catalogue_loss, **told)):
                 return model(input_ids=ids, **known).logits, weights
         # `logits_to_keep` keeps columns, so the columns that no row labels are dropped first.

@@ -90,6 +90,27 @@ def test_gradients_are_those_of_a_softmax_over_the_children(smoothing):
         torch.testing.assert_close(one, other)
 
 
+def test_negatives_estimate_the_sum_over_all_items():
+    torch.manual_seed(0)
+    tokens = torch.arange(3, 43)
+    trie, head = SemIDTrie(tokens[:, None].numpy()), torch.nn.Linear(6, 50, bias=False)
+    hidden, labels = torch.randn(2, 3, 6), torch.tensor([[3, 9, 40], [-100, 9, 11]])
+    logits = head(hidden)
+    whole, target = logits[..., tokens].exp().sum(-1), logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+
+    def sums(negatives: int, training: bool) -> torch.Tensor:
+        loss = CatalogueLoss(trie, 50, negatives=negatives)
+        return (loss(head, hidden, labels, training=training) + target).exp()[labels >= 0]
+
+    with torch.no_grad():
+        whole = whole[labels >= 0]
+        torch.testing.assert_close(sums(36, True), whole)  # 36 items are no target
+        torch.testing.assert_close(sums(8, False), whole)
+        drawn = torch.stack([sums(8, True) for _ in range(500)])
+    assert (drawn.std(0) > 0.02 * whole).all()  # each is of a draw of its own
+    torch.testing.assert_close(drawn.mean(0), whole, rtol=0.03, atol=0)
+
+
 def test_labels_that_name_no_item_are_refused():
     trie = SemIDTrie(np.array([[3, 5], [4, 6]]))
     head, hidden = torch.nn.Linear(4, 8, bias=False), torch.randn(1, 2, 4)

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from llmrec.recommenders import LLMRecommender
 from llmrec.training import SFTArguments, TrainingRun, ValidationSample, callbacks, check_sft, plot_training
 
-LORA = {"use_peft": True}
+LORA, CATALOGUE = {"use_peft": True}, {"log_probs": "catalogue"}
 BEST = {"metric_for_best_model": "eval_ndcg@10", "load_best_model_at_end": True}
 BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
@@ -23,6 +23,10 @@ BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
         ({"train": "embeddings"}, {}, {}, "train: 'embeddings' is not one of all, new_tokens"),
         ({"train": "new_tokens"}, {}, LORA, "leave use_peft out"),
         ({"early_stopping_patience": 2}, {}, {}, "needs load_best_model_at_end"),
+        ({"negatives": 9}, {}, {}, "set log_probs: catalogue"),
+        ({"negatives": 9, **CATALOGUE}, {"label_smoothing_factor": 0.1}, {}, "label_smoothing_factor: 0"),
+        ({"negatives": 9, **CATALOGUE, "soft_targets_from": "bsarec"}, {}, {}, "no soft_targets_from"),
+        ({"negatives": -1}, {}, {}, "negatives is -1"),
         ({}, {"max_length": None}, {}, "max_length is empty"),
         ({}, {"packing": True, "packing_strategy": "wrapped"}, {}, "only bfd"),
         ({}, {"use_liger_kernel": True}, {}, "do nothing on a CPU"),

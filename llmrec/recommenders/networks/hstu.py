@@ -116,8 +116,9 @@ class HSTUModel(TiedNetwork):
             rows[-1] = rows[-1] + self.next_behaviours(kinds_BTK[..., NEXT])
         if config.tokens == "merged":
             rows = [sum(rows)]
-        positions_T1H = self.positions.weight[: ids_BT.shape[1], None]
-        embedded_BTRH = torch.stack(rows, 2) * config.hidden_size**0.5 + positions_T1H
+        places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        from_end = (config.max_length - lengths_B[:, None] + places).clamp(max=config.max_length - 1)
+        embedded_BTRH = torch.stack(rows, 2) * config.hidden_size**0.5 + self.positions(from_end)[:, :, None]
         x_BTH = self.dropout(embedded_BTRH.flatten(1, 2))
         if self.training:
             hidden = torch.rand(len(ids_BT), 1, device=ids_BT.device) < config.untimed
