@@ -1,15 +1,16 @@
 """SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and
 recipes/sft.py against itself at another commit.
 
-    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--run out/beauty]
+    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data out/beauty/data]
 
 The first two train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one
 process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
 
-Then both versions of the recipe, each with its own recipes/configs/beauty/sft.yaml, train the same base on the same
-rows in turn, in a process each: a generated store of the size of Beauty, or the data and base of `--run`. The figure
-is the median ratio of targets per second (and, for busy machines, per CPU second). The loss of both is measured in one
-way: -log of the probability of the next item among all of the catalogue, on the same validation rows.
+Then the recipe for Beauty as it was (recipes/configs/beauty of that commit, two tokens an item) and the recipe of own
+data as it is (recipes/configs/own_csv, one token an item) train on the same users in turn, in a process each: those of
+a generated store of the size of Beauty, or of the prepared data of `--data`. The figure is the median ratio of targets
+(items) per second, and, for busy machines, per CPU second. The loss of both is measured in one way: -log of the
+probability of the next item among all of the catalogue, on the same validation rows.
 """
 
 import argparse
@@ -56,7 +57,10 @@ from llmrec.training.batches import SemIDCollator
 
 BEFORE = "d219398"  # the trainer that looked at the whole vocabulary
 ROOT = Path(__file__).parents[1]
-BEAUTY = "recipes/configs/beauty"
+RECIPES = {  # model and training of each, and its Semantic IDs
+    "before": ("recipes/configs/beauty", "rq_kmeans", {"codebook_sizes": [1024, 256]}, "reassign_last"),
+    "after": ("recipes/configs/own_csv", "balanced_tree", {"branching": 20000}, "keep"),
+}
 
 
 class Clock(TrainerCallback):
@@ -91,15 +95,15 @@ def store() -> PreparedData:
     return prepare(interactions, items, user_k=5, item_k=5, split="leave_one_out")
 
 
-def semids(data: PreparedData, *sizes: int) -> tuple[SemIDIndex, list]:
-    """Semantic IDs of residual k-means on tf-idf, and the codebooks."""
+def semids(data: PreparedData, kind: str, settings: dict, collision: str) -> tuple[SemIDIndex, list]:
+    """Semantic IDs of tf-idf, and the codebooks."""
     features = ItemFeatures([{"kind": "text", "encoder": "tfidf"}]).fit(data.items, data.train, 0).encode(data.items)
-    tokenizer = TOKENIZERS["rq_kmeans"](codebook_sizes=[*sizes]).fit(features, seed=0)
-    return build_semids(data.items["item_id"].to_pylist(), features, tokenizer, "reassign_last"), tokenizer.codebooks
+    tokenizer = TOKENIZERS[kind](**settings).fit(features, seed=0)
+    return build_semids(data.items["item_id"].to_pylist(), features, tokenizer, collision), tokenizer.codebooks
 
 
 def setting(data: PreparedData):
-    index, codebooks = semids(data, 64, 64, 64)
+    index, codebooks = semids(data, "rq_kmeans", {"codebook_sizes": [64, 64, 64]}, "reassign_last")
     with open("recipes/configs/quickstart/model.yaml", encoding="utf-8") as file:
         config = yaml.safe_load(file)["model_config"] | {"attention_dropout": 0.0}  # so that the losses must agree
     words = train_tokenizer(data.items["title"].to_pylist(), 2000)
@@ -155,25 +159,28 @@ def labelled(batches: list) -> int:
     return sum(int((batch["labels"] != -100).sum()) for batch in batches)
 
 
-def beauty_sized(folder: Path) -> None:
-    """Data and base of a generated store with as many items and users as Beauty."""
-    data = prepare(*generate_store(0, 12_100, 22_400), user_k=5, item_k=1, split="leave_one_out")
-    index, codebooks = semids(data, 1024, 256)
-    settings = yaml.safe_load((ROOT / BEAUTY / "model.yaml").read_text(encoding="utf-8"))
+def beauty_sized() -> PreparedData:
+    """A generated store with as many items and users as Beauty."""
+    return prepare(*generate_store(0, 12_100, 22_400), user_k=5, item_k=1, split="leave_one_out")
+
+
+def write_base(folder: Path, tree: Path, data: PreparedData, config: str, *made: str | dict) -> None:
+    """The model that the recipe of a tree begins from."""
+    index, codebooks = semids(data, *made)
+    settings = yaml.safe_load((tree / config / "model.yaml").read_text(encoding="utf-8"))
     words = train_tokenizer(data.items["title"].to_pylist(), settings["vocab_size"])
     model = model_from_config(settings["model_config"], words)
     extend_vocabulary(model, words, index, "codebook", codebooks=codebooks)
     model.generation_config = plain_generation_config(words)
-    data.save(folder / "data")
-    model.save_pretrained(folder / "base")
-    words.save_pretrained(folder / "base")
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
     config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
-    write_sidecars(folder / "base", config, index, data.items)
+    write_sidecars(folder, config, index, data.items)
 
 
-def train_at(tree: Path, source: Path, output: Path, steps: int) -> dict[str, float]:
+def train_at(tree: Path, config: str, data: Path, base: Path, output: Path, steps: int) -> dict[str, float]:
     """Labels and seconds of a run of a tree's own recipe, whose model lies in `output` then."""
-    flags = ["--config", f"{BEAUTY}/sft.yaml", "--data_dir", source / "data", "--model_name_or_path", source / "base"]
+    flags = ["--config", f"{config}/sft.yaml", "--data_dir", data, "--model_name_or_path", base]
     flags += ["--output_dir", output, "--max_steps", steps, "--eval_strategy", "no", "--save_strategy", "no"]
     flags += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
     figures, script = output.with_suffix(".json"), ROOT / "scripts" / "timed_sft.py"
@@ -186,11 +193,10 @@ def train_at(tree: Path, source: Path, output: Path, steps: int) -> dict[str, fl
 
 
 @torch.no_grad()
-def item_loss(folder: Path, source: Path, count: int = 1000) -> float:
+def item_loss(folder: Path, data: PreparedData, count: int = 1000) -> float:
     """The mean of -log p(next item) over the catalogue, on the first validation rows."""
     recommender = LLMRecommender.from_pretrained(folder)
-    valid = PreparedData.load(source / "data").valid.slice(0, count)
-    rows = target_rows(valid, recommender.config.max_history)
+    rows = target_rows(data.valid.slice(0, count), recommender.config.max_history)
     rows = encode_rows(rows, recommender.prompt, recommender.renderer, 512).select_columns(["input_ids", "labels"])
     model, collate = recommender.model, SemIDCollator(pad_token_id=recommender.tokenizer.pad_token_id)
     loss, total = CatalogueLoss(recommender.trie, model.get_output_embeddings().weight.shape[0]), 0.0
@@ -202,27 +208,28 @@ def item_loss(folder: Path, source: Path, count: int = 1000) -> float:
     return total / len(rows)
 
 
-def against(ref: str, source: Path | None, steps: int, repeats: int) -> dict[str, float]:
+def against(ref: str, given: Path | None, steps: int, repeats: int) -> dict[str, float]:
     """Runs the recipe as it is here and as it was at a commit of this repository, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        trees = {"before": folder / "before", "after": ROOT}
+        trees = {"before": folder / "tree", "after": ROOT}
         if subprocess.run(["git", "-C", str(ROOT), "archive", "--output", str(folder / "before.tar"), ref]).returncode:
             sys.exit(f"--against {ref}: this needs a git checkout that has this commit")
         with tarfile.open(folder / "before.tar") as files:
             files.extractall(trees["before"], filter="data")
-        if source is None:
-            source = folder / "source"
-            beauty_sized(source)
+        data = PreparedData.load(given) if given else beauty_sized()
+        data.save(folder / "data")
+        for name, recipe in RECIPES.items():
+            write_base(folder / f"{name}-base", trees[name], data, *recipe)
         speeds, cpu, losses = ({name: [] for name in trees} for _ in range(3))
         for repeat in range(repeats):
             for name, tree in trees.items():
-                output = folder / f"{name}-{repeat}"
-                found = train_at(tree, source.absolute(), output, steps)
+                base, output = folder / f"{name}-base", folder / f"{name}-{repeat}"
+                found = train_at(tree, RECIPES[name][0], folder / "data", base, output, steps)
                 targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
                 speeds[name].append(targets / found["seconds"])
                 cpu[name].append(targets / found["cpu_seconds"])
-                losses[name].append(item_loss(output, source))
+                losses[name].append(item_loss(output, data))
                 speed, loss = speeds[name][-1], losses[name][-1]
                 print(f"run {repeat}, {name}: {speed:,.0f} targets/s, loss {loss:.4f}", flush=True)
     figures = {
@@ -239,7 +246,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", default=BEFORE, help="a commit of this repository; empty: none")
-    parser.add_argument("--run", type=Path, help="a folder with data/ and base/, such as out/beauty")
+    parser.add_argument("--data", type=Path, help="prepared data, such as out/beauty/data")
     arguments = parser.parse_args()
     model, words, rows = setting(store())
     ratios, losses = [], []
@@ -253,7 +260,7 @@ def main() -> None:
     figures = {"sft_throughput_vs_bare": statistics.median(ratios), "sft_loss_relative_difference": max(losses)}
     print(f"median ratio {figures['sft_throughput_vs_bare']:.3f}, loss differs by {max(losses):.1e}")
     if arguments.against:
-        figures |= against(arguments.against, arguments.run, arguments.steps, arguments.repeats)
+        figures |= against(arguments.against, arguments.data, arguments.steps, arguments.repeats)
         print(f"{arguments.against} → here: {figures['targets_per_second_speedup']:.2f} times the targets per second")
     if arguments.json:
         write_json(arguments.json, {"figures": figures})

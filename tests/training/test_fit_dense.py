@@ -164,9 +164,10 @@ def test_shipped_configs_fit_together():
     configs = ROOT / "recipes" / "configs" / "office14_cold"
     parser = TrlParser((recipe.FitDenseArguments, recipe.DenseConfig))
     args, config = parser.parse_args_and_config(args=["--config", str(configs / "dense.yaml")])
-    files = {name: yaml.safe_load((configs / f"{name}.yaml").read_text()) for name in ("semids", "sft", "cold_start")}
-    assert (args.model, args.data_dir) == (files["sft"]["output_dir"], files["cold_start"]["cold_dir"])
-    assert config.dense_features == files["semids"]["features"]
+    files = {name: yaml.safe_load((configs / f"{name}.yaml").read_text()) for name in ("baselines", "cold_start")}
+    assert args.model == files["cold_start"]["recommenders"]["ours"]
+    assert args.data_dir == files["cold_start"]["cold_dir"]
+    assert config.dense_features == files["baselines"]["content_features"]
     compared = yaml.safe_load((configs / "cold_start_dense.yaml").read_text())["recommenders"]
     assert {f"{args.output_dir}/{mode}" for mode in args.modes} < {*compared.values()}
     assert compared["generation"] == args.model
