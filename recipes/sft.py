@@ -59,8 +59,7 @@ def main(args: DataArguments, sft: training.SFTArguments, training_args: SFTConf
     recommender = run.load_recommender(texts, sft.hidden_dropout)
     model, tokenizer, renderer = recommender.model, recommender.tokenizer, recommender.renderer
     weigh = training.loss_weights(sft, tokenizer, index, data.items)
-    drawn = training_args.seed, weigh, sft.history_dropout
-    train = build_dataset(data, mixture, renderer, args.max_history, limit, *drawn)
+    train = build_dataset(data, mixture, renderer, args.max_history, limit, training_args.seed, weigh)
     train = training.packed(train, limit) if training_args.packing else train
     soft = teacher and training.soft_targets(
         teacher, sft.soft_targets_weight, data, index, recommender.trie, args.max_history

@@ -8,7 +8,6 @@ follows from the seed, the epoch and the place of a row, so a resumed run reads 
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -75,16 +74,9 @@ class RowReader:
     """
 
     def __init__(
-        self,
-        parts: list[MixturePart],
-        renderer: Renderer,
-        max_length: int,
-        seed: int,
-        weigh: Weigh | None = None,
-        history_dropout: float = 0.0,
+        self, parts: list[MixturePart], renderer: Renderer, max_length: int, seed: int, weigh: Weigh | None = None
     ):
         self.parts, self.renderer, self.max_length, self.seed, self.weigh = parts, renderer, max_length, seed, weigh
-        self.history_dropout = history_dropout
         # Shared, so that workers of the data loader that outlive an epoch see the next one, and their counts are seen.
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
         self._counts = torch.zeros(2, dtype=torch.long).share_memory_()
@@ -157,8 +149,6 @@ class RowReader:
             # A real hash: with a checksum the templates of one epoch would follow from those of the other.
             digest = hashlib.blake2b(f"{self.seed}/{number}/{epoch}/{place}".encode(), digest_size=4).digest()
             row["variation"] = int.from_bytes(digest) >> 1
-            if self.history_dropout and "history" in row:
-                drop_items(row, self.history_dropout, "targets" not in part.table.column_names)
         return rows
 
     def _estimate(self, number: int) -> np.ndarray:
@@ -182,18 +172,6 @@ class RowReader:
         return np.maximum(np.rint(base + slope * items), 1).astype(np.int32)
 
 
-def drop_items(row: dict, share: float, targets: bool) -> None:
-    """Leaves a share of its history out of a row with a `variation`, from which it follows which; with `targets` of
-    these, too, where a row has several: each is history for the next. The last of a history stays, as texts are known
-    by it, and of targets the last where none would."""
-    rng = np.random.default_rng(row["variation"])
-    for items, kinds in (("history", "behaviours"), ("targets", "target_behaviours"))[: 1 + targets]:
-        stays = rng.random(len(row[items])) >= share
-        if items == "history" or not stays.any():
-            stays[-1:] = True
-        row |= {name: [*compress(row[name], stays)] for name in (items, kinds) if name in row}
-
-
 def reader_of(rows: Dataset | None) -> RowReader | None:
     """What reads the rows of `build_dataset`, also after `select`, `shuffle` or `filter`; `None` for other rows.
     Raises `ValueError` where `datasets` has dropped it."""
@@ -213,7 +191,6 @@ def build_dataset(
     max_length: int,
     seed: int = 0,
     weigh: Weigh | None = None,
-    history_dropout: float = 0.0,
 ) -> Dataset:
     """A mixture of tasks over the training split.
 
@@ -229,14 +206,13 @@ def build_dataset(
             instruction or answer; general conversations lose the end of the answer and, where that is not enough,
             the beginning. `reader_of(rows).truncated` counts them.
         weigh (*optional*): (row, ids of the answer) → a weight for each of its tokens.
-        history_dropout: share of the items of its sequence that a row leaves out, drawn anew every epoch.
 
     Raises:
         ValueError: a row that is too long without its history, or a mixture without rows.
     """
     whole = Sequences(data.train)  # laid out once for all entries that read it as it is
     parts = [MixturePart(mix, data, whole, max_history, [seed, number]) for number, mix in enumerate(mixture)]
-    reader = RowReader(parts, renderer, max_length, seed, weigh, history_dropout)
+    reader = RowReader(parts, renderer, max_length, seed, weigh)
     for part in parts:
         logger.info("task %s: %d rows an epoch of %d", part.mix.prompt.task, part.size, part.table.num_rows)
     if not len(reader.lengths):

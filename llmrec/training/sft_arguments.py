@@ -20,9 +20,6 @@ class SFTArguments:
         default="all", metadata={"help": "all, or new_tokens: only the rows of new tokens learn (vocabulary warm-up)."}
     )
     hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout for small models trained from scratch."})
-    history_dropout: float = field(
-        default=0.0, metadata={"help": "Share of a sequence's items that a training row leaves out, anew every epoch."}
-    )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Evaluations without a better metric_for_best_model before a run ends; 0: never."}
     )
@@ -55,10 +52,9 @@ class SFTArguments:
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, normalize: str = "") -> None:
     """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which.
     `normalize` is what the search is to rank by; empty: what the loss is over."""
-    at_least(sft, early_stopping_patience=0, hidden_dropout=0.0, history_dropout=0.0, negatives=0)
-    for name in ("hidden_dropout", "history_dropout"):
-        if (share := getattr(sft, name)) >= 1:
-            raise ValueError(f"{name}: {share} leaves nothing: it should be below 1")
+    at_least(sft, early_stopping_patience=0, hidden_dropout=0.0, negatives=0)
+    if sft.hidden_dropout >= 1:
+        raise ValueError(f"hidden_dropout: {sft.hidden_dropout} leaves nothing: it should be below 1")
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
     one_of(sft.train, ("all", "new_tokens"), "train:")
     one_of(sft.log_probs, ("vocabulary", "catalogue"), "log_probs:")
@@ -128,8 +124,6 @@ def _check_soft_targets(sft: SFTArguments, training_args: SFTConfig) -> None:
             "soft_targets_from needs rows of their own and is a smoothing already: set packing and padding_free to "
             "false and label_smoothing_factor to 0"
         )
-    if sft.history_dropout:
-        raise ValueError("soft_targets_from is of whole histories: set history_dropout to 0")
 
 
 def _check_quantised(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, on_cpu: bool) -> None:

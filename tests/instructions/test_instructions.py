@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -256,33 +255,3 @@ def test_it_is_a_data_set_like_any_other(setting):
     assert all(reader_of(one) is reader for one in (shuffled, titles, parts["train"], both))
     reader.set_epoch(1)
     assert titles[:]["input_ids"] == rows[40:]["input_ids"] != whole["input_ids"][40:]
-
-
-def _within(few: list[str], many: list[str]) -> bool:
-    rest = iter(many)
-    return all(item in rest for item in few)
-
-
-def test_history_dropout_leaves_items_out_anew_every_epoch(setting):
-    data, index, tokenizer, renderer = setting
-    mixture = [TaskMix.parse(name) for name in ("stream", "next_item", "item_to_title")]
-    whole = [*build_dataset(data, mixture, renderer, 9, 512)]
-    rows = build_dataset(data, mixture, renderer, 9, 512, history_dropout=0.4)
-    first = [*rows]
-    assert [*rows] == first
-    items = {"all": 0, "left": 0}
-    for full, few in zip(whole, first, strict=True):
-        if full["task"] == "item_to_title":
-            assert few == full
-            continue
-        assert few["history"][-1:] == full["history"][-1:] and few["targets"]
-        assert _within(few["history"], full["history"]) and _within(few["targets"], full["targets"])
-        assert len(few["targets"]) == 1 or full["task"] == "stream"
-        shown = few["history"] + few["targets"]
-        text = tokenizer.decode(few["input_ids"])
-        assert "".join(map(index.encode, shown)) == "".join(re.findall(r"<[a-z]_\d+>", text))
-        items["all"] += len(full["history"]) + len(full["targets"])
-        items["left"] += len(shown)
-    assert 0.55 < items["left"] / items["all"] < 0.85  # of short rows the last stays
-    reader_of(rows).set_epoch(1)
-    assert [*rows] != first
