@@ -1,7 +1,7 @@
 """SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and
 recipes/sft.py against itself at another commit.
 
-    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data out/beauty/data]
+    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data FOLDER] [--negatives N]
 
 The first two train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one
 process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
@@ -10,7 +10,8 @@ Then the recipe for Beauty as it was (recipes/configs/beauty of that commit, two
 data as it is (recipes/configs/own_csv, one token an item) train on the same users in turn, in a process each: those of
 a generated store of the size of Beauty, or of the prepared data of `--data`. The figure is the median ratio of targets
 (items) per second, and, for busy machines, per CPU second. The loss of both is measured in one way: -log of the
-probability of the next item among all of the catalogue, on the same validation rows.
+probability of the next item among all of the catalogue, on the same validation rows. `--negatives` goes to the recipe
+as it is (docs/training.md).
 """
 
 import argparse
@@ -178,11 +179,11 @@ def write_base(folder: Path, tree: Path, data: PreparedData, config: str, *made:
     write_sidecars(folder, config, index, data.items)
 
 
-def train_at(tree: Path, config: str, data: Path, base: Path, output: Path, steps: int) -> dict[str, float]:
+def train_at(tree: Path, config: str, data: Path, base: Path, output: Path, more: list) -> dict[str, float]:
     """Labels and seconds of a run of a tree's own recipe, whose model lies in `output` then."""
     flags = ["--config", f"{config}/sft.yaml", "--data_dir", data, "--model_name_or_path", base]
-    flags += ["--output_dir", output, "--max_steps", steps, "--eval_strategy", "no", "--save_strategy", "no"]
-    flags += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+    flags += ["--output_dir", output, "--eval_strategy", "no", "--save_strategy", "no"]
+    flags += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", *more]
     figures, script = output.with_suffix(".json"), ROOT / "scripts" / "timed_sft.py"
     command = [sys.executable, script, figures, *flags]
     environment = os.environ | {"PYTHONPATH": str(tree)}
@@ -208,7 +209,7 @@ def item_loss(folder: Path, data: PreparedData, count: int = 1000) -> float:
     return total / len(rows)
 
 
-def against(ref: str, given: Path | None, steps: int, repeats: int) -> dict[str, float]:
+def against(ref: str, given: Path | None, steps: int, repeats: int, negatives: int) -> dict[str, float]:
     """Runs the recipe as it is here and as it was at a commit of this repository, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -225,7 +226,8 @@ def against(ref: str, given: Path | None, steps: int, repeats: int) -> dict[str,
         for repeat in range(repeats):
             for name, tree in trees.items():
                 base, output = folder / f"{name}-base", folder / f"{name}-{repeat}"
-                found = train_at(tree, RECIPES[name][0], folder / "data", base, output, steps)
+                more = ["--max_steps", steps] + (["--negatives", negatives] if negatives and name == "after" else [])
+                found = train_at(tree, RECIPES[name][0], folder / "data", base, output, more)
                 targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
                 speeds[name].append(targets / found["seconds"])
                 cpu[name].append(targets / found["cpu_seconds"])
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", default=BEFORE, help="a commit of this repository; empty: none")
+    parser.add_argument("--negatives", type=int, default=0, help="for the recipe as it is; 0: all items")
     parser.add_argument("--data", type=Path, help="prepared data, such as out/beauty/data")
     arguments = parser.parse_args()
     model, words, rows = setting(store())
@@ -260,7 +263,8 @@ def main() -> None:
     figures = {"sft_throughput_vs_bare": statistics.median(ratios), "sft_loss_relative_difference": max(losses)}
     print(f"median ratio {figures['sft_throughput_vs_bare']:.3f}, loss differs by {max(losses):.1e}")
     if arguments.against:
-        figures |= against(arguments.against, arguments.data, arguments.steps, arguments.repeats)
+        run = arguments.data, arguments.steps, arguments.repeats, arguments.negatives
+        figures |= against(arguments.against, *run)
         print(f"{arguments.against} → here: {figures['targets_per_second_speedup']:.2f} times the targets per second")
     if arguments.json:
         write_json(arguments.json, {"figures": figures})
