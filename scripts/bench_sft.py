@@ -1,7 +1,7 @@
 """SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and
 recipes/sft.py against itself at another commit.
 
-    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data FOLDER] [--negatives N]
+    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data DIR] [--negatives N]
 
 The first two train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one
 process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.

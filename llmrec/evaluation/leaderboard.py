@@ -129,7 +129,8 @@ def changed(
     stages: Sequence[tuple[str, dict]], changes: Mapping[str, Mapping], what: str
 ) -> tuple[list[tuple[str, dict]], int]:
     """Stages with some settings changed (recipe → settings; mappings within them likewise), and the first that
-    differs. Raises `ValueError`: a recipe that they run not once, or what changes nothing."""
+    differs. Raises `ValueError`: a recipe that they run not once, what changes nothing, or a folder that other stages
+    would not follow."""
     if not isinstance(changes, Mapping) or not all(isinstance(one, Mapping) for one in changes.values()):
         raise ValueError(f"{what} is {changes!r}, it should be recipes and what changes: sft: {{weight_decay: 0}}")
     stages, recipes, first = list(stages), [recipe for recipe, _ in stages], len(stages)
@@ -137,6 +138,8 @@ def changed(
         place = recipes.index(one_of(recipe, recipes, f"{what}: recipe"))
         if recipes.count(recipe) > 1:
             raise ValueError(f"{what}: {recipe} runs more than once, so it is not clear which changes")
+        if led := sorted({*settings} & {"output_dir", "data_dir"}):
+            raise ValueError(f"{what}: {recipe}: {led[0]}: other stages would not follow: folders moves it for all")
         before = stages[place][1]
         after = _merged(before, settings)
         if after == before:

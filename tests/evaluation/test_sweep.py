@@ -62,6 +62,7 @@ def test_a_try_makes_anew_what_changes_and_what_follows(base):
     ({"a": {"sft": 3}}, "tries: a is .* it should be recipes and what changes"),
     ({"a": {"sft": {"epochs": 8}}}, "tries: a: sft has these settings already"),
     ({"a": {}}, "tries: a changes nothing"),
+    ({"a": {"sft": {"output_dir": "elsewhere"}}}, "sft: output_dir: other stages would not follow"),
 ])  # fmt: skip
 def test_tries_that_are_none(base, tries, message):
     with pytest.raises(ValueError, match=message):
