@@ -2,7 +2,7 @@
 
     C=recipes/configs/office14_cold
     python recipes/cold_start.py --config $C/cold_start.yaml --step hold_out   # data_dir -> cold_dir
-    python recipes/tokenize_items.py --data_dir out/office14_cold/data ...      # and so on, on cold_dir
+    python recipes/tokenize_items.py --config recipes/configs/own_csv/semids.yaml ...   # and so on (docs/lifecycle.md)
     python recipes/cold_start.py --config $C/cold_start.yaml --step evaluate   # report.md in output_dir
 
 `hold_out` writes prepared data whose training and validation hold no cold item; `evaluate` compares recommenders that

@@ -1,7 +1,7 @@
-"""SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and
-recipes/sft.py against itself at another commit.
+"""SFT throughput: `SemIDSFTTrainer` against a bare PyTorch loop over the same batches of the same model, and the
+recipe of own data against the recipe for Beauty of another commit.
 
-    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data DIR] [--negatives N]
+    python scripts/bench_sft.py [--json FILE] [--steps 60] [--repeats 3] [--against REF] [--data DIR] [--sampled N]
 
 The first two train the quickstart's model on the generated store with fused AdamW and gradient clipping, in one
 process and in turn; the figure is the median ratio of labelled tokens per second. Losses must agree.
@@ -10,8 +10,8 @@ Then the recipe for Beauty as it was (recipes/configs/beauty of that commit, two
 data as it is (recipes/configs/own_csv, one token an item) train on the same users in turn, in a process each: those of
 a generated store of the size of Beauty, or of the prepared data of `--data`. The figure is the median ratio of targets
 (items) per second, and, for busy machines, per CPU second. The loss of both is measured in one way: -log of the
-probability of the next item among all of the catalogue, on the same validation rows. `--negatives` goes to the recipe
-as it is (docs/training.md).
+probability of the next item among all of the catalogue, on the same validation rows. `--sampled` is the
+`sampled_softmax` of the second (docs/training.md).
 """
 
 import argparse
@@ -175,8 +175,9 @@ def write_base(folder: Path, tree: Path, data: PreparedData, config: str, *made:
     model.generation_config = plain_generation_config(words)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
-    config = RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict())
-    write_sidecars(folder, config, index, data.items)
+    write_sidecars(
+        folder, RecommenderConfig.of(data, index, prompt=load_prompt("stream").to_dict()), index, data.items
+    )
 
 
 def train_at(tree: Path, config: str, data: Path, base: Path, output: Path, more: list) -> dict[str, float]:
@@ -209,8 +210,8 @@ def item_loss(folder: Path, data: PreparedData, count: int = 1000) -> float:
     return total / len(rows)
 
 
-def against(ref: str, given: Path | None, steps: int, repeats: int, negatives: int) -> dict[str, float]:
-    """Runs the recipe as it is here and as it was at a commit of this repository, in turn."""
+def against(ref: str, given: Path | None, steps: int, repeats: int, sampled: int) -> dict[str, float]:
+    """Runs the recipe of own data here and the recipe for Beauty of a commit of this repository, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         trees = {"before": folder / "tree", "after": ROOT}
@@ -226,7 +227,7 @@ def against(ref: str, given: Path | None, steps: int, repeats: int, negatives: i
         for repeat in range(repeats):
             for name, tree in trees.items():
                 base, output = folder / f"{name}-base", folder / f"{name}-{repeat}"
-                more = ["--max_steps", steps] + (["--negatives", negatives] if negatives and name == "after" else [])
+                more = ["--max_steps", steps] + (["--sampled_softmax", sampled] if sampled and name == "after" else [])
                 found = train_at(tree, RECIPES[name][0], folder / "data", base, output, more)
                 targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
                 speeds[name].append(targets / found["seconds"])
@@ -248,7 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", default=BEFORE, help="a commit of this repository; empty: none")
-    parser.add_argument("--negatives", type=int, default=0, help="for the recipe as it is; 0: all items")
+    parser.add_argument("--sampled", type=int, default=0, help="sampled_softmax of the recipe of own data")
     parser.add_argument("--data", type=Path, help="prepared data, such as out/beauty/data")
     arguments = parser.parse_args()
     model, words, rows = setting(store())
@@ -263,7 +264,7 @@ def main() -> None:
     figures = {"sft_throughput_vs_bare": statistics.median(ratios), "sft_loss_relative_difference": max(losses)}
     print(f"median ratio {figures['sft_throughput_vs_bare']:.3f}, loss differs by {max(losses):.1e}")
     if arguments.against:
-        run = arguments.data, arguments.steps, arguments.repeats, arguments.negatives
+        run = arguments.data, arguments.steps, arguments.repeats, arguments.sampled
         figures |= against(arguments.against, *run)
         print(f"{arguments.against} → here: {figures['targets_per_second_speedup']:.2f} times the targets per second")
     if arguments.json:

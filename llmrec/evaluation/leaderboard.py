@@ -138,8 +138,8 @@ def changed(
         place = recipes.index(one_of(recipe, recipes, f"{what}: recipe"))
         if recipes.count(recipe) > 1:
             raise ValueError(f"{what}: {recipe} runs more than once, so it is not clear which changes")
-        if led := sorted({*settings} & {"output_dir", "data_dir"}):
-            raise ValueError(f"{what}: {recipe}: {led[0]}: other stages would not follow: folders moves it for all")
+        if moves := sorted({*settings} & {"output_dir", "data_dir"}):
+            raise ValueError(f"{what}: {recipe}: {moves[0]}: other stages would not follow: see folders of the member")
         before = stages[place][1]
         after = _merged(before, settings)
         if after == before:

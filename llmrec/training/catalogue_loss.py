@@ -42,15 +42,16 @@ class CatalogueLoss:
         trie: of the catalogue.
         rows: of the head.
         soft (*optional*): a teacher's part in the loss of training targets.
-        negatives: first tokens, drawn anew at every call, that those of a training batch are told apart from; 0: all.
+        sampled: other first tokens, drawn anew at every call, that stand for all in the loss of a training batch; 0:
+            all. `soft` and smoothing are over all, and do not go with it.
 
     Raises:
         ValueError: where a Semantic ID begins cannot be told from its tokens: one of them stands at several places of
             Semantic IDs, or one Semantic ID begins another.
     """
 
-    def __init__(self, trie: SemIDTrie, rows: int, soft: SoftTargets | None = None, negatives: int = 0):
-        self.soft, self.negatives = soft, negatives
+    def __init__(self, trie: SemIDTrie, rows: int, soft: SoftTargets | None = None, sampled: int = 0):
+        self.soft, self.sampled = soft, sampled
         self.trie, self.level_of, self.column_of = trie, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)
         for level, tokens in enumerate(trie.vocab):
             columns = (tokens != END).nonzero()[:, 0]
@@ -84,7 +85,7 @@ class CatalogueLoss:
             number = (levels.view(shape) == 0).cumsum(1) - 1
             targets = self.soft.to(hidden.device).find(first_target[:, None], number).flatten()
         following = torch.full_like(labels, DEAD)  # the node that each label leads to
-        sample = self._sample(self.column_of[labels[levels == 0]]) if training and self.negatives else None
+        sample = self._sample(self.column_of[labels[levels == 0]]) if training and self.sampled else None
         first = trie.head_ids[0] if sample is None else trie.head_ids[0][sample.columns]
         logits_of = LevelHeads(head, [first, *trie.head_ids[1:]])
         for level in range(trie.depth):
@@ -120,21 +121,21 @@ class CatalogueLoss:
         )
 
     def _sample(self, targets: torch.Tensor) -> _Sample | None:
-        """The targets (int64 [M], columns of the first level) and `negatives` of the others, by which the sum over all
-        is estimated without bias; `None` where that would be all of them ("On Using Very Large Target Vocabulary for
-        Neural Machine Translation", arXiv 1412.2007)."""
+        """The targets (int64 [M], columns of the first level) and `sampled` of the others, by which the sum over all
+        is estimated without bias (its log, the loss, comes out lower); `None` where that would be all of them. After
+        "On Using Very Large Target Vocabulary for Neural Machine Translation" (arXiv 1412.2007)."""
         width = len(self.trie.vocab[0])
         targets = targets.unique()
         others = torch.ones(width, dtype=torch.bool, device=targets.device).index_fill(0, targets, False)
         others = others.nonzero()[:, 0]
-        if len(others) <= self.negatives:
+        if len(others) <= self.sampled:
             return None
-        drawn = others[torch.randperm(len(others), device=targets.device)[: self.negatives]]
+        drawn = others[torch.randperm(len(others), device=targets.device)[: self.sampled]]
         columns = torch.cat([targets, drawn])
         place_of = torch.zeros(width, dtype=torch.long, device=targets.device)
         place_of[targets] = torch.arange(len(targets), device=targets.device)
         stand_for = torch.zeros(len(columns), device=targets.device)
-        stand_for[len(targets) :] = math.log(len(others) / self.negatives)
+        stand_for[len(targets) :] = math.log(len(others) / self.sampled)
         return _Sample(columns, place_of, stand_for)
 
 
@@ -150,9 +151,13 @@ def catalogue_loss(
     sft: SFTArguments, model: torch.nn.Module, trie: SemIDTrie, soft: SoftTargets | None = None
 ) -> CatalogueLoss | None:
     """What `log_probs` asks for; `None` for the vocabulary. Raises `ValueError` for a model that does not return its
-    head's output as it is."""
+    head's output as it is, and a sample of more first tokens than there are."""
     if sft.log_probs == "vocabulary":
         return None
     if (reason := unsupported(model)) is not None:
         raise ValueError(f"log_probs: catalogue does not fit this model: {reason}: set log_probs: vocabulary")
-    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0], soft, sft.negatives)
+    if sft.sampled_softmax >= (first := len(trie.vocab[0])):
+        raise ValueError(
+            f"sampled_softmax: {sft.sampled_softmax}, but Semantic IDs begin with one of {first} tokens: leave it out"
+        )
+    return CatalogueLoss(trie, unwrap(model).get_output_embeddings().weight.shape[0], soft, sft.sampled_softmax)

@@ -27,9 +27,8 @@ class SFTArguments:
         default="vocabulary",
         metadata={"help": "The loss of Semantic IDs over the vocabulary, or over the tokens that the trie allows."},
     )
-    negatives: int = field(
-        default=0,
-        metadata={"help": "First tokens drawn a step to tell its targets from (log_probs: catalogue); 0: all."},
+    sampled_softmax: int = field(
+        default=0, metadata={"help": "Other first tokens, drawn a batch, that stand for all in its loss; 0: all."}
     )
     level_weights: list[float] = field(
         default_factory=list, metadata={"help": "Loss weight of a SemID's first, second, ... token; the last goes on."}
@@ -52,7 +51,7 @@ class SFTArguments:
 def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, normalize: str = "") -> None:
     """Refuses settings that contradict each other, before anything is loaded, with a `ValueError` that says which.
     `normalize` is what the search is to rank by; empty: what the loss is over."""
-    at_least(sft, early_stopping_patience=0, hidden_dropout=0.0, negatives=0)
+    at_least(sft, early_stopping_patience=0, hidden_dropout=0.0, sampled_softmax=0)
     if sft.hidden_dropout >= 1:
         raise ValueError(f"hidden_dropout: {sft.hidden_dropout} leaves nothing: it should be below 1")
     metric, on_cpu = training_args.metric_for_best_model, PartialState().device.type == "cpu"
@@ -67,10 +66,10 @@ def check_sft(sft: SFTArguments, training_args: SFTConfig, model_args: ModelConf
     if sft.log_probs == "catalogue" and training_args.loss_type != "nll":
         raise ValueError(f"log_probs: catalogue has no loss_type {training_args.loss_type}: set nll")
     smooth = training_args.label_smoothing_factor or sft.soft_targets_from
-    if sft.negatives and (smooth or sft.log_probs != "catalogue"):
+    if sft.sampled_softmax and (smooth or sft.log_probs != "catalogue"):
         raise ValueError(
-            f"negatives: {sft.negatives} are some items for the loss over the catalogue: set log_probs: catalogue, "
-            "label_smoothing_factor: 0 and no soft_targets_from"
+            f"sampled_softmax: {sft.sampled_softmax} needs log_probs: catalogue, and neither label_smoothing_factor "
+            "nor soft_targets_from, which are over all items"
         )
     if sft.train == "new_tokens" and model_args.use_peft:
         raise ValueError(

@@ -123,6 +123,17 @@ def test_a_prefix_row_counts_positions_from_its_end():
     assert seen[0][:, :, 0].tolist() == [[2, 3, 4, 5], [4, 5, 5, 5]]
 
 
+def test_hstu_counts_positions_from_the_end_of_a_row():
+    torch.manual_seed(0)
+    model = HSTUModel(12, HSTUConfig(max_length=6, hidden_size=8, num_layers=1)).eval()
+    model.positions.weight.data[:] = torch.arange(6.0)[:, None]
+    model.items.weight.data[:] = 0
+    seen = []
+    model.dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.zeros(2, 4, dtype=torch.int64), torch.tensor([4, 2]), torch.zeros(2, 4, 3, dtype=torch.int64))
+    assert seen[0][:, :, 0].tolist() == [[2, 3, 4, 5], [4, 5, 5, 5]]
+
+
 def test_the_loss_in_parts_is_the_loss(monkeypatch):
     monkeypatch.setattr(item_softmax, "_LOGITS", 12 * 3)
     monkeypatch.setattr(item_softmax, "_STATES", 1)

@@ -90,7 +90,7 @@ def test_gradients_are_those_of_a_softmax_over_the_children(smoothing):
         torch.testing.assert_close(one, other)
 
 
-def test_negatives_estimate_the_sum_over_all_items():
+def test_a_sample_estimates_the_sum_over_all_items():
     torch.manual_seed(0)
     tokens = torch.arange(3, 43)
     trie, head = SemIDTrie(tokens[:, None].numpy()), torch.nn.Linear(6, 50, bias=False)
@@ -98,8 +98,8 @@ def test_negatives_estimate_the_sum_over_all_items():
     logits = head(hidden)
     whole, target = logits[..., tokens].exp().sum(-1), logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
 
-    def sums(negatives: int, training: bool) -> torch.Tensor:
-        loss = CatalogueLoss(trie, 50, negatives=negatives)
+    def sums(sampled: int, training: bool) -> torch.Tensor:
+        loss = CatalogueLoss(trie, 50, sampled=sampled)
         return (loss(head, hidden, labels, training=training) + target).exp()[labels >= 0]
 
     with torch.no_grad():
@@ -109,6 +109,24 @@ def test_negatives_estimate_the_sum_over_all_items():
         drawn = torch.stack([sums(8, True) for _ in range(500)])
     assert (drawn.std(0) > 0.02 * whole).all()  # each is of a draw of its own
     torch.testing.assert_close(drawn.mean(0), whole, rtol=0.03, atol=0)
+
+
+def test_only_training_is_of_a_sample(tmp_path):
+    base = base_folder(tmp_path / "base")
+    recommender = LLMRecommender.from_pretrained(base)
+    trainer = trainer_of(recommender, tmp_path, base)
+    sampled = SFTArguments(log_probs="catalogue", sampled_softmax=1)
+    batch, model = validation_batch(trainer, recommender, count=1), trainer.model
+
+    def loss(training: bool) -> float:
+        return trainer.compute_loss(model.train(training), batch, num_items_in_batch=1).item()
+
+    with torch.no_grad():
+        whole, in_training = loss(False), loss(True)
+        trainer.catalogue_loss = catalogue_loss(sampled, model, recommender.trie)
+        assert loss(False) == whole and loss(True) != in_training
+    with pytest.raises(ValueError, match="sampled_softmax: 99, but Semantic IDs begin with one of"):
+        catalogue_loss(SFTArguments(log_probs="catalogue", sampled_softmax=99), model, recommender.trie)
 
 
 def test_labels_that_name_no_item_are_refused():

@@ -12,9 +12,10 @@ the paper does for retrieval; `interleaved` gives each a row, columns, item, beh
 
 Notable: time is counted from the item that asks, not from the target, whose time lists that were asked for without it
 cannot know. An item without a time has a bucket of its own, and some rows are trained without any (`untimed`), so
-histories without times are ranked, too. Positions are counted from the end of a row, as BSARec's are. Where behaviours
-are read, the last row of an interaction is told the next one (the wanted one, where lists are asked for): the paper
-leaves out what was not liked instead. The columns' vectors are part of an item's in the head, too.
+histories without times are ranked, too. Positions are counted from the end of a row, in dense rows too: a place is
+told how many items follow, as where rows are padded on the left. Where behaviours are read, the last row of an
+interaction is told the next one (the wanted one, where lists are asked for): the paper leaves out what was not liked
+instead. The columns' vectors are part of an item's in the head, too.
 """
 
 from dataclasses import dataclass, field
