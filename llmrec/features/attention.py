@@ -55,6 +55,14 @@ def causal_attention(
     return mixed_Bnd.flatten(1)[:, None]
 
 
+def places_from_end(lengths_B: torch.Tensor, width: int, max_length: int) -> torch.Tensor:
+    """int64 [B, width]: places of rows that are padded on the right, as if they were padded on the left to
+    `max_length`: the last of the `lengths_B` (int64 [B]) items of a row stands at `max_length - 1`; so does padding.
+    """
+    places = torch.arange(width, device=lengths_B.device)
+    return (max_length - lengths_B[:, None] + places).clamp(max=max_length - 1)
+
+
 def at_last(x_BTH: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
     """float [B, 1, hidden] at the last item of every row."""
     return x_BTH[torch.arange(len(x_BTH), device=x_BTH.device), lengths_B - 1][:, None]

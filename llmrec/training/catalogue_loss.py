@@ -23,12 +23,12 @@ class _Sample(NamedTuple):
 
     Attributes:
         columns (int64 [S]): where they stand in `trie.vocab[0]`, the targets first.
-        place_of (int64 [T]): the inverse, for targets.
+        places (int64 [M]): of the label of each row, in `columns`.
         stand_for (float32 [S]): the log of how many tokens each stands for.
     """
 
     columns: torch.Tensor
-    place_of: torch.Tensor
+    places: torch.Tensor
     stand_for: torch.Tensor
 
 
@@ -106,7 +106,7 @@ class CatalogueLoss:
             else:  # all tokens of the first level stand after the root
                 logits = logits_of(level, read)
                 if sample is not None:
-                    logits, columns = logits + sample.stand_for, sample.place_of[columns]
+                    logits, columns = logits + sample.stand_for, sample.places
             places.append(here)
             if targets is None:
                 losses.append(_losses(logits, columns, valid, smoothing))
@@ -120,23 +120,18 @@ class CatalogueLoss:
             torch.zeros(len(labels), device=hidden.device).scatter(0, torch.cat(places), torch.cat(losses)).view(shape)
         )
 
-    def _sample(self, targets: torch.Tensor) -> _Sample | None:
-        """The targets (int64 [M], columns of the first level) and `sampled` of the others, by which the sum over all
-        is estimated without bias (its log, the loss, comes out lower); `None` where that would be all of them. After
-        "On Using Very Large Target Vocabulary for Neural Machine Translation" (arXiv 1412.2007)."""
-        width = len(self.trie.vocab[0])
-        targets = targets.unique()
-        others = torch.ones(width, dtype=torch.bool, device=targets.device).index_fill(0, targets, False)
-        others = others.nonzero()[:, 0]
+    def _sample(self, labels: torch.Tensor) -> _Sample | None:
+        """What the labels (int64 [M], columns of the first level) name and `sampled` of the others, by which the sum
+        over all is estimated without bias (its log, the loss, comes out lower); `None` where that would be all of
+        them. After "On Using Very Large Target Vocabulary for Neural Machine Translation" (arXiv 1412.2007)."""
+        targets, places = labels.unique(return_inverse=True)
+        is_other = torch.ones(len(self.trie.vocab[0]), dtype=torch.bool, device=targets.device)
+        others = is_other.index_fill(0, targets, False).nonzero()[:, 0]
         if len(others) <= self.sampled:
             return None
         drawn = others[torch.randperm(len(others), device=targets.device)[: self.sampled]]
-        columns = torch.cat([targets, drawn])
-        place_of = torch.zeros(width, dtype=torch.long, device=targets.device)
-        place_of[targets] = torch.arange(len(targets), device=targets.device)
-        stand_for = torch.zeros(len(columns), device=targets.device)
-        stand_for[len(targets) :] = math.log(len(others) / self.sampled)
-        return _Sample(columns, place_of, stand_for)
+        stand_for = torch.full((self.sampled,), math.log(len(others) / self.sampled), device=targets.device)
+        return _Sample(torch.cat([targets, drawn]), places, F.pad(stand_for, (len(targets), 0)))
 
 
 def _losses(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None, smoothing: float) -> torch.Tensor:

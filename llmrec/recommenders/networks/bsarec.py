@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmrec.arguments import at_least
-from llmrec.features.attention import Dropout, at_last, causal_attention
+from llmrec.features.attention import Dropout, at_last, causal_attention, places_from_end
 from llmrec.features.item_softmax import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
@@ -70,9 +70,7 @@ class BSARecModel(TiedNetwork):
         """As of `NextItemNetwork`; times are not read."""
         places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         filled_BT1 = (places < lengths_B[:, None])[..., None]
-        positions = places
-        if self.from_the_end:
-            positions = (len(self.positions.weight) - lengths_B[:, None] + places).clamp(max=len(self.filter) - 1)
+        positions = places_from_end(lengths_B, len(places), len(self.filter)) if self.from_the_end else places
         x_BTH = self.dropout(self.norm(self.items(ids_BT) + self.positions(positions)))
         low_TT = self.filter[: len(places), : len(places)]
         for block in self.blocks[:-1]:

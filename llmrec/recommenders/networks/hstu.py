@@ -29,7 +29,7 @@ from torch import nn
 from llmrec.arguments import at_least, one_of
 from llmrec.data.known import BEHAVIOUR, NEXT, TIME
 from llmrec.data.times import UNKNOWN
-from llmrec.features.attention import Dropout, at_last
+from llmrec.features.attention import Dropout, at_last, places_from_end
 from llmrec.features.item_softmax import TiedNetwork
 from llmrec.features.network_training import check_rate
 from llmrec.features.next_item import NextItemConfig
@@ -117,9 +117,8 @@ class HSTUModel(TiedNetwork):
             rows[-1] = rows[-1] + self.next_behaviours(kinds_BTK[..., NEXT])
         if config.tokens == "merged":
             rows = [sum(rows)]
-        places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        from_end = (config.max_length - lengths_B[:, None] + places).clamp(max=config.max_length - 1)
-        embedded_BTRH = torch.stack(rows, 2) * config.hidden_size**0.5 + self.positions(from_end)[:, :, None]
+        positions_BTH = self.positions(places_from_end(lengths_B, ids_BT.shape[1], config.max_length))
+        embedded_BTRH = torch.stack(rows, 2) * config.hidden_size**0.5 + positions_BTH[:, :, None]
         x_BTH = self.dropout(embedded_BTRH.flatten(1, 2))
         if self.training:
             hidden = torch.rand(len(ids_BT), 1, device=ids_BT.device) < config.untimed
