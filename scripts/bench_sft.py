@@ -58,10 +58,7 @@ from llmrec.training.batches import SemIDCollator
 
 BEFORE = "d219398"  # the trainer that looked at the whole vocabulary
 ROOT = Path(__file__).parents[1]
-RECIPES = {  # model and training of each, and its Semantic IDs
-    "before": ("recipes/configs/beauty", "rq_kmeans", {"codebook_sizes": [1024, 256]}, "reassign_last"),
-    "after": ("recipes/configs/own_csv", "balanced_tree", {"branching": 20000}, "keep"),
-}
+RECIPES = {"before": "recipes/configs/beauty", "after": "recipes/configs/own_csv"}
 
 
 class Clock(TrainerCallback):
@@ -165,10 +162,12 @@ def beauty_sized() -> PreparedData:
     return prepare(*generate_store(0, 12_100, 22_400), user_k=5, item_k=1, split="leave_one_out")
 
 
-def write_base(folder: Path, tree: Path, data: PreparedData, config: str, *made: str | dict) -> None:
-    """The model that the recipe of a tree begins from."""
-    index, codebooks = semids(data, *made)
-    settings = yaml.safe_load((tree / config / "model.yaml").read_text(encoding="utf-8"))
+def write_base(folder: Path, recipe: Path, data: PreparedData) -> None:
+    """The model that a recipe begins from, with tf-idf for its features."""
+    made, settings = (
+        yaml.safe_load((recipe / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("semids", "model")
+    )
+    index, codebooks = semids(data, made["tokenizer"], made["tokenizer_args"], made["collision"])
     words = train_tokenizer(data.items["title"].to_pylist(), settings["vocab_size"])
     model = model_from_config(settings["model_config"], words)
     extend_vocabulary(model, words, index, "codebook", codebooks=codebooks)
@@ -222,13 +221,13 @@ def against(ref: str, given: Path | None, steps: int, repeats: int, sampled: int
         data = PreparedData.load(given) if given else beauty_sized()
         data.save(folder / "data")
         for name, recipe in RECIPES.items():
-            write_base(folder / f"{name}-base", trees[name], data, *recipe)
+            write_base(folder / f"{name}-base", trees[name] / recipe, data)
         speeds, cpu, losses = ({name: [] for name in trees} for _ in range(3))
         for repeat in range(repeats):
             for name, tree in trees.items():
                 base, output = folder / f"{name}-base", folder / f"{name}-{repeat}"
                 more = ["--max_steps", steps] + (["--sampled_softmax", sampled] if sampled and name == "after" else [])
-                found = train_at(tree, RECIPES[name][0], folder / "data", base, output, more)
+                found = train_at(tree, RECIPES[name], folder / "data", base, output, more)
                 targets = found["labels"] / SemIDIndex.load(output / "semids.parquet").lengths.mean()
                 speeds[name].append(targets / found["seconds"])
                 cpu[name].append(targets / found["cpu_seconds"])
